@@ -1,0 +1,55 @@
+# fakedet: common jobs. `make help` explains them.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.ready
+ARGS   ?=
+
+# The development corpus; tests that need it skip with a reason where it is absent.
+FAKEDET_CORPUS ?= $(wildcard ../shared/data)
+export FAKEDET_CORPUS
+export NO_ALBUMENTATIONS_UPDATE = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test fast-test lint train evaluate lock clean
+
+help:  ## Show these targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+# Everything below needs the environment; it is rebuilt when the pins or the project's metadata change.
+setup: $(STAMP)  ## Create .venv with the pinned packages and fakedet itself.
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"fakedet needs Python 3.11 or newer; {sys.executable} is {v.major}.{v.minor}. Name another with: make PYTHON=python3.12 ...")'
+	@echo "Setting up $(VENV) from requirements.lock (once; about a minute) ..."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@command -v uv >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet uv
+	@PATH="$(CURDIR)/$(BIN):$$PATH" uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	@PATH="$(CURDIR)/$(BIN):$$PATH" uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP)  ## Train and compare all methods on the embedded demo data; writes runs/demo/.../report.html.
+	@$(BIN)/fakedet study study=demo $(ARGS)
+
+test: lint  ## Lint, check types and run all tests.
+	@$(BIN)/python -m pytest $(ARGS)
+
+fast-test: $(STAMP)  ## Only the unit tests (seconds).
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+lint: $(STAMP)  ## Ruff and mypy.
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+train: $(STAMP)  ## Train one experiment: make train EXP=ntf ARGS="seed=1".
+	@$(BIN)/fakedet train experiment=$(EXP) $(ARGS)
+
+evaluate: $(STAMP)  ## Evaluate a checkpoint: make evaluate CKPT=path ARGS="data=manifest ...".
+	@$(BIN)/fakedet evaluate checkpoint=$(CKPT) $(ARGS)
+
+lock: $(STAMP)  ## Resolve the pins anew (maintainers).
+	@PATH="$(CURDIR)/$(BIN):$$PATH" uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --upgrade --quiet -o requirements.lock
+
+clean:  ## Remove the environment and caches; runs/ stays.
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

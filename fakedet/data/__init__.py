@@ -1,0 +1,1 @@
+"""Data: manifests, decoding, sampling, augmentation, the LightningDataModule and the demo data."""

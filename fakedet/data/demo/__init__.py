@@ -1,0 +1,1 @@
+"""Embedded demo data: real crops of bundled photographs against simulated generators."""

@@ -1,0 +1,1 @@
+"""Evaluation: from per-image predictions to tables, figures and reports."""

@@ -1,0 +1,1 @@
+"""Methods: the LightningModules that are trained."""

@@ -1,0 +1,1 @@
+"""Metrics: exact average precision per generator, bootstrap intervals, calibration."""

@@ -1,0 +1,1 @@
+"""Encoders, frontends, heads, trace destroyers: the parts a method is wired from."""

@@ -1,1 +1,44 @@
-def main(): print("x")
+"""The console command ``fakedet``: one verb a job, each a Hydra app."""
+
+from __future__ import annotations
+
+import sys
+
+import fakedet
+from fakedet.errors import nearest
+
+VERBS = {
+    "train": "train stage 1 (model=trace), the transfer (model=transfer) or a baseline",
+    "evaluate": "score a manifest with a checkpoint: predictions.parquet and metrics.json",
+    "study": "train several methods on the same splits and seeds and compare them in one report",
+}
+
+HELP = """fakedet: detect AI-generated images by the natural traces that real photographs share.
+
+usage: fakedet <verb> [key=value ...]
+
+verbs:
+{verbs}
+
+Every verb is a Hydra app: `fakedet <verb> --help` shows its config, `-m key=a,b` sweeps,
+`--cfg job` prints the composed config, `--config-dir DIR` adds your own configs.
+"""
+
+
+def main() -> int:
+    """Run the verb that the command line names and return its exit status."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP.format(verbs="\n".join(f"  {verb:<10}{what}" for verb, what in VERBS.items())))
+        return 0 if arguments else 2
+    verb = arguments[0]
+    if verb in ("-V", "--version"):
+        print(f"fakedet {fakedet.__version__}")
+        return 0
+    if verb not in VERBS:
+        print(f"fakedet: '{verb}' is not a verb; {nearest(verb, VERBS)}", file=sys.stderr)
+        return 2
+    # Imported late: Hydra and PyTorch take seconds that `fakedet --help` need not.
+    from fakedet.commands.app import launch
+
+    return launch(verb, arguments[1:])

@@ -1,0 +1,227 @@
+"""From configs to objects: the only caller of Hydra's instantiate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, Trainer
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from fakedet.data.augment import Augmentation
+from fakedet.errors import UserError
+from fakedet.methods.detector import Detector
+from fakedet.methods.trace import TracePretraining
+from fakedet.models.trace_source import TraceSource
+
+# A config or a checkpoint may name only these as _target_: anything else could run a stranger's code.
+ALLOWED_TARGETS = ("fakedet.", "lightning.pytorch.")
+# Keys of a model's config that say how it is trained, not how it is built.
+TRAINING_KEYS = ("name", "epochs", "batch", "init", "monitor")
+
+
+@dataclass(frozen=True)
+class TraceCheckpoint:
+    """A trained stage 1 and the config that it was built from."""
+
+    config: dict[str, Any]
+    method: TracePretraining
+
+
+def build_method(config: Mapping[str, Any], trace: TraceCheckpoint | None = None) -> Detector:
+    """Build the LightningModule of a model config.
+
+    Args:
+        config: the resolved ``model`` node.
+        trace: stage 1, for methods that transfer from it or start from its encoder.
+
+    Raises:
+        UserError: a wrong value, or a stage 1 whose encoder is another one.
+    """
+    encoder = _instantiate(config["encoder"], "model.encoder")
+    init = config.get("init", "scratch")
+    if init not in ("scratch", "trace"):
+        raise UserError(f"model.init: '{init}' is not known; valid: scratch, trace")
+    if init == "trace" and trace is not None:
+        _start_from(encoder, config["encoder"], trace)
+    parts: dict[str, Any] = {"encoder": encoder}
+    if needs_source(config):
+        assert trace is not None
+        parts["source"] = TraceSource(trace.method.encoder, trace.method.homogeneous)
+        parts["trace_dim"] = trace.config["projection_dim"]
+    settings = {key: value for key, value in config.items() if key not in (*TRAINING_KEYS, "encoder")}
+    method = _instantiate(settings, "model", **parts)
+    assert isinstance(method, Detector)
+    return method
+
+
+def needs_source(config: Mapping[str, Any]) -> bool:
+    """Say whether a model config transfers from a frozen stage 1."""
+    return str(config["_target_"]).endswith(".ContrastiveTransfer")
+
+
+def needs_trace(config: Mapping[str, Any]) -> bool:
+    """Say whether a model config needs a trained stage 1, as its source or to start from."""
+    return needs_source(config) or config.get("init") == "trace"
+
+
+def build_datamodule(config: Mapping[str, Any], **settings: Any) -> LightningDataModule:
+    """Build the data module of a data config; ``settings`` are what the method asks of it."""
+    module = _instantiate(config, "data", **settings)
+    assert isinstance(module, LightningDataModule)
+    return module
+
+
+def build_augmentation(config: Mapping[str, Any]) -> Augmentation:
+    """Build the augmentation of an augment config."""
+    augmentation = _instantiate({"_target_": "fakedet.data.augment.Augmentation", **config}, "augment")
+    assert isinstance(augmentation, Augmentation)
+    return augmentation
+
+
+def build_callbacks(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Build every callback of a callbacks config, by name."""
+    return {name: _instantiate(node, f"callbacks.{name}") for name, node in config.items() if node}
+
+
+def build_logger(config: Mapping[str, Any]) -> Any:
+    """Build the experiment logger."""
+    return _instantiate(config, "logger")
+
+
+def build_trainer(config: Mapping[str, Any], **parts: Any) -> Trainer:
+    """Build the Lightning trainer.
+
+    Raises:
+        UserError: the machine does not have what the config asks for, or a wrong value.
+    """
+    try:
+        trainer = _instantiate(config, "trainer", **parts)
+    except (MisconfigurationException, ValueError) as error:
+        raise UserError(f"trainer: {_one_line(error)}") from error
+    assert isinstance(trainer, Trainer)
+    return trainer
+
+
+def load_detector(path: str | Path) -> Detector:
+    """Build the detector of a checkpoint that ``fakedet train`` wrote, with its weights.
+
+    The file is read with ``weights_only``: a stranger's checkpoint cannot run code.
+
+    Raises:
+        UserError: no such file, not a checkpoint of fakedet, or weights that do not fit its own config.
+    """
+    checkpoint = read_checkpoint(path)
+    identity = checkpoint["fakedet"]
+    trace = None
+    if needs_source(identity["model"]):
+        untrained = build_method(identity["stage1"])
+        assert isinstance(untrained, TracePretraining)
+        trace = TraceCheckpoint(identity["stage1"], untrained)
+    # The weights come from the checkpoint: nothing pretrained is looked up again.
+    model = {**identity["model"], "init": "scratch", "encoder": _without_weights(identity["model"]["encoder"])}
+    method = build_method(model, trace)
+    try:
+        method.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise UserError(f"{path}: the weights do not fit the config inside it: {_one_line(error)}") from error
+    method.identity = identity
+    return method.eval()
+
+
+def load_trace(path: str | Path) -> TraceCheckpoint:
+    """Load a stage-1 checkpoint.
+
+    Raises:
+        UserError: see :func:`load_detector`; also a checkpoint of another method.
+    """
+    method = load_detector(path)
+    if not isinstance(method, TracePretraining):
+        name = method.identity["model"]["name"]
+        raise UserError(
+            f"{path} is a checkpoint of '{name}', not of stage 1; train one with `fakedet train model=trace`"
+        )
+    return TraceCheckpoint(method.identity["model"], method)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint file of fakedet as plain tensors and values.
+
+    Raises:
+        UserError: no such file, or not a checkpoint of fakedet.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}; `fakedet train` writes checkpoints/best.ckpt in its folder")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or foreign file makes the unpickler raise
+        raise UserError(f"{path} cannot be read as a checkpoint: {_one_line(error)}") from error
+    if not isinstance(checkpoint, dict) or "fakedet" not in checkpoint:
+        raise UserError(f"{path} is not a checkpoint that fakedet wrote: it has no 'fakedet' entry")
+    return checkpoint
+
+
+def _without_weights(encoder: Mapping[str, Any]) -> dict[str, Any]:
+    changed = dict(encoder)
+    if "pretrained" in changed:
+        changed |= {"pretrained": False, "weights": None}
+    return changed
+
+
+def _start_from(encoder: nn.Module, config: Mapping[str, Any], trace: TraceCheckpoint) -> None:
+    try:
+        encoder.load_state_dict(trace.method.encoder.state_dict())
+    except RuntimeError as error:
+        raise UserError(
+            "model.init=trace: stage 1 has another encoder "
+            f"({_describe(trace.config['encoder'])}) than this model ({_describe(config)}); "
+            "choose the same model/encoder, or model.init=scratch"
+        ) from error
+
+
+def _describe(encoder: Mapping[str, Any]) -> str:
+    values = [f"{key}={value}" for key, value in encoder.items() if key != "_target_"]
+    return f"{str(encoder['_target_']).rsplit('.', 1)[-1]}: {', '.join(values)}"
+
+
+def _instantiate(config: Mapping[str, Any], where: str, **parts: Any) -> Any:
+    container = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+    assert isinstance(container, Mapping)
+    _check_targets(container, where)
+    try:
+        return instantiate(dict(container), **parts, _convert_="all", _recursive_=False)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        if isinstance(cause, MisconfigurationException):
+            raise UserError(f"{where}: {_one_line(cause)}") from error
+        if isinstance(cause, TypeError | ValueError) or cause is None:
+            raise UserError(f"{where}: {_one_line(cause or error)}") from error
+        raise
+
+
+def _check_targets(node: Any, where: str) -> None:
+    if isinstance(node, Mapping):
+        target = node.get("_target_")
+        if target is not None and not str(target).startswith(ALLOWED_TARGETS):
+            raise UserError(
+                f"{where}._target_: '{target}' is refused; only {' and '.join(ALLOWED_TARGETS)} are built"
+            )
+        for key, value in node.items():
+            _check_targets(value, f"{where}.{key}")
+    elif isinstance(node, list | tuple):
+        for value in node:
+            _check_targets(value, where)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,126 @@
+"""Run a verb as a Hydra app: compose, check, run, and say what went wrong in one line."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fakedet.commands.mistakes import check_command_line
+from fakedet.commands.shorthand import expand_encoders
+from fakedet.errors import UserError
+
+# Tells the processes that Lightning starts for further ranks which job to join; see docs/architecture.md.
+JOB = "FAKEDET_JOB"
+
+
+def launch(verb: str, arguments: list[str]) -> int:
+    """Run a verb with Hydra's command-line arguments and return the exit status.
+
+    Status 2 is a mistake in what was given, 1 a failure while running, 130 an interruption.
+    """
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    # Lets exceptions through to us: Hydra would print its own version of them and exit.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    set_up_logging()
+    register_resolvers()
+    try:
+        if JOB in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0:
+            return _join(os.environ[JOB])
+        arguments = expand_encoders(arguments)
+        check_command_line(verb, arguments)
+        sys.argv = [sys.argv[0], *arguments]
+        hydra.main(version_base="1.3", config_path="pkg://fakedet.conf", config_name=verb)(_task(verb))()
+    except UserError as error:
+        return _fail(str(error), 2)
+    except (HydraException, OmegaConfBaseException) as error:
+        return _fail(" ".join(str(error).split()), 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted; what was written so far is kept", 130)
+    return 0
+
+
+def set_up_logging() -> None:
+    """Let fakedet's log speak to the console in plain lines, and the libraries keep to what matters."""
+    logger = logging.getLogger("fakedet")
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def register_resolvers() -> None:
+    """Register what our configs interpolate with: ``fakedet_slug`` makes a folder name of overrides."""
+
+    def slug(text: str) -> str:
+        kept = "".join(sign if sign.isalnum() or sign in "=.,-_" else "-" for sign in text)
+        return kept[:120]
+
+    OmegaConf.register_new_resolver("fakedet_slug", slug, replace=True)
+
+
+def _task(verb: str) -> Any:
+    def run(config: DictConfig) -> Any:
+        settings = HydraConfig.get()
+        overrides = [str(override) for override in settings.overrides.task]
+        if settings.mode == RunMode.MULTIRUN:
+            # Every job of a sweep has its own folder below the sweep's.
+            config.output_dir = settings.runtime.output_dir
+        OmegaConf.resolve(config)
+        with _job_for_further_ranks(verb, config, overrides):
+            return _run(verb, config, overrides)
+
+    return run
+
+
+@contextmanager
+def _job_for_further_ranks(verb: str, config: DictConfig, overrides: list[str]) -> Iterator[None]:
+    """Write down the job where the processes that Lightning starts for further ranks find it.
+
+    They are started with this command line; left to compose from it, each would start a sweep anew or name
+    another folder.
+    """
+    job = {"verb": verb, "config": config, "overrides": overrides}
+    descriptor, name = tempfile.mkstemp(prefix="fakedet-job-", suffix=".yaml")
+    os.close(descriptor)
+    OmegaConf.save(OmegaConf.create(job), name)
+    os.environ[JOB] = name
+    try:
+        yield
+    finally:
+        del os.environ[JOB]
+        os.unlink(name)
+
+
+def _run(verb: str, config: DictConfig, overrides: list[str]) -> Any:
+    module = importlib.import_module(f"fakedet.commands.{verb}")
+    return module.run(config, overrides)
+
+
+def _join(job: str) -> int:
+    """Run the job of rank zero as a further rank: same config, same folder, nothing composed anew."""
+    saved = OmegaConf.load(job)
+    assert isinstance(saved, DictConfig)
+    _run(saved.verb, saved.config, list(saved.overrides))
+    return 0
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"fakedet: {message}", file=sys.stderr)
+    return status

@@ -1,0 +1,29 @@
+"""``fakedet evaluate``: checkpoint and manifest in, predictions and metrics out."""
+
+from __future__ import annotations
+
+import logging
+
+from omegaconf import DictConfig
+
+from fakedet.commands.wording import interval
+from fakedet.runs.evaluation import evaluate
+
+log = logging.getLogger("fakedet")
+
+
+def run(config: DictConfig, overrides: list[str]) -> float | None:
+    """Evaluate, print AP per generator, and return mAP."""
+    metrics = evaluate(config, overrides)
+    if metrics is None:
+        return None
+    for name, entry in metrics["per_generator"].items():
+        seen = "seen" if entry["seen"] else "unseen"
+        counts = f"{entry['n_real']} real, {entry['n_fake']} fake"
+        log.info("%-24s %-7s AP %s  AUC %s  (%s)", name, seen, interval(entry["ap"]), interval(entry["auc"]), counts)
+    for key in ("map_seen", "map_unseen", "map"):
+        log.info("%-24s %s", key, interval(metrics[key]))
+    log.info("predictions %s/predictions.parquet", config.output_dir)
+    log.info("metrics     %s/metrics.json", config.output_dir)
+    value = metrics["map"]["value"]
+    return None if value is None else float(value)

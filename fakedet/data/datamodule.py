@@ -1,0 +1,251 @@
+"""The LightningDataModule: a manifest in, balanced training batches and unpadded evaluation batches out."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch.distributed
+from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from fakedet.data.augment import Augmentation
+from fakedet.data.dataset import EvaluationDataset, ImageDataset, collate
+from fakedet.data.manifest import Manifest, load_manifest
+from fakedet.data.sampler import BalancedBatchSampler, EvaluationSampler
+from fakedet.errors import UserError
+from fakedet.metrics.pairing import real_counterparts
+
+log = logging.getLogger("fakedet")
+
+# Workers beyond this many a core only cost memory; a number that large is a slip.
+MOST_WORKERS_A_CORE = 4
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The cells that the metric counts in: each generator's fakes, each collection's reals.
+
+    Attributes:
+        names: by code.
+        is_fake: by code.
+        counterparts: code of fakes → codes of the reals they are measured against.
+        codes: cell of each row of the manifest.
+    """
+
+    names: list[str]
+    is_fake: list[bool]
+    counterparts: dict[int, list[int]]
+    codes: NDArray[np.int64]
+
+
+class ImageDataModule(LightningDataModule):
+    """Serve the images of a manifest.
+
+    Args:
+        manifest: the table; see :func:`fakedet.data.manifest.load_manifest`.
+        root: folder that its paths are relative to; None: its own folder.
+        pairs: generator → the reals it is compared with; see :mod:`fakedet.metrics.pairing`.
+        crop_size: side of the square that the detector sees.
+        eval_policy: "crop", "multi-crop" or "resize".
+        batch_size: of the global training batch, over all ranks.
+        eval_batch_size: of evaluation, a rank.
+        num_workers: processes that load images.
+        steps_per_epoch: None: as many as one pass over the training rows takes.
+        max_quarantine: largest share of unreadable images.
+        max_train_reals: train on at most this many reals, evenly thinned; None: all.
+        allow_group_leak: see :func:`fakedet.data.manifest.load_manifest`.
+        augment: makes the training views.
+        views: views of each training image.
+        real_only: serve reals only in training (stage 1).
+        seed: of sampling and augmentation.
+    """
+
+    def __init__(
+        self,
+        manifest: str,
+        root: str | None = None,
+        pairs: Mapping[str, Any] | None = None,
+        crop_size: int = 128,
+        eval_policy: str = "crop",
+        batch_size: int = 64,
+        eval_batch_size: int = 128,
+        num_workers: int = 0,
+        steps_per_epoch: int | None = None,
+        max_quarantine: float = 0.05,
+        max_train_reals: int | None = None,
+        allow_group_leak: bool = False,
+        augment: Augmentation | None = None,
+        views: int = 1,
+        real_only: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _check_sizes(crop_size=crop_size, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        _check_workers(num_workers)
+        self.source = (manifest, root)
+        self.pairs, self.crop_size, self.eval_policy = pairs, crop_size, eval_policy
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.num_workers, self.steps_per_epoch = num_workers, steps_per_epoch
+        self.max_quarantine, self.max_train_reals = max_quarantine, max_train_reals
+        self.allow_group_leak = allow_group_leak
+        self.augment = augment or Augmentation("none")
+        self.views, self.real_only, self.seed = views, real_only, seed
+        self.test_split = "test"
+        self._manifest: Manifest | None = None
+        self._cells: Cells | None = None
+
+    # --- the data --------------------------------------------------------------------------------------
+
+    def locate(self) -> tuple[Path, Path | None]:
+        """Give the manifest's path and root; a subclass may make them first."""
+        manifest, root = self.source
+        return Path(manifest), Path(root) if root is not None else None
+
+    def prepare(self) -> None:
+        """Read and check the manifest, once."""
+        if self._manifest is None:
+            path, root = self.locate()
+            self._manifest = load_manifest(path, root, self.allow_group_leak)
+            for note in self._manifest.notes:
+                log.info("%s: %s", path.name, note)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The checked manifest."""
+        self.prepare()
+        assert self._manifest is not None
+        return self._manifest
+
+    @property
+    def cells(self) -> Cells:
+        """The metric's cells and their pairing."""
+        if self._cells is None:
+            self._cells = _make_cells(self.manifest, self.pairs)
+        return self._cells
+
+    @property
+    def seen_generators(self) -> list[str]:
+        """Generators whose fakes are trained on."""
+        rows = self.manifest.rows("train")
+        return sorted(rows.loc[rows["label"] == 1, "generator"].unique().tolist())
+
+    def has_split(self, split: str) -> bool:
+        """Say whether a split has any image."""
+        return not self.manifest.rows(split).empty
+
+    def describe(self) -> str:
+        """Count images per split and class in one line."""
+        parts = []
+        for split in ("train", "val", "test"):
+            labels = self.manifest.rows(split)["label"]
+            parts.append(f"{split} {int((labels == 0).sum())} real + {int((labels == 1).sum())} fake")
+        return ", ".join(parts)
+
+    # --- loaders ---------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Load balanced batches; stage 1 gets reals only."""
+        rows = self._training_rows()
+        rank, world_size = _ranks()
+        steps = self.steps_per_epoch or max(1, len(rows) // self.batch_size)
+        sampler = BalancedBatchSampler(
+            rows.index.to_numpy(), rows["label"].to_numpy(), rows["generator"].tolist(), rows["source"].tolist(),
+            self.batch_size, steps, self.seed, self.real_only, rank, world_size,
+        )  # fmt: skip
+        dataset = ImageDataset(self.manifest, self.cells.codes, self.augment, self.crop_size, self.views)
+        return self._loader(dataset, sampler)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Load the validation split."""
+        return self.eval_dataloader("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Load the split named by ``test_split``."""
+        return self.eval_dataloader(self.test_split)
+
+    def eval_dataloader(self, split: str) -> DataLoader[Any]:
+        """Load every image of a split once over all ranks, in order, nothing padded or dropped."""
+        return self._eval_loader(self.manifest.rows(split).index.to_numpy(), *_ranks())
+
+    def bank_dataloader(self, limit: int) -> DataLoader[Any]:
+        """Load at most ``limit`` training reals, evenly thinned, as evaluation sees them, on every rank alike."""
+        rows = self.manifest.rows("train")
+        return self._eval_loader(_thinned(rows.index[rows["label"] == 0].to_numpy(), limit), 0, 1)
+
+    def _eval_loader(self, ids: NDArray[np.int64], rank: int, world_size: int) -> DataLoader[Any]:
+        dataset = EvaluationDataset(self.manifest, self.cells.codes, self.eval_policy, self.crop_size)
+        return self._loader(dataset, EvaluationSampler(ids, self.eval_batch_size, rank, world_size))
+
+    def _loader(self, dataset: Any, sampler: Any) -> DataLoader[Any]:
+        return DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            worker_init_fn=_quiet_worker,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _training_rows(self) -> Any:
+        rows = self.manifest.rows("train")
+        if self.max_train_reals is not None:
+            kept = _thinned(rows.index[rows["label"] == 0].to_numpy(), self.max_train_reals)
+            rows = rows[(rows["label"] == 1) | rows.index.isin(kept)]
+        return rows[rows["label"] == 0] if self.real_only else rows
+
+
+def _make_cells(manifest: Manifest, pairs: Mapping[str, Any] | None) -> Cells:
+    frame = manifest.frame
+    # Reals may be matched by source, so each (collection, source) is a cell of its own.
+    names = np.where(
+        (frame["label"] == 0) & (frame["source"] != ""), frame["generator"] + ":" + frame["source"], frame["generator"]
+    )
+    keys = list(zip(frame["label"].tolist(), names.tolist(), strict=True))
+    order = {key: code for code, key in enumerate(sorted(set(keys)))}
+    codes = np.array([order[key] for key in keys], dtype=np.int64)
+    counterparts = {
+        order[(1, name)]: sorted({int(code) for code in codes[found.real_rows]})
+        for name, found in real_counterparts(frame, pairs).items()
+    }
+    return Cells([name for _, name in order], [bool(label) for label, _ in order], counterparts, codes)
+
+
+def _thinned(ids: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    if len(ids) <= most:
+        return ids
+    kept: NDArray[np.int64] = ids[np.linspace(0, len(ids) - 1, most).round().astype(int)]
+    return kept
+
+
+def _ranks() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _quiet_worker(_: int) -> None:
+    cv2.setNumThreads(0)  # several workers with several threads each would fight for the cores
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise UserError(f"data.{name}={size}: must be at least 1")
+
+
+def _check_workers(count: int) -> None:
+    most = MOST_WORKERS_A_CORE * (os.cpu_count() or 1)
+    if not 0 <= count <= most:
+        raise UserError(
+            f"data.num_workers={count}: this machine has {os.cpu_count()} cores; valid: 0 (load in the main "
+            f"process) to {most}, best about one a core"
+        )

@@ -1,0 +1,52 @@
+"""The optimiser and its learning-rate schedule, from scalars."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import timm.optim
+import torch
+from torch import nn
+
+from fakedet.errors import UserError, choose
+
+SCHEDULES = ("cosine", "constant")
+
+
+def configure_optimiser(
+    parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], total_steps: int
+) -> dict[str, Any]:
+    """Build the optimiser and its per-step schedule in the form that Lightning takes.
+
+    Args:
+        parameters: what is learned; frozen ones are left out.
+        settings: ``name`` (any optimiser of timm), ``lr``, ``weight_decay``, ``warmup`` (share of all steps)
+            and ``schedule`` ("cosine" or "constant"); everything else goes to the optimiser itself.
+        total_steps: optimiser steps of the whole training.
+
+    Raises:
+        UserError: an unknown optimiser or schedule, or settings that the optimiser does not take.
+    """
+    options = dict(settings)
+    name = choose(str(options.pop("name")).lower(), timm.optim.list_optimizers(), "model.optimizer.name")
+    warmup = float(options.pop("warmup", 0.0))
+    schedule = choose(str(options.pop("schedule", "constant")), SCHEDULES, "model.optimizer.schedule")
+    learned = [parameter for parameter in parameters if parameter.requires_grad]
+    try:
+        optimiser = timm.optim.create_optimizer_v2(learned, opt=name, **options)
+    except TypeError as error:
+        raise UserError(f"model.optimizer: '{name}' does not take these settings: {error}") from error
+    warmup_steps = round(warmup * total_steps)
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        if schedule == "constant":
+            return 1.0
+        done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+    return {"optimizer": optimiser, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,108 @@
+"""Stage 2: transfer the traces into a detector with the soft contrastive loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fakedet.errors import choose
+from fakedet.losses.soft_contrastive import soft_contrastive_loss
+from fakedet.methods.detector import Detector, Scores
+from fakedet.methods.gather import gather_rows
+from fakedet.methods.traces import fill_bank
+from fakedet.models.heads import Classifier, ProjectionHead
+from fakedet.models.trace_bank import TraceBank
+from fakedet.models.trace_source import TraceSource
+
+
+class ContrastiveTransfer(Detector):
+    """Draw reals to the frozen source's traces and push fakes away, beside a cross-entropy on the logit.
+
+    Natural Trace Forensics (Liang et al., AAAI 2025), stage 2, in our reading: docs/method.md.
+    L = BCE(ℓ) + λ (L_R + L_F).
+
+    Args:
+        encoder: the detector's encoder; has ``embedding_dim``.
+        source: the frozen stage-1 encoder and homogeneous head; gives the traces t.
+        trace_dim: dimension of the traces, and so of the projection z.
+        hidden_dim: width of the projection head.
+        temperature: τ.
+        weight_temperature: τ_w of the soft positives' weights.
+        weights: "soft", or "hard" for uniform weights (ablation).
+        contrastive_weight: λ.
+        real_weight: weight of L_R within the contrastive term.
+        fake_weight: weight of L_F within the contrastive term.
+        bank_size: traces kept of real training photographs.
+        distance: how the distance of z to the bank is measured, "knn" or "prototype".
+        optimizer: see :func:`fakedet.methods.optimiser.configure_optimiser`.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        source: TraceSource,
+        trace_dim: int,
+        hidden_dim: int,
+        temperature: float,
+        weight_temperature: float,
+        weights: str,
+        contrastive_weight: float,
+        real_weight: float,
+        fake_weight: float,
+        bank_size: int,
+        distance: str,
+        optimizer: Mapping[str, Any],
+    ) -> None:
+        super().__init__(optimizer)
+        self.save_hyperparameters(ignore=["encoder", "source"])
+        self.encoder = encoder
+        self.source = source
+        embedding_dim = int(encoder.embedding_dim)  # type: ignore[arg-type]
+        self.projection = ProjectionHead(embedding_dim, hidden_dim, trace_dim)
+        self.classifier = Classifier(embedding_dim)
+        self.bank = TraceBank(trace_dim, bank_size)
+        self.temperatures = (temperature, weight_temperature)
+        self.hard = choose(weights, ("soft", "hard"), "model.weights") == "hard"
+        self.contrastive_weight = contrastive_weight
+        self.term_weights = (real_weight, fake_weight)
+        self.distance = distance
+
+    def forward(self, images: Tensor) -> Scores:
+        """Score images by the logit, and beside it by the distance of z from the traces."""
+        embedding = self.encoder(images)
+        z = self.projection(embedding)
+        return Scores(self.classifier(embedding), z.float(), self.bank.distance(z, self.distance))
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Compute L over the global batch's contrastive rows."""
+        images, labels = batch["image"][:, 0], batch["label"]
+        embedding = self.encoder(images)
+        bce = F.binary_cross_entropy_with_logits(self.classifier(embedding), labels.float())
+        if self.contrastive_weight == 0:
+            self.log("train/loss", bce, prog_bar=True, batch_size=len(labels))
+            return bce
+        z = gather_rows(self, self.projection(embedding))
+        t = gather_rows(self, self.source(images))
+        real = gather_rows(self, labels) == 0
+        terms = soft_contrastive_loss(
+            z[real], t[real], z[~real], t[~real], *self.temperatures, hard=self.hard
+        )
+        contrastive = self.term_weights[0] * terms.real + self.term_weights[1] * terms.fake
+        loss = bce + self.contrastive_weight * contrastive
+        self._log_training(loss, bce, terms.real, terms.fake)
+        return loss
+
+    def _log_training(self, loss: Tensor, bce: Tensor, real: Tensor, fake: Tensor) -> None:
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False, batch_size=1)
+        if self.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        self.log_dict({"train/bce": bce, "train/loss_real": real, "train/loss_fake": fake}, batch_size=1)
+
+    def on_fit_start(self) -> None:
+        """Fill the bank once: the source is frozen."""
+        with torch.no_grad():
+            fill_bank(self.bank, self.source, self)

@@ -1,0 +1,230 @@
+"""Exact AP per generator of everything that all ranks scored in an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from fakedet.errors import UserError
+from fakedet.metrics.ranking import descending, mean_of_defined, rank, running_sum, weighted_statistics
+
+COLUMNS = 4
+"""id, label, generator code, and the two float32 numbers (logit, distance) in one int64."""
+
+
+class GeneratorAveragePrecision(Metric):
+    """Collect the scored rows of every rank and measure AP and AUC generator by generator.
+
+    torchmetrics' own exact AP applies a sigmoid, and its gather fails on a rank without rows. Here the rows
+    of a rank are packed into one int64 matrix, so that ids and float32 bits survive on every backend, and
+    gathered by one all_gather (after torchmetrics' exchange of shapes), however uneven the ranks. A row that
+    several ranks report, as padded samplers make them do, counts once: the first is kept, in the order of
+    the ranks.
+
+    :meth:`compute` and :meth:`rows` are collective: under DDP every rank calls them.
+
+    Args:
+        cells: name of each generator code. A name may stand twice: once for its fakes, once for its reals.
+        is_fake: for each code, whether its images are fakes.
+        counterparts: code of fakes -> codes of the reals that they are measured against.
+        kwargs: torchmetrics' own.
+
+    Raises:
+        ValueError: the arguments contradict each other.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    packed: list[Tensor]
+
+    def __init__(
+        self,
+        cells: Sequence[str],
+        is_fake: Sequence[bool],
+        counterparts: Mapping[int, Sequence[int]],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.cells = [str(name) for name in cells]
+        self.is_fake = [bool(flag) for flag in is_fake]
+        self.counterparts = {int(fake): tuple(map(int, reals)) for fake, reals in counterparts.items()}
+        self._check_cells()
+        self._rows: dict[str, NDArray[Any]] | None = None
+        self.add_state("packed", default=[], dist_reduce_fx="cat")
+
+    def update(
+        self,
+        ids: Tensor,
+        labels: Tensor,
+        generators: Tensor,
+        logits: Tensor,
+        distances: Tensor | None = None,
+    ) -> None:
+        """Keep the rows of a batch; B may be 0.
+
+        Args:
+            ids: (B,) int64 row of the manifest.
+            labels: (B,) int64, 0 = real, 1 = fake.
+            generators: (B,) int64 codes of ``cells``.
+            logits: (B,), kept as float32.
+            distances: (B,) distance from the natural traces, kept as float32; NaN where None.
+
+        Raises:
+            ValueError: the lengths differ.
+        """
+        if distances is None:
+            distances = torch.full_like(logits, float("nan"), dtype=torch.float32)
+        columns = (ids, labels, generators, logits, distances)
+        if len({column.numel() for column in columns}) > 1:
+            raise ValueError(f"columns of different lengths: {[tuple(column.shape) for column in columns]}")
+        whole = [column.detach().reshape(-1).to(self.device, torch.int64) for column in columns[:3]]
+        floats = [column.detach().reshape(-1).to(self.device, torch.float32) for column in columns[3:]]
+        bits = torch.stack(floats, dim=1).view(torch.int64)
+        self.packed.append(torch.cat([torch.stack(whole, dim=1), bits], dim=1))
+        self._rows = None
+
+    def compute(self) -> dict[str, float]:
+        """Measure all rows of all ranks.
+
+        Returns:
+            {"map", "mauc", "ap/<generator>", "auc/<generator>"} for the generators that have fakes among the
+            rows. One without reals is NaN and left out of the means; without any rows the means are NaN.
+
+        Raises:
+            UserError: logits are NaN.
+            ValueError: a code is unknown, or a label contradicts its cell.
+        """
+        rows = self._gathered()
+        values: dict[str, float] = {}
+        for code, (ap, auc) in self._per_cell(rows).items():
+            values[f"ap/{self.cells[code]}"] = ap
+            values[f"auc/{self.cells[code]}"] = auc
+        for mean, part in (("map", "ap/"), ("mauc", "auc/")):
+            values[mean] = mean_of_defined([values[key] for key in values if key.startswith(part)])
+        return values
+
+    def rows(self) -> dict[str, Tensor]:
+        """Return the rows of all ranks, each once, by rising id.
+
+        After :meth:`compute` this needs no further exchange, so that it works once the trainer has ended.
+
+        Returns:
+            CPU tensors (n,): id, label, generator (int64), logit, distance (float32).
+        """
+        # Where ranks are not to be synced, what is kept may come from a sync by hand that was undone since.
+        if self._rows is None or not (self._to_sync or self._is_synced):
+            with self.sync_context(
+                dist_sync_fn=self.dist_sync_fn,
+                # Synced by hand already: what stands there is what all ranks have.
+                should_sync=self._to_sync and not self._is_synced,
+                should_unsync=not self._is_synced,
+            ):
+                self._gathered()
+        assert self._rows is not None
+        return {name: torch.from_numpy(values.copy()) for name, values in self._rows.items()}
+
+    def reset(self) -> None:
+        """Forget all rows."""
+        super().reset()
+        self._rows = None
+
+    def set_dtype(self, dst_type: str | torch.dtype) -> Metric:
+        """Leave the rows as they are: a cast would destroy the ids and the bits."""
+        return self
+
+    # --- torchmetrics' machinery -----------------------------------------------------------------------
+
+    def _sync_dist(
+        self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any | None = None
+    ) -> None:
+        gathered = dist_sync_fn(self._local(), group=process_group or self.process_group)
+        self.packed = list(gathered)
+        self._rows = None
+
+    def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
+        super()._reduce_states(incoming_state)
+        self._rows = None
+
+    # --- parts -----------------------------------------------------------------------------------------
+
+    def _local(self) -> Tensor:
+        # compute_on_cpu may have left the rows on the CPU, where NCCL cannot gather them.
+        empty = torch.zeros((0, COLUMNS), dtype=torch.int64, device=self.device)
+        return torch.cat([empty, *(part.to(self.device) for part in self.packed)])
+
+    def _gathered(self) -> dict[str, NDArray[Any]]:
+        packed = self._local().cpu().numpy()
+        # return_index names the first of equal ids: the one of the lowest rank.
+        ids, first = np.unique(packed[:, 0], return_index=True)
+        packed = packed[first]
+        floats = np.ascontiguousarray(packed[:, 3:]).view(np.float32)
+        names = {
+            "label": packed[:, 1],
+            "generator": packed[:, 2],
+            "logit": floats[:, 0],
+            "distance": floats[:, 1],
+        }
+        self._rows = {"id": ids, **{name: np.ascontiguousarray(values) for name, values in names.items()}}
+        return self._rows
+
+    def _per_cell(self, rows: dict[str, NDArray[Any]]) -> dict[int, tuple[float, float]]:
+        self._check_rows(rows)
+        try:
+            keys = descending(rows["logit"])
+        except ValueError as error:
+            raise UserError(
+                f"{error}: the detector diverged; try a lower learning rate, gradient clipping or fp32"
+            ) from error
+        order = np.argsort(keys, kind="stable")
+        keys, codes = keys[order], rows["generator"][order]
+        # A stable sort by code leaves every cell a run of rising keys.
+        by_code = np.argsort(codes.astype(np.min_scalar_type(len(self.cells))), kind="stable")
+        bounds = np.cumsum(np.bincount(codes, minlength=len(self.cells)))[:-1]
+        segments = np.split(keys[by_code], bounds)
+        sums: dict[tuple[int, ...], tuple[NDArray[Any], NDArray[Any]]] = {}
+        found = {}
+        for code, segment in enumerate(segments):
+            if not (self.is_fake[code] and len(segment)):
+                continue
+            reals = self.counterparts.get(code, ())
+            if reals not in sums:
+                # Merging sorted runs, which the stable sort sees, is cheap.
+                merged = np.sort(np.concatenate([np.empty(0), *(segments[r] for r in reals)]), kind="stable")
+                sums[reals] = merged, running_sum(np.ones((1, len(merged)), dtype=np.int32))
+            real_keys, real_sums = sums[reals]
+            ones = np.ones((1, len(segment)), dtype=np.int32)
+            ap, auc = weighted_statistics(rank(segment, real_keys), ones, real_sums)
+            found[code] = float(ap[0]), float(auc[0])
+        return found
+
+    def _check_cells(self) -> None:
+        if len(self.cells) != len(self.is_fake):
+            raise ValueError(f"{len(self.cells)} cells and {len(self.is_fake)} flags is_fake")
+        fakes = [name for name, fake in zip(self.cells, self.is_fake, strict=True) if fake]
+        if len(set(fakes)) < len(fakes):
+            raise ValueError("two cells of fakes bear one name; their values could not be told apart")
+        for fake, reals in self.counterparts.items():
+            if not all(0 <= code < len(self.cells) for code in (fake, *reals)):
+                raise ValueError(
+                    f"counterparts {fake}: {reals} name a code beyond the {len(self.cells)} cells"
+                )
+            if not self.is_fake[fake] or any(self.is_fake[code] for code in reals):
+                raise ValueError(
+                    f"counterparts {fake}: {reals} should lead from a cell of fakes to cells of reals"
+                )
+
+    def _check_rows(self, rows: dict[str, NDArray[Any]]) -> None:
+        codes = rows["generator"]
+        if len(codes) and not (codes.min() >= 0 and codes.max() < len(self.cells)):
+            raise ValueError(f"generator codes {codes.min()} to {codes.max()} for {len(self.cells)} cells")
+        if not np.array_equal(np.asarray(self.is_fake, dtype=np.int64)[codes], rows["label"]):
+            raise ValueError("some labels contradict the cell of their generator code")

@@ -1,0 +1,207 @@
+"""Exact average precision and ROC AUC, for one weighting of the rows or for many at once.
+
+Both are sums over the fakes alone. With the weights w, and for the fake i the weight of fakes TP_i and of
+reals FP_i whose logit is at least its own,
+
+    AP  = Σ_i w_i · TP_i / (TP_i + FP_i) / Σ_i w_i
+    AUC = Σ_i w_i · (weight of reals below i + half the weight of reals level with i) / (Σ_i w_i · Σ_j w_j)
+
+Rows with equal logits are one threshold, as in scikit-learn. Written so, the reals enter through their
+running sum only, which generators that share their reals also share: a bootstrap over twenty generators with
+the same 50,000 reals sums those once a resample, not twenty times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+CHUNK_CELLS = 1_000_000
+"""Weights held at a time by the functions that work in chunks: 8 MB an array in float64."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Where each fake of a generator stands among its fellow fakes and among the reals, by one scorer."""
+
+    fake_order: NDArray[np.int64]
+    """(F,) positions of the fakes by falling logit."""
+    tie_end: NDArray[np.int64] | None
+    """(F,) rank of the last fake with the same logit; None where no two fakes are level."""
+    reals_from: NDArray[np.int64]
+    """(F,) number of reals whose logit is at least the fake's."""
+    reals_above: NDArray[np.int64] | None
+    """(F,) number of reals whose logit is greater; None where no real is level with a fake."""
+
+
+def descending(logits: ArrayLike) -> NDArray[np.float64]:
+    """Return the negated logits (float64), whose rising order is the falling order of the logits.
+
+    Raises:
+        ValueError: some are NaN.
+    """
+    keys = -np.asarray(logits, dtype=np.float64)
+    missing = int(np.isnan(keys).sum())
+    if missing:
+        raise ValueError(f"{missing} of {keys.size} logits are NaN and cannot be ranked")
+    return keys
+
+
+def rank(fake_keys: NDArray[np.float64], sorted_real_keys: NDArray[np.float64]) -> Ranking:
+    """Rank fakes among reals.
+
+    Args:
+        fake_keys: (F,) negated logits of the fakes (see :func:`descending`), in any order.
+        sorted_real_keys: (N,) negated logits of the reals, rising.
+    """
+    order = np.argsort(fake_keys, kind="stable")
+    keys = fake_keys[order]
+    tie_end = np.searchsorted(keys, keys, side="right") - 1
+    reals_from = np.searchsorted(sorted_real_keys, keys, side="right")
+    reals_above = np.searchsorted(sorted_real_keys, keys, side="left")
+    untied = np.array_equal(tie_end, np.arange(len(keys)))
+    return Ranking(
+        fake_order=order,
+        tie_end=None if untied else tie_end,
+        reals_from=reals_from,
+        reals_above=None if np.array_equal(reals_from, reals_above) else reals_above,
+    )
+
+
+def running_sum(real_weights: NDArray[Any]) -> NDArray[Any]:
+    """Sum the weights of the reals from the highest logit down: (R, N) -> (R, N + 1), first column 0."""
+    rows, count = real_weights.shape
+    total = np.zeros((rows, count + 1), dtype=real_weights.dtype)
+    # Keeps int32 in int32: numpy would widen to int64, and the gathers to come are bound by memory.
+    np.cumsum(real_weights, axis=1, dtype=real_weights.dtype, out=total[:, 1:])
+    return total
+
+
+def weighted_statistics(
+    ranking: Ranking, fake_weights: NDArray[Any], real_sums: NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Compute AP and AUC for R weightings of the same ranking.
+
+    Args:
+        ranking: of F fakes among N reals.
+        fake_weights: (R, F) weights >= 0 in the order of ``ranking.fake_order``; float64 or int32.
+        real_sums: (R, N + 1) of the same type, from :func:`running_sum`.
+
+    Returns:
+        (R,) AP and (R,) AUC; NaN where either class weighs nothing.
+    """
+    fakes = fake_weights.sum(axis=1, dtype=np.float64)
+    reals = real_sums[:, -1].astype(np.float64)
+    hits = np.cumsum(fake_weights, axis=1, dtype=fake_weights.dtype)
+    if ranking.tie_end is not None:
+        hits = hits.take(ranking.tie_end, axis=1)
+    alarms = real_sums.take(ranking.reals_from, axis=1)
+    called = hits + alarms
+    called += called == 0  # nothing called fake yet: these rows weigh 0 themselves, so any divisor will do
+    gained = np.einsum("rf,rf->r", fake_weights, hits / called)
+    # The weight of reals at or above each fake, and strictly above it, averaged: ties count a half.
+    lost = np.einsum("rf,rf->r", fake_weights, alarms, dtype=np.float64)
+    if ranking.reals_above is not None:
+        above = real_sums.take(ranking.reals_above, axis=1)
+        lost = (lost + np.einsum("rf,rf->r", fake_weights, above, dtype=np.float64)) / 2
+    absent = (fakes == 0) | (reals == 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ap = gained / fakes
+        auc = 1.0 - lost / (fakes * reals)
+    return np.where(absent, np.nan, ap), np.where(absent, np.nan, auc)
+
+
+def ranking_statistics(
+    labels: ArrayLike, logits: ArrayLike, weights: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Compute AP and AUC of the same rows under R weightings, sorting once and R in chunks.
+
+    Args:
+        labels: (n,) 0 = real, 1 = fake.
+        logits: (n,) any real number or ±inf; higher = more likely fake.
+        weights: (R, n) weights >= 0; those of a bootstrap are counts.
+
+    Returns:
+        (R,) AP and (R,) AUC, in [0, 1]; NaN where either class is absent or weighs nothing.
+
+    Raises:
+        ValueError: shapes differ, a logit is NaN, a label is not 0 or 1, a weight is negative or not finite.
+    """
+    label, keys, weight = _checked(labels, logits, weights)
+    fakes, reals = np.flatnonzero(label == 1), np.flatnonzero(label == 0)
+    reals = reals[np.argsort(keys[reals], kind="stable")]
+    ranking = rank(keys[fakes], keys[reals])
+    fakes = fakes[ranking.fake_order]
+    ap, auc = np.empty(len(weight)), np.empty(len(weight))
+    step = max(1, CHUNK_CELLS // max(1, len(label)))
+    for start in range(0, len(weight), step):
+        part = np.asarray(weight[start : start + step], dtype=np.float64)
+        rows = slice(start, start + len(part))
+        ap[rows], auc[rows] = weighted_statistics(ranking, part[:, fakes], running_sum(part[:, reals]))
+    return ap, auc
+
+
+def average_precision(labels: ArrayLike, logits: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """Compute the exact average precision Σ_n (R_n − R_{n−1}) P_n, as scikit-learn does.
+
+    Args:
+        labels: (n,) 0 = real, 1 = fake.
+        logits: (n,) any real number or ±inf; higher = more likely fake. Equal logits are one threshold.
+        weights: (n,) weights >= 0; 1 each where None.
+
+    Returns:
+        AP in [0, 1]; NaN where either class is absent or weighs nothing.
+
+    Raises:
+        ValueError: as :func:`ranking_statistics`.
+    """
+    return float(ranking_statistics(labels, logits, _one_row(labels, weights))[0][0])
+
+
+def roc_auc(labels: ArrayLike, logits: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """Compute the exact area under the ROC curve: P(fake scores above real), ties counting a half.
+
+    Args:
+        labels: (n,) 0 = real, 1 = fake.
+        logits: (n,) any real number or ±inf; higher = more likely fake.
+        weights: (n,) weights >= 0; 1 each where None.
+
+    Returns:
+        AUC in [0, 1]; NaN where either class is absent or weighs nothing.
+
+    Raises:
+        ValueError: as :func:`ranking_statistics`.
+    """
+    return float(ranking_statistics(labels, logits, _one_row(labels, weights))[1][0])
+
+
+def mean_of_defined(values: Sequence[float]) -> float:
+    """Return the plain mean of those values that are not NaN; NaN where there are none."""
+    defined = [value for value in values if not np.isnan(value)]
+    return float(np.mean(defined)) if defined else float("nan")
+
+
+def _one_row(labels: ArrayLike, weights: ArrayLike | None) -> NDArray[np.float64]:
+    if weights is None:
+        return np.ones((1, np.size(labels)))
+    return np.asarray(weights, dtype=np.float64).reshape(1, -1)
+
+
+def _checked(
+    labels: ArrayLike, logits: ArrayLike, weights: ArrayLike
+) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[Any]]:
+    label, keys, weight = np.asarray(labels), descending(logits), np.asarray(weights)
+    if label.ndim != 1 or keys.shape != label.shape or weight.ndim != 2 or weight.shape[1] != len(label):
+        raise ValueError(
+            f"labels {label.shape}, logits {keys.shape} and weights {weight.shape} do not fit: "
+            "(n,), (n,) and (R, n) are wanted"
+        )
+    if not np.isin(label, (0, 1)).all():
+        raise ValueError("labels are 0 (real) or 1 (fake)")
+    if not (np.isfinite(weight).all() and (weight >= 0).all()):
+        raise ValueError("weights are finite and not negative")
+    return label, keys, weight

@@ -1,0 +1,45 @@
+"""Heads on top of an embedding."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ProjectionHead(nn.Module):
+    """Project embeddings onto the unit sphere: Linear–BatchNorm–ReLU–Linear, L2-normalised.
+
+    Args:
+        in_dim: dimension of the embedding.
+        hidden_dim: width of the hidden layer.
+        out_dim: dimension of the projection.
+    """
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(in_dim, hidden_dim, bias=False),
+            nn.BatchNorm1d(hidden_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden_dim, out_dim),
+        )
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Map (N, in_dim) to float32 rows (N, out_dim) of length one."""
+        return F.normalize(self.layers(embedding).float(), dim=1)
+
+
+class Classifier(nn.Module):
+    """One linear unit: the logit of being fake.
+
+    Args:
+        in_dim: dimension of the embedding.
+    """
+
+    def __init__(self, in_dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_dim, 1)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Map (N, in_dim) to float32 logits (N,), also under autocast: bf16 logits cost AP through ties."""
+        return F.linear(embedding.float(), self.linear.weight.float(), self.linear.bias.float()).squeeze(1)

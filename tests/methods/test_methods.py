@@ -1,0 +1,143 @@
+"""The methods' training losses against formulas written out naively from the modules' own outputs."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fakedet import build
+from fakedet.methods.optimiser import configure_optimiser
+from fakedet.methods.supervised import SupervisedDetector
+from fakedet.methods.trace import TracePretraining
+from fakedet.methods.transfer import ContrastiveTransfer
+from fakedet.errors import UserError
+
+OPTIMIZER = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01, "warmup": 0.1, "schedule": "cosine"}
+ENCODER = {"_target_": "fakedet.models.encoder.SmallEncoder", "width": 8, "frontend": "npr"}
+TRACE = {"_target_": "fakedet.methods.trace.TracePretraining", "name": "trace", "encoder": ENCODER,
+         "projection_dim": 8, "hidden_dim": 16, "temperature": 0.2, "heterogeneous_weight": 1.0,
+         "homogeneous_weight": 1.0, "destroyers": ["lowpass"], "min_strength": 0.4, "bank_size": 16,
+         "distance": "knn", "optimizer": OPTIMIZER}  # fmt: skip
+TRANSFER = {"_target_": "fakedet.methods.transfer.ContrastiveTransfer", "name": "transfer", "encoder": ENCODER,
+            "init": "trace", "hidden_dim": 16, "temperature": 0.2, "weight_temperature": 0.3, "weights": "soft",
+            "contrastive_weight": 0.25, "real_weight": 1.0, "fake_weight": 1.0, "bank_size": 16,
+            "distance": "knn", "optimizer": OPTIMIZER}  # fmt: skip
+BCE = {"_target_": "fakedet.methods.supervised.SupervisedDetector", "name": "bce", "encoder": ENCODER,
+       "contrastive_weight": 0.5, "hidden_dim": 16, "projection_dim": 8, "temperature": 0.2,
+       "optimizer": OPTIMIZER}  # fmt: skip
+
+
+def quiet(method: Any) -> Any:
+    """Let a method compute its loss without a trainer."""
+    method.log = lambda *args, **kwargs: None
+    method.log_dict = lambda *args, **kwargs: None
+    method._log_training = lambda *args, **kwargs: None
+    return method
+
+
+@pytest.fixture
+def batch() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {"image": torch.rand(8, 1, 3, 32, 32, generator=generator), "label": torch.tensor([0, 1] * 4)}
+
+
+def test_transfer_loss_is_the_documented_sum(batch: dict[str, torch.Tensor]) -> None:
+    torch.manual_seed(0)
+    trace = build.TraceCheckpoint(TRACE, build.build_method(TRACE))  # type: ignore[arg-type]
+    method = quiet(build.build_method(TRANSFER, trace))
+    assert isinstance(method, ContrastiveTransfer)
+    method.eval()  # batch statistics fixed, so that the loss can be computed again below
+    loss = method.training_step(batch, 0)
+
+    x, y, tau = batch["image"][:, 0], batch["label"], 0.2
+    with torch.no_grad():
+        h = method.encoder(x)
+        z, logit, t = method.projection(h), method.classifier(h), method.source(x)
+    reals, fakes = [i for i in range(8) if y[i] == 0], [i for i in range(8) if y[i] == 1]
+    bce = sum(math.log1p(math.exp(-logit[i])) if y[i] else math.log1p(math.exp(logit[i])) for i in range(8)) / 8
+    l_real = 0.0
+    for i in reals:
+        n = sum(math.exp(z[i] @ z[f] / tau) for f in fakes)
+        w = [math.exp(t[i] @ t[j] / 0.3) for j in reals]
+        for weight, j in zip(w, reals, strict=True):
+            c = math.exp(z[i] @ t[j] / tau)
+            l_real -= weight / sum(w) * math.log(c / (c + n)) / len(reals)
+    l_fake = 0.0
+    for f in fakes:
+        v = 1 - sum(max(0.0, float(t[f] @ t[j])) for j in reals) / len(reals)
+        l_fake += sum(v * tau * math.log1p(math.exp(z[f] @ t[j] / tau)) for j in reals) / len(reals) / len(fakes)
+    assert float(loss) == pytest.approx(bce + 0.25 * (l_real + l_fake), abs=1e-5)
+
+
+def test_transfer_starts_from_stage_1_and_never_moves_its_source(batch: dict[str, torch.Tensor]) -> None:
+    trace = build.TraceCheckpoint(TRACE, build.build_method(TRACE))  # type: ignore[arg-type]
+    method = quiet(build.build_method(TRANSFER, trace))
+    for ours, theirs in zip(method.encoder.parameters(), trace.method.encoder.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours is not theirs
+    method.train()
+    before = {name: value.clone() for name, value in method.source.state_dict().items()}
+    optimiser = configure_optimiser(method.parameters(), OPTIMIZER, 10)["optimizer"]
+    method.training_step(batch, 0).backward()
+    optimiser.step()
+    for name, value in method.source.state_dict().items():
+        assert torch.equal(before[name], value), name
+
+
+def test_supervised_loss_with_and_without_contrast(batch: dict[str, torch.Tensor]) -> None:
+    method = quiet(build.build_method({**BCE, "contrastive_weight": 0.0}))
+    assert isinstance(method, SupervisedDetector)
+    method.eval()
+    logit = method(batch["image"][:, 0]).logit
+    expected = F.binary_cross_entropy_with_logits(logit, batch["label"].float())
+    assert float(method.training_step(batch, 0)) == pytest.approx(float(expected), abs=1e-6)
+    with_contrast = quiet(build.build_method(BCE)).eval()
+    assert float(with_contrast.training_step(batch, 0)) > 0
+    assert any("projection" in name for name, _ in with_contrast.named_parameters())
+
+
+def test_every_method_learns_from_one_step(batch: dict[str, torch.Tensor]) -> None:
+    trace = build.TraceCheckpoint(TRACE, build.build_method(TRACE))  # type: ignore[arg-type]
+    for method in (build.build_method(TRACE), build.build_method(TRANSFER, trace), build.build_method(BCE)):
+        quiet(method).train()
+        data = batch
+        if isinstance(method, TracePretraining):
+            data = {**batch, "image": batch["image"].expand(-1, 2, -1, -1, -1)}
+        method.training_step(data, 0).backward()
+        moved = [name for name, p in method.named_parameters() if p.requires_grad and p.grad is not None]
+        still = [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None]
+        assert moved
+        assert not still, f"{type(method).__name__}: no gradient reaches {still}"
+
+
+def test_views_are_averaged() -> None:
+    method = build.build_method(BCE).eval()
+    images = torch.rand(3, 5, 3, 32, 32)
+    together = method.score_views(images).logit
+    for i in range(3):
+        assert float(together[i]) == pytest.approx(float(method(images[i]).logit.mean()), abs=1e-5)
+    assert method.score_views(images[:0]).logit.shape == (0,)
+
+
+def test_schedule_warms_up_and_falls_as_a_cosine() -> None:
+    made = configure_optimiser([torch.nn.Parameter(torch.zeros(1))], OPTIMIZER, 100)
+    optimiser, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(100):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        scheduler.step()
+    expected = [1e-3 * ((s + 1) / 10 if s < 10 else 0.5 * (1 + math.cos(math.pi * (s - 10) / 90))) for s in range(100)]
+    assert rates == pytest.approx(expected)
+
+
+def test_wrong_optimiser_settings_are_named() -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(1))]
+    with pytest.raises(UserError, match="did you mean 'adamw'"):
+        configure_optimiser(parameters, {"name": "adammw", "lr": 1e-3}, 10)
+    with pytest.raises(UserError, match=r"model\.optimizer\.schedule"):
+        configure_optimiser(parameters, {**OPTIMIZER, "schedule": "cosin"}, 10)
+    with pytest.raises(UserError, match="does not take these settings"):
+        configure_optimiser(parameters, {**OPTIMIZER, "momentumm": 3}, 10)

@@ -1,0 +1,74 @@
+"""Every config composes, and every experiment and model takes one step from end to end."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig, OmegaConf
+
+from fakedet import build
+from fakedet.commands.app import register_resolvers
+from fakedet.runs.training import train
+
+CONF = Path(__file__).parent.parent / "conf"
+GROUPS = ["data", "model", "model/encoder", "augment", "trainer", "logger", "callbacks", "experiment", "debug"]
+OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+
+
+def composed(verb: str, *overrides: str) -> DictConfig:
+    register_resolvers()
+    with initialize_config_module("fakedet.conf", version_base="1.3"):
+        return compose(verb, overrides=list(overrides))
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: str(value))
+def test_every_option_composes(group: str, option: str) -> None:
+    config = composed("train", f"{group}={option}", "data.manifest=x.csv" if option == "manifest" else "seed=0")
+    if option == "ntf":
+        config.data.manifest = "x.csv"
+    OmegaConf.resolve(config)
+    assert not OmegaConf.missing_keys(config)
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "study").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_study_composes(path: Path) -> None:
+    config = composed("study", f"study={path.stem}")
+    OmegaConf.resolve(config)
+    assert config.study.baseline in config.study.methods
+    for overrides in config.study.methods.values():
+        composed("train", *config.study.common, *overrides)
+
+
+def test_evaluate_composes() -> None:
+    assert composed("evaluate", "checkpoint=x.ckpt", "data.manifest=x.csv").data.crop_size is None
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_takes_a_step(model: str, tiny_manifest: Path, tmp_path: Path) -> None:
+    config = composed("train", f"model={model}", "data=manifest", f"data.manifest={tiny_manifest}",
+                      "data.crop_size=32", "data.batch_size=16", "debug=step", f"output_dir={tmp_path / 'run'}",
+                      f"trace_cache={tmp_path / 'stage1'}")  # fmt: skip
+    done = train(config)
+    assert done.checkpoint.is_file()
+    assert done.metrics is not None
+    assert set(done.metrics["per_generator"]) == {"gen_a", "gen_b", "gen_c"}
+    assert build.load_detector(done.checkpoint).identity["model"]["name"] == config.model.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_takes_a_step(path: Path, tiny_manifest: Path, tmp_path: Path) -> None:
+    config = composed("train", f"experiment={path.stem}", "data=manifest", f"data.manifest={tiny_manifest}",
+                      "data.crop_size=32", "data.batch_size=16", "debug=step", f"output_dir={tmp_path / 'run'}",
+                      f"trace_cache={tmp_path / 'stage1'}")  # fmt: skip
+    assert train(config).metrics is not None
+
+
+@pytest.mark.parametrize("frontend", ["rgb", "npr", "highpass"])
+def test_any_timm_encoder_behind_any_frontend(frontend: str, tiny_manifest: Path, tmp_path: Path) -> None:
+    config = composed("train", "model=bce", "model/encoder=timm", "model.encoder.name=resnet10t",
+                      f"model.encoder.frontend={frontend}", "data=manifest", f"data.manifest={tiny_manifest}",
+                      "data.crop_size=32", "data.batch_size=16", "debug=step", "test_after_fit=false",
+                      f"output_dir={tmp_path / 'run'}")  # fmt: skip
+    assert train(config).checkpoint.is_file()

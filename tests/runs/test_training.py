@@ -1,0 +1,208 @@
+"""What a training run promises: same command same numbers, stage 1 reused, mistakes refused early."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
+
+from fakedet import build
+from fakedet.commands.app import register_resolvers
+from fakedet.errors import UserError
+from fakedet.evaluation.predictions import read_predictions
+from fakedet.runs.evaluation import evaluate
+from fakedet.runs.training import train
+
+
+def composed(folder: Path, *overrides: str) -> DictConfig:
+    register_resolvers()
+    with initialize_config_module("fakedet.conf", version_base="1.3"):
+        return compose("train", overrides=[
+            "data=manifest", "data.crop_size=32", "data.batch_size=16", "trainer.max_epochs=2", "threads=1",
+            "bootstrap.resamples=20", f"output_dir={folder}", f"trace_cache={folder.parent / 'stage1'}",
+            *overrides])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def transfer_run(tiny_manifest_module: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "transfer"
+    train(composed(folder, "model=transfer", f"data.manifest={tiny_manifest_module}"))
+    return folder
+
+
+def test_a_run_leaves_all_that_is_needed(transfer_run: Path) -> None:
+    for name in ("config.yaml", "run.json", "run.log", "metrics.json", "predictions.parquet",
+                 "checkpoints/best.ckpt", "logs/metrics.csv", "curves.png", "embedding.png", "scores.png"):  # fmt: skip
+        assert (transfer_run / name).stat().st_size > 0, name
+    frame, identity = read_predictions(transfer_run / "predictions.parquet")
+    assert identity["seen_generators"] == ["gen_a", "gen_b"]
+    assert frame["trace_distance"].between(0, 2).all()
+    np.testing.assert_allclose(frame["score"], 1 / (1 + np.exp(-frame["logit"])), rtol=1e-12)
+    metrics = json.loads((transfer_run / "metrics.json").read_text())
+    assert metrics["per_generator"]["gen_c"]["seen"] is False
+    assert metrics["per_generator"]["gen_a"]["seen"] is True
+    facts = json.loads((transfer_run / "run.json").read_text())
+    assert facts["seed"] == 0
+    assert facts["packages"]["torch"]
+
+
+def test_same_command_same_numbers_with_any_number_of_workers(transfer_run: Path, tiny_manifest_module: Path) -> None:
+    for workers in (0, 2):
+        again = transfer_run.parent / f"again{workers}"
+        config = composed(again, "model=transfer", f"data.manifest={tiny_manifest_module}", "trace_cache=null",
+                          f"data.num_workers={workers}")  # fmt: skip
+        train(config)
+        first, second = (read_predictions(run / "predictions.parquet")[0] for run in (transfer_run, again))
+        pd.testing.assert_frame_equal(first, second)
+
+
+def test_stage1_is_reused_when_identical_and_only_then(transfer_run: Path, tiny_manifest_module: Path) -> None:
+    manifest = f"data.manifest={tiny_manifest_module}"
+    cached = list((transfer_run.parent / "stage1").glob("*.ckpt"))
+    assert len(cached) == 1
+    reused = train(composed(transfer_run.parent / "reused", "model=bce", "model.init=trace", manifest))
+    assert not (reused.folder / "stage1").exists()
+    other = train(composed(transfer_run.parent / "other", "model=bce", "model.init=trace", manifest,
+                           "stage1.temperature=0.3"))  # fmt: skip
+    assert (other.folder / "stage1").exists()
+    assert len(list((transfer_run.parent / "stage1").glob("*.ckpt"))) == 2
+
+
+def test_stage1_trained_or_reused_gives_the_same_detector(transfer_run: Path, tiny_manifest_module: Path) -> None:
+    reused = transfer_run.parent / "reused_transfer"
+    train(composed(reused, "model=transfer", f"data.manifest={tiny_manifest_module}"))
+    first, second = (read_predictions(run / "predictions.parquet")[0] for run in (transfer_run, reused))
+    pd.testing.assert_frame_equal(first, second)
+
+
+def test_transfer_from_a_given_checkpoint_keeps_the_source_frozen(
+    transfer_run: Path, tiny_manifest_module: Path
+) -> None:
+    trace = next((transfer_run.parent / "stage1").glob("*.ckpt"))
+    run = train(composed(transfer_run.parent / "given", "model=transfer", f"trace_checkpoint={trace}",
+                         f"data.manifest={tiny_manifest_module}"))  # fmt: skip
+    detector, source = build.load_detector(run.checkpoint), build.load_trace(trace).method
+    trained = dict(detector.source.encoder.named_parameters())  # type: ignore[union-attr]
+    for name, parameter in source.encoder.named_parameters():
+        assert torch.equal(trained[name], parameter), name
+    assert any(not torch.equal(a, b) for a, b in zip(detector.encoder.parameters(),  # type: ignore[union-attr]
+                                                     source.encoder.parameters(), strict=True))  # fmt: skip
+
+
+def test_evaluate_gives_the_run_s_own_numbers(transfer_run: Path, tiny_manifest_module: Path, tmp_path: Path) -> None:
+    with initialize_config_module("fakedet.conf", version_base="1.3"):
+        config = compose("evaluate", overrides=[
+            f"checkpoint={transfer_run / 'checkpoints/best.ckpt'}", f"data.manifest={tiny_manifest_module}",
+            f"output_dir={tmp_path / 'eval'}", "threads=1", "bootstrap.resamples=20"])  # fmt: skip
+    metrics = evaluate(config, [])
+    assert metrics is not None
+    own = json.loads((transfer_run / "metrics.json").read_text())
+    assert metrics["map"] == own["map"]
+    first, second = (read_predictions(run / "predictions.parquet")[0] for run in (transfer_run, tmp_path / "eval"))
+    # Another batch size sums in another order.
+    np.testing.assert_allclose(first["logit"], second["logit"], atol=1e-4)
+
+
+def test_an_occupied_folder_is_refused_and_left_alone(transfer_run: Path, tiny_manifest_module: Path) -> None:
+    before = (transfer_run / "run.json").read_text()
+    with pytest.raises(UserError, match="is not empty .* overwrite=true"):
+        train(composed(transfer_run, "model=bce", f"data.manifest={tiny_manifest_module}"))
+    assert (transfer_run / "run.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda frame: frame.drop(columns="label"), "label"),
+        (lambda frame: frame.assign(label=frame["label"] + 1), "label"),
+        (lambda frame: frame[frame["split"] != "val"], "val"),
+        (lambda frame: frame[frame["label"] == 0], "fake"),
+        (lambda frame: frame.iloc[:0], "no rows|empty"),
+    ],
+    ids=["no label column", "labels 1 and 2", "no val split", "no fakes", "no rows"],
+)
+def test_bad_manifests_are_refused_before_training(
+    change, message: str, tiny_manifest: Path, tmp_path: Path
+) -> None:
+    bad = tiny_manifest.with_name("bad.csv")
+    change(pd.read_csv(tiny_manifest)).to_csv(bad, index=False)
+    with pytest.raises(UserError, match=message):
+        train(composed(tmp_path / "run", "model=bce", f"data.manifest={bad}"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_missing_manifest_or_folder_is_named(tiny_manifest: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.csv"):
+        train(composed(tmp_path / "a", "model=bce", f"data.manifest={tmp_path / 'nowhere.csv'}"))
+    with pytest.raises(UserError, match="no_such_folder"):
+        train(composed(tmp_path / "b", "model=bce", f"data.manifest={tiny_manifest}",
+                       f"data.root={tmp_path / 'no_such_folder'}"))  # fmt: skip
+
+
+def test_one_unreadable_image_does_not_stop_a_run_and_is_named(tiny_manifest: Path, tmp_path: Path) -> None:
+    frame = pd.read_csv(tiny_manifest)
+    victims = [frame[frame["split"] == split]["path"].iloc[0] for split in ("train", "test")]
+    for victim in victims:
+        (tiny_manifest.parent / victim).write_bytes(b"not an image")
+    done = train(composed(tmp_path / "run", "model=bce", f"data.manifest={tiny_manifest}", "data.max_quarantine=0.1"))
+    named = pd.read_csv(done.folder / "quarantine.csv")
+    assert set(victims) == set(named["path"])
+    predictions, _ = read_predictions(done.folder / "predictions.parquet")
+    assert victims[1] not in set(predictions["path"])
+    assert len(predictions) == (frame["split"] == "test").sum() - 1
+
+
+def test_a_run_fails_when_too_many_images_are_unreadable(tiny_manifest: Path, tmp_path: Path) -> None:
+    frame = pd.read_csv(tiny_manifest)
+    for path in frame[frame["split"] == "test"]["path"].iloc[:5]:
+        (tiny_manifest.parent / path).write_bytes(b"")
+    with pytest.raises(UserError, match="max_quarantine"):
+        train(composed(tmp_path / "run", "model=bce", f"data.manifest={tiny_manifest}"))
+    assert (tmp_path / "run" / "quarantine.csv").is_file(), "the list must be there to act on"
+    assert (tmp_path / "run" / "checkpoints" / "best.ckpt").is_file(), "the hours of training must not be lost"
+
+
+def test_checkpoints_of_others_are_refused(transfer_run: Path, tiny_manifest_module: Path, tmp_path: Path) -> None:
+    manifest = f"data.manifest={tiny_manifest_module}"
+    best = transfer_run / "checkpoints" / "best.ckpt"
+    with pytest.raises(UserError, match="checkpoint of 'transfer', not of stage 1"):
+        train(composed(tmp_path / "a", "model=transfer", f"trace_checkpoint={best}", manifest))
+    trace = next((transfer_run.parent / "stage1").glob("*.ckpt"))
+    with pytest.raises(UserError, match="stage 1 has another encoder"):
+        train(composed(tmp_path / "b", "model=transfer", f"trace_checkpoint={trace}", manifest,
+                       "model.encoder.width=16"))  # fmt: skip
+    with pytest.raises(UserError, match="no checkpoint at"):
+        build.load_detector(tmp_path / "nothing.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    with pytest.raises(UserError, match="not a checkpoint that fakedet wrote"):
+        build.load_detector(tmp_path / "foreign.ckpt")
+    (tmp_path / "torn.ckpt").write_bytes(best.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be read as a checkpoint"):
+        build.load_detector(tmp_path / "torn.ckpt")
+    changed = torch.load(best, weights_only=True)
+    changed["state_dict"].pop(next(iter(changed["state_dict"])))
+    torch.save(changed, tmp_path / "changed.ckpt")
+    with pytest.raises(UserError, match="weights do not fit"):
+        build.load_detector(tmp_path / "changed.ckpt")
+
+
+def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self):
+            return (shutil.rmtree, (str(tmp_path / "precious"),))
+
+    (tmp_path / "precious").mkdir()
+    torch.save({"fakedet": Evil()}, tmp_path / "evil.ckpt")
+    with pytest.raises(UserError, match="cannot be read as a checkpoint"):
+        build.load_detector(tmp_path / "evil.ckpt")
+    assert (tmp_path / "precious").is_dir()
+
+
+def test_targets_outside_the_allow_list_are_refused() -> None:
+    with pytest.raises(UserError, match=r"logger\._target_: 'os\.system' is refused"):
+        build.build_logger({"_target_": "os.system", "command": "true"})

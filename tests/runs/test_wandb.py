@@ -1,0 +1,85 @@
+"""wandb, offline: the run's own file is read back to see what a dashboard would show."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from wandb.proto import wandb_internal_pb2
+from wandb.sdk.internal.datastore import DataStore
+
+from fakedet.commands.app import register_resolvers
+from fakedet.runs.training import train
+
+
+def read_offline_run(folder: Path) -> tuple[dict, set[str], dict]:
+    """Give the run's header, every key that was logged, and the last value of each."""
+    files = list(folder.glob("wandb/offline-run-*/run-*.wandb"))
+    assert len(files) == 1, files
+    store = DataStore()
+    store.open_for_scan(str(files[0]))
+    header, keys, last = {}, set(), {}
+    while True:
+        data = store.scan_data()
+        if data is None:
+            break
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.HasField("run"):
+            header = {"name": record.run.display_name, "group": record.run.run_group, "tags": list(record.run.tags),
+                      "job_type": record.run.job_type, "project": record.run.project,
+                      "config": {item.key: item.value_json for item in record.run.config.update}}  # fmt: skip
+        for item in record.history.item:
+            key = item.key or "/".join(item.nested_key)
+            keys.add(key)
+            last[key] = json.loads(item.value_json)
+    return header, keys, last
+
+
+@pytest.mark.slow
+def test_offline_run_holds_a_readable_dashboard(
+    tiny_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # no netrc: no key
+    register_resolvers()
+    with initialize_config_module("fakedet.conf", version_base="1.3"):
+        config = compose("train", overrides=[
+            "model=transfer", "data=manifest", f"data.manifest={tiny_manifest}", "data.crop_size=32",
+            "data.batch_size=16", "trainer.max_epochs=2", "trainer.log_every_n_steps=1", "logger=wandb",
+            "logger.tags=[a,b]", "logger.group=sweep1", "bootstrap.resamples=20", "threads=1", "name=mine",
+            "trace_cache=null", f"output_dir={tmp_path / 'run'}"])  # fmt: skip
+    train(config)
+
+    header, keys, last = read_offline_run(tmp_path / "run")
+    assert header["name"] == "mine-seed0"
+    assert (header["group"], header["tags"], header["job_type"]) == ("sweep1", ["a", "b"], "train")
+    assert header["project"] == "fakedet"
+    assert json.loads(header["config"]["seed"]) == 0
+    wanted = {"train/loss", "val/loss", "val/map", "val/ap/gen_a", "test/map", "test/ap/gen_a", "test/ap/gen_c",
+              "test/per_generator", "test/scores_real", "test/scores_fake", "test/examples", "test/embedding"}  # fmt: skip
+    assert wanted <= keys, wanted - keys
+    assert 0 <= last["test/ap/gen_c"] <= 1
+    assert last["test/per_generator"]["nrows"] == 3
+    assert last["test/scores_real"]["_type"] == "histogram"
+    assert last["test/examples"]["_type"] == "images/separated"
+    # Stage 1 of the same command is a run of its own.
+    stage1, stage1_keys, _ = read_offline_run(tmp_path / "run" / "stage1")
+    assert stage1["name"].startswith("mine-stage1")
+    assert "collapse/mean_cosine" in stage1_keys
+
+
+def test_offline_is_the_default_without_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from fakedet.runs.logger import _has_key
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("NETRC", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    assert not _has_key()
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password secret\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    assert _has_key()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert not _has_key()

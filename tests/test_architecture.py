@@ -20,7 +20,7 @@ ALLOWED = {
     "callbacks": {"errors"},
     "build": {"methods", "data", "models", "errors"},
     "runs": {"build", "methods", "data", "evaluation", "metrics", "callbacks", "errors"},
-    "commands": {"runs", "errors"},
+    "commands": {"runs", "evaluation", "errors"},
     "__main__": {"commands"},
 }
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fakedet.commands.mistakes import check_command_line
 from fakedet.commands.shorthand import expand_encoders
 from fakedet.errors import UserError
+from fakedet.runs.quiet import quiet_libraries
 
 # Tells the processes that Lightning starts for further ranks which job to join; see docs/architecture.md.
 JOB = "FAKEDET_JOB"
@@ -53,7 +54,7 @@ def launch(verb: str, arguments: list[str]) -> int:
 
 
 def set_up_logging() -> None:
-    """Let fakedet's log speak to the console in plain lines, and the libraries keep to what matters."""
+    """Let fakedet's log speak to the console in plain lines."""
     logger = logging.getLogger("fakedet")
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stdout)
@@ -61,8 +62,6 @@ def set_up_logging() -> None:
         logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def register_resolvers() -> None:
@@ -110,6 +109,7 @@ def _job_for_further_ranks(verb: str, config: DictConfig, overrides: list[str]) 
 
 def _run(verb: str, config: DictConfig, overrides: list[str]) -> Any:
     module = importlib.import_module(f"fakedet.commands.{verb}")
+    quiet_libraries()
     return module.run(config, overrides)
 
 

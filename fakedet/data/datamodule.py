@@ -137,6 +137,17 @@ class ImageDataModule(LightningDataModule):
         rows = self.manifest.rows("train")
         return sorted(rows.loc[rows["label"] == 1, "generator"].unique().tolist())
 
+    def require(self, *splits: str) -> None:
+        """Check that there is something to train on and to measure.
+
+        Raises:
+            UserError: a split is empty; for training, also one without reals or without fakes.
+        """
+        for split in splits:
+            self.manifest.require(split, both_classes=split == "train" and not self.real_only)
+        if self.real_only and not (self.manifest.rows("train")["label"] == 0).any():
+            raise UserError("the split 'train' has no real images (label 0); stage 1 learns from those alone")
+
     def has_split(self, split: str) -> bool:
         """Say whether a split has any image."""
         return not self.manifest.rows(split).empty
@@ -180,6 +191,10 @@ class ImageDataModule(LightningDataModule):
         rows = self.manifest.rows("train")
         return self._eval_loader(_thinned(rows.index[rows["label"] == 0].to_numpy(), limit), 0, 1)
 
+    def subset_dataloader(self, ids: NDArray[np.int64]) -> DataLoader[Any]:
+        """Load these rows, as evaluation sees them, on every rank alike."""
+        return self._eval_loader(ids, 0, 1)
+
     def _eval_loader(self, ids: NDArray[np.int64], rank: int, world_size: int) -> DataLoader[Any]:
         dataset = EvaluationDataset(self.manifest, self.cells.codes, self.eval_policy, self.crop_size)
         return self._loader(dataset, EvaluationSampler(ids, self.eval_batch_size, rank, world_size))
@@ -207,7 +222,9 @@ def _make_cells(manifest: Manifest, pairs: Mapping[str, Any] | None) -> Cells:
     frame = manifest.frame
     # Reals may be matched by source, so each (collection, source) is a cell of its own.
     names = np.where(
-        (frame["label"] == 0) & (frame["source"] != ""), frame["generator"] + ":" + frame["source"], frame["generator"]
+        (frame["label"] == 0) & (frame["source"] != ""),
+        frame["generator"] + ":" + frame["source"],
+        frame["generator"],
     )
     keys = list(zip(frame["label"].tolist(), names.tolist(), strict=True))
     order = {key: code for code, key in enumerate(sorted(set(keys)))}

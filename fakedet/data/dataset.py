@@ -110,9 +110,14 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     else:
         image = torch.zeros((0, 1, 3, 1, 1), dtype=torch.uint8)
     batch: dict[str, Any] = {
-        key: torch.tensor([item[key] for item in whole], dtype=torch.int64) for key in ("label", "generator", "id")
+        key: torch.tensor([item[key] for item in whole], dtype=torch.int64)
+        for key in ("label", "generator", "id")
     }
-    return {"image": image, **batch, "quarantined": [record for item in items for record in item["quarantined"]]}
+    return {
+        "image": image,
+        **batch,
+        "quarantined": [record for item in items for record in item["quarantined"]],
+    }
 
 
 def _item(

@@ -51,7 +51,9 @@ class Manifest:
         """
         rows = self.rows(split)
         if rows.empty:
-            present = ", ".join(f"{name} ({count})" for name, count in self.frame["split"].value_counts().items())
+            present = ", ".join(
+                f"{name} ({count})" for name, count in self.frame["split"].value_counts().items()
+            )
             raise UserError(f"the split '{split}' is empty: the manifest has {present or 'no rows'}")
         for label, name in ((0, "real"), (1, "fake")):
             if both_classes and not (rows["label"] == label).any():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,5 +40,5 @@ def full_precision(loss: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
-def _is_floating(value: object) -> bool:
+def _is_floating(value: object) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.is_floating_point()

@@ -88,8 +88,8 @@ def real_rows_loss(
 def fake_rows_loss(z_fake: Tensor, t_fake: Tensor, t: Tensor, temperature: float) -> Tensor:
     """Compute L_F: each fake is pushed from the real traces in the degree that the source finds it unreal.
 
-    L_F = mean over i, j of v_i · τ · softplus(z_i·t_j/τ), v_i = 1 − mean_j max(0, t_i·t_j), t_i the fake's own
-    trace. There is no fake–fake term: fakes of different generators need not cluster.
+    L_F = mean over i, j of v_i · τ · softplus(z_i·t_j/τ), v_i = 1 − mean_j max(0, t_i·t_j), t_i the fake's
+    own trace. There is no fake–fake term: fakes of different generators need not cluster.
 
     Args:
         z_fake: (F, D) projections of the fakes.

@@ -12,8 +12,8 @@ from fakedet.losses.precision import full_precision
 def supervised_contrastive_loss(z: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """Compute L_out of Khosla et al. 2020, eq. 2, as the mean over the anchors that have a positive.
 
-    L_out,i = −1/|P(i)| Σ_{p∈P(i)} log [ e^{z_i·z_p/τ} / Σ_{a≠i} e^{z_i·z_a/τ} ], P(i) the other rows of i's class.
-    Eq. 2 sums over anchors; the mean keeps λ independent of the batch size.
+    L_out,i = −1/|P(i)| Σ_{p∈P(i)} log [ e^{z_i·z_p/τ} / Σ_{a≠i} e^{z_i·z_a/τ} ],
+    P(i) the other rows of i's class. Eq. 2 sums over anchors; the mean keeps λ independent of the batch size.
 
     Args:
         z: (M, D) projections, L2-normalised by the caller.

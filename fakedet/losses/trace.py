@@ -41,7 +41,7 @@ def heterogeneous_loss(b: Tensor, temperature: float) -> Tensor:
 def homogeneous_loss(a: Tensor, b: Tensor, destroyed: Tensor | None, temperature: float) -> Tensor:
     """Draw all reals together and away from what is not a natural trace; L_hom of docs/method.md.
 
-    L_hom = −mean over i, j≠i of log [ e^{a_i·a_j/τ} / (e^{a_i·a_j/τ} + Σ_k e^{a_i·b_k/τ} + Σ_p e^{a_i·a_p/τ}) ]
+    L_hom = −mean_{i, j≠i} log [ e^{a_i·a_j/τ} / (e^{a_i·a_j/τ} + Σ_k e^{a_i·b_k/τ} + Σ_p e^{a_i·a_p/τ}) ]
 
     Our reading of Liang et al. (AAAI 2025); the sum over destroyed copies p is ours.
 

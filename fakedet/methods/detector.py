@@ -57,14 +57,6 @@ class Detector(LightningModule):
             metric = GeneratorAveragePrecision(cells.names, cells.is_fake, cells.counterparts)
             setattr(self, name, metric.to(self.device))
 
-    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Turn uint8 images into float in [0, 1] on the device: a quarter of the bytes to move there."""
-        image = batch["image"]
-        if image.dtype == torch.uint8:
-            batch["image"] = image.float().div_(255.0)
-        self.quarantined.extend(batch.get("quarantined", ()))
-        return batch
-
     def configure_optimizers(self) -> Any:
         """Build the optimiser over everything that is not frozen."""
         total = int(self.trainer.estimated_stepping_batches)
@@ -76,7 +68,7 @@ class Detector(LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Collect scores and log the loss on the validation split."""
-        scores = self.score_views(batch["image"])
+        scores = self.score_views(self.take(batch))
         if len(scores.logit):
             loss = F.binary_cross_entropy_with_logits(scores.logit, batch["label"].float())
             self.log("val/loss", loss, batch_size=len(scores.logit), on_epoch=True, sync_dist=True)
@@ -88,13 +80,22 @@ class Detector(LightningModule):
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Collect scores on the test split."""
-        self._collect(self.test_metric, batch, self.score_views(batch["image"]))
+        self._collect(self.test_metric, batch, self.score_views(self.take(batch)))
 
     def on_test_epoch_end(self) -> None:
         """Log mAP and AP per generator; the rows stay in ``test_metric`` for the predictions file."""
         self._log_metric(self.test_metric, "test", reset=False)
 
     # --- parts -----------------------------------------------------------------------------------------
+
+    def take(self, batch: dict[str, Any]) -> Tensor:
+        """Give a batch's images as float (B, V, 3, H, W) in [0, 1], and note which files could not be read.
+
+        Images travel to the device as uint8: a quarter of the bytes.
+        """
+        self.quarantined.extend(batch.get("quarantined", ()))
+        image: Tensor = batch["image"]
+        return image.float().div(255.0) if image.dtype == torch.uint8 else image
 
     def score_views(self, images: Tensor) -> Scores:
         """Score (B, V, 3, H, W) and average each image's V views."""

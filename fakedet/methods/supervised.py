@@ -57,7 +57,7 @@ class SupervisedDetector(Detector):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Compute the cross-entropy and the contrastive term over the global batch."""
-        images, labels = batch["image"][:, 0], batch["label"]
+        images, labels = self.take(batch)[:, 0], batch["label"]
         embedding = self.encoder(images)
         loss = F.binary_cross_entropy_with_logits(self.classifier(embedding), labels.float())
         if self.projection is not None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from fakedet.losses.collapse import collapse_statistics
@@ -79,11 +80,12 @@ class TracePretraining(Detector):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Sum both losses over two views of each real image and a trace-destroyed copy of each."""
-        views = batch["image"].transpose(0, 1).flatten(0, 1)
+        pictures = self.take(batch)
+        views = pictures.transpose(0, 1).flatten(0, 1)
         n = len(views)
         images = views
         if self.destroyer is not None:
-            images = torch.cat([views, self.destroyer(batch["image"][:, 0])])
+            images = torch.cat([views, self.destroyer(pictures[:, 0])])
         embedding = self.encoder(images)
         projected = self.homogeneous(embedding)
         a, destroyed = self._all_views(projected[:n]), None
@@ -112,5 +114,5 @@ class TracePretraining(Detector):
 
     def on_validation_epoch_start(self) -> None:
         """Refill the bank, so that every checkpoint holds the traces of its own weights."""
-        if not self.trainer.validating:
+        if self.trainer.state.fn == TrainerFn.FITTING:
             fill_bank(self.bank, self.trace, self)

@@ -79,7 +79,7 @@ class ContrastiveTransfer(Detector):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Compute L over the global batch's contrastive rows."""
-        images, labels = batch["image"][:, 0], batch["label"]
+        images, labels = self.take(batch)[:, 0], batch["label"]
         embedding = self.encoder(images)
         bce = F.binary_cross_entropy_with_logits(self.classifier(embedding), labels.float())
         if self.contrastive_weight == 0:

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
-from fakedet.errors import UserError, nearest
+from fakedet.errors import UserError
 from fakedet.models.frontend import build_frontend
+from fakedet.models.stem import keep_full_resolution
+from fakedet.models.timm_model import create_timm_model, required_size
+from fakedet.models.weights import load_weights
 
 
 class SmallEncoder(nn.Module):
     """A small net for residuals of small crops, quick on a CPU.
 
     Pooling or striding first would throw traces away; here every 2×2 block of pixels becomes channels, which
-    keeps all of them on a quarter of the grid and takes half the time of convolutions at full resolution.
-    The embedding is the channels' mean over the image.
+    keeps all of them on a quarter of the grid. The embedding is the channels' mean over the image.
+
+    Batch normalisation is over all that one forward sees: stage 1 passes reals and their destroyed copies
+    together, so that the statistics are those of both and cannot tell them apart by their batch.
 
     Args:
         width: channels of the first layers; the last has four times as many.
         frontend: see :mod:`fakedet.models.frontend`.
+
+    Raises:
+        UserError: an unknown frontend, or a width below 1.
     """
 
     def __init__(self, width: int = 32, frontend: str = "npr") -> None:
         super().__init__()
+        if width < 1:
+            raise UserError(f"model.encoder.width: {width} channels are too few; 32 is usual")
         self.frontend = build_frontend(frontend)
         channels = 4 * int(self.frontend.out_channels)  # type: ignore[arg-type]
         layers: list[nn.Module] = [nn.PixelUnshuffle(2)]
@@ -42,27 +50,28 @@ class SmallEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed float RGB (N, 3, H, W) in [0, 1] as (N, embedding_dim); odd sizes lose a row or column."""
-        residual = self.frontend(images)
-        height, width = residual.shape[-2:]
-        residual = residual[..., : height - height % 2, : width - width % 2]
-        # Channels last is a fifth faster on CPUs.
-        embedding: Tensor = self.layers(residual.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
-        return embedding
+        seen = self.frontend(images)
+        height, width = seen.shape[-2:]
+        seen = seen[..., : height - height % 2, : width - width % 2]
+        # Channels last is a tenth faster on CPUs.
+        features: Tensor = self.layers(seen.contiguous(memory_format=torch.channels_last))
+        return features.float().mean(dim=(2, 3))
 
 
 class TimmEncoder(nn.Module):
-    """Any timm model without its head, behind a frontend.
+    """Any timm model without its classifier, behind a frontend.
 
     Args:
-        name: a timm model name.
+        name: a timm model name, with or without a tag of pretrained weights ("resnet50.a1_in1k").
         frontend: see :mod:`fakedet.models.frontend`.
-        pretrained: take timm's pretrained weights from the local cache.
-        weights: a file with weights for this model, safetensors or a PyTorch state dict.
+        pretrained: take timm's pretrained weights, from the local cache or the network.
+        weights: a file with weights for this model, safetensors or PyTorch; replaces ``pretrained``.
         keep_resolution: set the stem's stride to 1 and take its pooling out, so that traces survive.
-        kwargs: passed to ``timm.create_model``, such as ``img_size``.
+        kwargs: passed to ``timm.create_model``, such as ``img_size`` or ``drop_path_rate``.
 
     Raises:
-        UserError: an unknown name, or weights that are not there or do not fit.
+        UserError: an unknown name or setting, weights that are not there or do not fit, a model without a
+            strided stem where ``keep_resolution`` is asked for.
     """
 
     def __init__(
@@ -77,87 +86,29 @@ class TimmEncoder(nn.Module):
         super().__init__()
         self.frontend = build_frontend(frontend)
         channels = int(self.frontend.out_channels)  # type: ignore[arg-type]
-        self.body = _create(name, channels, pretrained and weights is None, kwargs)
+        self.model = create_timm_model(name, channels, pretrained and weights is None, kwargs)
         if weights is not None:
-            _load(self.body, Path(weights))
+            load_weights(self.model, weights, channels)
         if keep_resolution:
-            _keep_resolution(self.body, name)
-        self.embedding_dim = int(getattr(self.body, "head_hidden_size", None) or self.body.num_features)
+            keep_full_resolution(self.model, name)
+        self.name = name
+        self.size = required_size(self.model, kwargs)
+        # Some models (MobileNet) widen once more after pooling: num_features is then not what comes out.
+        self.embedding_dim = int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed float RGB (N, 3, H, W) in [0, 1] as (N, embedding_dim)."""
-        embedding: Tensor = self.body(self.frontend(images))
+        """Embed float RGB (N, 3, H, W) in [0, 1] as (N, embedding_dim).
+
+        Raises:
+            UserError: the model takes images of one size only, and these have another.
+        """
+        seen = self.frontend(images)
+        if self.size is not None and tuple(seen.shape[-2:]) != self.size:
+            asked, got = ("×".join(map(str, size)) for size in (self.size, seen.shape[-2:]))
+            raise UserError(
+                f"model.encoder.name: '{self.name}' takes images of {asked} pixels only and got {got}; "
+                f"set data.crop_size={self.size[0]}, or +model.encoder.img_size={seen.shape[-1]} "
+                "to build the model for these"
+            )
+        embedding: Tensor = self.model(seen)
         return embedding
-
-
-def _create(name: str, channels: int, pretrained: bool, options: dict[str, Any]) -> nn.Module:
-    known = timm.list_models()
-    if name.split(".")[0] not in known:
-        raise UserError(f"model.encoder.name: timm has no model '{name}'; {nearest(name, known)[:200]}")
-    try:
-        model: nn.Module = timm.create_model(
-            name, pretrained=pretrained, num_classes=0, in_chans=channels, **options
-        )
-    except Exception as error:
-        if not pretrained:
-            raise UserError(f"model.encoder: timm cannot build '{name}': {_one_line(error)}") from error
-        raise UserError(_how_to_get_weights(name)) from error
-    return model
-
-
-def _how_to_get_weights(name: str) -> str:
-    settings = timm.get_pretrained_cfg(name)
-    place = settings.hf_hub_id if settings is not None and settings.hf_hub_id else name
-    return (
-        f"model.encoder.pretrained=true: the weights of '{name}' are not in the local cache and cannot be fetched; "
-        f"fetch model.safetensors of '{place}' on a machine with a network and pass model.encoder.weights=FILE, "
-        "or train from scratch with model.encoder.pretrained=false"
-    )
-
-
-def _load(model: nn.Module, path: Path) -> None:
-    if not path.is_file():
-        raise UserError(f"model.encoder.weights: there is no file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"model.encoder.weights: {path} cannot be read: {_one_line(error)}") from error
-    state = state.get("state_dict", state)
-    head = tuple(f"{part}." for part in ("fc", "head", "classifier"))
-    state = {key: value for key, value in state.items() if not key.startswith(head) or key in model.state_dict()}
-    try:
-        result = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise UserError(f"model.encoder.weights: {path} does not fit: {_one_line(error)[:300]}") from error
-    if result.missing_keys or result.unexpected_keys:
-        raise UserError(
-            f"model.encoder.weights: {path} is of another model: {len(result.missing_keys)} weights are missing "
-            f"({', '.join(result.missing_keys[:3])}), {len(result.unexpected_keys)} are unknown "
-            f"({', '.join(result.unexpected_keys[:3])})"
-        )
-
-
-def _keep_resolution(model: nn.Module, name: str) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            first = module
-            break
-    else:
-        first = None  # type: ignore[assignment]
-    if first is None or max(first.stride) == 1 or max(first.stride) > 2:
-        raise UserError(
-            f"model.encoder.keep_resolution: '{name}' has no strided stem convolution to change; "
-            "set it to false"
-        )
-    first.stride = (1, 1)
-    if isinstance(getattr(model, "maxpool", None), nn.Module):
-        model.maxpool = nn.Identity()
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

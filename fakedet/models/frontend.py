@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,69 +12,96 @@ from fakedet.errors import choose
 
 FRONTENDS = ("rgb", "npr", "highpass")
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Residuals of photographs have a standard deviation of 0.02 to 0.1 (scikit-image's and scikit-learn's bundled
+# ones; images in [0, 1]); this brings them near the unit scale that encoders are initialised for. Behind a
+# first layer with batch normalisation the value has no effect at all.
+RESIDUAL_GAIN = 30.0
+
 
 class RgbFrontend(nn.Module):
-    """Pass the colours on, normalised by ImageNet's mean and standard deviation."""
+    """Pass the colours on, each shifted and scaled.
+
+    Args:
+        mean: per channel; ImageNet's unless given.
+        std: per channel; ImageNet's unless given.
+    """
 
     out_channels = 3
+    mean: Tensor
+    std: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalise float RGB (N, 3, H, W) in [0, 1]."""
+        """Normalise float RGB (N, 3, H, W) in [0, 1] to (N, 3, H, W)."""
         return (images - self.mean) / self.std
 
 
 class NprFrontend(nn.Module):
-    """Keep neighbouring-pixel relations: x − up(down(x)) by nearest neighbour (Tan et al., CVPR 2024).
+    """Keep neighbouring-pixel relations: x − up(down(x)), nearest, factor 2 (Tan et al., CVPR 2024).
 
-    Published as (x − up(down(x, 0.5), 2)) · 2/3 on ImageNet-normalised colours; ``gain`` brings the residual of
-    photographs near unit variance besides, which small encoders trained from scratch need.
+    Within each 2×2 block the upper left pixel is taken from all four. The authors' code multiplies by 2/3
+    after dividing the colours by ImageNet's standard deviation, 2.96 in all; here the factor is
+    2/3 · ``gain``.
+
+    Args:
+        gain: see ``RESIDUAL_GAIN``.
     """
 
     out_channels = 3
 
-    def __init__(self, gain: float = 10.0) -> None:
+    def __init__(self, gain: float = RESIDUAL_GAIN) -> None:
         super().__init__()
         self.gain = gain
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give the residual of float RGB (N, 3, H, W) in [0, 1]; odd sizes lose their last row or column."""
+        """Give the residual of float RGB (N, 3, H, W) in [0, 1]; an odd last row or column is cut off."""
         height, width = images.shape[-2:]
         images = images[..., : height - height % 2, : width - width % 2]
-        low = images[..., ::2, ::2]
-        up = low.repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
-        return (images - up) * (2.0 / 3.0 * self.gain)
+        nearest = images[..., ::2, ::2].repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
+        return (images - nearest) * (2.0 / 3.0 * self.gain)
 
 
 class HighPassFrontend(nn.Module):
-    """Filter each colour by three fixed residual filters of steganalysis (SRM, Fridrich and Kodovský 2012)."""
+    """Filter each colour by three fixed residual filters of steganalysis (SRM, Fridrich and Kodovský 2012).
+
+    The second difference along rows and the 3×3 and 5×5 square filters, with SRM's divisors 2, 4 and 12.
+
+    Args:
+        gain: see ``RESIDUAL_GAIN``.
+    """
 
     out_channels = 9
+    kernels: Tensor
 
-    def __init__(self, gain: float = 10.0) -> None:
+    def __init__(self, gain: float = RESIDUAL_GAIN) -> None:
         super().__init__()
-        second = torch.zeros(5, 5)
-        second[2, 1:4] = torch.tensor([1.0, -2.0, 1.0]) / 2
+        line = torch.zeros(5, 5)
+        line[2, 1:4] = torch.tensor([1.0, -2.0, 1.0])
         square3 = torch.zeros(5, 5)
-        square3[1:4, 1:4] = torch.tensor([[-1.0, 2.0, -1.0], [2.0, -4.0, 2.0], [-1.0, 2.0, -1.0]]) / 4
+        square3[1:4, 1:4] = torch.tensor([[-1.0, 2.0, -1.0], [2.0, -4.0, 2.0], [-1.0, 2.0, -1.0]])
         square5 = torch.tensor([
             [-1.0, 2.0, -2.0, 2.0, -1.0],
             [2.0, -6.0, 8.0, -6.0, 2.0],
             [-2.0, 8.0, -12.0, 8.0, -2.0],
             [2.0, -6.0, 8.0, -6.0, 2.0],
             [-1.0, 2.0, -2.0, 2.0, -1.0],
-        ]) / 12  # fmt: skip
-        kernels = torch.stack([second, square3, square5]).unsqueeze(1).repeat(3, 1, 1, 1)
-        self.register_buffer("kernels", kernels * gain, persistent=False)
+        ])  # fmt: skip
+        bank = torch.stack([line / 2, square3 / 4, square5 / 12]).unsqueeze(1)
+        self.register_buffer("kernels", gain * bank.repeat(3, 1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Filter float RGB (N, 3, H, W) in [0, 1] to (N, 9, H, W), three filters a colour."""
-        padded = F.pad(images, (2, 2, 2, 2), mode="reflect")
-        return F.conv2d(padded, self.kernels.to(images.dtype), groups=3)
+        """Filter float RGB (N, 3, H, W) in [0, 1] to (N, 9, H, W): three of red, of green, of blue."""
+        # Under autocast bfloat16's eight bits would round the image to steps as large as the residual.
+        with torch.autocast(images.device.type, enabled=False):
+            padded = F.pad(images.float(), (2, 2, 2, 2), mode="reflect")
+            return F.conv2d(padded, self.kernels.float(), groups=3)
 
 
 def build_frontend(name: str) -> nn.Module:
@@ -81,6 +110,5 @@ def build_frontend(name: str) -> nn.Module:
     Raises:
         UserError: an unknown name.
     """
-    choose(name, FRONTENDS, "model.encoder.frontend")
     made: dict[str, type[nn.Module]] = {"rgb": RgbFrontend, "npr": NprFrontend, "highpass": HighPassFrontend}
-    return made[name]()
+    return made[choose(name, FRONTENDS, "model.encoder.frontend")]()

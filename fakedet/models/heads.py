@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class ProjectionHead(nn.Module):
-    """Project embeddings onto the unit sphere: Linear–BatchNorm–ReLU–Linear, L2-normalised.
+    """Project embeddings onto the unit sphere: Linear, BatchNorm, ReLU, Linear, L2 normalisation.
 
     Args:
         in_dim: dimension of the embedding.
@@ -25,7 +26,7 @@ class ProjectionHead(nn.Module):
         )
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Map (N, in_dim) to float32 rows (N, out_dim) of length one."""
+        """Map (N, in_dim) to float32 rows (N, out_dim) of length one; a zero row stays zero."""
         return F.normalize(self.layers(embedding).float(), dim=1)
 
 
@@ -41,5 +42,7 @@ class Classifier(nn.Module):
         self.linear = nn.Linear(in_dim, 1)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Map (N, in_dim) to float32 logits (N,), also under autocast: bf16 logits cost AP through ties."""
-        return F.linear(embedding.float(), self.linear.weight.float(), self.linear.bias.float()).squeeze(1)
+        """Map (N, in_dim) to float32 logits (N,), also under autocast: bfloat16 logits tie and cost AP."""
+        with torch.autocast(embedding.device.type, enabled=False):
+            weight, bias = self.linear.weight.float(), self.linear.bias.float()
+            return F.linear(embedding.float(), weight, bias).squeeze(1)

@@ -1,0 +1,44 @@
+"""``fakedet study``: several methods × seeds in, one comparison out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from fakedet.evaluation.table import console_table
+from fakedet.runs.folder import open_folder, write_config
+from fakedet.runs.study import plan, prepare_data, run_jobs
+from fakedet.runs.study_report import compare_jobs, write_report
+
+log = logging.getLogger("fakedet")
+
+
+def run(config: DictConfig, overrides: list[str]) -> float | None:
+    """Train what is not trained yet, compare, and return the failures' count as a status."""
+    started = time.perf_counter()
+    # A study that was stopped goes on in its folder, so an occupied one is not refused.
+    folder = open_folder(Path(config.output_dir), overwrite=True).resolve()
+    write_config(folder, config, overrides)
+    study: dict[str, Any] = OmegaConf.to_container(config.study, resolve=True)  # type: ignore[assignment]
+    first, rest = plan(study, folder, list(config.extra))
+    log.info("study '%s': %d jobs, %d at a time, into %s", study["name"], len(first + rest), config.jobs, folder)
+    prepare_data((first + rest)[0])
+    results = run_jobs([first, rest], config.jobs)
+    for result in results:
+        if result.error:
+            log.warning("FAILED %s: %s (%s/console.log)", result.job.name, result.error, result.job.folder)
+    comparison, finished = compare_jobs(results, study["baseline"], OmegaConf.to_container(config.bootstrap))  # type: ignore[arg-type]
+    report = write_report(folder, study, comparison, finished, results, time.perf_counter() - started)
+    console = Console(width=None if Console().is_terminal else 130)
+    console.print(console_table(comparison, study["title"]))
+    for sentence in comparison.verdict():
+        console.print(sentence, soft_wrap=True, highlight=False)
+    log.info("time     %.0f s", time.perf_counter() - started)
+    log.info("summary  %s", folder / "summary.json")
+    log.info("report   %s", report)
+    return float(sum(result.error is not None for result in results))

@@ -1,0 +1,155 @@
+"""Make the demo data: crops, simulated generators, post-processing, manifest."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fakedet.data.demo.generators import SEEN, UNSEEN, Generate, train_generator
+from fakedet.data.demo.photos import crops, load_photos
+from fakedet.data.demo.postprocess import postprocess
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class DemoRecipe:
+    """Sizes of the demo data.
+
+    Attributes:
+        size: side of an image.
+        margin: made around each fake and cut off, because the border of a network's output gives it away.
+        steps: of training, each generator.
+        batch: training crops a step.
+        real: reals by split.
+        fake: fakes of each generator by split; unseen generators are in test only.
+    """
+
+    size: int = 80
+    margin: int = 12
+    steps: int = 220
+    batch: int = 12
+    real: tuple[tuple[str, int], ...] = (("train", 900), ("val", 300), ("test", 200))
+    fake: tuple[tuple[str, int], ...] = (("train", 300), ("val", 100), ("test", 200))
+
+
+def make_demo_data(
+    folder: Path, seed: int = 0, recipe: DemoRecipe | None = None, progress: Progress | None = None
+) -> Path:
+    """Write the demo's images and ``manifest.csv`` into a folder.
+
+    The simulated generators learn from the training photographs alone. Fakes are re-made crops, matched to their
+    crop in channel mean and standard deviation, and other crops than the reals'.
+
+    Args:
+        folder: empty or not there yet.
+        seed: the same seed gives the same bytes on the same machine.
+        recipe: sizes.
+        progress: called with what is done, how much of it, and of how much.
+
+    Returns:
+        The manifest's path.
+    """
+    recipe = recipe or DemoRecipe()
+    report = progress or (lambda what, done, total: None)
+    folder.mkdir(parents=True, exist_ok=True)
+    photos = {split: load_photos(split) for split in ("train", "val", "test")}
+    rows: list[dict[str, object]] = []
+    with _own_random_state(seed):
+        for split, count in recipe.real:
+            rng = np.random.default_rng([seed, 0, _number(split)])
+            stream = crops(photos[split], recipe.size, rng)
+            for number in range(count):
+                name, image = next(stream)
+                rows.append(_write(folder, "real", 0, split, name, number, image, rng))
+        kinds = [*SEEN, *UNSEEN]
+        for place, kind in enumerate(kinds):
+            report(f"simulated generator '{kind}'", place, len(kinds))
+            generate = _train(kind, photos["train"], recipe, seed)
+            for split, count in recipe.fake:
+                if kind in SEEN or split == "test":
+                    rows += _fakes(folder, kind, generate, photos[split], split, count, recipe, seed)
+        report("demo data", len(kinds), len(kinds))
+    path = folder / "manifest.csv"
+    pd.DataFrame(rows).to_csv(path, index=False)
+    return path
+
+
+def _train(kind: str, photos: dict[str, NDArray[np.uint8]], recipe: DemoRecipe, seed: int) -> Generate:
+    stream = crops(photos, 48, np.random.default_rng([seed, 1, _number(kind)]))
+
+    def batch() -> Tensor:
+        return _tensor(np.stack([next(stream)[1] for _ in range(recipe.batch)]))
+
+    return train_generator(kind, batch, recipe.steps, torch.Generator().manual_seed(seed))
+
+
+def _fakes(
+    folder: Path,
+    kind: str,
+    generate: Generate,
+    photos: dict[str, NDArray[np.uint8]],
+    split: str,
+    count: int,
+    recipe: DemoRecipe,
+    seed: int,
+) -> Iterator[dict[str, object]]:
+    rng = np.random.default_rng([seed, 2, _number(kind), _number(split)])
+    stream = crops(photos, recipe.size + 2 * recipe.margin, rng)
+    inner = slice(recipe.margin, recipe.margin + recipe.size)
+    for number in range(count):
+        name, image = next(stream)
+        source = _tensor(image[None])
+        with torch.no_grad():
+            made = generate(source)
+        fake = _matched(made[..., inner, inner], source[..., inner, inner])
+        pixels = (fake[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+        yield _write(folder, kind, 1, split, name, number, pixels, rng)
+
+
+def _matched(made: Tensor, source: Tensor) -> Tensor:
+    """Give each channel the mean and standard deviation of the crop that it was made from."""
+    at = (2, 3)
+    scale = source.std(at, keepdim=True) / made.std(at, keepdim=True).clamp(min=1e-4)
+    return (made - made.mean(at, keepdim=True)) * scale + source.mean(at, keepdim=True)
+
+
+def _write(
+    folder: Path, generator: str, label: int, split: str, photo: str, number: int, image: NDArray[np.uint8],
+    rng: np.random.Generator,
+) -> dict[str, object]:  # fmt: skip
+    path = f"{split}/{generator}/{photo}_{number:04d}.jpg"
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    (folder / path).write_bytes(postprocess(image, rng))
+    return {"path": path, "label": label, "generator": generator, "split": split, "group": photo}
+
+
+def _tensor(images: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32) / 255.0)
+
+
+def _number(name: str) -> int:
+    return zlib.crc32(name.encode())
+
+
+@contextmanager
+def _own_random_state(seed: int) -> Iterator[None]:
+    """Draw weights from a state of our own, on one thread, and leave the caller's as they were."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        # One thread: the sums of several depend on how they were shared out, and small nets gain nothing.
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)

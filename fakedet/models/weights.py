@@ -1,0 +1,91 @@
+"""Loading a file of weights into a timm model, completely or not at all."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from timm.models import adapt_input_conv, load_state_dict
+from torch import Tensor, nn
+
+from fakedet.errors import UserError
+
+
+def load_weights(model: nn.Module, file: str | Path, channels: int) -> None:
+    """Load a state dict from a file into a timm model that has no classifier.
+
+    The file's classifier is left out; otherwise every weight must be there and none may be left over. Weights
+    pass the same conversions as timm's own pretrained ones. The file is read as tensors only, without code.
+
+    Args:
+        model: what ``timm.create_model(..., num_classes=0)`` returned.
+        file: safetensors, or a PyTorch file of a state dict or of a checkpoint that holds one.
+        channels: the model's input channels; three-channel weights are adapted to another number.
+
+    Raises:
+        UserError: no such file, a file that cannot be read, or weights that do not fit.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise UserError(f"model.encoder.weights: there is no file {path}")
+    state = _read(path)
+    try:
+        state = _convert(model, state, channels)
+        found = model.load_state_dict(state, strict=False)
+    except Exception as error:  # a conversion meant for other weights may raise anything
+        raise UserError(
+            f"model.encoder.weights: {path} does not fit the model: {_one_line(error)}"
+        ) from error
+    problems = [
+        f"{len(keys)} {what} ({_some(keys)})"
+        for what, keys in (
+            ("weights of the model are not in it", found.missing_keys),
+            ("of its weights are not in the model", found.unexpected_keys),
+        )
+        if keys
+    ]
+    if problems:
+        raise UserError(f"model.encoder.weights: {path} is of another model: {'; '.join(problems)}")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        state = load_state_dict(str(path), device="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or foreign file makes the reader raise
+        raise UserError(
+            f"model.encoder.weights: {path} cannot be read as safetensors or as a PyTorch file of tensors: "
+            f"{_one_line(error)}"
+        ) from error
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"model.encoder.weights: {path} does not hold a state dict: names with tensors")
+    return state
+
+
+def _convert(model: Any, state: dict[str, Tensor], channels: int) -> dict[str, Tensor]:
+    """Do what timm does to pretrained weights: its own filter, the input channels, no classifier."""
+    filter_fn = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if filter_fn is not None:
+        state = filter_fn(state, model)
+    own = model.state_dict()
+    for name in _names(model.pretrained_cfg.get("first_conv")):
+        key = f"{name}.weight"
+        if key in state and key in own and state[key].shape != own[key].shape and state[key].shape[1] == 3:
+            state[key] = adapt_input_conv(channels, state[key])
+    heads = tuple(f"{name}." for name in _names(model.pretrained_cfg.get("classifier")))
+    return {key: value for key, value in state.items() if key in own or not key.startswith(heads)}
+
+
+def _names(value: str | Iterable[str] | None) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
+
+
+def _one_line(error: BaseException) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]

@@ -101,3 +101,10 @@ def test_resample_loses_pixels():
     expected = torch.nn.functional.interpolate(small, size=(20, 20), mode="bilinear")
     assert torch.allclose(resample(x, u), expected, atol=1e-6)
     assert np.linalg.matrix_rank(resample(x, u)[0, 0].double().numpy(), tol=1e-4) <= 8
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_content_stays_in_its_place(name):
+    down, across = torch.linspace(0.1, 0.5, 64)[:, None], torch.linspace(0.0, 0.4, 64)[None, :]
+    slope = (down + across).expand(3, 3, 64, 64)
+    assert torch.allclose(METHODS[name](slope, draws()), slope, atol=0.03)

@@ -102,6 +102,8 @@ def build_trainer(config: Mapping[str, Any], **parts: Any) -> Trainer:
     Raises:
         UserError: the machine does not have what the config asks for, or a wrong value.
     """
+    if config.get("sync_batchnorm") and not torch.cuda.is_available():
+        config = {**config, "sync_batchnorm": False}  # PyTorch has it for GPUs alone
     try:
         trainer = _instantiate(config, "trainer", **parts)
     except (MisconfigurationException, ValueError) as error:
@@ -126,7 +128,11 @@ def load_detector(path: str | Path) -> Detector:
         assert isinstance(untrained, TracePretraining)
         trace = TraceCheckpoint(identity["stage1"], untrained)
     # The weights come from the checkpoint: nothing pretrained is looked up again.
-    model = {**identity["model"], "init": "scratch", "encoder": _without_weights(identity["model"]["encoder"])}
+    model = {
+        **identity["model"],
+        "init": "scratch",
+        "encoder": _without_weights(identity["model"]["encoder"]),
+    }
     method = build_method(model, trace)
     try:
         method.load_state_dict(checkpoint["state_dict"])
@@ -159,7 +165,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"no checkpoint at {path}; `fakedet train` writes checkpoints/best.ckpt in its folder")
+        raise UserError(
+            f"no checkpoint at {path}; `fakedet train` writes checkpoints/best.ckpt in its folder"
+        )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file makes the unpickler raise

@@ -11,7 +11,17 @@ from fakedet.commands.app import register_resolvers
 from fakedet.runs.training import train
 
 CONF = Path(__file__).parent.parent / "conf"
-GROUPS = ["data", "model", "model/encoder", "augment", "trainer", "logger", "callbacks", "experiment", "debug"]
+GROUPS = [
+    "data",
+    "model",
+    "model/encoder",
+    "augment",
+    "trainer",
+    "logger",
+    "callbacks",
+    "experiment",
+    "debug",
+]
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 
@@ -24,7 +34,9 @@ def composed(verb: str, *overrides: str) -> DictConfig:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: str(value))
 def test_every_option_composes(group: str, option: str) -> None:
-    config = composed("train", f"{group}={option}", "data.manifest=x.csv" if option == "manifest" else "seed=0")
+    config = composed(
+        "train", f"{group}={option}", "data.manifest=x.csv" if option == "manifest" else "seed=0"
+    )
     if option == "ntf":
         config.data.manifest = "x.csv"
     OmegaConf.resolve(config)

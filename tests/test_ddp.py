@@ -13,7 +13,9 @@ from fakedet.evaluation.predictions import read_predictions
 
 
 def fakedet(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("LOCAL_", "MASTER_"))}
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("LOCAL_", "MASTER_"))
+    }
     return subprocess.run([sys.executable, "-m", "fakedet", *arguments], cwd=cwd, env=environment,
                           capture_output=True, text=True, timeout=300, check=False)  # fmt: skip
 
@@ -28,7 +30,6 @@ def test_two_ranks_train_into_one_folder_and_count_each_row_once(tiny_manifest: 
     manifest = pd.read_csv(tiny_manifest)
     assert sorted(frame["path"]) == sorted(manifest.loc[manifest["split"] == "test", "path"])
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["map"]["value"] is not None
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("run")] == ["run", "runs"] or True
     assert not (tmp_path / "outputs").exists()
 
 

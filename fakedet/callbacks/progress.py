@@ -41,7 +41,11 @@ class RunProgress(Callback):
     ) -> None:
         """Write the progress, a few times a second at most."""
         now = time.perf_counter()
-        if self.file is not None and trainer.is_global_zero and now - self._last_write > SECONDS_BETWEEN_WRITES:
+        if (
+            self.file is not None
+            and trainer.is_global_zero
+            and now - self._last_write > SECONDS_BETWEEN_WRITES
+        ):
             self._last_write = now
             self._write(trainer, batch_idx + 1)
 

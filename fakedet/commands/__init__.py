@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import fakedet
@@ -12,6 +13,9 @@ VERBS = {
     "evaluate": "score a manifest with a checkpoint: predictions.parquet and metrics.json",
     "study": "train several methods on the same splits and seeds and compare them in one report",
 }
+
+# Names the job that the processes which Lightning starts for further ranks join; see docs/architecture.md.
+JOB = "FAKEDET_JOB"
 
 HELP = """fakedet: detect AI-generated images by the natural traces that real photographs share.
 
@@ -27,6 +31,10 @@ Every verb is a Hydra app: `fakedet <verb> --help` shows its config, `-m key=a,b
 
 def main() -> int:
     """Run the verb that the command line names and return its exit status."""
+    if JOB in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        from fakedet.commands.app import join
+
+        return join(os.environ[JOB])
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP.format(verbs="\n".join(f"  {verb:<10}{what}" for verb, what in VERBS.items())))

@@ -14,17 +14,14 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fakedet.commands import JOB
 from fakedet.commands.mistakes import check_command_line
 from fakedet.commands.shorthand import expand_encoders
 from fakedet.errors import UserError
 from fakedet.runs.quiet import quiet_libraries
-
-# Tells the processes that Lightning starts for further ranks which job to join; see docs/architecture.md.
-JOB = "FAKEDET_JOB"
 
 
 def launch(verb: str, arguments: list[str]) -> int:
@@ -38,8 +35,6 @@ def launch(verb: str, arguments: list[str]) -> int:
     set_up_logging()
     register_resolvers()
     try:
-        if JOB in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0:
-            return _join(os.environ[JOB])
         arguments = expand_encoders(arguments)
         check_command_line(verb, arguments)
         sys.argv = [sys.argv[0], *arguments]
@@ -78,10 +73,9 @@ def _task(verb: str) -> Any:
     def run(config: DictConfig) -> Any:
         settings = HydraConfig.get()
         overrides = [str(override) for override in settings.overrides.task]
-        if settings.mode == RunMode.MULTIRUN:
-            # Every job of a sweep has its own folder below the sweep's.
-            config.output_dir = settings.runtime.output_dir
-        OmegaConf.resolve(config)
+        # Fixed here, once: the default holds the time, and each job of a sweep has its own folder below the
+        # sweep's. Other interpolations stay, because stage 1 resolves them with its own model and folder.
+        config.output_dir = settings.runtime.output_dir
         with _job_for_further_ranks(verb, config, overrides):
             return _run(verb, config, overrides)
 
@@ -113,11 +107,19 @@ def _run(verb: str, config: DictConfig, overrides: list[str]) -> Any:
     return module.run(config, overrides)
 
 
-def _join(job: str) -> int:
+def join(job: str) -> int:
     """Run the job of rank zero as a further rank: same config, same folder, nothing composed anew."""
+    set_up_logging()
+    register_resolvers()
     saved = OmegaConf.load(job)
     assert isinstance(saved, DictConfig)
-    _run(saved.verb, saved.config, list(saved.overrides))
+    # A node of its own: interpolations are relative to the config, not to the file that wraps it.
+    config = OmegaConf.create(OmegaConf.to_container(saved.config, resolve=False))
+    assert isinstance(config, DictConfig)
+    try:
+        _run(saved.verb, config, list(saved.overrides))
+    except UserError:
+        return 2  # rank zero says it
     return 0
 
 

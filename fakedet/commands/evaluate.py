@@ -20,7 +20,14 @@ def run(config: DictConfig, overrides: list[str]) -> float | None:
     for name, entry in metrics["per_generator"].items():
         seen = "seen" if entry["seen"] else "unseen"
         counts = f"{entry['n_real']} real, {entry['n_fake']} fake"
-        log.info("%-24s %-7s AP %s  AUC %s  (%s)", name, seen, interval(entry["ap"]), interval(entry["auc"]), counts)
+        log.info(
+            "%-24s %-7s AP %s  AUC %s  (%s)",
+            name,
+            seen,
+            interval(entry["ap"]),
+            interval(entry["auc"]),
+            counts,
+        )
     for key in ("map_seen", "map_unseen", "map"):
         log.info("%-24s %s", key, interval(metrics[key]))
     log.info("predictions %s/predictions.parquet", config.output_dir)

@@ -161,7 +161,7 @@ def _groups() -> list[str]:
 
 def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
     for key in config:
-        name = f"{prefix}{key}"
+        name = f"{prefix}{key!s}"
         yield name
         if not OmegaConf.is_missing(config, key) and OmegaConf.is_dict(config._get_node(key)):
             node = config[str(key)]
@@ -171,7 +171,7 @@ def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
 
 def _has(config: DictConfig, key: str) -> bool:
     parent = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
-    return OmegaConf.is_dict(parent) and parent is not None and key.rpartition(".")[2] in parent._content
+    return isinstance(parent, DictConfig) and key.rpartition(".")[2] in list(parent)
 
 
 def _is_missing(config: DictConfig, key: str) -> bool:

@@ -26,7 +26,9 @@ def run(config: DictConfig, overrides: list[str]) -> float | None:
     write_config(folder, config, overrides)
     study: dict[str, Any] = OmegaConf.to_container(config.study, resolve=True)  # type: ignore[assignment]
     first, rest = plan(study, folder, list(config.extra))
-    log.info("study '%s': %d jobs, %d at a time, into %s", study["name"], len(first + rest), config.jobs, folder)
+    log.info(
+        "study '%s': %d jobs, %d at a time, into %s", study["name"], len(first + rest), config.jobs, folder
+    )
     prepare_data((first + rest)[0])
     results = run_jobs([first, rest], config.jobs)
     for result in results:

@@ -24,4 +24,3 @@ def run(config: DictConfig, overrides: list[str]) -> float | None:
     log.info("run       %s", done.folder)
     value = done.metrics["map"]["value"] if done.metrics else None
     return None if value is None else float(value)
-

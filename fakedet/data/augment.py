@@ -62,7 +62,9 @@ class Augmentation:
         return _apply(self._after, image, rng)
 
 
-def _apply(pipeline: A.Compose | None, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+def _apply(
+    pipeline: A.Compose | None, image: NDArray[np.uint8], rng: np.random.Generator
+) -> NDArray[np.uint8]:
     if pipeline is None:
         return image
     # albumentations 2.0.8 would give every worker the same stream; a seed a call makes that irrelevant.

@@ -208,6 +208,8 @@ class ImageDataModule(LightningDataModule):
             worker_init_fn=_quiet_worker,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            # Left alone, a loader takes its seed from the global state, how often depending on its workers.
+            generator=torch.Generator().manual_seed(self.seed),
         )
 
     def _training_rows(self) -> Any:

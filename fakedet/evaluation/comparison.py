@@ -89,9 +89,10 @@ class Comparison:
 
     def verdict(self) -> list[str]:
         """Say in sentences whether differences exceed their intervals."""
-        sentences = [self._sentence(name, words) for name, words in (
-            ("map_unseen", "unseen generators"), ("map_seen", "seen generators"))]  # fmt: skip
-        sentences = [sentence for group in sentences for sentence in group]
+        sentences = [
+            *self._sentences("map_unseen", "unseen generators"),
+            *self._sentences("map_seen", "seen generators"),
+        ]
         if self.n_groups < FEW_GROUPS:
             sentences.append(
                 f"The test images come from only {self.n_groups} photographs: intervals over so few are a lower "
@@ -101,7 +102,7 @@ class Comparison:
             sentences.append(f"{self.n_left_out} images that not every run could read are left out of all.")
         return sentences
 
-    def _sentence(self, name: str, words: str) -> list[str]:
+    def _sentences(self, name: str, words: str) -> list[str]:
         base = self.values["ap"][name][self.baseline]
         if np.isnan(base.value):
             return []
@@ -110,9 +111,10 @@ class Comparison:
             if method == self.baseline:
                 continue
             value, difference = self.values["ap"][name][method], self.differences["ap"][name][method]
-            change = f"{difference.interval.value:+.3f} [{difference.interval.low:+.3f}, {difference.interval.high:+.3f}]"
+            gap = difference.interval
+            change = f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
             if difference.exceeds:
-                way = "above" if difference.interval.value > 0 else "below"
+                way = "above" if gap.value > 0 else "below"
                 told.append(f"{method} ({_text(value)}) is {way} it by more than the interval: {change}.")
             else:
                 told.append(f"{method} ({_text(value)}) cannot be told from it: {change}.")
@@ -146,7 +148,9 @@ def compare(
         UserError: no runs, an unknown baseline, or frames of different data.
     """
     if baseline not in runs or not runs[baseline]:
-        raise UserError(f"the baseline '{baseline}' has no finished run; there are: {', '.join(runs) or 'none'}")
+        raise UserError(
+            f"the baseline '{baseline}' has no finished run; there are: {', '.join(runs) or 'none'}"
+        )
     frame, logits, left_out = _align(runs)
     table = bootstrap_statistics(frame, logits, pairs, seen, n_resamples, seed)
     names = [*table.generators, *MEANS]
@@ -162,7 +166,9 @@ def compare(
                 method: percentile_interval(points[method], samples[method], level) for method in runs
             }
             differences[metric][name] = {
-                method: _difference(points[method] - points[baseline], samples[method] - samples[baseline], level)
+                method: _difference(
+                    points[method] - points[baseline], samples[method] - samples[baseline], level
+                )
                 for method in runs
                 if method != baseline
             }
@@ -213,7 +219,9 @@ def _point(table: BootstrapTable, method: str, runs: Runs, metric: str, name: st
 def _samples(
     table: BootstrapTable, method: str, runs: Runs, metric: str, name: str, drawn: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    by_seed = np.stack([table.samples(_key(method, i), metric, name) for i in range(len(runs[method]))], axis=1)
+    by_seed = np.stack(
+        [table.samples(_key(method, i), metric, name) for i in range(len(runs[method]))], axis=1
+    )
     chosen: NDArray[np.float64] = np.take_along_axis(by_seed, drawn[: len(by_seed)], axis=1).mean(axis=1)
     return chosen
 

@@ -57,7 +57,9 @@ class Page:
 def write_page(page: Page, path: Path) -> None:
     """Render a page into one self-contained HTML file; whatever it shows is escaped."""
     template = files("fakedet.evaluation").joinpath("report/report.html").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     content = environment.from_string(template).render(
         page=page,
         comparison=page.comparison,

@@ -40,7 +40,7 @@ def plot_curves(runs: Mapping[str, pd.DataFrame], path: Path) -> Path:
         path: the PNG.
     """
     wanted = [("train/loss", "training loss"), ("val/map", "validation mAP")]
-    figure = new_figure(9, 3.4)
+    figure = new_figure(7.6, 3.2)
     for axes, (key, title) in zip(np.atleast_1d(figure.subplots(1, 2)), wanted, strict=True):
         drawn = False
         for number, (name, table) in enumerate(runs.items()):
@@ -58,7 +58,7 @@ def plot_curves(runs: Mapping[str, pd.DataFrame], path: Path) -> Path:
 
 
 def plot_scores(frame: pd.DataFrame, path: Path) -> Path:
-    """Draw the distribution of logits, reals above each generator, as one row of violins' medians and spreads.
+    """Draw how logits spread: reals first, then each generator, with median, quartiles and 5–95 %.
 
     Args:
         frame: a predictions frame.
@@ -67,13 +67,15 @@ def plot_scores(frame: pd.DataFrame, path: Path) -> Path:
     groups = _score_groups(frame)
     figure = new_figure(8, 0.8 + 0.36 * len(groups))
     axes = figure.subplots()
-    for row, (name, label, logits) in enumerate(groups):
+    for row, (_, label, logits) in enumerate(groups):
         colour = REAL_COLOUR if label == 0 else PALETTE[1]
         low, first, middle, third, high = np.percentile(logits, [5, 25, 50, 75, 95])
         axes.plot([low, high], [row, row], color=colour, linewidth=1)
         axes.plot([first, third], [row, row], color=colour, linewidth=6, solid_capstyle="butt", alpha=0.6)
         axes.plot(middle, row, "|", color="black", markersize=11)
-    axes.set_yticks(range(len(groups)), [f"{name} (n={len(logits)})" for name, _, logits in groups], fontsize=8)
+    axes.set_yticks(
+        range(len(groups)), [f"{name} (n={len(logits)})" for name, _, logits in groups], fontsize=8
+    )
     axes.invert_yaxis()
     axes.axvline(0, color="#999999", linewidth=0.8, linestyle=":")
     _dress(axes, "logits: 5–95 %, quartiles, median; grey real, orange fake", "logit (right: more fake)", "")
@@ -81,7 +83,11 @@ def plot_scores(frame: pd.DataFrame, path: Path) -> Path:
 
 
 def plot_embedding(
-    embedding: NDArray[np.float64], labels: NDArray[np.int64], generators: list[str], seen: set[str], path: Path
+    embedding: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    generators: list[str],
+    seen: set[str],
+    path: Path,
 ) -> Path:
     """Draw embeddings on their first two principal components.
 
@@ -98,15 +104,23 @@ def plot_embedding(
     if places.shape[1] < 2:
         places = np.column_stack([places, np.zeros(len(places))])
     share = singular**2 / max(float((singular**2).sum()), 1e-12)
-    figure = new_figure(7.5, 5)
+    figure = new_figure(6.6, 4)
     axes = figure.subplots()
     names = np.asarray(generators, dtype=object)
     real = labels == 0
-    axes.scatter(*places[real].T, s=14, color=REAL_COLOUR, alpha=0.45, label=f"real (n={real.sum()})", linewidths=0)
+    axes.scatter(
+        places[real, 0],
+        places[real, 1],
+        s=14,
+        color=REAL_COLOUR,
+        alpha=0.45,
+        label=f"real (n={real.sum()})",
+        linewidths=0,
+    )
     for number, name in enumerate(sorted(set(names[~real]))):
         rows = ~real & (names == name)
         known = name in seen
-        axes.scatter(*places[rows].T, s=16 if known else 22, marker="o" if known else "x", alpha=0.7,
+        axes.scatter(places[rows, 0], places[rows, 1], s=16 if known else 22, marker="o" if known else "x", alpha=0.7,
                      color=PALETTE[number % len(PALETTE)], linewidths=0 if known else 1,
                      label=f"{name}{'' if known else ', unseen'} (n={rows.sum()})")  # fmt: skip
     shown = [f"{value:.0%}" for value in share[:2]]
@@ -136,7 +150,9 @@ def plot_intervals(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], title: s
             colour, at = PALETTE[number % len(PALETTE)], place + offset
             if entry["low"] is not None:
                 axes.plot([entry["low"], entry["high"]], [at, at], color=colour, linewidth=1.6)
-            axes.plot(entry["value"], at, "o", color=colour, markersize=4, label=method if place == 0 else None)
+            axes.plot(
+                entry["value"], at, "o", color=colour, markersize=4, label=method if place == 0 else None
+            )
     axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
     axes.invert_yaxis()
     for border in range(1, len(rows)):
@@ -151,8 +167,9 @@ def plot_intervals(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], title: s
 
 def _score_groups(frame: pd.DataFrame) -> list[tuple[str, int, NDArray[np.float64]]]:
     return [
-        (str(name), int(label), rows["logit"].to_numpy(dtype=np.float64))
-        for (label, name), rows in frame.groupby(["label", "generator"], sort=True)
+        (str(name), label, rows["logit"].to_numpy(dtype=np.float64))
+        for label in (0, 1)
+        for name, rows in frame[frame["label"] == label].groupby("generator", sort=True)
     ]
 
 

@@ -50,7 +50,9 @@ def read_predictions(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     if missing:
         raise UserError(f"{path}: not a predictions file, it has no column {', '.join(missing)}")
     if not frame["label"].isin([0, 1]).all():
-        raise UserError(f"{path}: labels must be 0 (real) or 1 (fake), found {sorted(set(frame['label']))[:5]}")
+        raise UserError(
+            f"{path}: labels must be 0 (real) or 1 (fake), found {sorted(set(frame['label']))[:5]}"
+        )
     nan = frame["logit"].isna()
     if nan.any():
         first = ", ".join(frame.loc[nan, "path"].head(3))

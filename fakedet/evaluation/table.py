@@ -79,7 +79,9 @@ def markdown(comparison: Comparison, metric: str = "ap") -> str:
     ]
     for row in rows(comparison, metric):
         name = f"**{row.name}**" if row.section == "mean" else f"{row.name} ({row.section}, {row.counts})"
-        lines.append(f"| {name} | " + " | ".join(text(row.cells[method]) for method in comparison.methods) + " |")
+        lines.append(
+            f"| {name} | " + " | ".join(text(row.cells[method]) for method in comparison.methods) + " |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -76,7 +76,7 @@ def real_rows_loss(
         return (z_real.sum() + z_fake.sum()) * 0.0
     positive = (z_real @ t.T) / temperature
     negative = torch.logsumexp((z_real @ z_fake.T) / temperature, dim=1, keepdim=True)
-    if hard:
+    if hard:  # noqa: SIM108 - two formulas read better as two statements
         weights = torch.full_like(positive, 1.0 / len(t))
     else:
         weights = torch.softmax((t @ t.T) / weight_temperature, dim=1)

@@ -30,7 +30,9 @@ def configure_optimiser(
         UserError: an unknown optimiser or schedule, or settings that the optimiser does not take.
     """
     options = dict(settings)
-    name = choose(str(options.pop("name")).lower(), timm.optim.list_optimizers(), "model.optimizer.name")
+    name = choose(
+        str(options.pop("name")).lower(), map(str, timm.optim.list_optimizers()), "model.optimizer.name"
+    )
     warmup = float(options.pop("warmup", 0.0))
     schedule = choose(str(options.pop("schedule", "constant")), SCHEDULES, "model.optimizer.schedule")
     learned = [parameter for parameter in parameters if parameter.requires_grad]

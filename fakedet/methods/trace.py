@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
@@ -85,7 +86,7 @@ class TracePretraining(Detector):
         n = len(views)
         images = views
         if self.destroyer is not None:
-            images = torch.cat([views, self.destroyer(pictures[:, 0])])
+            images = torch.cat([views, self.destroyer(pictures[:, 0], self._draws())])
         embedding = self.encoder(images)
         projected = self.homogeneous(embedding)
         a, destroyed = self._all_views(projected[:n]), None
@@ -97,6 +98,14 @@ class TracePretraining(Detector):
         loss: Tensor = self.weights[0] * het + self.weights[1] * hom
         self._log_training(loss, het, hom, a.detach())
         return loss
+
+    def _draws(self) -> torch.Generator:
+        """Give the randomness of this step's destroyed copies: a function of seed, step and rank alone."""
+        seed = int(self.trainer.datamodule.seed)  # type: ignore[attr-defined]
+        state = np.random.SeedSequence([seed, self.global_step, self.global_rank]).generate_state(
+            1, np.uint64
+        )
+        return torch.Generator().manual_seed(int(state[0] >> 1))
 
     def _all_views(self, rows: Tensor) -> Tensor:
         """Gather (2B, D) of every rank so that rows i and i + N stay the two views of one image."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from fakedet.data.decode import DecodeError, read_image
 from fakedet.data.manifest import Manifest
 
 EXAMPLES_PER_GENERATOR = 4
-COLUMNS = ["generator", "seen", "n_real", "n_fake", "ap", "ap_low", "ap_high", "auc", "auc_low", "auc_high"]
+COLUMNS: list[str | int] = [
+    "generator", "seen", "n_real", "n_fake", "ap", "ap_low", "ap_high", "auc", "auc_low", "auc_high"
+]  # fmt: skip
 
 
 def log_dashboard(
@@ -46,11 +48,13 @@ def _panels(
     import wandb
 
     panels: dict[str, Any] = {
-        "test/per_generator": wandb.Table(columns=COLUMNS, data=_rows(metrics)),
-        "test/examples": [wandb.Image(image, caption=caption) for image, caption in _examples(frame, manifest)],
+        "test/per_generator": wandb.Table(columns=COLUMNS, data=list(_rows(metrics))),
+        "test/examples": [
+            wandb.Image(image, caption=caption) for image, caption in _examples(frame, manifest)
+        ],
     }
     for name, label in (("real", 0), ("fake", 1)):
-        scores = frame.loc[frame["label"] == label, "score"].to_numpy()
+        scores = frame.loc[frame["label"] == label, "score"].tolist()
         if len(scores):
             panels[f"test/scores_{name}"] = wandb.Histogram(scores)
     for key in ("map", "map_seen", "map_unseen"):
@@ -59,7 +63,7 @@ def _panels(
     return panels | {name: wandb.Image(str(path)) for name, path in pictures.items()}
 
 
-def _rows(metrics: dict[str, Any]) -> list[list[Any]]:
+def _rows(metrics: dict[str, Any]) -> list[Iterable[Any]]:
     return [
         [name, entry["seen"], entry["n_real"], entry["n_fake"]]
         + [entry[kind][part] for kind in ("ap", "auc") for part in ("value", "low", "high")]

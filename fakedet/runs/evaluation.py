@@ -42,16 +42,17 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
         write_config(folder, config, overrides)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     trainer = build.build_trainer(
-        _plain(config.trainer), enable_progress_bar=sys.stdout.isatty(), logger=False, enable_checkpointing=False
+        _plain(config.trainer),
+        enable_progress_bar=sys.stdout.isatty(),
+        logger=False,
+        enable_checkpointing=False,
     )
     with threads(config.threads):
         frame = scoring.score(trainer, method, datamodule, config.split)
     if not trainer.is_global_zero:
         return None
     quarantine = Quarantine.from_records(method.quarantined, datamodule.manifest, (config.split,))
-    metrics = scoring.measure(
-        frame, datamodule, method.identity["seen_generators"], _plain(config.bootstrap)
-    )
+    metrics = scoring.measure(frame, datamodule, method.identity["seen_generators"], _plain(config.bootstrap))
     identity = {**method.identity, "checkpoint": str(config.checkpoint), "split": config.split}
     scoring.write_results(folder, frame, metrics, quarantine, identity)
     write_json(folder / "run.json", {**facts, "manifest_sha256": datamodule.manifest.sha256})

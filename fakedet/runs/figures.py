@@ -44,9 +44,7 @@ def write_figures(
     log_dashboard(trainer.loggers, frame, metrics, datamodule.manifest, pictures)
 
 
-def embed(
-    method: Detector, datamodule: ImageDataModule, ids: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def embed(method: Detector, datamodule: ImageDataModule, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Embed some images of the manifest; returns (N, D) float64 and the ids of the rows that could be read."""
     embeddings, rows = [], []
     method.eval()

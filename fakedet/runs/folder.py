@@ -32,7 +32,8 @@ def open_folder(path: str | Path, overwrite: bool = False) -> Path:
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        occupied = next((entry.name for entry in os.scandir(folder)), None)
+        with os.scandir(folder) as entries:
+            occupied = next((entry.name for entry in entries), None)
     except FileExistsError as error:
         raise UserError(f"output_dir={folder} is a file; name a folder") from error
     except OSError as error:
@@ -79,7 +80,10 @@ def log_to_file(folder: Path) -> logging.Handler:
     """Let a copy of the log go to ``run.log`` in the folder; the caller removes the handler."""
     handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.getLogger("fakedet").addHandler(handler)
+    logger = logging.getLogger("fakedet")
+    logger.addHandler(handler)
+    if logger.getEffectiveLevel() > logging.INFO:
+        logger.setLevel(logging.INFO)
     return handler
 
 
@@ -95,7 +99,9 @@ def _git_state() -> dict[str, Any] | None:
     root = Path(fakedet.__file__).parent.parent
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10
+        )
         done.check_returncode()
         return done.stdout.strip()
 

@@ -7,6 +7,8 @@ import warnings
 
 # What is silenced, and why it says nothing to the user.
 SILENCED = (
+    # The frozen source of stage 2 stays in evaluation mode: that is what freezing its batch statistics means.
+    r".*module\(s\) in eval mode at the start of training.*",
     # Lightning's own use of a PyTorch name that PyTorch has renamed.
     r".*isinstance\(treespec, LeafSpec\).*",
     # How many workers are best is the user's to say; on small data none is.

@@ -22,9 +22,11 @@ TRAINER_KEPT = ("max_epochs", "max_steps", "limit_train_batches", "precision", "
 
 def stage1_config(config: DictConfig, folder: Path) -> DictConfig:
     """Give the config of the stage 1 that a run needs, to be trained in ``folder``."""
+    # Copied with its interpolations: epochs, monitor and folders must follow stage 1's own model and folder.
+    model = OmegaConf.to_container(config.stage1, resolve=True)
     derived = config.copy()
     with open_dict(derived):
-        derived.model = config.stage1
+        derived.model = model
         derived.name = f"{config.name}-stage1"
         derived.output_dir = str(folder)
         derived.test_after_fit = False

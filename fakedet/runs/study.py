@@ -171,7 +171,6 @@ def _compose(job: Job) -> DictConfig:
     else:
         with initialize_config_module("fakedet.conf", version_base="1.3"):
             config = compose("train", overrides=settings)
-    OmegaConf.resolve(config)
     return config
 
 

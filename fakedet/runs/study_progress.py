@@ -76,4 +76,6 @@ class StudyProgress:
             self._bars.stop_task(task)
         count = f"{self._finished}/{len(self._files)}"
         if not self._live or error is not None:
-            log.info("%s  %-22s %s after %.0f s%s", count, name, state, seconds, f": {error}" if error else "")
+            log.info(
+                "%s  %-22s %s after %.0f s%s", count, name, state, seconds, f": {error}" if error else ""
+            )

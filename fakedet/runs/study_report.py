@@ -89,7 +89,9 @@ def _read(job: Job) -> Finished:
 
 
 def _figures(folder: Path, comparison: Comparison, finished: Sequence[Finished]) -> list[Figure]:
-    listed = {row.name: {method: cell.to_dict() for method, cell in row.cells.items()} for row in rows(comparison)}
+    listed = {
+        row.name: {method: cell.to_dict() for method, cell in row.cells.items()} for row in rows(comparison)
+    }
     intervals = plot_intervals(listed, "AP with 95 % intervals", folder / "ap.png")
     first = finished[0].job.seed
     curves = {done.job.method: read_curves(done.job.folder) for done in finished if done.job.seed == first}
@@ -121,9 +123,12 @@ def _run_row(done: Finished, folder: Path) -> dict[str, Any]:
 
 def _facts(facts: Mapping[str, Any], finished: Sequence[Finished], seconds: float) -> dict[str, Any]:
     git = facts["git"]
+    state = "not a checkout"
+    if git:
+        state = git["commit"][:12] + (" with uncommitted changes" if git["dirty"] else "")
     return {
         "fakedet": facts["fakedet"],
-        "git": f"{git['commit'][:12]}{' with uncommitted changes' if git['dirty'] else ''}" if git else "not a checkout",
+        "git": state,
         "packages": ", ".join(f"{name} {version}" for name, version in facts["packages"].items()),
         "machine": f"{facts['cpus']} CPUs, {facts['platform']}, Python {facts['python']}",
         "manifest (sha256)": finished[0].facts["manifest_sha256"],

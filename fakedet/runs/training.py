@@ -125,7 +125,11 @@ def fit(config: DictConfig, folder: Path, trace_path: Path | None) -> Fitted:
     callbacks = build.build_callbacks(_plain(config.callbacks))
     loggers = [CSVLogger(folder, name="logs", version=""), *resolve_logger(config, folder)]
     trainer = build.build_trainer(
-        _plain(config.trainer), enable_progress_bar=sys.stdout.isatty(), logger=loggers, callbacks=list(callbacks.values()), default_root_dir=str(folder)
+        _plain(config.trainer),
+        enable_progress_bar=sys.stdout.isatty(),
+        logger=loggers,
+        callbacks=list(callbacks.values()),
+        default_root_dir=str(folder),
     )
     log.info("training %s on %s", config.name, datamodule.describe())
     trainer.fit(method, datamodule=datamodule)
@@ -206,12 +210,8 @@ def _test(config: DictConfig, folder: Path, fitted: Fitted) -> dict[str, Any] | 
     frame = scoring.score(fitted.trainer, method, datamodule, "test")
     if not fitted.trainer.is_global_zero:
         return None
-    quarantine = Quarantine.from_records(
-        method.quarantined, datamodule.manifest, ("train", "val", "test")
-    )
-    metrics = scoring.measure(
-        frame, datamodule, method.identity["seen_generators"], _plain(config.bootstrap)
-    )
+    quarantine = Quarantine.from_records(method.quarantined, datamodule.manifest, ("train", "val", "test"))
+    metrics = scoring.measure(frame, datamodule, method.identity["seen_generators"], _plain(config.bootstrap))
     identity = {**method.identity, "checkpoint": str(fitted.checkpoint), "split": "test"}
     scoring.write_results(folder, frame, metrics, quarantine, identity)
     write_figures(folder, fitted.trainer, method, datamodule, frame, metrics)

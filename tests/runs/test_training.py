@@ -51,7 +51,9 @@ def test_a_run_leaves_all_that_is_needed(transfer_run: Path) -> None:
     assert facts["packages"]["torch"]
 
 
-def test_same_command_same_numbers_with_any_number_of_workers(transfer_run: Path, tiny_manifest_module: Path) -> None:
+def test_same_command_same_numbers_with_any_number_of_workers(
+    transfer_run: Path, tiny_manifest_module: Path
+) -> None:
     for workers in (0, 2):
         again = transfer_run.parent / f"again{workers}"
         config = composed(again, "model=transfer", f"data.manifest={tiny_manifest_module}", "trace_cache=null",
@@ -61,7 +63,26 @@ def test_same_command_same_numbers_with_any_number_of_workers(transfer_run: Path
         pd.testing.assert_frame_equal(first, second)
 
 
-def test_stage1_is_reused_when_identical_and_only_then(transfer_run: Path, tiny_manifest_module: Path) -> None:
+def test_stage1_is_trained_as_itself_and_not_as_its_transfer(
+    tiny_manifest_module: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    config = composed(folder, "model=transfer", f"data.manifest={tiny_manifest_module}", "trace_cache=null",
+                      "trainer.max_epochs=${model.epochs}", "model.epochs=1", "stage1.epochs=3")  # fmt: skip
+    train(config)
+    curves = pd.read_csv(folder / "stage1" / "logs" / "metrics.csv")
+    assert curves["epoch"].max() == 2, "stage 1 has its own number of epochs"
+    last = torch.load(folder / "stage1" / "checkpoints" / "last.ckpt", weights_only=True)
+    kept = torch.load(folder / "stage1" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert kept["epoch"] == last["epoch"] == 2, (
+        "no fake may choose stage 1's weights: the last epoch's are kept"
+    )
+    assert torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == 0
+
+
+def test_stage1_is_reused_when_identical_and_only_then(
+    transfer_run: Path, tiny_manifest_module: Path
+) -> None:
     manifest = f"data.manifest={tiny_manifest_module}"
     cached = list((transfer_run.parent / "stage1").glob("*.ckpt"))
     assert len(cached) == 1
@@ -73,7 +94,9 @@ def test_stage1_is_reused_when_identical_and_only_then(transfer_run: Path, tiny_
     assert len(list((transfer_run.parent / "stage1").glob("*.ckpt"))) == 2
 
 
-def test_stage1_trained_or_reused_gives_the_same_detector(transfer_run: Path, tiny_manifest_module: Path) -> None:
+def test_stage1_trained_or_reused_gives_the_same_detector(
+    transfer_run: Path, tiny_manifest_module: Path
+) -> None:
     reused = transfer_run.parent / "reused_transfer"
     train(composed(reused, "model=transfer", f"data.manifest={tiny_manifest_module}"))
     first, second = (read_predictions(run / "predictions.parquet")[0] for run in (transfer_run, reused))
@@ -94,7 +117,9 @@ def test_transfer_from_a_given_checkpoint_keeps_the_source_frozen(
                                                      source.encoder.parameters(), strict=True))  # fmt: skip
 
 
-def test_evaluate_gives_the_run_s_own_numbers(transfer_run: Path, tiny_manifest_module: Path, tmp_path: Path) -> None:
+def test_evaluate_gives_the_run_s_own_numbers(
+    transfer_run: Path, tiny_manifest_module: Path, tmp_path: Path
+) -> None:
     with initialize_config_module("fakedet.conf", version_base="1.3"):
         config = compose("evaluate", overrides=[
             f"checkpoint={transfer_run / 'checkpoints/best.ckpt'}", f"data.manifest={tiny_manifest_module}",
@@ -103,14 +128,16 @@ def test_evaluate_gives_the_run_s_own_numbers(transfer_run: Path, tiny_manifest_
     assert metrics is not None
     own = json.loads((transfer_run / "metrics.json").read_text())
     assert metrics["map"] == own["map"]
-    first, second = (read_predictions(run / "predictions.parquet")[0] for run in (transfer_run, tmp_path / "eval"))
+    first, second = (
+        read_predictions(run / "predictions.parquet")[0] for run in (transfer_run, tmp_path / "eval")
+    )
     # Another batch size sums in another order.
     np.testing.assert_allclose(first["logit"], second["logit"], atol=1e-4)
 
 
 def test_an_occupied_folder_is_refused_and_left_alone(transfer_run: Path, tiny_manifest_module: Path) -> None:
     before = (transfer_run / "run.json").read_text()
-    with pytest.raises(UserError, match="is not empty .* overwrite=true"):
+    with pytest.raises(UserError, match=r"is not empty .* overwrite=true"):
         train(composed(transfer_run, "model=bce", f"data.manifest={tiny_manifest_module}"))
     assert (transfer_run / "run.json").read_text() == before
 
@@ -149,7 +176,9 @@ def test_one_unreadable_image_does_not_stop_a_run_and_is_named(tiny_manifest: Pa
     victims = [frame[frame["split"] == split]["path"].iloc[0] for split in ("train", "test")]
     for victim in victims:
         (tiny_manifest.parent / victim).write_bytes(b"not an image")
-    done = train(composed(tmp_path / "run", "model=bce", f"data.manifest={tiny_manifest}", "data.max_quarantine=0.1"))
+    done = train(
+        composed(tmp_path / "run", "model=bce", f"data.manifest={tiny_manifest}", "data.max_quarantine=0.1")
+    )
     named = pd.read_csv(done.folder / "quarantine.csv")
     assert set(victims) == set(named["path"])
     predictions, _ = read_predictions(done.folder / "predictions.parquet")
@@ -164,10 +193,14 @@ def test_a_run_fails_when_too_many_images_are_unreadable(tiny_manifest: Path, tm
     with pytest.raises(UserError, match="max_quarantine"):
         train(composed(tmp_path / "run", "model=bce", f"data.manifest={tiny_manifest}"))
     assert (tmp_path / "run" / "quarantine.csv").is_file(), "the list must be there to act on"
-    assert (tmp_path / "run" / "checkpoints" / "best.ckpt").is_file(), "the hours of training must not be lost"
+    assert (tmp_path / "run" / "checkpoints" / "best.ckpt").is_file(), (
+        "the hours of training must not be lost"
+    )
 
 
-def test_checkpoints_of_others_are_refused(transfer_run: Path, tiny_manifest_module: Path, tmp_path: Path) -> None:
+def test_checkpoints_of_others_are_refused(
+    transfer_run: Path, tiny_manifest_module: Path, tmp_path: Path
+) -> None:
     manifest = f"data.manifest={tiny_manifest_module}"
     best = transfer_run / "checkpoints" / "best.ckpt"
     with pytest.raises(UserError, match="checkpoint of 'transfer', not of stage 1"):

@@ -1,28 +1,40 @@
 """wandb, offline: the run's own file is read back to see what a dashboard would show."""
 
 import json
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
 from wandb.proto import wandb_internal_pb2
-from wandb.sdk.internal.datastore import DataStore
 
 from fakedet.commands.app import register_resolvers
 from fakedet.runs.training import train
+
+
+def records(data: bytes) -> Iterator[bytes]:
+    """Split wandb's transaction log: LevelDB's log format, after a header of seven bytes."""
+    assert data[:4] == b":W&B"
+    block, place, parts = 32768, 7, b""
+    while place + 7 <= len(data):
+        if block - place % block < 7:
+            place += block - place % block  # a record's header never straddles two blocks
+            continue
+        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
+        parts += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # the whole of a record, or its last part
+            yield parts
+            parts = b""
 
 
 def read_offline_run(folder: Path) -> tuple[dict, set[str], dict]:
     """Give the run's header, every key that was logged, and the last value of each."""
     files = list(folder.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(files) == 1, files
-    store = DataStore()
-    store.open_for_scan(str(files[0]))
     header, keys, last = {}, set(), {}
-    while True:
-        data = store.scan_data()
-        if data is None:
-            break
+    for data in records(files[0].read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         if record.HasField("run"):
@@ -30,9 +42,11 @@ def read_offline_run(folder: Path) -> tuple[dict, set[str], dict]:
                       "job_type": record.run.job_type, "project": record.run.project,
                       "config": {item.key: item.value_json for item in record.run.config.update}}  # fmt: skip
         for item in record.history.item:
-            key = item.key or "/".join(item.nested_key)
-            keys.add(key)
-            last[key] = json.loads(item.value_json)
+            path = list(item.nested_key) or [item.key]
+            keys.add(path[0])
+            value = json.loads(item.value_json)
+            # Media are logged part by part under their key.
+            last[path[0]] = {**last.get(path[0], {}), "/".join(path[1:]): value} if path[1:] else value
     return header, keys, last
 
 
@@ -57,8 +71,9 @@ def test_offline_run_holds_a_readable_dashboard(
     assert (header["group"], header["tags"], header["job_type"]) == ("sweep1", ["a", "b"], "train")
     assert header["project"] == "fakedet"
     assert json.loads(header["config"]["seed"]) == 0
-    wanted = {"train/loss", "val/loss", "val/map", "val/ap/gen_a", "test/map", "test/ap/gen_a", "test/ap/gen_c",
-              "test/per_generator", "test/scores_real", "test/scores_fake", "test/examples", "test/embedding"}  # fmt: skip
+    wanted = {"train/loss", "val/loss", "val/map", "val/ap/gen_a", "test/map", "test/ap/gen_a",
+              "test/ap/gen_c", "test/per_generator", "test/scores_real", "test/scores_fake",
+              "test/examples", "test/embedding"}  # fmt: skip
     assert wanted <= keys, wanted - keys
     assert 0 <= last["test/ap/gen_c"] <= 1
     assert last["test/per_generator"]["nrows"] == 3

@@ -32,14 +32,21 @@ class AutoEncoder(nn.Module):
         )
         if kind == "transposed":
             self.decoder: nn.Module = nn.Sequential(
-                nn.LeakyReLU(0.1), nn.ConvTranspose2d(CHANNELS, CHANNELS, 4, 2, 1), nn.LeakyReLU(0.1), _conv(3)
+                nn.LeakyReLU(0.1),
+                nn.ConvTranspose2d(CHANNELS, CHANNELS, 4, 2, 1),
+                nn.LeakyReLU(0.1),
+                _conv(3),
             )
         elif kind == "shuffle":
             self.decoder = nn.Sequential(nn.LeakyReLU(0.1), _conv(12), nn.PixelShuffle(2))
         else:
             mode = {"quantised": "bilinear"}.get(kind, kind)
             self.decoder = nn.Sequential(
-                nn.LeakyReLU(0.1), nn.Upsample(scale_factor=2, mode=mode), _conv(CHANNELS), nn.LeakyReLU(0.1), _conv(3)
+                nn.LeakyReLU(0.1),
+                nn.Upsample(scale_factor=2, mode=mode),
+                _conv(CHANNELS),
+                nn.LeakyReLU(0.1),
+                _conv(3),
             )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -72,9 +79,7 @@ class Denoiser(nn.Module):
 Generate = Callable[[Tensor], Tensor]
 
 
-def train_generator(
-    kind: str, batches: Callable[[], Tensor], steps: int, seed: torch.Generator
-) -> Generate:
+def train_generator(kind: str, batches: Callable[[], Tensor], steps: int, seed: torch.Generator) -> Generate:
     """Train one simulated generator and give the function that re-makes images with it.
 
     Args:

@@ -13,7 +13,11 @@ from fakedet.data.decode import DecodeError, read_image
 from fakedet.errors import UserError
 
 # package, folder in it, file. Read off the folder: scikit-image's own functions would download what is missing.
-SKIMAGE, SKLEARN, MATPLOTLIB = ("skimage", "data"), ("sklearn", "datasets/images"), ("matplotlib", "mpl-data/sample_data")
+SKIMAGE, SKLEARN, MATPLOTLIB = (
+    ("skimage", "data"),
+    ("sklearn", "datasets/images"),
+    ("matplotlib", "mpl-data/sample_data"),
+)
 PHOTOS: dict[str, dict[str, tuple[tuple[str, str], str]]] = {
     "train": {
         "astronaut": (SKIMAGE, "astronaut.png"),

@@ -1,0 +1,158 @@
+"""The demo data: honest splits, the same bytes twice, whole or not at all."""
+
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from fakedet.data.decode import read_image
+from fakedet.data.demo.cache import demo_data
+from fakedet.data.demo.generators import SEEN, UNSEEN
+from fakedet.data.demo.make import DemoRecipe, make_demo_data
+from fakedet.data.demo.photos import PHOTOS, load_photos
+from fakedet.data.demo.postprocess import postprocess
+
+TINY = DemoRecipe(
+    steps=2,
+    batch=2,
+    real=(("train", 12), ("val", 6), ("test", 8)),
+    fake=(("train", 4), ("val", 3), ("test", 5)),
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_demo_data(tmp_path_factory.mktemp("demo"), 0, TINY)
+
+
+def test_no_photograph_stands_in_two_splits(made: Path) -> None:
+    frame = pd.read_csv(made)
+    assert (frame.groupby("group")["split"].nunique() == 1).all()
+    names = [set(PHOTOS[split]) for split in ("train", "val", "test")]
+    files = [{file for _, file in PHOTOS[split].values()} for split in ("train", "val", "test")]
+    for sets in (names, files):
+        assert len(set.union(*sets)) == sum(map(len, sets))
+
+
+def test_unseen_generators_are_in_the_test_split_only(made: Path) -> None:
+    frame = pd.read_csv(made)
+    assert len(SEEN) + len(UNSEEN) >= 6
+    assert len(UNSEEN) >= 3
+    for kind in UNSEEN:
+        assert set(frame.loc[frame["generator"] == kind, "split"]) == {"test"}
+    for kind in SEEN:
+        assert set(frame.loc[frame["generator"] == kind, "split"]) == {"train", "val", "test"}
+    counts = frame.groupby(["split", "label"]).size()
+    assert counts[("train", 0)] == 12
+    assert counts[("train", 1)] == 4 * len(SEEN)
+    assert counts[("test", 1)] == 5 * (len(SEEN) + len(UNSEEN))
+
+
+def test_every_image_is_there_and_of_one_size(made: Path) -> None:
+    for path in pd.read_csv(made)["path"]:
+        assert read_image(made.parent / path).shape == (TINY.size, TINY.size, 3)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_leaves_global_randomness_alone(
+    made: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(7)
+    np.random.seed(7)
+    before, numpy_before, threads = (
+        torch.get_rng_state(),
+        np.random.get_state()[1].copy(),
+        torch.get_num_threads(),
+    )
+    again = make_demo_data(tmp_path / "again", 0, TINY)
+    assert torch.equal(before, torch.get_rng_state())
+    assert (numpy_before == np.random.get_state()[1]).all()
+    assert torch.get_num_threads() == threads
+    assert made.read_text() == again.read_text()
+    for path in pd.read_csv(made)["path"]:
+        assert (made.parent / path).read_bytes() == (again.parent / path).read_bytes(), path
+    other = make_demo_data(tmp_path / "other", 1, TINY)
+    path = pd.read_csv(other)["path"][0]
+    assert (other.parent / path).read_bytes() != (made.parent / path).read_bytes()
+
+
+def test_fakes_keep_their_crop_s_brightness_and_contrast() -> None:
+    """Channel means and deviations must not tell the classes apart."""
+    from fakedet.data.demo.make import _matched
+
+    source = torch.rand(2, 3, 16, 16)
+    made = _matched(torch.rand(2, 3, 16, 16) * 0.3 + 0.5, source)
+    torch.testing.assert_close(made.mean((2, 3)), source.mean((2, 3)))
+    torch.testing.assert_close(made.std((2, 3)), source.std((2, 3)))
+
+
+def test_post_processing_does_not_know_the_class() -> None:
+    image = np.full((16, 16, 3), 128, np.uint8)
+    assert postprocess(image, np.random.default_rng(3)) == postprocess(image, np.random.default_rng(3))
+    assert len({postprocess(image, np.random.default_rng(seed)) for seed in range(20)}) > 5
+
+
+def test_a_damaged_cache_is_made_again(tmp_path: Path) -> None:
+    manifest = demo_data(tmp_path, 0, TINY)
+    first = pd.read_csv(manifest)["path"][0]
+    whole = (manifest.parent / first).read_bytes()
+    stamp = (manifest.parent / "files.txt").stat().st_mtime_ns
+    demo_data(tmp_path, 0, TINY)
+    assert (manifest.parent / "files.txt").stat().st_mtime_ns == stamp, "a whole cache is not made again"
+    (manifest.parent / first).write_bytes(whole[:100])
+    demo_data(tmp_path, 0, TINY)
+    assert (manifest.parent / first).read_bytes() == whole
+    manifest.unlink()
+    demo_data(tmp_path, 0, TINY)
+    assert manifest.is_file()
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def _build(arguments: tuple[Path, int]) -> int:
+    return demo_data(arguments[0], 0, TINY).with_name("files.txt").stat().st_mtime_ns
+
+
+@pytest.mark.slow
+def test_two_processes_build_once(tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        stamps = pool.map(_build, [(tmp_path, 0), (tmp_path, 1)])
+    assert stamps[0] == stamps[1]
+
+
+def test_photographs_are_really_there() -> None:
+    for split in ("train", "val", "test"):
+        assert len(load_photos(split)) == len(PHOTOS[split])
+
+
+@pytest.mark.slow
+def test_content_does_not_give_the_class_away(demo_cache: Path) -> None:
+    """A classifier that sees only an 8×8 thumbnail and colours must stay near chance."""
+    import cv2
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    manifest = demo_data(demo_cache)
+    frame = pd.read_csv(manifest)
+
+    def content(path: str) -> np.ndarray:
+        image = read_image(manifest.parent / path)
+        colours = [
+            np.histogram(image[..., channel], 8, (0, 256))[0] / image[..., 0].size for channel in range(3)
+        ]
+        return np.concatenate(
+            [cv2.resize(image, (8, 8), interpolation=cv2.INTER_AREA).ravel() / 255, *colours]
+        )
+
+    features = np.stack([content(path) for path in frame["path"]])
+    train, test = (frame["split"] == "train").to_numpy(), (frame["split"] == "test").to_numpy()
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
+    model.fit(features[train], frame["label"][train])
+    auc = roc_auc_score(frame["label"][test], model.decision_function(features[test]))
+    assert 0.38 < auc < 0.62
+    sizes = np.array([(manifest.parent / path).stat().st_size for path in frame["path"]])
+    by_size = roc_auc_score(frame["label"][test], sizes[test])
+    assert 0.3 < by_size < 0.7

@@ -1,0 +1,172 @@
+"""Comparing methods, against loops written out and against cases whose answer is known."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+from sklearn.metrics import average_precision_score
+
+from fakedet.errors import UserError
+from fakedet.evaluation.comparison import _draw_seeds, compare
+from fakedet.evaluation.page import Figure, Page, write_page
+from fakedet.evaluation.plots import plot_curves, plot_embedding, plot_intervals, plot_scores
+from fakedet.evaluation.table import console_table, markdown, write_csv
+
+SEEN = ["gen_a"]
+
+
+def predictions(strength: float, seed: int, n: int = 60) -> pd.DataFrame:
+    """Rows of reals and two generators whose logits stand ``strength`` apart."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat([0, 1, 1], n)
+    return pd.DataFrame({
+        "path": [f"{i}.png" for i in range(3 * n)], "label": labels,
+        "generator": np.repeat(["real", "gen_a", "gen_b"], n), "source": "",
+        "group": [f"photo{i % 30}" for i in range(3 * n)], "logit": rng.normal(size=3 * n) + strength * labels,
+    })  # fmt: skip
+
+
+def test_values_are_means_over_seeds_of_scikit_learn_s_ap() -> None:
+    frames = [(seed, predictions(1.0, seed)) for seed in (0, 1, 2)]
+    comparison = compare({"bce": frames}, "bce", None, SEEN, n_resamples=50)
+    for name in ("gen_a", "gen_b"):
+        aps = [average_precision_score(f["label"][keep], f["logit"][keep])
+               for _, f in frames for keep in [f["generator"].isin(["real", name])]]  # fmt: skip
+        assert comparison.values["ap"][name]["bce"].value == pytest.approx(np.mean(aps), abs=1e-12)
+    both = np.mean([comparison.values["ap"][name]["bce"].value for name in ("gen_a", "gen_b")])
+    assert comparison.values["ap"]["map"]["bce"].value == pytest.approx(both, abs=1e-12)
+    assert comparison.values["ap"]["map_unseen"]["bce"] == comparison.values["ap"]["gen_b"]["bce"]
+
+
+def test_intervals_follow_a_loop_over_the_same_draws() -> None:
+    """Recompute every resample naively from repeated rows."""
+    from fakedet.metrics.bootstrap import resample_weights, stratify_groups
+
+    runs = {
+        "bce": [(s, predictions(0.8, s)) for s in (0, 1)],
+        "new": [(s, predictions(1.2, 9 + s)) for s in (0, 1)],
+    }
+    n = 40
+    comparison = compare(runs, "bce", None, SEEN, n_resamples=n, seed=3)
+    frame = runs["bce"][0][1]
+    strata = stratify_groups(frame["group"], frame["label"], frame["generator"])
+    weights = np.concatenate(list(resample_weights(strata, n, np.random.default_rng(3))))[:, strata.codes]
+    drawn = _draw_seeds(runs, n, 3)
+    keep = frame["generator"].isin(["real", "gen_b"]).to_numpy()
+    differences = []
+    for resample in range(n):
+        means = {}
+        for method, rows in runs.items():
+            by_seed = [
+                average_precision_score(
+                    f["label"][keep], f["logit"][keep], sample_weight=weights[resample][keep]
+                )
+                for _, f in rows
+            ]
+            means[method] = np.mean([by_seed[i] for i in drawn[method][resample]])
+        differences.append(means["new"] - means["bce"])
+    low, high = np.percentile(differences, [2.5, 97.5])
+    found = comparison.differences["ap"]["gen_b"]["new"].interval
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-9)
+
+
+def test_the_same_method_twice_differs_by_exactly_nothing() -> None:
+    frames = [(0, predictions(1.0, 0)), (1, predictions(1.0, 1))]
+    comparison = compare({"bce": frames, "copy": frames}, "bce", None, SEEN, n_resamples=50)
+    difference = comparison.differences["ap"]["map"]["copy"]
+    assert (difference.interval.value, difference.interval.low, difference.interval.high) == (0, 0, 0)
+    assert not difference.exceeds
+    assert difference.p == 1
+    assert any(
+        "copy" in sentence and "cannot be told from it" in sentence for sentence in comparison.verdict()
+    )
+
+
+def test_a_better_method_is_found_and_a_worse_one() -> None:
+    runs = {
+        "bce": [(0, predictions(1.0, 0))],
+        "good": [(0, predictions(3.0, 1))],
+        "bad": [(0, predictions(0.0, 2))],
+    }
+    comparison = compare(runs, "bce", None, SEEN, n_resamples=200)
+    good, bad = (comparison.differences["ap"]["map_unseen"][name] for name in ("good", "bad"))
+    assert good.exceeds
+    assert good.interval.low > 0
+    assert good.p <= 0.05
+    assert bad.exceeds
+    assert bad.interval.high < 0
+    told = " ".join(comparison.verdict())
+    assert re.search(r"good \(.*?\) is above it by more than the interval", told)
+    assert re.search(r"bad \(.*?\) is below it by more than the interval", told)
+
+
+def test_rows_that_one_run_could_not_read_are_left_out_of_all() -> None:
+    whole = predictions(1.0, 0)
+    comparison = compare({"bce": [(0, whole)], "other": [(0, whole.iloc[3:].sample(frac=1, random_state=0))]},
+                         "bce", None, SEEN, n_resamples=20)  # fmt: skip
+    assert (comparison.n_rows, comparison.n_left_out) == (177, 3)
+    assert comparison.differences["ap"]["map"]["other"].interval.value == 0
+    assert any("3 images" in sentence for sentence in comparison.verdict())
+
+
+def test_runs_of_different_data_are_refused() -> None:
+    other = predictions(1.0, 0).assign(path=lambda frame: "x/" + frame["path"])
+    with pytest.raises(UserError, match="they share 0 of 360 images"):
+        compare({"bce": [(0, predictions(1.0, 0))], "other": [(0, other)]}, "bce", None, SEEN)
+    swapped = predictions(1.0, 0).assign(label=lambda frame: 1 - frame["label"])
+    with pytest.raises(UserError, match="other labels"):
+        compare({"bce": [(0, predictions(1.0, 0))], "other": [(0, swapped)]}, "bce", None, SEEN)
+    with pytest.raises(UserError, match="the baseline 'supcon' has no finished run"):
+        compare({"bce": [(0, predictions(1.0, 0))]}, "supcon", None, SEEN)
+
+
+def test_few_photographs_are_said() -> None:
+    few = predictions(1.0, 0).assign(group=[f"photo{i % 7}" for i in range(180)])
+    comparison = compare({"bce": [(0, few)]}, "bce", None, SEEN, n_resamples=20)
+    assert any("only 7 photographs" in sentence for sentence in comparison.verdict())
+
+
+def test_report_is_one_file_that_escapes_and_asks_for_nothing(tmp_path: Path) -> None:
+    runs = {"bce": [(0, predictions(1.0, 0))], "<script>alert(1)</script>": [(0, predictions(3.0, 1))]}
+    comparison = compare(runs, "bce", None, SEEN, n_resamples=50)
+    listed = {"gen_a": {m: cell.to_dict() for m, cell in comparison.values["ap"]["gen_a"].items()}}
+    pictures = [
+        plot_intervals(listed, "AP", tmp_path / "a.png"),
+        plot_scores(runs["bce"][0][1], tmp_path / "b.png"),
+        plot_curves({"bce": pd.DataFrame({"epoch": [0, 1], "train/loss": [1.0, 0.5]}), "none": pd.DataFrame()},
+                    tmp_path / "c.png"),
+        plot_embedding(np.random.default_rng(0).normal(size=(9, 1)), np.array([0, 1, 1] * 3),
+                       ["real", "gen_a", "gen_b"] * 3, {"gen_a"}, tmp_path / "d.png"),
+    ]  # fmt: skip
+    page = Page("A & B", comparison, [Figure(path, "a <b> caption") for path in pictures], [{"method": "<i>"}],
+                {"git": "<unknown>"}, "fakedet study", caveats=["<u>care</u>"], failures=["<x> failed"])  # fmt: skip
+    write_page(page, tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text()
+    for raw in ("<script", "<i>", "<unknown>", "<u>", "<b>", "<x>"):
+        assert raw not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert not re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(?!data:)\w+""", html)
+    assert html.count("data:image/png;base64,") == len(pictures)
+    assert "▲" in html
+
+
+def test_tables_and_summary_tell_the_same_numbers(tmp_path: Path) -> None:
+    runs = {"bce": [(0, predictions(1.0, 0))], "good": [(0, predictions(3.0, 1))]}
+    comparison = compare(runs, "bce", None, SEEN, n_resamples=50)
+    summary = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
+    value = summary["values"]["ap"]["gen_b"]["good"]["value"]
+    console = Console(width=100, record=True, file=(tmp_path / "out").open("w"))
+    console.print(console_table(comparison, "title"))
+    shown = console.export_text()
+    console.file.close()
+    assert f"{value:.2f}" in shown
+    assert shown.index("gen_a") < shown.index("gen_b") < shown.index("mean, unseen")
+    assert f"{value:.2f} [" in markdown(comparison)
+    write_csv(comparison, tmp_path / "table.csv")
+    table = pd.read_csv(tmp_path / "table.csv").set_index(["metric", "name", "method"])
+    assert table.loc[("ap", "gen_b", "good"), "value"] == pytest.approx(value)
+    assert summary["generators"]["gen_b"]["n_fake"] == 60

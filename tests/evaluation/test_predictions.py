@@ -1,0 +1,52 @@
+"""The predictions file: what is written is read back, and foreign files are refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fakedet.errors import UserError
+from fakedet.evaluation.predictions import read_predictions, write_predictions
+
+
+def frame(n: int = 6) -> pd.DataFrame:
+    return pd.DataFrame({
+        "id": range(n), "path": [f"ü {i}.png" for i in range(n)], "label": [0, 1] * (n // 2),
+        "generator": ["real", "gen"] * (n // 2), "source": "", "group": [f"g{i}" for i in range(n)], "split": "test",
+        "view": "original", "crop": "crop64", "logit": np.linspace(-3, 40, n), "score": 0.5,
+        "trace_distance": [np.nan, 0.25] * (n // 2),
+    })  # fmt: skip
+
+
+def test_round_trip_keeps_every_value_and_the_identity(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.parquet"
+    write_predictions(frame(), path, {"seen_generators": ["gen"], "pairs": None})
+    back, identity = read_predictions(path)
+    pd.testing.assert_frame_equal(back, frame(), check_dtype=False)
+    assert back["logit"].dtype == np.float64
+    assert identity == {"seen_generators": ["gen"], "pairs": None}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["predictions.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.drop(columns="logit"), "no column logit"),
+        (lambda table: table.assign(label=table["label"] + 1), r"labels must be 0 \(real\) or 1 \(fake\)"),
+        (lambda table: table.assign(logit=[1.0, np.nan] * 3), "3 of 6 logits are NaN, first: ü 1.png"),
+    ],
+)
+def test_wrong_files_are_named(change, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.parquet"
+    change(frame()).to_parquet(path)
+    with pytest.raises(UserError, match=message):
+        read_predictions(path)
+
+
+def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no predictions file"):
+        read_predictions(tmp_path / "nowhere.parquet")
+    (tmp_path / "text.parquet").write_text("hello")
+    with pytest.raises(UserError, match="is not a parquet file"):
+        read_predictions(tmp_path / "text.parquet")

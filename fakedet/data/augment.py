@@ -1,72 +1,161 @@
-"""Augmentations, by recipe, on albumentations; all randomness comes from the sample's own seed."""
+"""Training augmentation: a few named recipes over albumentations, deterministic image by image."""
 
 from __future__ import annotations
 
 import os
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 # Before the import: albumentations asks the network for its newest version otherwise.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations as A
 import numpy as np
-from numpy.typing import NDArray
 
-from fakedet.data.crop import random_crop
-from fakedet.errors import choose
+from fakedet.data.crop import Pixels, random_crop
+from fakedet.errors import UserError, choose, nearest
 
-# What happens before the crop and what after it.
-RECIPES: dict[str, tuple[list[A.BasicTransform], list[A.BasicTransform]]] = {
-    "none": ([], []),
-    "light": ([], [A.HorizontalFlip(p=0.5)]),
-    "views": (
-        [],
-        [
-            A.HorizontalFlip(p=0.5),
-            A.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05, p=0.8),
-            A.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 0.6), p=0.2),
-            A.ImageCompression(quality_range=(70, 100), p=0.3),
-        ],
-    ),
-    # Wang et al. 2020: blur σ U(0, 3) and JPEG on the whole image, then crop and flip.
-    "cnndet": (
-        [
-            A.GaussianBlur(blur_limit=0, sigma_limit=(0.0, 3.0), p=0.5),
-            A.ImageCompression(quality_range=(30, 100), p=0.5),
-        ],
-        [A.HorizontalFlip(p=0.5)],
-    ),
+MARGIN = 16
+"""Pixels a side by which the degraded region exceeds the crop: two JPEG blocks, so that the grid falls
+anywhere, and a border that blur at the edge does not reach into the crop."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What may happen to a training image, in this order, before the last crop."""
+
+    colour: float = 0.0
+    """Probability of jittered brightness, contrast, saturation and hue."""
+    blur: float = 0.0
+    """Probability of Gaussian blur."""
+    blur_sigma: tuple[float, float] = (0.0, 3.0)
+    """Range of its σ in pixels, uniform."""
+    jpeg: float = 0.0
+    """Probability of JPEG compression."""
+    jpeg_quality: tuple[int, int] = (30, 100)
+    """Range of its quality, uniform, ends included."""
+    flip: float = 0.0
+    """Probability of a horizontal flip."""
+    whole_image: bool = False
+    """Degrade the whole image and crop then, as CNNDetection does; else only a region around the crop."""
+
+
+RECIPES: dict[str, Recipe] = {
+    "none": Recipe(),
+    "light": Recipe(flip=0.5),
+    "views": Recipe(colour=0.8, blur=0.2, blur_sigma=(0.1, 0.6), jpeg=0.3, jpeg_quality=(70, 100), flip=0.5),
+    # Wang et al. 2020, section 3.2: blur, JPEG, crop, flip.
+    "cnndet": Recipe(blur=0.5, jpeg=0.5, flip=0.5, whole_image=True),
 }
 
 
-class Augmentation:
-    """Crop and augment a training image by a named recipe.
+class JpegCompression(A.ImageCompression):
+    """JPEG as cameras and sites write it.
 
-    Args:
-        recipe: "none" (crop only), "light", "views" or "cnndet".
-
-    Raises:
-        UserError: an unknown recipe.
+    albumentations hands RGB to an encoder that takes BGR, and weighs red as if it were blue; the artifacts
+    are then not those of a JPEG file.
     """
 
-    def __init__(self, recipe: str) -> None:
-        before, after = RECIPES[choose(recipe, RECIPES, "augment.recipe")]
+    def apply(self, img: Pixels, quality: int, image_type: Any, **params: Any) -> Pixels:
+        """Compress an RGB image."""
+        bgr = np.ascontiguousarray(img[..., ::-1])
+        compressed: Pixels = super().apply(bgr, quality, image_type, **params)[..., ::-1]
+        return np.ascontiguousarray(compressed)
+
+
+class Augmentation:
+    """Take a random, augmented training crop of an image.
+
+    All randomness comes from the seed of the call: albumentations' own streams are the same in every
+    DataLoader worker, and its ``set_random_seed`` gives every transform of a Compose the same stream, so that
+    blur and JPEG at p 0.5 each would always come together.
+
+    Args:
+        recipe: a key of :data:`RECIPES`.
+        **changes: fields of :class:`Recipe` that differ from it, such as ``blur=0.1``.
+
+    Raises:
+        UserError: no such recipe or field, or a value out of range.
+    """
+
+    def __init__(self, recipe: str = "none", **changes: Any) -> None:
+        choose(recipe, RECIPES, "augment.recipe")
+        known = [field.name for field in fields(Recipe)]
+        for key in changes:
+            if key not in known:
+                raise UserError(f"augment: there is no '{key}'; {nearest(key, known)}")
+        given: dict[str, Any] = {
+            key: tuple(value) if _is_list(value) else value for key, value in changes.items()
+        }
         self.recipe = recipe
-        self._before = A.Compose(before) if before else None
-        self._after = A.Compose(after) if after else None
+        self.settings = replace(RECIPES[recipe], **given)
+        _check(self.settings)
+        transforms = _transforms(self.settings)
+        self._compose = A.Compose(transforms) if transforms else None
 
-    def __call__(self, image: NDArray[np.uint8], size: int, seed: int) -> NDArray[np.uint8]:
-        """Make one view (size, size, 3) of an image (H, W, 3); the same seed gives the same view."""
+    def __call__(self, image: Pixels, size: int, seed: int) -> Pixels:
+        """Take one crop.
+
+        Args:
+            image: (H, W, 3) RGB uint8; it is not changed.
+            size: side of the crop.
+            seed: of the draw, at least 0; the same seed gives the same crop.
+
+        Returns:
+            (size, size, 3) uint8.
+        """
         rng = np.random.default_rng(seed)
-        image = _apply(self._before, image, rng)
-        image = random_crop(image, size, rng)
-        return _apply(self._after, image, rng)
+        if self._compose is None:
+            return random_crop(image, size, size, rng)
+        if not self.settings.whole_image:
+            margin = MARGIN if self.settings.blur or self.settings.jpeg else 0
+            height, width = (min(size + margin, max(size, side)) for side in image.shape[:2])
+            image = random_crop(image, height, width, rng)
+        self._compose.set_random_state(rng, random.Random(int(rng.integers(2**63))))
+        augmented: Pixels = self._compose(image=np.ascontiguousarray(image))["image"]
+        return random_crop(augmented, size, size, rng)
+
+    def __repr__(self) -> str:
+        return f"Augmentation({self.recipe!r}, {asdict(self.settings)})"
 
 
-def _apply(
-    pipeline: A.Compose | None, image: NDArray[np.uint8], rng: np.random.Generator
-) -> NDArray[np.uint8]:
-    if pipeline is None:
-        return image
-    # albumentations 2.0.8 would give every worker the same stream; a seed a call makes that irrelevant.
-    pipeline.set_random_seed(int(rng.integers(2**31)))
-    return np.asarray(pipeline(image=np.ascontiguousarray(image))["image"], dtype=np.uint8)
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _transforms(recipe: Recipe) -> list[Any]:
+    transforms: list[Any] = []
+    if recipe.colour:
+        transforms.append(
+            A.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05, p=recipe.colour)
+        )
+    if recipe.blur:
+        # blur_limit 0: the kernel is as wide as its σ asks for.
+        transforms.append(A.GaussianBlur(blur_limit=0, sigma_limit=recipe.blur_sigma, p=recipe.blur))
+    if recipe.jpeg:
+        transforms.append(JpegCompression(quality_range=recipe.jpeg_quality, p=recipe.jpeg))
+    if recipe.flip:
+        transforms.append(A.HorizontalFlip(p=recipe.flip))
+    return transforms
+
+
+def _check(recipe: Recipe) -> None:
+    for key in ("colour", "blur", "jpeg", "flip"):
+        value = getattr(recipe, key)
+        if not (isinstance(value, int | float) and 0 <= value <= 1):
+            raise UserError(f"augment.{key}: {value!r} is not a probability between 0 and 1")
+    if not isinstance(recipe.whole_image, bool):
+        raise UserError(f"augment.whole_image: {recipe.whole_image!r} is neither true nor false")
+    _check_range("blur_sigma", recipe.blur_sigma, 0, 100, (int, float))
+    _check_range("jpeg_quality", recipe.jpeg_quality, 1, 100, (int,))
+    if recipe.blur and recipe.blur_sigma[1] == 0:
+        raise UserError("augment.blur_sigma: [0, 0] blurs nothing; set augment.blur=0 instead")
+
+
+def _check_range(key: str, value: Any, low: float, high: float, types: tuple[type, ...]) -> None:
+    ok = isinstance(value, tuple) and len(value) == 2 and all(isinstance(v, types) for v in value)
+    if not ok or not low <= value[0] <= value[1] <= high:
+        kind = "whole numbers" if types == (int,) else "numbers"
+        raise UserError(f"augment.{key}: {value!r} is not a range [from, to] of {kind} in {low} to {high}")

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch.distributed
 from lightning.pytorch import LightningDataModule
@@ -17,33 +14,15 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from fakedet.data.augment import Augmentation
-from fakedet.data.dataset import EvaluationDataset, ImageDataset, collate
+from fakedet.data.cells import Cells, make_cells
+from fakedet.data.crop import POLICIES
+from fakedet.data.dataset import EvaluationDataset, ImageDataset
+from fakedet.data.loader import check_workers, cores, make_loader
 from fakedet.data.manifest import Manifest, load_manifest
 from fakedet.data.sampler import BalancedBatchSampler, EvaluationSampler
-from fakedet.errors import UserError
-from fakedet.metrics.pairing import real_counterparts
+from fakedet.errors import UserError, choose
 
 log = logging.getLogger("fakedet")
-
-# Workers beyond this many a core only cost memory; a number that large is a slip.
-MOST_WORKERS_A_CORE = 4
-
-
-@dataclass(frozen=True)
-class Cells:
-    """The cells that the metric counts in: each generator's fakes, each collection's reals.
-
-    Attributes:
-        names: by code.
-        is_fake: by code.
-        counterparts: code of fakes → codes of the reals they are measured against.
-        codes: cell of each row of the manifest.
-    """
-
-    names: list[str]
-    is_fake: list[bool]
-    counterparts: dict[int, list[int]]
-    codes: NDArray[np.int64]
 
 
 class ImageDataModule(LightningDataModule):
@@ -88,8 +67,14 @@ class ImageDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _check_sizes(crop_size=crop_size, batch_size=batch_size, eval_batch_size=eval_batch_size)
-        _check_workers(num_workers)
+        _check_sizes(
+            crop_size=crop_size, batch_size=batch_size, eval_batch_size=eval_batch_size, views=views,
+            steps_per_epoch=steps_per_epoch, max_train_reals=max_train_reals,
+        )  # fmt: skip
+        check_workers(num_workers)
+        choose(eval_policy, POLICIES, "data.eval_policy")
+        if not 0 <= max_quarantine <= 1:
+            raise UserError(f"data.max_quarantine={max_quarantine}: must be a share between 0 and 1")
         self.source = (manifest, root)
         self.pairs, self.crop_size, self.eval_policy = pairs, crop_size, eval_policy
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
@@ -100,7 +85,8 @@ class ImageDataModule(LightningDataModule):
         self.views, self.real_only, self.seed = views, real_only, seed
         self.test_split = "test"
         self._manifest: Manifest | None = None
-        self._cells: Cells | None = None
+        self._cells: dict[str, Cells] = {}
+        self._measured = "val"
 
     # --- the data --------------------------------------------------------------------------------------
 
@@ -116,6 +102,8 @@ class ImageDataModule(LightningDataModule):
             self._manifest = load_manifest(path, root, self.allow_group_leak)
             for note in self._manifest.notes:
                 log.info("%s: %s", path.name, note)
+            if self.num_workers > cores():
+                log.info("data.num_workers=%d on %d cores: rarely faster", self.num_workers, cores())
 
     @property
     def manifest(self) -> Manifest:
@@ -124,12 +112,21 @@ class ImageDataModule(LightningDataModule):
         assert self._manifest is not None
         return self._manifest
 
+    def setup(self, stage: str) -> None:
+        """Read the manifest, and remember which split :attr:`cells` pairs: the one that will be measured."""
+        self.prepare()
+        self._measured = self.test_split if stage == "test" else "val"
+
     @property
     def cells(self) -> Cells:
-        """The metric's cells and their pairing."""
-        if self._cells is None:
-            self._cells = _make_cells(self.manifest, self.pairs)
-        return self._cells
+        """The metric's cells, and their pairing among the rows of the split that is measured.
+
+        Pairing within the split, as the report pairs its predictions: reals that only the training split has
+        are no counterparts of a test.
+        """
+        if self._measured not in self._cells:
+            self._cells[self._measured] = make_cells(self.manifest, self.pairs, self._measured)
+        return self._cells[self._measured]
 
     @property
     def seen_generators(self) -> list[str]:
@@ -165,13 +162,15 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Load balanced batches; stage 1 gets reals only."""
         rows = self._training_rows()
+        ids = rows.index.to_numpy()
         rank, world_size = _ranks()
-        steps = self.steps_per_epoch or max(1, len(rows) // self.batch_size)
+        # Rounded up: one pass leaves no row out for lack of a whole batch.
+        steps = self.steps_per_epoch or -(-len(rows) // self.batch_size)
         sampler = BalancedBatchSampler(
-            rows.index.to_numpy(), rows["label"].to_numpy(), rows["generator"].tolist(), rows["source"].tolist(),
+            ids, rows["label"].to_numpy(), rows["generator"].tolist(), rows["source"].tolist(),
             self.batch_size, steps, self.seed, self.real_only, rank, world_size,
         )  # fmt: skip
-        dataset = ImageDataset(self.manifest, self.cells.codes, self.augment, self.crop_size, self.views)
+        dataset = ImageDataset(self.manifest, self.cells.codes, self.augment, self.crop_size, self.views, ids)
         return self._loader(dataset, sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -187,8 +186,8 @@ class ImageDataModule(LightningDataModule):
         return self._eval_loader(self.manifest.rows(split).index.to_numpy(), *_ranks())
 
     def bank_dataloader(self, limit: int) -> DataLoader[Any]:
-        """Load at most ``limit`` training reals, evenly thinned, as evaluation sees them, on every rank alike."""
-        rows = self.manifest.rows("train")
+        """Load at most ``limit`` training reals, evenly thinned, as evaluation sees them, on every rank."""
+        rows = self._training_rows()
         return self._eval_loader(_thinned(rows.index[rows["label"] == 0].to_numpy(), limit), 0, 1)
 
     def subset_dataloader(self, ids: NDArray[np.int64]) -> DataLoader[Any]:
@@ -200,17 +199,7 @@ class ImageDataModule(LightningDataModule):
         return self._loader(dataset, EvaluationSampler(ids, self.eval_batch_size, rank, world_size))
 
     def _loader(self, dataset: Any, sampler: Any) -> DataLoader[Any]:
-        return DataLoader(
-            dataset,
-            batch_sampler=sampler,
-            num_workers=self.num_workers,
-            collate_fn=collate,
-            worker_init_fn=_quiet_worker,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            # Left alone, a loader takes its seed from the global state, how often depending on its workers.
-            generator=torch.Generator().manual_seed(self.seed),
-        )
+        return make_loader(dataset, sampler, self.num_workers, self.seed)
 
     def _training_rows(self) -> Any:
         rows = self.manifest.rows("train")
@@ -220,24 +209,6 @@ class ImageDataModule(LightningDataModule):
         return rows[rows["label"] == 0] if self.real_only else rows
 
 
-def _make_cells(manifest: Manifest, pairs: Mapping[str, Any] | None) -> Cells:
-    frame = manifest.frame
-    # Reals may be matched by source, so each (collection, source) is a cell of its own.
-    names = np.where(
-        (frame["label"] == 0) & (frame["source"] != ""),
-        frame["generator"] + ":" + frame["source"],
-        frame["generator"],
-    )
-    keys = list(zip(frame["label"].tolist(), names.tolist(), strict=True))
-    order = {key: code for code, key in enumerate(sorted(set(keys)))}
-    codes = np.array([order[key] for key in keys], dtype=np.int64)
-    counterparts = {
-        order[(1, name)]: sorted({int(code) for code in codes[found.real_rows]})
-        for name, found in real_counterparts(frame, pairs).items()
-    }
-    return Cells([name for _, name in order], [bool(label) for label, _ in order], counterparts, codes)
-
-
 def _thinned(ids: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     if len(ids) <= most:
         return ids
@@ -245,26 +216,16 @@ def _thinned(ids: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     return kept
 
 
+def _check_sizes(**sizes: int | None) -> None:
+    optional = ("steps_per_epoch", "max_train_reals")
+    for name, size in sizes.items():
+        if size is None and name in optional:
+            continue
+        if not isinstance(size, int) or size < 1:
+            raise UserError(f"data.{name}={size}: must be a whole number, at least 1")
+
+
 def _ranks() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
-
-
-def _quiet_worker(_: int) -> None:
-    cv2.setNumThreads(0)  # several workers with several threads each would fight for the cores
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise UserError(f"data.{name}={size}: must be at least 1")
-
-
-def _check_workers(count: int) -> None:
-    most = MOST_WORKERS_A_CORE * (os.cpu_count() or 1)
-    if not 0 <= count <= most:
-        raise UserError(
-            f"data.num_workers={count}: this machine has {os.cpu_count()} cores; valid: 0 (load in the main "
-            f"process) to {most}, best about one a core"
-        )

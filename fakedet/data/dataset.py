@@ -1,11 +1,13 @@
-"""The dataset: from a draw to views of an image, whatever the file is like."""
+"""The datasets: from a draw to the views of an image, whatever the file is like."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
@@ -18,12 +20,53 @@ from fakedet.data.sampler import Draw
 from fakedet.errors import UserError, choose
 
 TRIES = 20
+"""Images tried for one draw before giving up."""
 
 
-class ImageDataset(Dataset[dict[str, Any]]):
+class _Images(Dataset[dict[str, Any]]):
+    """What both datasets know of the manifest, and how they read a row of it."""
+
+    def __init__(self, manifest: Manifest, codes: NDArray[np.int64], views: int, size: int) -> None:
+        self.root, self.codes = manifest.root, codes
+        # Arrow: a list of Python strings would be copied into every worker, page by page, as it is read.
+        self.paths = pa.array(manifest.frame["path"].tolist(), pa.string())
+        self.labels = manifest.frame["label"].to_numpy()
+        self.views, self.size = views, size
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def collate(self) -> partial[dict[str, Any]]:
+        """Give the collate function, which knows the shape of a batch without images."""
+        return partial(collate, views=self.views, size=self.size)
+
+    def read(self, row: int) -> NDArray[np.uint8] | dict[str, Any]:
+        """Give the pixels of a row, or its record for the quarantine."""
+        path = self.paths[row].as_py()
+        try:
+            return read_image(self.root / path)
+        except DecodeError as error:
+            return {"id": row, "path": path, "reason": error.reason}
+
+    def item(
+        self, row: int, views: list[NDArray[np.uint8]], quarantined: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Give what :func:`collate` takes."""
+        return {
+            "id": row,
+            "label": int(self.labels[row]),
+            "generator": int(self.codes[row]),
+            "views": views,
+            "quarantined": quarantined,
+        }
+
+
+class ImageDataset(_Images):
     """Read images for training: augmented random crops, any number of views.
 
-    An image that cannot be read is replaced by another of its generator and class and reported with the item.
+    An image that cannot be read is replaced by another training image of its generator or collection, else of
+    its class, chosen by the draw's seed; it is reported with the item.
 
     Args:
         manifest: the rows.
@@ -31,44 +74,57 @@ class ImageDataset(Dataset[dict[str, Any]]):
         augment: makes a view.
         size: side of a view.
         views: views of each image.
+        pool: the rows that may stand in for others; None: those of the split "train".
     """
 
     def __init__(
-        self, manifest: Manifest, codes: NDArray[np.int64], augment: Augmentation, size: int, views: int
+        self,
+        manifest: Manifest,
+        codes: NDArray[np.int64],
+        augment: Augmentation,
+        size: int,
+        views: int,
+        pool: NDArray[np.int64] | None = None,
     ) -> None:
-        self.root, self.codes = manifest.root, codes
-        self.paths = manifest.frame["path"].to_numpy()
-        self.labels = manifest.frame["label"].to_numpy()
-        self.splits = manifest.frame["split"].to_numpy()
-        self.augment, self.size, self.views = augment, size, views
+        super().__init__(manifest, codes, views, size)
+        train = np.flatnonzero((manifest.frame["split"] == "train").to_numpy())
+        self.augment, self.pool = augment, train if pool is None else np.asarray(pool)
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        """Read one draw; all randomness comes from ``draw.seed``."""
+        """Read one draw; all randomness comes from ``draw.seed``.
+
+        Raises:
+            UserError: neither the image nor any of those tried in its place can be read.
+        """
         quarantined: list[dict[str, Any]] = []
         for row in self._candidates(draw):
-            try:
-                image = read_image(self.root / self.paths[row])
-            except DecodeError as error:
-                quarantined.append({"id": row, "path": str(self.paths[row]), "reason": str(error)})
+            image = self.read(row)
+            if isinstance(image, dict):
+                quarantined.append(image)
                 continue
             seeds = np.random.SeedSequence(draw.seed).generate_state(self.views, np.uint64)
-            views = [self.augment(image, self.size, int(seed)) for seed in seeds]
-            return _item(row, int(self.labels[row]), int(self.codes[row]), views, quarantined)
+            return self.item(row, [self.augment(image, self.size, int(seed)) for seed in seeds], quarantined)
+        files = "; ".join(f"{record['path']} ({record['reason']})" for record in quarantined[:5])
+        more = f" and {len(quarantined) - 5} more" if len(quarantined) > 5 else ""
         raise UserError(
-            f"{len(quarantined)} images of one generator in a row could not be read, last "
-            f"{quarantined[-1]['path']}: "
-            f"{quarantined[-1]['reason']}; is data.root right, and the disk well?"
+            f"no training image could be read in the place of {quarantined[0]['path']} under {self.root}: "
+            f"{files}{more}; is data.root right, and are the files whole?"
         )
 
     def _candidates(self, draw: Draw) -> Iterator[int]:
-        """Yield the drawn row, then others of its generator, class and split, in an order of the draw's own."""
+        """Yield the drawn row, then others: at first those of its cell, then those of its class."""
         yield draw.id
-        alike = np.flatnonzero((self.codes == self.codes[draw.id]) & (self.splits == self.splits[draw.id]))
-        others = alike[alike != draw.id]
-        yield from np.random.default_rng(draw.seed).permutation(others)[: TRIES - 1].tolist()
+        rng = np.random.default_rng((draw.seed, 1))
+        others = self.pool[(self.pool != draw.id) & (self.labels[self.pool] == self.labels[draw.id])]
+        own = self.codes[others] == self.codes[draw.id]
+        # Half of the tries are kept for the class: a generator may be broken as a whole.
+        alike = rng.permutation(others[own])[: TRIES // 2]
+        rest = rng.permutation(others[~own])[: TRIES - 1 - len(alike)]
+        yield from alike.tolist()
+        yield from rest.tolist()
 
 
-class EvaluationDataset(Dataset[dict[str, Any]]):
+class EvaluationDataset(_Images):
     """Read images for evaluation: no randomness; an image that cannot be read is left out and reported.
 
     Args:
@@ -79,48 +135,37 @@ class EvaluationDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, manifest: Manifest, codes: NDArray[np.int64], policy: str, size: int) -> None:
-        self.root, self.codes = manifest.root, codes
-        self.paths = manifest.frame["path"].to_numpy()
-        self.labels = manifest.frame["label"].to_numpy()
-        self.policy, self.size = choose(policy, POLICIES, "data.eval_policy"), size
+        super().__init__(manifest, codes, POLICIES[choose(policy, POLICIES, "data.eval_policy")], size)
+        self.policy = policy
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         """Read one row."""
-        row = draw.id
-        label, code = int(self.labels[row]), int(self.codes[row])
-        try:
-            image = read_image(self.root / self.paths[row])
-        except DecodeError as error:
-            record = {"id": row, "path": str(self.paths[row]), "reason": str(error)}
-            return _item(row, label, code, [], [record])
-        return _item(row, label, code, evaluation_views(image, self.size, self.policy), [])
+        image = self.read(draw.id)
+        if isinstance(image, dict):
+            return self.item(draw.id, [], [image])
+        return self.item(draw.id, evaluation_views(image, self.size, self.policy), [])
 
 
-def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+def collate(items: list[dict[str, Any]], views: int, size: int) -> dict[str, Any]:
     """Stack items into a batch; items without views only report their quarantined files.
 
+    Args:
+        items: of one of the datasets; may be empty.
+        views: V.
+        size: H and W.
+
     Returns:
-        image (B, V, 3, H, W) uint8, label, generator and id (B,) int64, quarantined (list of dicts). B is 0 where
-        no image of the batch could be read.
+        image (B, V, 3, H, W) uint8, label, generator and id (B,) int64, quarantined (list of dicts). B is 0
+        where no image of the batch could be read.
     """
     whole = [item for item in items if item["views"]]
-    if whole:
-        stacked = np.stack([np.stack(item["views"]) for item in whole])
-        image = torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 1, 4, 2, 3)))
-    else:
-        image = torch.zeros((0, 1, 3, 1, 1), dtype=torch.uint8)
-    batch: dict[str, Any] = {
+    pixels = np.empty((len(whole), views, 3, size, size), dtype=np.uint8)
+    for row, item in enumerate(whole):
+        for view, image in enumerate(item["views"]):
+            pixels[row, view] = image.transpose(2, 0, 1)
+    columns = {
         key: torch.tensor([item[key] for item in whole], dtype=torch.int64)
         for key in ("label", "generator", "id")
     }
-    return {
-        "image": image,
-        **batch,
-        "quarantined": [record for item in items for record in item["quarantined"]],
-    }
-
-
-def _item(
-    row: int, label: int, code: int, views: list[NDArray[np.uint8]], quarantined: list[dict[str, Any]]
-) -> dict[str, Any]:
-    return {"id": int(row), "label": label, "generator": code, "views": views, "quarantined": quarantined}
+    quarantined = [record for item in items for record in item["quarantined"]]
+    return {"image": torch.from_numpy(pixels), **columns, "quarantined": quarantined}

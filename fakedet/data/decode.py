@@ -1,8 +1,4 @@
-"""Decoding: any image file to RGB, or the reason why not.
-
-The rules: EXIF orientation is applied; transparency is laid on white; palettes are expanded; 16-bit samples are
-scaled to 8; CMYK is converted to RGB; greyscale fills all three channels; of animated files the first frame counts.
-"""
+"""From an image file to an array of RGB pixels, with one stated rule for every kind of file."""
 
 from __future__ import annotations
 
@@ -13,79 +9,194 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 MAX_PIXELS = 100_000_000
-
-# Formats that OpenCV decodes to the same pixels as PIL (libjpeg-turbo, libpng), only faster.
-FAST_FORMATS = {"JPEG", "PNG", "BMP"}
-JPEG_START_OF_SCAN, JPEG_END = b"\xff\xda", b"\xff\xd9"
+"""Images with more pixels than this are refused before they are decoded."""
+# PIL registers some of its readers only when a file needs them; the list must not depend on that.
+Image.init()
+FORMATS = tuple(
+    name for name in ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF") if name in Image.OPEN
+)
+"""What PIL may try. Its other readers are rare, slow, or run programs (EPS)."""
+OPENCV_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+ORIENTATION = 0x0112
+JPEG_END = b"\xff\xd9"
 
 
 class DecodeError(Exception):
-    """An image that cannot be read; the message is the reason."""
+    """An image file cannot be read; ``reason`` says why in a few words."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Read an image file as RGB.
+    """Read an image file as 8-bit RGB.
+
+    OpenCV decodes plain 8-bit RGB and greyscale JPEG, PNG, WebP and BMP, PIL everything else; where both
+    can, they agree bit for bit. The rules:
+
+    * EXIF orientation is applied.
+    * Transparent images are laid on white.
+    * Greyscale is replicated to three channels; palettes are looked up.
+    * 16-bit samples keep their high byte.
+    * CMYK is converted without a colour profile; embedded profiles are ignored everywhere.
+    * Of an animation, the first frame counts.
+    * A JPEG whose data end before its end marker is truncated, though decoders would fill it up in silence.
 
     Args:
         path: the file.
-        max_pixels: refuse larger images before decoding them: a small file can claim to be huge.
+        max_pixels: refuse images with more pixels than this, by their header, before decoding.
 
     Returns:
-        (H, W, 3) uint8.
+        (H, W, 3) uint8, RGB, contiguous.
 
     Raises:
-        DecodeError: missing, no permission, empty, not an image, truncated, damaged or too large.
+        DecodeError: missing, no permission, empty, truncated, not an image, or too many pixels.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise DecodeError(error.strerror or str(error)) from error
-    return decode_image(data, max_pixels)
+    return decode_image(_read_bytes(Path(path)), max_pixels)
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Decode an image file's bytes as RGB; see :func:`read_image`."""
+    """Decode the bytes of an image file; see :func:`read_image`."""
     if not data:
         raise DecodeError("empty file")
+    header = _open(data)
+    width, height = header.size
+    if width * height > max_pixels:
+        raise DecodeError(f"too many pixels: {width}x{height}, the limit is {max_pixels}")
+    if header.format in ("JPEG", "MPO") and not _jpeg_ends(data):
+        raise DecodeError("truncated JPEG: its end marker is missing")
+    if _is_plain(header, data):
+        pixels = _decode_opencv(data)
+        if pixels is not None and pixels.shape == (height, width, 3):
+            return pixels
+    return _decode_pil(header)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DecodeError("no such file") from None
+    except PermissionError:
+        raise DecodeError("no permission to read it") from None
+    except IsADirectoryError:
+        raise DecodeError("a folder, not a file") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        raise DecodeError(f"cannot be read: {_one_line(error)}") from None
+
+
+def _open(data: bytes) -> Image.Image:
+    """Parse the header; no pixel is decoded."""
     try:
         with warnings.catch_warnings():
-            # PIL warns of large images and damaged EXIF; size is checked here, damage is raised on load.
+            # PIL warns about large images; the limit here is max_pixels.
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data))
-            if image.width * image.height > max_pixels:
-                raise DecodeError(f"{image.width}×{image.height} is more than {max_pixels} pixels")
-            if image.format == "JPEG" and data.rfind(JPEG_END) < data.rfind(JPEG_START_OF_SCAN):
-                raise DecodeError("truncated JPEG")
-            if image.format in FAST_FORMATS and image.mode in ("RGB", "L"):
-                fast = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-                if fast is not None:
-                    return np.ascontiguousarray(fast, dtype=np.uint8)
-            return _with_pil(image)
+            return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise DecodeError(f"too many pixels: {_one_line(error)}") from None
+    except Image.UnidentifiedImageError:
+        raise DecodeError("not an image of a known format, or its header is truncated") from None
+    except Exception as error:  # PIL's readers raise whatever a damaged header makes them stumble over
+        raise DecodeError(f"damaged header: {_one_line(error)}") from None
+
+
+def _jpeg_ends(data: bytes) -> bool:
+    """Say whether the end marker follows the scan; the one of an embedded thumbnail does not count."""
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xFF:  # fill byte
+            position += 1
+        elif marker == 0xDA:  # start of scan: entropy-coded data cannot hold an end marker by chance
+            return data.find(JPEG_END, position) >= 0
+        else:
+            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return False
+
+
+def _is_plain(header: Image.Image, data: bytes) -> bool:
+    """Say whether OpenCV decodes this image exactly as PIL does."""
+    if header.format not in OPENCV_FORMATS or header.mode not in ("L", "RGB"):
+        return False
+    if "transparency" in header.info or getattr(header, "n_frames", 1) > 1:
+        return False
+    if header.format == "PNG":
+        # 16-bit RGB has mode RGB too: the bit depth is byte 24. Without its last chunk the file is
+        # truncated, and PIL says so without libpng's noise.
+        return data[24] == 8 and b"eXIf" not in data and data.rfind(b"IEND") > 0
+    return _orientation(header) == 1
+
+
+def _orientation(header: Image.Image) -> int:
+    if "exif" not in header.info:
+        return 1
+    try:
+        return int(header.getexif().get(ORIENTATION, 1))
+    except Exception:  # damaged metadata say nothing about the pixels
+        return 1
+
+
+def _decode_opencv(data: bytes) -> NDArray[np.uint8] | None:
+    """Decode with OpenCV; None where it cannot, so that PIL finds the reason."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        return None
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+    return None if pixels is None else pixels.astype(np.uint8, copy=False)
+
+
+def _decode_pil(image: Image.Image) -> NDArray[np.uint8]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged metadata
+            image.load()
+    except Exception as error:  # truncated or damaged in any of the ways that PIL's readers know
+        reason = _one_line(error)
+        raise DecodeError(reason if "truncated" in reason else f"truncated or damaged: {reason}") from None
+    try:
+        pixels = _to_rgb(image)
+        if _orientation(image) != 1:
+            pixels = np.asarray(ImageOps.exif_transpose(_with_exif(pixels, image)))
     except DecodeError:
         raise
-    except UnidentifiedImageError as error:
-        raise DecodeError("not an image") from error
-    except Exception as error:  # decoders raise all sorts of things on damaged files
-        raise DecodeError(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+    except Exception as error:
+        raise DecodeError(f"cannot be converted to RGB: {_one_line(error)}") from None
+    return np.array(pixels, order="C")  # PIL's own buffer is read-only
 
 
-def _with_pil(image: Image.Image) -> NDArray[np.uint8]:
-    image.load()
-    image = ImageOps.exif_transpose(image) or image
-    if image.mode.startswith(("I", "F")):
-        return _from_wide(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-    return np.asarray(image.convert("RGB"), dtype=np.uint8)
+def _with_exif(pixels: NDArray[np.uint8], image: Image.Image) -> Image.Image:
+    turned = Image.fromarray(pixels)
+    turned.getexif()[ORIENTATION] = _orientation(image)
+    return turned
 
 
-def _from_wide(image: Image.Image) -> NDArray[np.uint8]:
-    """Scale 16-bit (or wider) greyscale to 8 bits by its format's range."""
-    values = np.asarray(image, dtype=np.float64)
-    top = 65535.0 if image.mode.startswith("I") else max(1.0, float(values.max()))
-    grey = np.clip(values / top * 255.0 + 0.5, 0, 255).astype(np.uint8)
-    return np.repeat(grey[:, :, None], 3, axis=2)
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+        return _high_byte(image)
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        layered = image.convert("RGBA")
+        white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, layered)
+    return np.asarray(image.convert("RGB"))
+
+
+def _high_byte(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode == "F":
+        raise DecodeError("floating-point pixels: their range is not known")
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise DecodeError("32-bit pixels: their range is not known")
+    return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

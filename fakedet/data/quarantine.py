@@ -15,54 +15,68 @@ from fakedet.errors import UserError
 
 @dataclass(frozen=True)
 class Quarantine:
-    """The unreadable images of a run.
-
-    Attributes:
-        frame: columns path, label, generator, split, reason; each image once.
-        n_images: images of the splits that were read.
-    """
+    """The unreadable images of a run."""
 
     frame: pd.DataFrame
-    n_images: int
+    """Columns path, label, generator, split, reason; the index is the id; each image once."""
+    n_images: dict[str, int]
+    """Images of each split that was read."""
 
     @classmethod
     def from_records(
         cls, records: Iterable[dict[str, Any]], manifest: Manifest, splits: Collection[str]
     ) -> Quarantine:
-        """Collect what batches of these splits reported; the same image counts once, however often tried."""
-        reasons = {int(record["id"]): str(record["reason"]) for record in records}
-        frame = manifest.frame.loc[sorted(reasons), ["path", "label", "generator", "split"]].copy()
-        frame["reason"] = [reasons[row] for row in sorted(reasons)]
-        return cls(frame, int(manifest.frame["split"].isin(splits).sum()))
+        """Collect what batches of these splits reported; an image counts once, however often it was tried."""
+        reasons: dict[int, str] = {}
+        for record in records:
+            reasons.setdefault(int(record["id"]), str(record["reason"]))
+        rows = sorted(reasons)
+        frame = manifest.frame.loc[rows, ["path", "label", "generator", "split"]].copy()
+        frame["reason"] = [reasons[row] for row in rows]
+        counts = manifest.frame["split"].value_counts()
+        return cls(frame, {split: int(counts[split]) for split in splits if split in counts})
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def shares(self) -> dict[str, float]:
+        """Give the share of unreadable images in each split.
+
+        A split's own share counts: a broken test split must not hide behind a large training split.
+        """
+        bad = self.frame["split"].value_counts()
+        return {split: float(bad.get(split, 0)) / count for split, count in self.n_images.items()}
 
     def summary(self) -> dict[str, Any]:
-        """Count them in all, per class and per generator."""
+        """Count them in all, per class, per split and per generator."""
         return {
             "n": len(self.frame),
             "n_real": int((self.frame["label"] == 0).sum()),
             "n_fake": int((self.frame["label"] == 1).sum()),
+            "share_per_split": self.shares(),
             "per_generator": {str(key): int(n) for key, n in self.frame["generator"].value_counts().items()},
         }
 
     def write(self, path: Path) -> None:
         """Write the list as CSV, if there is anything to list."""
         if len(self.frame):
-            self.frame.to_csv(path, index=False)
+            self.frame.to_csv(path, index_label="id")
 
     def check(self, most: float) -> None:
         """Refuse a result that rests on too few of its images.
 
         Args:
-            most: largest share of the images that may be unreadable.
+            most: largest share of a split's images that may be unreadable.
 
         Raises:
-            UserError: the share is larger.
+            UserError: a split's share is larger.
         """
-        share = len(self.frame) / max(1, self.n_images)
-        if share > most:
-            first = self.frame.iloc[0]
-            raise UserError(
-                f"{len(self.frame)} of {self.n_images} images ({share:.1%}) could not be read, more than "
-                f"data.max_quarantine={most}; first: {first['path']}: {first['reason']}. All are in quarantine.csv; "
-                "what was trained and scored is kept"
-            )
+        for split, share in self.shares().items():
+            if share > most:
+                own = self.frame[self.frame["split"] == split]
+                first = own.iloc[0]
+                raise UserError(
+                    f"{len(own)} of {self.n_images[split]} images of the split '{split}' ({share:.1%}) could "
+                    f"not be read, more than data.max_quarantine={most}; first: {first['path']}: "
+                    f"{first['reason']}. All are in quarantine.csv; what was trained and scored is kept"
+                )

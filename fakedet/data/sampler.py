@@ -1,4 +1,4 @@
-"""Samplers: what every batch holds is a pure function of (seed, epoch, step)."""
+"""Which images a batch is made of: balanced in training, each exactly once in evaluation."""
 
 from __future__ import annotations
 
@@ -6,62 +6,89 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Sampler
 
 from fakedet.errors import UserError
 
+Ints = NDArray[np.int64]
+
 
 class Draw(NamedTuple):
-    """One image of a batch: which row, and the seed of everything random that happens to it."""
+    """One image of a batch, and the seed of all that is random about it."""
 
     id: int
+    """Row of the manifest."""
     seed: int
+    """In 0 ... 2^63 - 1."""
 
 
-class _Stratum:
-    """Walk the rows of one stratum in reshuffled rounds: every row is used before any is used again."""
+class _Walk:
+    """An endless walk over some rows: one shuffled permutation after another, at any position.
 
-    def __init__(self, ids: NDArray[np.int64], key: Sequence[int]) -> None:
-        self.ids = ids
-        self._key = list(key)
-        self._round = -1
-        self._order = ids
+    Args:
+        rows: what is walked over, at least one.
+        strata: a code for each row, counted by :meth:`counts`.
+        n_strata: number of codes.
+        entropy: what the permutations depend on.
+    """
+
+    def __init__(self, rows: Ints, strata: Ints, n_strata: int, entropy: tuple[int, ...]) -> None:
+        self.rows, self.strata, self.n_strata, self.entropy = rows, strata, n_strata, entropy
+        self._totals = np.bincount(strata, minlength=n_strata)
+        self._round, self._order = -1, rows
 
     def at(self, position: int) -> int:
-        turn, place = divmod(position, len(self.ids))
-        if turn != self._round:
-            self._order = np.random.default_rng([*self._key, turn]).permutation(self.ids)
-            self._round = turn
-        return int(self._order[place])
+        """Give the row at a position of the walk."""
+        number, offset = divmod(position, len(self.rows))
+        return int(self.rows[self._permutation(number)[offset]])
+
+    def counts(self, position: int) -> Ints:
+        """Count the rows of each stratum before a position: (n_strata,)."""
+        number, offset = divmod(position, len(self.rows))
+        if self.n_strata == 1:
+            return np.array([position], dtype=np.int64)
+        begun = np.bincount(self.strata[self._permutation(number)[:offset]], minlength=self.n_strata)
+        return (number * self._totals + begun).astype(np.int64)
+
+    def _permutation(self, number: int) -> Ints:
+        if number != self._round:
+            rng = np.random.default_rng((*self.entropy, number))
+            self._round, self._order = number, rng.permutation(len(self.rows))
+        return self._order
 
 
 class BalancedBatchSampler(Sampler[list[Draw]]):
-    """Yield batches that are half real, half fake and, among fakes, equal over generators.
+    """Yield training batches: half reals, half fakes, the fakes equal over generators.
 
-    Reals are matched to the fakes' source where both have one. With several ranks each yields its share of the
-    same global batches: the union over ranks is what one process would draw.
+    The fakes' slots go round the generators, so that over any stretch of slots their counts differ by at
+    most one. Each real stands beside a fake: one of the same source where reals of that source exist, else
+    any. Generators, sources and reals are each walked by reshuffled permutations: every image is used before
+    one is used again.
+
+    Step s of epoch e is a pure function of (seed, e, s); no step needs another one before it. A rank takes
+    its share of the global batch: the ranks' shares, one after the other, are the batch of a single process.
 
     Args:
-        ids: row numbers.
-        labels: 0 real, 1 fake, for each id.
-        generators: name for each id.
-        sources: name for each id, "" for none.
-        batch_size: of the global batch, over all ranks.
+        ids: (n,) rows of the manifest.
+        labels: (n,) 0 = real, 1 = fake.
+        generators: (n,) names.
+        sources: (n,) names; "" where unknown.
+        batch_size: images of a step over all ranks.
         steps: batches an epoch.
         seed: of everything.
-        real_only: draw reals only (stage 1).
+        real_only: draw reals alone, as stage 1 wants them; one permutation is walked.
         rank: of this process.
         world_size: number of processes.
 
     Raises:
-        UserError: a batch size that cannot be split evenly, or a class without rows.
+        UserError: a class is missing, or the batch does not divide into equal shares.
     """
 
     def __init__(
         self,
-        ids: NDArray[np.int64],
-        labels: NDArray[np.int64],
+        ids: ArrayLike,
+        labels: ArrayLike,
         generators: Sequence[str],
         sources: Sequence[str],
         batch_size: int,
@@ -71,106 +98,136 @@ class BalancedBatchSampler(Sampler[list[Draw]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        share = world_size * (1 if real_only else 2)
-        if batch_size < share or batch_size % share:
-            raise UserError(
-                f"data.batch_size={batch_size}: must be a multiple of {share} "
-                f"({'' if real_only else 'half real, half fake, '}{world_size} process(es))"
-            )
-        self.batch_size, self.steps, self.seed = batch_size, steps, seed
-        self.real_only, self.rank, self.world_size = real_only, rank, world_size
+        label, rows = np.asarray(labels), np.asarray(ids, dtype=np.int64)
+        names, places = np.asarray(generators, dtype=object), np.asarray(sources, dtype=object)
+        _check_batch(batch_size, world_size, 1 if real_only else 2)
+        _check_classes(label, real_only)
+        self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
+        self.real_only = real_only
+        fake = label == 1
+        matched = [] if real_only else sorted((set(places[fake]) & set(places[~fake])) - {""})
+        # Stratum 0 is all reals; the others are the sources that fakes and reals share.
+        stratum = {name: code for code, name in enumerate(matched, start=1)}
+        codes = np.array([stratum.get(place, 0) for place in places], dtype=np.int64)
+        pools = [rows[~fake]] + [rows[~fake & (codes == code)] for code in stratum.values()]
+        self._reals = [
+            _Walk(pool, np.zeros(len(pool), dtype=np.int64), 1, (seed, 0, code))
+            for code, pool in enumerate(pools)
+        ]
+        self._fakes = [] if real_only else [
+            _Walk(rows[fake & (names == name)], codes[fake & (names == name)], len(pools), (seed, 1, code))
+            for code, name in enumerate(sorted(set(names[fake])))
+        ]  # fmt: skip
+        self._stratum = dict(zip(rows[fake].tolist(), codes[fake].tolist(), strict=True))
+        self.steps = steps
         self.epoch, self.start_step = 0, 0
         # Lightning calls set_epoch on `batch_sampler.sampler`, never on the batch sampler itself.
         self.sampler = self
-        names, origin = np.asarray(generators, dtype=object), np.asarray(sources, dtype=object)
-        real = np.asarray(labels) == 0
-        self._reals = _Stratum(_some(ids[real], "real"), [seed, 0])
-        self._fakes = [] if real_only else [
-            _Stratum(ids[~real & (names == name)], [seed, 1, number])
-            for number, name in enumerate(sorted(set(names[~real])))
-        ]  # fmt: skip
-        if not real_only:
-            _some(ids[~real], "fake")
-        self._source_of = dict(zip(ids.tolist(), origin.tolist(), strict=True))
-        shared = (set(origin[real]) & set(origin[~real])) - {""}
-        self._by_source = {name: ids[real & (origin == name)] for name in sorted(shared)}
-
-    def __len__(self) -> int:
-        """Give the batches that are left in this epoch."""
-        return self.steps - self.start_step
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration yields."""
-        self.epoch = epoch
+        """Choose the epoch that the next iteration draws; another epoch begins at its first step."""
+        if epoch != self.epoch:
+            self.epoch, self.start_step = int(epoch), 0
 
     def set_start_step(self, step: int) -> None:
-        """Begin the next iteration at this step of its epoch."""
-        self.start_step = step
+        """Let this epoch begin at a later step; later epochs begin at their first.
+
+        Raises:
+            ValueError: the epoch has no such step.
+        """
+        if not 0 <= step < self.steps:
+            raise ValueError(f"step {step} of an epoch of {self.steps}")
+        self.start_step = int(step)
+
+    def __len__(self) -> int:
+        """Give the steps of a whole epoch, wherever this one begins: Lightning asks only once."""
+        return self.steps
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        """Yield this rank's share of each batch of the epoch."""
+        # A generator: the epoch is read at the first batch, because Lightning makes the first iterator of a
+        # run before it sets the epoch.
+        epoch = self.epoch
         for step in range(self.start_step, self.steps):
-            yield self.batch(self.epoch, step)[self.rank :: self.world_size]
+            yield self.share(epoch, step)
+
+    def share(self, epoch: int, step: int) -> list[Draw]:
+        """Give this rank's share of a step."""
+        size = self.batch_size // self.world_size
+        return self.batch(epoch, step)[self.rank * size : (self.rank + 1) * size]
 
     def batch(self, epoch: int, step: int) -> list[Draw]:
-        """Give the global batch of a step; reals and fakes alternate, so that every rank gets its half."""
+        """Give the global batch of a step; in balanced batches each fake follows its real."""
         number = epoch * self.steps + step
         if self.real_only:
-            ids = [self._reals.at(number * self.batch_size + i) for i in range(self.batch_size)]
+            ids = [self._reals[0].at(number * self.batch_size + slot) for slot in range(self.batch_size)]
         else:
-            half = self.batch_size // 2
-            fakes = [self._fake(number * half + i) for i in range(half)]
-            reals = [self._real(number * half + i, fake) for i, fake in enumerate(fakes)]
-            ids = _spread(reals, fakes, self.world_size)
-        seeds = np.random.SeedSequence([self.seed, 2, epoch, step]).generate_state(len(ids), np.uint64)
-        return [Draw(row, int(seed)) for row, seed in zip(ids, seeds, strict=True)]
+            ids = self._pairs(number * (self.batch_size // 2), self.batch_size // 2)
+        seeds = np.random.SeedSequence((self.seed, 2, epoch, step)).generate_state(self.batch_size, np.uint64)
+        return [Draw(row, seed) for row, seed in zip(ids, (seeds >> np.uint64(1)).tolist(), strict=True)]
 
-    def _fake(self, slot: int) -> int:
-        # Rounds over all generators, each in its own order: equal counts over any run of whole rounds.
-        turn, place = divmod(slot, len(self._fakes))
-        order = np.random.default_rng([self.seed, 3, turn]).permutation(len(self._fakes))
-        return self._fakes[int(order[place])].at(turn)
-
-    def _real(self, slot: int, fake: int) -> int:
-        candidates = self._by_source.get(self._source_of[fake])
-        if candidates is None:
-            return self._reals.at(slot)
-        return int(candidates[np.random.default_rng([self.seed, 4, slot]).integers(len(candidates))])
+    def _pairs(self, first_slot: int, n: int) -> list[int]:
+        kinds = len(self._fakes)
+        # How often each stratum of reals was asked for before this step: a rank can start anywhere.
+        asked = np.sum(
+            [walk.counts((first_slot - code + kinds - 1) // kinds) for code, walk in enumerate(self._fakes)],
+            axis=0,
+        )
+        ids = []
+        for slot in range(first_slot, first_slot + n):
+            fake = self._fakes[slot % kinds].at(slot // kinds)
+            stratum = self._stratum[fake]
+            ids += [self._reals[stratum].at(int(asked[stratum])), fake]
+            asked[stratum] += 1
+        return ids
 
 
 class EvaluationSampler(Sampler[list[Draw]]):
-    """Yield every row once, in order; with several ranks each takes every world_size-th, nothing is padded.
+    """Yield every row of a rank's share exactly once, in order: nothing padded, nothing dropped.
+
+    Ranks with fewer rows end with empty batches, so that all take the same number of steps and none waits
+    for another.
 
     Args:
-        ids: row numbers.
-        batch_size: most rows of a batch.
+        ids: (n,) rows of the manifest.
+        batch_size: rows of a batch on one rank.
         rank: of this process.
         world_size: number of processes.
     """
 
-    def __init__(self, ids: NDArray[np.int64], batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.ids = ids[rank::world_size]
+    def __init__(
+        self, ids: Sequence[int] | Ints, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        rows = np.asarray(ids, dtype=np.int64)
+        if batch_size < 1:
+            raise UserError(f"data.eval_batch_size: {batch_size} should be at least 1")
+        self.ids = rows[rank::world_size]
         self.batch_size = batch_size
+        largest_share = -(-len(rows) // world_size)
+        self._steps = -(-largest_share // batch_size)
 
     def __len__(self) -> int:
-        """Give the number of batches."""
-        return -(-len(self.ids) // self.batch_size)
+        return self._steps
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        """Yield batches of draws; evaluation uses no randomness, the seed is the row's number."""
-        for start in range(0, len(self.ids), self.batch_size):
-            yield [Draw(int(row), int(row)) for row in self.ids[start : start + self.batch_size]]
+        for step in range(self._steps):
+            rows = self.ids[step * self.batch_size : (step + 1) * self.batch_size].tolist()
+            # Nothing in evaluation is random; the seed is the row's own, whatever the batch.
+            yield [Draw(row, row) for row in rows]
 
 
-def _spread(reals: list[int], fakes: list[int], world_size: int) -> list[int]:
-    """Order a global batch so that every ``rank::world_size`` slice is half real, half fake."""
-    ids: list[int] = []
-    for start in range(0, len(reals), world_size):
-        ids += reals[start : start + world_size] + fakes[start : start + world_size]
-    return ids
+def _check_batch(batch_size: int, world_size: int, classes: int) -> None:
+    unit = classes * world_size
+    if batch_size < unit or batch_size % unit:
+        below = max(unit, batch_size // unit * unit)
+        halves = "half reals and half fakes on each of" if classes == 2 else "equal shares for"
+        raise UserError(
+            f"data.batch_size: {batch_size} does not divide into {halves} {world_size} process(es); "
+            f"take a multiple of {unit}, such as {below}"
+        )
 
 
-def _some(ids: NDArray[np.int64], kind: str) -> NDArray[np.int64]:
-    if len(ids) == 0:
-        raise UserError(f"the train split has no {kind} images; balanced batches need both classes")
-    return ids
+def _check_classes(label: NDArray[np.int64], real_only: bool) -> None:
+    wanted = ((0, "real"),) if real_only else ((0, "real"), (1, "fake"))
+    for value, name in wanted:
+        if not (label == value).any():
+            raise UserError(f"there are no {name} images (label {value}) to train on")

@@ -1,0 +1,215 @@
+"""Decoding against PIL as the oracle, and damaged files against the promise that none passes silently."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from fakedet.data import decode
+from fakedet.data.decode import DecodeError, decode_image, read_image
+
+
+def picture(height: int = 61, width: int = 47) -> np.ndarray:
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return np.asarray(cv2.GaussianBlur(noise, (0, 0), 1.0))
+
+
+def encoded(image, fmt: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, fmt, **options)
+    return buffer.getvalue()
+
+
+def by_pil(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+PLAIN = {
+    **{f"jpeg {sub} {prog}": ("JPEG", {"quality": 80, "subsampling": sub, "progressive": prog})
+       for sub in (0, 1, 2) for prog in (False, True)},
+    "png": ("PNG", {}), "webp": ("WEBP", {"quality": 80}), "lossless webp": ("WEBP", {"lossless": True}),
+    "bmp": ("BMP", {}), "tiff": ("TIFF", {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+@pytest.mark.parametrize("grey", [False, True])
+def test_pixels_are_bit_identical_to_pil(kind: str, grey: bool) -> None:
+    fmt, options = PLAIN[kind]
+    image = picture()[..., 0] if grey else picture()
+    if grey:
+        options = {key: value for key, value in options.items() if key != "subsampling"}
+    data = encoded(image, fmt, **options)
+    pixels = decode_image(data)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (61, 47, 3)
+    assert pixels.flags["C_CONTIGUOUS"]
+    np.testing.assert_array_equal(pixels, by_pil(data))
+
+
+def test_plain_files_take_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "_decode_pil", lambda image: pytest.fail("PIL was asked"))
+    for fmt in ("JPEG", "PNG", "WEBP", "BMP"):
+        decode_image(encoded(picture(), fmt))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP"])
+def test_exif_orientation_is_applied(orientation: int, fmt: str) -> None:
+    image = picture()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(image, fmt, exif=exif, **({"lossless": True} if fmt == "WEBP" else {}))
+    # Oracle: what the EXIF standard says of each value, as numpy operations.
+    turned = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
+              5: lambda a: a.transpose(1, 0, 2), 6: lambda a: np.rot90(a, -1),
+              7: lambda a: a[::-1, ::-1].transpose(1, 0, 2), 8: lambda a: np.rot90(a, 1)}  # fmt: skip
+    np.testing.assert_array_equal(decode_image(data), turned[orientation](by_pil(data)))
+
+
+def test_transparency_is_laid_on_white() -> None:
+    image = picture()
+    alpha = np.random.default_rng(1).integers(0, 256, image.shape[:2], dtype=np.uint8)
+    data = encoded(np.dstack([image, alpha]), "PNG")
+    share = alpha[..., None] / 255.0
+    expected = image * share + 255.0 * (1 - share)
+    assert np.abs(decode_image(data) - expected).max() <= 1.0
+
+
+def test_opaque_alpha_changes_nothing() -> None:
+    image = picture()
+    data = encoded(np.dstack([image, np.full(image.shape[:2], 255, np.uint8)]), "PNG")
+    np.testing.assert_array_equal(decode_image(data), image)
+
+
+def test_a_transparent_colour_is_laid_on_white() -> None:
+    image = picture()
+    image[3, 4] = (1, 2, 3)
+    pixels = decode_image(encoded(image, "PNG", transparency=(1, 2, 3)))
+    assert pixels[3, 4].tolist() == [255, 255, 255]
+    np.testing.assert_array_equal(pixels[10:], image[10:])
+
+
+def test_palette_bilevel_and_cmyk_are_converted() -> None:
+    palette = Image.fromarray(picture()).quantize(16)
+    np.testing.assert_array_equal(decode_image(encoded(palette, "PNG")), np.asarray(palette.convert("RGB")))
+    bilevel = Image.fromarray(picture()).convert("1")
+    assert set(np.unique(decode_image(encoded(bilevel, "PNG")))) == {0, 255}
+    data = encoded(Image.fromarray(picture()).convert("CMYK"), "JPEG", quality=95)
+    np.testing.assert_array_equal(decode_image(data), by_pil(data))
+
+
+def test_16_bit_samples_keep_their_high_byte() -> None:
+    values = np.random.default_rng(0).integers(0, 2**16, (20, 30), dtype=np.uint16)
+    grey = decode_image(encoded(values, "PNG"))
+    np.testing.assert_array_equal(grey, np.repeat((values >> 8)[..., None], 3, axis=2))
+    deep = np.random.default_rng(0).integers(0, 2**16, (20, 30, 3), dtype=np.uint16)
+    colour = decode_image(cv2.imencode(".png", deep)[1].tobytes())
+    np.testing.assert_array_equal(colour, (deep >> 8)[..., ::-1])
+
+
+def test_floating_point_pixels_are_refused() -> None:
+    with pytest.raises(DecodeError, match="floating-point"):
+        decode_image(encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"))
+
+
+def test_first_frame_of_an_animation_counts() -> None:
+    frames = [Image.fromarray(np.full((20, 20, 3), value, np.uint8)) for value in (50, 200)]
+    for fmt, options in (("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {})):
+        data = encoded(frames[0], fmt, save_all=True, append_images=frames[1:], **options)
+        assert set(np.unique(decode_image(data))) == {50}, fmt
+
+
+@pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 0.8, 0.97])
+def test_truncated_files_are_noticed(fmt: str, share: float, capfd: pytest.CaptureFixture[str]) -> None:
+    data = encoded(picture(200, 200), fmt)
+    with pytest.raises(DecodeError):
+        decode_image(data[: int(len(data) * share)])
+    if fmt != "TIFF":  # libtiff writes its own warnings
+        assert capfd.readouterr().err == ""
+
+
+def test_a_truncated_jpeg_is_noticed_though_its_thumbnail_is_whole() -> None:
+    exif = b"Exif\0\0" + encoded(picture(16, 16), "JPEG")
+    data = encoded(picture(200, 200), "JPEG", exif=exif)
+    assert decode_image(data).shape == (200, 200, 3)
+    for share in (0.4, 0.7, 0.99):
+        with pytest.raises(DecodeError, match="truncated"):
+            decode_image(data[: int(len(data) * share)])
+
+
+def test_a_jpeg_whose_tail_is_zeros_is_noticed_and_one_with_something_after_its_end_is_not() -> None:
+    data = encoded(picture(200, 200), "JPEG")
+    half = len(data) // 2
+    with pytest.raises(DecodeError, match="truncated"):
+        decode_image(data[:half] + bytes(len(data) - half))
+    np.testing.assert_array_equal(decode_image(data + b"\xff\xda trailing notes"), decode_image(data))
+
+
+def test_a_decoder_that_fills_up_in_silence_does_not_hide_truncation(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As OpenCV 4 does: grey where the data end, and no error.
+    monkeypatch.setattr(decode, "_decode_opencv", lambda data: np.zeros((200, 200, 3), np.uint8))
+    exif = b"Exif\0\0" + encoded(picture(16, 16), "JPEG")
+    for options in ({}, {"exif": exif}, {"progressive": True}):
+        data = encoded(picture(200, 200), "JPEG", **options)
+        decode_image(data)
+        for end in (len(data) // 2, len(data) - 2):
+            with pytest.raises(DecodeError, match="truncated"):
+                decode_image(data[:end])
+
+
+def test_too_many_pixels_are_refused_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_decode_pil", "_decode_opencv"):
+        monkeypatch.setattr(decode, name, lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(DecodeError, match="too many pixels: 47x61"):
+        decode_image(encoded(picture(), "PNG"), max_pixels=47 * 61 - 1)
+
+
+def test_every_unreadable_file_has_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "text.png").write_text("<html>404</html>")
+    for name, reason in (("empty.jpg", "empty"), ("text.png", "not an image"), ("gone.png", "no such file"),
+                         (".", "folder")):  # fmt: skip
+        with pytest.raises(DecodeError, match=reason) as caught:
+            read_image(tmp_path / name)
+        assert reason in caught.value.reason
+
+    def refuse(self: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(DecodeError, match="permission"):
+        read_image(tmp_path / "text.png")
+
+
+@pytest.mark.parametrize("fmt", ["PNG", "WEBP", "TIFF"])
+def test_the_first_file_of_a_process_is_read_too(fmt: str, tmp_path: Path) -> None:
+    # PIL registers its readers as it goes; a process that has read nothing yet knows none.
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(
+            encoded(picture(), fmt, **({"lossless": True} if fmt == "WEBP" else {}))
+        )
+    program = "import sys; from fakedet.data.decode import read_image; [read_image(p) for p in sys.argv[1:]]"
+    subprocess.run([sys.executable, "-c", program, *map(str, tmp_path.iterdir())], check=True)
+
+
+def test_random_damage_never_ends_in_another_error() -> None:
+    rng = np.random.default_rng(0)
+    for fmt in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"):
+        whole = bytearray(encoded(picture(), fmt))
+        for _ in range(40):
+            damaged = bytearray(whole)
+            for place in rng.integers(0, len(damaged), 3):
+                damaged[place] = int(rng.integers(256))
+            try:
+                pixels = decode_image(bytes(damaged), max_pixels=10**6)
+            except DecodeError:
+                continue
+            assert pixels.dtype == np.uint8
+            assert pixels.shape[2] == 3

@@ -138,10 +138,11 @@ class ImageDataModule(LightningDataModule):
         """Check that there is something to train on and to measure.
 
         Raises:
-            UserError: a split is empty; for training, also one without reals or without fakes.
+            UserError: a split is empty; for a detector's training and validation, also one without reals or
+                without fakes, because batches need both and so does the mAP that chooses the weights.
         """
         for split in splits:
-            self.manifest.require(split, both_classes=split == "train" and not self.real_only)
+            self.manifest.require(split, both_classes=split in ("train", "val") and not self.real_only)
         if self.real_only and not (self.manifest.rows("train")["label"] == 0).any():
             raise UserError("the split 'train' has no real images (label 0); stage 1 learns from those alone")
 

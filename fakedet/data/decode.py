@@ -122,6 +122,9 @@ def _is_plain(header: Image.Image, data: bytes) -> bool:
     """Say whether OpenCV decodes this image exactly as PIL does."""
     if header.format not in OPENCV_FORMATS or header.mode not in ("L", "RGB"):
         return False
+    # With a colour profile libpng may write warnings to the terminal; PIL ignores profiles as we do.
+    if header.format == "PNG" and "icc_profile" in header.info:
+        return False
     if "transparency" in header.info or getattr(header, "n_frames", 1) > 1:
         return False
     if header.format == "PNG":

@@ -67,16 +67,19 @@ class Detector(LightningModule):
         checkpoint["fakedet"] = self.identity
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Collect scores and log the loss on the validation split."""
-        scores = self.score_views(self.take(batch))
-        if len(scores.logit):
-            loss = F.binary_cross_entropy_with_logits(scores.logit, batch["label"].float())
-            self.log("val/loss", loss, batch_size=len(scores.logit), on_epoch=True, sync_dist=True)
-        self._collect(self.val_metric, batch, scores)
+        """Collect scores on the validation split."""
+        self._collect(self.val_metric, batch, self.score_views(self.take(batch)))
 
     def on_validation_epoch_end(self) -> None:
-        """Log mAP and AP per generator on the validation split."""
-        self._log_metric(self.val_metric, "val")
+        """Log mAP, AP per generator and the loss on the validation split."""
+        metric = self.val_metric
+        assert isinstance(metric, GeneratorAveragePrecision)
+        # From the gathered rows: exact over uneven ranks, and no rank can wait for one that has no rows.
+        rows = metric.rows()
+        if len(rows["logit"]):
+            loss = F.binary_cross_entropy_with_logits(rows["logit"], rows["label"].to(rows["logit"].dtype))
+            self.log("val/loss", float(loss), batch_size=1)
+        self._log_metric(metric, "val")
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Collect scores on the test split."""

@@ -1,6 +1,8 @@
-"""Rows of every rank, so that a contrastive loss sees the whole global batch."""
+"""What every rank holds, brought together: rows for a contrastive loss, records for a report."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -25,3 +27,12 @@ def gather_rows(module: LightningModule, rows: torch.Tensor) -> torch.Tensor:
     gathered = module.all_gather(rows, sync_grads=rows.requires_grad)
     assert isinstance(gathered, torch.Tensor)
     return gathered.flatten(0, 1)
+
+
+def gather_records(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Join plain records of all ranks; collective under DDP, the same list on one rank."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return records
+    gathered: list[list[dict[str, Any]]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(gathered, records)
+    return [record for of_rank in gathered for record in of_rank]

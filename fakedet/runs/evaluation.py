@@ -15,6 +15,7 @@ from fakedet.data.datamodule import ImageDataModule
 from fakedet.data.quarantine import Quarantine
 from fakedet.errors import UserError
 from fakedet.methods.detector import Detector
+from fakedet.methods.gather import gather_records
 from fakedet.metrics.pairing import real_counterparts
 from fakedet.runs import scoring
 from fakedet.runs.folder import open_folder, provenance, write_config, write_json
@@ -49,9 +50,10 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
     )
     with threads(config.threads):
         frame = scoring.score(trainer, method, datamodule, config.split)
+    records = gather_records(method.quarantined)
     if not trainer.is_global_zero:
         return None
-    quarantine = Quarantine.from_records(method.quarantined, datamodule.manifest, (config.split,))
+    quarantine = Quarantine.from_records(records, datamodule.manifest, (config.split,))
     metrics = scoring.measure(frame, datamodule, method.identity["seen_generators"], _plain(config.bootstrap))
     identity = {**method.identity, "checkpoint": str(config.checkpoint), "split": config.split}
     scoring.write_results(folder, frame, metrics, quarantine, identity)

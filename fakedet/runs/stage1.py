@@ -47,6 +47,7 @@ def stage1_key(config: DictConfig, manifest: Manifest) -> str:
         "views": plain["view_augment"],
         "data": {key: value for key, value in plain["data"].items() if key not in DATA_ASIDE},
         "rows": manifest.sha256,
+        "files": _files(manifest),
         "root": str(manifest.root.resolve()),
         "trainer": {key: plain["trainer"].get(key) for key in TRAINER_KEPT},
         "seed": plain["seed"],
@@ -54,6 +55,19 @@ def stage1_key(config: DictConfig, manifest: Manifest) -> str:
         "version": fakedet.__version__,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _files(manifest: Manifest) -> str:
+    """Fingerprint the photographs that stage 1 learns from by size and time, without reading them."""
+    digest = hashlib.sha256()
+    rows = manifest.rows("train")
+    for path in rows.loc[rows["label"] == 0, "path"]:
+        try:
+            status = (manifest.root / path).stat()
+            digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
+        except OSError:
+            digest.update(f"{path} missing\n".encode())
+    return digest.hexdigest()
 
 
 def publish(checkpoint: Path, cache: Path, key: str) -> Path:

@@ -25,6 +25,7 @@ from fakedet.data.datamodule import ImageDataModule
 from fakedet.data.quarantine import Quarantine
 from fakedet.errors import UserError
 from fakedet.methods.detector import Detector
+from fakedet.methods.gather import gather_records
 from fakedet.runs import dashboard, scoring, stage1
 from fakedet.runs.figures import write_figures
 from fakedet.runs.folder import log_to_file, open_folder, provenance, write_config, write_json
@@ -208,9 +209,10 @@ def _test(config: DictConfig, folder: Path, fitted: Fitted) -> dict[str, Any] | 
         log.info("the manifest has no test split: nothing is scored after training")
         return None
     frame = scoring.score(fitted.trainer, method, datamodule, "test")
+    records = gather_records(method.quarantined)
     if not fitted.trainer.is_global_zero:
         return None
-    quarantine = Quarantine.from_records(method.quarantined, datamodule.manifest, ("train", "val", "test"))
+    quarantine = Quarantine.from_records(records, datamodule.manifest, ("train", "val", "test"))
     metrics = scoring.measure(frame, datamodule, method.identity["seen_generators"], _plain(config.bootstrap))
     identity = {**method.identity, "checkpoint": str(fitted.checkpoint), "split": "test"}
     scoring.write_results(folder, frame, metrics, quarantine, identity)

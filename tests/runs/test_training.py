@@ -94,6 +94,21 @@ def test_stage1_is_reused_when_identical_and_only_then(
     assert len(list((transfer_run.parent / "stage1").glob("*.ckpt"))) == 2
 
 
+def test_stage1_is_trained_anew_when_a_photograph_changed(tiny_manifest: Path, tmp_path: Path) -> None:
+    def run(name: str) -> bool:
+        config = composed(tmp_path / name, "model=bce", "model.init=trace", f"data.manifest={tiny_manifest}",
+                          "trainer.limit_train_batches=1", "test_after_fit=false")  # fmt: skip
+        return (train(config).folder / "stage1").exists()
+
+    assert run("first")
+    assert not run("second")
+    frame = pd.read_csv(tiny_manifest)
+    photo = frame.loc[(frame["label"] == 0) & (frame["split"] == "train"), "path"].iloc[0]
+    other = frame.loc[(frame["label"] == 0) & (frame["split"] == "val"), "path"].iloc[0]
+    shutil.copyfile(tiny_manifest.parent / other, tiny_manifest.parent / photo)
+    assert run("third")
+
+
 def test_stage1_trained_or_reused_gives_the_same_detector(
     transfer_run: Path, tiny_manifest_module: Path
 ) -> None:
@@ -149,9 +164,17 @@ def test_an_occupied_folder_is_refused_and_left_alone(transfer_run: Path, tiny_m
         (lambda frame: frame.assign(label=frame["label"] + 1), "label"),
         (lambda frame: frame[frame["split"] != "val"], "val"),
         (lambda frame: frame[frame["label"] == 0], "fake"),
+        (lambda frame: frame[(frame["label"] == 0) | (frame["split"] != "val")], "split 'val' has no fake"),
         (lambda frame: frame.iloc[:0], "no rows|empty"),
     ],
-    ids=["no label column", "labels 1 and 2", "no val split", "no fakes", "no rows"],
+    ids=[
+        "no label column",
+        "labels 1 and 2",
+        "no val split",
+        "no fakes",
+        "no fakes to validate on",
+        "no rows",
+    ],
 )
 def test_bad_manifests_are_refused_before_training(
     change, message: str, tiny_manifest: Path, tmp_path: Path

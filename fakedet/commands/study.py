@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from fakedet.evaluation.table import console_table
+from fakedet.evaluation.verdict import verdict
 from fakedet.runs.folder import open_folder, write_config
 from fakedet.runs.study import plan, prepare_data, run_jobs
 from fakedet.runs.study_report import compare_jobs, write_report
@@ -35,10 +36,18 @@ def run(config: DictConfig, overrides: list[str]) -> float | None:
         if result.error:
             log.warning("FAILED %s: %s (%s/console.log)", result.job.name, result.error, result.job.folder)
     comparison, finished = compare_jobs(results, study["baseline"], OmegaConf.to_container(config.bootstrap))  # type: ignore[arg-type]
-    report = write_report(folder, study, comparison, finished, results, time.perf_counter() - started)
+    report = write_report(
+        folder,
+        study,
+        comparison,
+        finished,
+        results,
+        time.perf_counter() - started,
+        ["fakedet", "study", *overrides],
+    )
     console = Console(width=None if Console().is_terminal else 130)
     console.print(console_table(comparison, study["title"]))
-    for sentence in comparison.verdict():
+    for sentence in verdict(comparison):
         console.print(sentence, soft_wrap=True, highlight=False)
     log.info("time     %.0f s", time.perf_counter() - started)
     log.info("summary  %s", folder / "summary.json")

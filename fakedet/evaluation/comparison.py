@@ -10,17 +10,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fakedet.errors import UserError
+from fakedet.errors import UserError, nearest
+from fakedet.evaluation.predictions import align, group_codes
 from fakedet.metrics.bootstrap import Interval, percentile_interval
-from fakedet.metrics.pairing import Pairs
+from fakedet.metrics.pairing import Counterparts, Pairs, real_counterparts
 from fakedet.metrics.per_generator import BootstrapTable, GeneratorSummary, bootstrap_statistics
 
 MEANS = ("map_seen", "map_unseen", "map")
 METRICS = ("ap", "auc")
-# Below this many groups a bootstrap over groups is known to give intervals that are too narrow.
-FEW_GROUPS = 20
 
 Runs = Mapping[str, Sequence[tuple[int, pd.DataFrame]]]
+Values = dict[str, dict[str, dict[str, Interval]]]
+Differences = dict[str, dict[str, dict[str, "Difference"]]]
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,17 @@ class Difference:
 
     interval: Interval
     p: float
-    """Two-sided, from the share of resamples on the other side of zero; never below 1 / resamples."""
+    """Two-sided; 2 (b + 1) / (R + 1) for b of R resamples on zero's other side, so never 0."""
 
     @property
     def exceeds(self) -> bool:
         """Whether the interval excludes zero."""
         return bool(self.interval.low > 0 or self.interval.high < 0)
+
+    @property
+    def way(self) -> str:
+        """Give "above" or "below" where the interval excludes zero, else ""."""
+        return ("above" if self.interval.low > 0 else "below") if self.exceeds else ""
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain values for JSON."""
@@ -49,24 +55,30 @@ class Comparison:
     Attributes:
         methods: names, in the order given.
         baseline: what the others are compared with.
-        seeds: of each method.
+        seeds: of each method, rising.
         generators: what stands behind each generator's row.
         values: metric → generator or mean → method → interval.
         differences: metric → generator or mean → method (not the baseline) → difference.
         n_rows: images that all runs scored.
         n_left_out: images that only some runs scored.
         n_groups: groups (photos or prompts) among them.
+        support: mean → groups that its rarer class, real or fake, comes from.
+        n_resamples: of the bootstrap.
+        level: of the intervals.
     """
 
     methods: list[str]
     baseline: str
     seeds: dict[str, list[int]]
     generators: dict[str, GeneratorSummary]
-    values: dict[str, dict[str, dict[str, Interval]]]
-    differences: dict[str, dict[str, dict[str, Difference]]]
+    values: Values
+    differences: Differences
     n_rows: int
     n_left_out: int
     n_groups: int
+    support: dict[str, int]
+    n_resamples: int
+    level: float
 
     def to_dict(self) -> dict[str, Any]:
         """Give summary.json's content."""
@@ -74,9 +86,13 @@ class Comparison:
             "methods": self.methods,
             "baseline": self.baseline,
             "seeds": self.seeds,
+            "n_seeds": {method: len(seeds) for method, seeds in self.seeds.items()},
             "n_images": self.n_rows,
             "n_images_left_out": self.n_left_out,
             "n_groups": self.n_groups,
+            "n_groups_behind_means": self.support,
+            "n_resamples": self.n_resamples,
+            "level": self.level,
             "generators": {
                 name: {"seen": row.seen, "n_real": row.n_real, "n_fake": row.n_fake, "n_groups": row.n_groups,
                        "reals": list(row.reals), "rule": row.rule}
@@ -84,41 +100,20 @@ class Comparison:
             },
             "values": _plain(self.values),
             "differences_to_baseline": _plain(self.differences),
-            "verdict": self.verdict(),
         }  # fmt: skip
 
-    def verdict(self) -> list[str]:
-        """Say in sentences whether differences exceed their intervals."""
-        sentences = [
-            *self._sentences("map_unseen", "unseen generators"),
-            *self._sentences("map_seen", "seen generators"),
-        ]
-        if self.n_groups < FEW_GROUPS:
-            sentences.append(
-                f"The test images come from only {self.n_groups} photographs: intervals over so few are a lower "
-                "bound of the uncertainty, and no difference here settles a question."
-            )
-        if self.n_left_out:
-            sentences.append(f"{self.n_left_out} images that not every run could read are left out of all.")
-        return sentences
+    def members(self, mean: str) -> list[str]:
+        """List the generators that a mean is over: those of its kind with both classes."""
+        return [name for name in self._kind(mean) if name not in self.left_out(mean)]
 
-    def _sentences(self, name: str, words: str) -> list[str]:
-        base = self.values["ap"][name][self.baseline]
-        if np.isnan(base.value):
-            return []
-        told = [f"On {words}, {self.baseline} reaches mAP {_text(base)}."]
-        for method in self.methods:
-            if method == self.baseline:
-                continue
-            value, difference = self.values["ap"][name][method], self.differences["ap"][name][method]
-            gap = difference.interval
-            change = f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
-            if difference.exceeds:
-                way = "above" if gap.value > 0 else "below"
-                told.append(f"{method} ({_text(value)}) is {way} it by more than the interval: {change}.")
-            else:
-                told.append(f"{method} ({_text(value)}) cannot be told from it: {change}.")
-        return told
+    def left_out(self, mean: str) -> list[str]:
+        """List the generators that a mean leaves out because they have one class only."""
+        rows = self.generators
+        return [name for name in self._kind(mean) if not (rows[name].n_real and rows[name].n_fake)]
+
+    def _kind(self, mean: str) -> list[str]:
+        wanted = {"map_seen": (True,), "map_unseen": (False,), "map": (True, False, None)}[mean]
+        return [name for name, row in self.generators.items() if row.seen in wanted]
 
 
 def compare(
@@ -129,6 +124,7 @@ def compare(
     n_resamples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
+    known_reals: Collection[str] | None = None,
 ) -> Comparison:
     """Compare methods on the rows that all their runs scored.
 
@@ -139,69 +135,33 @@ def compare(
         runs: method → (seed, predictions frame) of each of its runs.
         baseline: one of the methods.
         pairs: see :func:`fakedet.metrics.pairing.real_counterparts`.
-        seen: generators seen in training.
+        seen: generators seen in training; None where nobody knows.
         n_resamples: of the bootstrap.
         seed: of the bootstrap.
-        level: of the intervals.
+        level: of the intervals, in (0, 1).
+        known_reals: see :func:`fakedet.metrics.pairing.real_counterparts`.
 
     Raises:
-        UserError: no runs, an unknown baseline, or frames of different data.
+        UserError: a method without runs, an unknown baseline, or frames of different data.
     """
-    if baseline not in runs or not runs[baseline]:
-        raise UserError(
-            f"the baseline '{baseline}' has no finished run; there are: {', '.join(runs) or 'none'}"
-        )
-    frame, logits, left_out = _align(runs)
-    table = bootstrap_statistics(frame, logits, pairs, seen, n_resamples, seed)
-    names = [*table.generators, *MEANS]
-    drawn = _draw_seeds(runs, n_resamples, seed)
-    values: dict[str, dict[str, dict[str, Interval]]] = {}
-    differences: dict[str, dict[str, dict[str, Difference]]] = {}
-    for metric in METRICS:
-        values[metric], differences[metric] = {}, {}
-        for name in names:
-            points = {method: _point(table, method, runs, metric, name) for method in runs}
-            samples = {method: _samples(table, method, runs, metric, name, drawn[method]) for method in runs}
-            values[metric][name] = {
-                method: percentile_interval(points[method], samples[method], level) for method in runs
-            }
-            differences[metric][name] = {
-                method: _difference(
-                    points[method] - points[baseline], samples[method] - samples[baseline], level
-                )
-                for method in runs
-                if method != baseline
-            }
-    groups = int(frame["group"].nunique()) if "group" in frame else len(frame)
+    ordered = {method: sorted(rows, key=lambda row: row[0]) for method, rows in runs.items()}
+    if not ordered.get(baseline):
+        finished = [method for method, rows in ordered.items() if rows]
+        raise UserError(f"the baseline '{baseline}' has no finished run; {nearest(baseline, finished)}")
+    empty = [method for method, rows in ordered.items() if not rows]
+    if empty:
+        raise UserError(f"no finished run of {', '.join(empty)}; leave such methods out of the comparison")
+    frames = {f"{method}#{i}": frame for method, rows in ordered.items() for i, (_, frame) in enumerate(rows)}
+    frame, logits, left_out = align(frames)
+    table = bootstrap_statistics(frame, logits, pairs, seen, n_resamples, seed, known_reals)
+    seeds = {method: [int(number) for number, _ in rows] for method, rows in ordered.items()}
+    values, differences = _statistics(table, _draw_seeds(ordered, n_resamples, seed), baseline, level)
+    groups = group_codes(frame)
+    support = _support(real_counterparts(frame, pairs, known_reals), groups, table)
     return Comparison(
-        list(runs), baseline, {method: [s for s, _ in rows] for method, rows in runs.items()},
-        dict(table.generators), values, differences, len(frame), left_out, groups,
+        list(ordered), baseline, seeds, dict(table.generators), values, differences, len(frame), left_out,
+        len(np.unique(groups)), support, n_resamples, level,
     )  # fmt: skip
-
-
-def _align(runs: Runs) -> tuple[pd.DataFrame, dict[str, NDArray[np.float64]], int]:
-    """Bring all frames to the rows that they share, in one order."""
-    frames = {_key(method, number): frame.set_index("path") for method, rows in runs.items()
-              for number, (_, frame) in enumerate(rows)}  # fmt: skip
-    first = next(iter(frames.values()))
-    shared, union = first.index, first.index
-    for frame in frames.values():
-        shared, union = shared.intersection(frame.index, sort=False), union.union(frame.index, sort=False)
-    if len(shared) < 0.5 * len(union):
-        raise UserError(
-            f"the runs scored different data: they share {len(shared)} of {len(union)} images; compare runs that "
-            "were evaluated on the same manifest and split"
-        )
-    base = first.loc[shared]
-    for key, frame in frames.items():
-        if not (frame.loc[shared, "label"].to_numpy() == base["label"].to_numpy()).all():
-            raise UserError(f"{key}: the same images have other labels than in the first run")
-    logits = {key: frame.loc[shared, "logit"].to_numpy(dtype=np.float64) for key, frame in frames.items()}
-    return base.reset_index(), logits, len(union) - len(shared)
-
-
-def _key(method: str, number: int) -> str:
-    return f"{method}#{number}"
 
 
 def _draw_seeds(runs: Runs, n_resamples: int, seed: int) -> dict[str, NDArray[np.int64]]:
@@ -212,30 +172,55 @@ def _draw_seeds(runs: Runs, n_resamples: int, seed: int) -> dict[str, NDArray[np
     }
 
 
-def _point(table: BootstrapTable, method: str, runs: Runs, metric: str, name: str) -> float:
-    return float(np.mean([table.value(_key(method, i), metric, name) for i in range(len(runs[method]))]))
+def _statistics(
+    table: BootstrapTable, drawn: Mapping[str, NDArray[np.int64]], baseline: str, level: float
+) -> tuple[Values, Differences]:
+    values: Values = {metric: {} for metric in METRICS}
+    differences: Differences = {metric: {} for metric in METRICS}
+    for metric in METRICS:
+        for name in (*table.generators, *MEANS):
+            found = {method: _method(table, method, metric, name, drawn[method]) for method in drawn}
+            base, base_samples = found[baseline]
+            values[metric][name] = {
+                method: percentile_interval(value, samples, level)
+                for method, (value, samples) in found.items()
+            }
+            differences[metric][name] = {
+                method: _difference(value - base, samples - base_samples, level)
+                for method, (value, samples) in found.items()
+                if method != baseline
+            }
+    return values, differences
 
 
-def _samples(
-    table: BootstrapTable, method: str, runs: Runs, metric: str, name: str, drawn: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    by_seed = np.stack(
-        [table.samples(_key(method, i), metric, name) for i in range(len(runs[method]))], axis=1
-    )
-    chosen: NDArray[np.float64] = np.take_along_axis(by_seed, drawn[: len(by_seed)], axis=1).mean(axis=1)
-    return chosen
+def _method(
+    table: BootstrapTable, method: str, metric: str, name: str, drawn: NDArray[np.int64]
+) -> tuple[float, NDArray[np.float64]]:
+    """Give a method's mean over its seeds and the (R,) means over the seeds drawn in each resample."""
+    keys = [f"{method}#{i}" for i in range(drawn.shape[1])]
+    by_seed = np.stack([table.samples(key, metric, name) for key in keys], axis=1)
+    value = float(np.mean([table.value(key, metric, name) for key in keys]))
+    return value, np.take_along_axis(by_seed, drawn, axis=1).mean(axis=1)
 
 
 def _difference(value: float, samples: NDArray[np.float64], level: float) -> Difference:
+    interval = percentile_interval(value, samples, level)
     known = samples[~np.isnan(samples)]
-    if len(known) == 0:
-        return Difference(percentile_interval(value, samples, level), float("nan"))
-    tail = min(float((known <= 0).mean()), float((known >= 0).mean()))
-    return Difference(percentile_interval(value, samples, level), min(1.0, max(2 * tail, 1 / len(known))))
+    if np.isnan(interval.low):
+        return Difference(interval, float("nan"))
+    beyond = min(int((known <= 0).sum()), int((known >= 0).sum()))
+    return Difference(interval, min(1.0, 2 * (beyond + 1) / (len(known) + 1)))
 
 
-def _text(interval: Interval) -> str:
-    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+def _support(
+    counterparts: Mapping[str, Counterparts], groups: NDArray[np.int64], table: BootstrapTable
+) -> dict[str, int]:
+    result = {}
+    for mean in MEANS:
+        rows = [list(counterparts.values())[place] for place in table.members(mean)]
+        sides = ([row.real_rows for row in rows], [row.fake_rows for row in rows])
+        result[mean] = min(len(np.unique(groups[np.concatenate(side)])) if side else 0 for side in sides)
+    return result
 
 
 def _plain(tree: Mapping[str, Any]) -> dict[str, Any]:

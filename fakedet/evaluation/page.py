@@ -14,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 
 from fakedet.evaluation.comparison import Comparison
 from fakedet.evaluation.table import rows, text
+from fakedet.evaluation.verdict import verdict
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Page:
         title: of the page.
         comparison: its tables and verdict.
         figures: its pictures.
-        runs: one mapping a run for the provenance table, all with the same keys.
+        runs: one mapping a run for the provenance table; a run that lacks another's key shows a dash.
         facts: name → value, for what holds of all runs.
         command: how to make it again.
         caveats: sentences to read the numbers with.
@@ -61,24 +62,23 @@ def write_page(page: Page, path: Path) -> None:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     content = environment.from_string(template).render(
+        verdict=verdict(page.comparison),
         page=page,
         comparison=page.comparison,
-        tables=[("AP", rows(page.comparison, "ap")), ("AUC", rows(page.comparison, "auc"))],
+        tables=[(metric.upper(), metric, rows(page.comparison, metric)) for metric in page.comparison.values],
+        columns=list(dict.fromkeys(name for run in page.runs for name in run)),
         text=text,
-        exceeds=_exceeds(page.comparison),
+        probability=_probability,
     )
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(content, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def _exceeds(comparison: Comparison) -> dict[tuple[str, str, str], str]:
-    """Mark the cells whose difference to the baseline exceeds its interval: above or below."""
-    marks = {}
-    for metric, by_name in comparison.differences.items():
-        for name, by_method in by_name.items():
-            for method, difference in by_method.items():
-                if difference.exceeds:
-                    way = "above" if difference.interval.value > 0 else "below"
-                    marks[(metric.upper(), name, method)] = way
-    return marks
+def _probability(p: float) -> str:
+    if p != p:
+        return ""
+    return "p < 0.01" if p < 0.01 else f"p = {p:.2f}"

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from fakedet.errors import UserError
+from fakedet.metrics.pairing import column
 
 METADATA_KEY = b"fakedet"
 SCHEMA = {
@@ -20,23 +24,33 @@ SCHEMA = {
     "trace_distance": "float64",
 }  # fmt: skip
 NEEDED = ("path", "label", "generator", "logit")
+# Runs over one manifest differ by the few images that one of them could not read. Where they share less than
+# this of their images, they were evaluated on different data.
+SHARED = 0.9
 
 
 def write_predictions(frame: pd.DataFrame, path: str | Path, identity: dict[str, Any]) -> None:
     """Write a predictions frame with the run's identity in its metadata, whole or not at all."""
     path = Path(path)
+    missing = [name for name in SCHEMA if name not in frame]
+    if missing:
+        raise UserError(f"{path}: predictions without the column {', '.join(missing)} cannot be written")
     table = pa.Table.from_pandas(frame[list(SCHEMA)].astype(SCHEMA), preserve_index=False)
     metadata = {**(table.schema.metadata or {}), METADATA_KEY: json.dumps(identity).encode()}
     temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(table.replace_schema_metadata(metadata), temporary)
-    os.replace(temporary, path)
+    try:
+        pq.write_table(table.replace_schema_metadata(metadata), temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_predictions(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Read a predictions file and the identity of the run that wrote it.
 
     Raises:
-        UserError: not there, not parquet, columns missing, labels other than 0 and 1, or logits that are NaN.
+        UserError: not there, not parquet, columns missing, labels other than 0 and 1, or logits that are no
+            numbers.
     """
     path = Path(path)
     if not path.is_file():
@@ -49,13 +63,83 @@ def read_predictions(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     missing = [name for name in NEEDED if name not in frame]
     if missing:
         raise UserError(f"{path}: not a predictions file, it has no column {', '.join(missing)}")
+    _check(frame, path)
+    try:
+        identity = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    except ValueError as error:
+        raise UserError(f"{path}: the run's identity in its metadata is not JSON; write it anew") from error
+    return frame, identity
+
+
+def _check(frame: pd.DataFrame, path: Path) -> None:
     if not frame["label"].isin([0, 1]).all():
-        raise UserError(
-            f"{path}: labels must be 0 (real) or 1 (fake), found {sorted(set(frame['label']))[:5]}"
-        )
+        found = ", ".join(sorted({repr(value) for value in frame["label"].tolist()})[:5])
+        raise UserError(f"{path}: labels must be 0 (real) or 1 (fake), found {found}")
+    if not pd.api.types.is_float_dtype(frame["logit"]):
+        raise UserError(f"{path}: logits must be floating-point numbers, found {frame['logit'].dtype}")
     nan = frame["logit"].isna()
     if nan.any():
-        first = ", ".join(frame.loc[nan, "path"].head(3))
-        raise UserError(f"{path}: {int(nan.sum())} of {len(frame)} logits are NaN, first: {first}")
-    identity = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
-    return frame, identity
+        first = ", ".join(str(name) for name in frame.loc[nan, "path"].head(3))
+        raise UserError(
+            f"{path}: {int(nan.sum())} of {len(frame)} logits are NaN, first: {first}; the detector diverged "
+            "on them, evaluate another checkpoint"
+        )
+
+
+def align(frames: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[str, NDArray[np.float64]], int]:
+    """Bring the predictions of several runs to the images that all of them scored.
+
+    Args:
+        frames: by run; images are told by their path.
+
+    Returns:
+        The shared rows in the order of the first frame, the (n,) logits of each run for them, and how many
+        images are left out because only some runs scored them.
+
+    Raises:
+        UserError: an image twice in a run, runs that share too few images, or that disagree about what the
+            shared ones are.
+    """
+    indexed = {}
+    for key, frame in frames.items():
+        twice = frame["path"][frame["path"].duplicated()]
+        if len(twice):
+            raise UserError(
+                f"{key}: {len(twice)} images are there twice, first: {twice.iloc[0]}; compare one view at a time"
+            )
+        indexed[key] = frame.set_index("path")
+    first, *others = indexed.values()
+    shared, union = first.index, first.index
+    for frame in others:
+        shared, union = shared.intersection(frame.index, sort=False), union.union(frame.index, sort=False)
+    if len(shared) < SHARED * len(union):
+        raise UserError(
+            f"the runs scored different data: they share {len(shared)} of {len(union)} images; compare runs "
+            "that were evaluated on the same manifest and split"
+        )
+    base = first.loc[shared]
+    for key, frame in indexed.items():
+        _same_images(key, frame.loc[shared], base)
+    logits = {key: frame.loc[shared, "logit"].to_numpy(dtype=np.float64) for key, frame in indexed.items()}
+    return base.reset_index(), logits, len(union) - len(shared)
+
+
+def _same_images(key: str, frame: pd.DataFrame, base: pd.DataFrame) -> None:
+    for name in ("label", "generator", "group", "split"):
+        if name not in frame or name not in base:
+            continue
+        other = (frame[name] != base[name]) & ~(frame[name].isna() & base[name].isna())
+        if other.any():
+            raise UserError(
+                f"{key}: {int(other.sum())} images have other {name}s than in the first run, first: "
+                f"{frame.index[other.to_numpy()][0]}; compare runs over the same manifest"
+            )
+
+
+def group_codes(frame: pd.DataFrame) -> NDArray[np.int64]:
+    """Number the (n,) groups of the rows; a row without a group is one of its own."""
+    names = column(frame, "group")
+    codes: NDArray[np.int64] = pd.factorize(names)[0].astype(np.int64)
+    alone = np.flatnonzero(names == "")
+    codes[alone] = len(frame) + alone
+    return codes

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 from rich.table import Table
+from rich.text import Text
 
 from fakedet.evaluation.comparison import Comparison
 from fakedet.metrics.bootstrap import Interval
@@ -22,7 +23,7 @@ class Row:
     name: str
     key: str
     section: str
-    """"seen", "unseen" or "mean"."""
+    """"seen", "unseen", "unknown" or "mean"."""
     counts: str
     cells: dict[str, Interval]
 
@@ -37,62 +38,91 @@ def rows(comparison: Comparison, metric: str = "ap") -> list[Row]:
                 counts = f"{row.n_real} real, {row.n_fake} fake"
                 listed.append(Row(name, name, section, counts, values[name]))
     for key, name in MEAN_NAMES.items():
-        if not all(math.isnan(cell.value) for cell in values[key].values()):
-            listed.append(Row(name, key, "mean", "", values[key]))
+        members, left_out = comparison.members(key), comparison.left_out(key)
+        if members:
+            counts = f"{len(members)} generator{'s' if len(members) > 1 else ''}"
+            counts += f", without {', '.join(left_out)}" if left_out else ""
+            listed.append(Row(name, key, "mean", counts, values[key]))
     return listed
 
 
 def console_table(comparison: Comparison, title: str) -> Table:
-    """Lay the APs out for a terminal, value above interval."""
-    table = Table(title=title, title_justify="left", caption_justify="left", pad_edge=False)
-    table.add_column("generator", no_wrap=True)
+    """Lay the APs out for a terminal, value above interval; six methods fit 100 columns."""
+    table = Table(title=Text(title), title_justify="left", caption_justify="left", pad_edge=False)
+    table.add_column("generator", overflow="fold", min_width=14)
     for method in comparison.methods:
-        table.add_column(method, justify="right", no_wrap=True)
+        table.add_column(Text(method), justify="right", overflow="fold", min_width=9)
     section = ""
     for row in rows(comparison):
         if section and row.section != section:
             table.add_section()
         section = row.section
-        mark = "" if row.section == "mean" else f"\n[dim]{row.section}, {row.counts}[/dim]"
-        table.add_row(row.name + mark, *(_two_lines(row.cells[method]) for method in comparison.methods))
-    table.caption = "AP with 95 % interval (bootstrap over photographs and seeds); means over generators"
+        below = row.counts if section == "mean" else f"{section}, {row.counts}"
+        # Text and not str: a name may hold what rich would take for markup.
+        head = Text.assemble((row.name, "bold" if section == "mean" else ""), "\n", (below, "dim"))
+        table.add_row(head, *(_two_lines(row.cells[method]) for method in comparison.methods))
+    table.caption = Text(
+        f"AP with {comparison.level:.0%} interval (bootstrap over photographs or prompts, and seeds); "
+        "means over generators"
+    )
     return table
 
 
 def write_csv(comparison: Comparison, path: Path) -> None:
-    """Write one line a generator, method and metric."""
-    lines = [
-        {"metric": metric, "name": row.key, "section": row.section, "counts": row.counts, "method": method,
-         "value": cell.value, "low": cell.low, "high": cell.high}
-        for metric in comparison.values
-        for row in rows(comparison, metric)
-        for method, cell in row.cells.items()
-    ]  # fmt: skip
+    """Write one line a generator or mean, method and metric, with the difference to the baseline."""
+    lines = []
+    for metric, by_name in comparison.differences.items():
+        for row in rows(comparison, metric):
+            for method, cell in row.cells.items():
+                line = {"metric": metric, "name": row.key, "section": row.section, "counts": row.counts,
+                        "method": method, "value": cell.value, "low": cell.low, "high": cell.high}  # fmt: skip
+                difference = by_name[row.key].get(method)
+                if difference:
+                    gap = difference.interval
+                    line |= {"difference": gap.value, "difference_low": gap.low, "difference_high": gap.high,
+                             "p": difference.p, "exceeds": difference.exceeds}  # fmt: skip
+                lines.append(line)
     pd.DataFrame(lines).to_csv(path, index=False)
 
 
 def markdown(comparison: Comparison, metric: str = "ap") -> str:
     """Write the table in Markdown."""
     lines = [
-        "| generator | " + " | ".join(comparison.methods) + " |",
-        "|---|" + "---|" * len(comparison.methods),
+        "| generator | " + " | ".join(_escape(method) for method in comparison.methods) + " |",
+        "|---|" + "---:|" * len(comparison.methods),
     ]
     for row in rows(comparison, metric):
-        name = f"**{row.name}**" if row.section == "mean" else f"{row.name} ({row.section}, {row.counts})"
+        name = _escape(row.name)
+        head = f"**{name}** ({_escape(row.counts)})"
+        if row.section != "mean":
+            head = f"{name} ({row.section}, {row.counts})"
         lines.append(
-            f"| {name} | " + " | ".join(text(row.cells[method]) for method in comparison.methods) + " |"
+            f"| {head} | " + " | ".join(text(row.cells[method]) for method in comparison.methods) + " |"
         )
     return "\n".join(lines) + "\n"
 
 
-def text(cell: Interval) -> str:
-    """Write ``0.83 [0.78, 0.88]``."""
+def text(cell: Interval, form: str = ".2f") -> str:
+    """Write ``0.83 [0.78, 0.88]``, the value alone where it has no interval, and a dash where there is none.
+
+    Args:
+        cell: what to write.
+        form: of each number; ``+.2f`` for differences.
+    """
     if math.isnan(cell.value):
         return "–"
-    return f"{cell.value:.2f} [{cell.low:.2f}, {cell.high:.2f}]"
+    if math.isnan(cell.low):
+        return f"{cell.value:{form}}"
+    return f"{cell.value:{form}} [{cell.low:{form}}, {cell.high:{form}}]"
 
 
-def _two_lines(cell: Interval) -> str:
-    if math.isnan(cell.value):
-        return "–"
-    return f"{cell.value:.2f}\n[dim]{cell.low:.2f}–{cell.high:.2f}[/dim]"
+def _two_lines(cell: Interval) -> Text:
+    value, _, interval = text(cell).partition(" ")
+    if not interval:
+        return Text(value)
+    return Text.assemble(value, "\n", (interval.strip("[]").replace(", ", "–"), "dim"))
+
+
+def _escape(name: str) -> str:
+    """Keep a name from ending its cell or starting a tag."""
+    return name.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

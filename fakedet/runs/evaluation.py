@@ -33,7 +33,7 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
     Raises:
         UserError: anything wrong with checkpoint, manifest, split or folder.
     """
-    facts = provenance()
+    facts = provenance(["fakedet", "evaluate", *overrides])
     method = build.load_detector(config.checkpoint)
     datamodule = _datamodule(config, method)
     datamodule.require(config.split)

@@ -30,7 +30,9 @@ def write_figures(
 ) -> None:
     """Write curves.png, scores.png and embedding.png, and send wandb's panels."""
     plot_curves({folder.name: read_curves(folder)}, folder / "curves.png")
-    pictures = {"test/scores": plot_scores(frame, folder / "scores.png")}
+    pictures = {
+        "test/scores": plot_scores(frame, folder / "scores.png", seen=set(method.identity["seen_generators"]))
+    }
     ids = frame["id"].to_numpy()
     if len(ids) > MAPPED:
         ids = ids[np.linspace(0, len(ids) - 1, MAPPED).round().astype(int)]

@@ -7,7 +7,6 @@ import logging
 import os
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -62,7 +61,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def provenance(command: list[str] | None = None) -> dict[str, Any]:
+def provenance(command: list[str]) -> dict[str, Any]:
     """Say what made a result: versions, git state, machine, command."""
     return {
         "fakedet": fakedet.__version__,
@@ -71,7 +70,7 @@ def provenance(command: list[str] | None = None) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "git": _git_state(),
-        "command": command if command is not None else [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": command,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 

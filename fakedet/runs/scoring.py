@@ -47,17 +47,21 @@ def measure(
     bootstrap: Mapping[str, int],
 ) -> dict[str, Any]:
     """Compute metrics.json's content from a predictions frame of the data module's manifest."""
-    everything = datamodule.manifest.frame
-    reals = everything[everything["label"] == 0]
     return evaluate_frame(
         frame,
         datamodule.pairs,
         seen,
         n_resamples=int(bootstrap["resamples"]),
         seed=int(bootstrap["seed"]),
-        # Reals that only other splits hold are not a mistake in the pairs.
-        known_reals=set(reals["generator"]) | set(reals["source"]),
+        known_reals=known_reals(datamodule),
     )
+
+
+def known_reals(datamodule: ImageDataModule) -> set[str]:
+    """Name all reals of a manifest: pairs that speak of reals in another split are no mistake."""
+    everything = datamodule.manifest.frame
+    reals = everything[everything["label"] == 0]
+    return (set(reals["generator"]) | set(reals["source"])) - {""}
 
 
 def write_results(

@@ -33,6 +33,12 @@ class Job:
     folder: Path
 
     @property
+    def changes(self) -> list[str]:
+        """What the job overrides, besides its folders and seed."""
+        kept = ("output_dir=", "trace_cache=", "overwrite=", "seed=")
+        return [override for override in self.overrides if not override.startswith(kept)]
+
+    @property
     def name(self) -> str:
         """What the job is called on the console."""
         return f"{self.method} seed {self.seed}"

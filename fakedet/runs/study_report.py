@@ -16,6 +16,7 @@ from fakedet.evaluation.page import Figure, Page, write_page
 from fakedet.evaluation.plots import plot_curves, plot_intervals
 from fakedet.evaluation.predictions import read_predictions
 from fakedet.evaluation.table import MEAN_NAMES, markdown, rows, write_csv
+from fakedet.evaluation.verdict import verdict
 from fakedet.runs.curves import read_curves
 from fakedet.runs.folder import provenance, write_json
 from fakedet.runs.study import Job, JobResult
@@ -48,7 +49,10 @@ def compare_jobs(
     # Stage 1 has seen no fakes at all; "seen" is what the detectors with fakes were trained on.
     seen = sorted({name for done in finished for name in done.identity["seen_generators"]})
     pairs = finished[0].identity["pairs"]
-    comparison = compare(runs, baseline, pairs, seen, bootstrap["resamples"], bootstrap["seed"])
+    known = finished[0].facts["reals"]
+    comparison = compare(
+        runs, baseline, pairs, seen, bootstrap["resamples"], bootstrap["seed"], known_reals=known
+    )
     return comparison, finished
 
 
@@ -59,12 +63,19 @@ def write_report(
     finished: Sequence[Finished],
     results: Sequence[JobResult],
     seconds: float,
+    command: list[str],
 ) -> Path:
     """Write everything into the study's folder and give the report's path."""
-    facts = provenance()
+    facts = provenance(command)
     failures = [f"{result.job.name}: {result.error}" for result in results if result.error]
-    summary = {**comparison.to_dict(), "failures": failures, "seconds": seconds, "provenance": facts,
-               "runs": [_run_row(done, folder) for done in finished]}  # fmt: skip
+    summary = {
+        **comparison.to_dict(),
+        "verdict": verdict(comparison),
+        "failures": failures,
+        "seconds": seconds,
+        "provenance": facts,
+        "runs": [_run_row(done, folder) for done in finished],
+    }
     write_json(folder / "summary.json", summary)
     write_csv(comparison, folder / "table.csv")
     (folder / "table.md").write_text(markdown(comparison), encoding="utf-8")
@@ -92,7 +103,8 @@ def _figures(folder: Path, comparison: Comparison, finished: Sequence[Finished])
     listed = {
         row.name: {method: cell.to_dict() for method, cell in row.cells.items()} for row in rows(comparison)
     }
-    intervals = plot_intervals(listed, "AP with 95 % intervals", folder / "ap.png")
+    sections = {row.name: row.section for row in rows(comparison)}
+    intervals = plot_intervals(listed, "AP with 95 % intervals", folder / "ap.png", sections=sections)
     first = finished[0].job.seed
     curves = {done.job.method: read_curves(done.job.folder) for done in finished if done.job.seed == first}
     figures = [
@@ -117,6 +129,7 @@ def _run_row(done: Finished, folder: Path) -> dict[str, Any]:
         "seconds": round(done.facts["seconds"]["all"], 1),
         "parameters": done.facts["parameters"],
         "unreadable images": metrics["quarantined"]["n"],
+        "changed": " ".join(done.job.changes),
         "folder": str(done.job.folder.relative_to(folder)),
     }
 

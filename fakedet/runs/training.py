@@ -71,7 +71,8 @@ def is_main_process() -> bool:
 
 
 def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> TrainedRun:
-    started, facts = time.perf_counter(), provenance()
+    started = time.perf_counter()
+    facts = provenance(["fakedet", "train", *(overrides or [])])
     if is_main_process():
         write_config(folder, config, overrides)
     trace_path = _obtain_trace(config, folder) if build.needs_trace(config.model) else None
@@ -92,6 +93,7 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
         "checkpoint": str(fitted.checkpoint.relative_to(folder)),
         "trace_checkpoint": str(trace_path) if trace_path else None,
         "manifest_sha256": fitted.datamodule.manifest.sha256,
+        "reals": sorted(scoring.known_reals(fitted.datamodule)),
     }
     if is_main_process():
         write_json(folder / "run.json", facts)

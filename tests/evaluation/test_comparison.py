@@ -15,6 +15,7 @@ from fakedet.evaluation.comparison import _draw_seeds, compare
 from fakedet.evaluation.page import Figure, Page, write_page
 from fakedet.evaluation.plots import plot_curves, plot_embedding, plot_intervals, plot_scores
 from fakedet.evaluation.table import console_table, markdown, write_csv
+from fakedet.evaluation.verdict import verdict
 
 SEEN = ["gen_a"]
 
@@ -82,7 +83,7 @@ def test_the_same_method_twice_differs_by_exactly_nothing() -> None:
     assert not difference.exceeds
     assert difference.p == 1
     assert any(
-        "copy" in sentence and "cannot be told from it" in sentence for sentence in comparison.verdict()
+        "copy" in sentence and "cannot be told from it" in sentence for sentence in verdict(comparison)
     )
 
 
@@ -99,7 +100,7 @@ def test_a_better_method_is_found_and_a_worse_one() -> None:
     assert good.p <= 0.05
     assert bad.exceeds
     assert bad.interval.high < 0
-    told = " ".join(comparison.verdict())
+    told = " ".join(verdict(comparison))
     assert re.search(r"good \(.*?\) is above it by more than the interval", told)
     assert re.search(r"bad \(.*?\) is below it by more than the interval", told)
 
@@ -110,7 +111,7 @@ def test_rows_that_one_run_could_not_read_are_left_out_of_all() -> None:
                          "bce", None, SEEN, n_resamples=20)  # fmt: skip
     assert (comparison.n_rows, comparison.n_left_out) == (177, 3)
     assert comparison.differences["ap"]["map"]["other"].interval.value == 0
-    assert any("3 images" in sentence for sentence in comparison.verdict())
+    assert any("3 images" in sentence for sentence in verdict(comparison))
 
 
 def test_runs_of_different_data_are_refused() -> None:
@@ -127,7 +128,7 @@ def test_runs_of_different_data_are_refused() -> None:
 def test_few_photographs_are_said() -> None:
     few = predictions(1.0, 0).assign(group=[f"photo{i % 7}" for i in range(180)])
     comparison = compare({"bce": [(0, few)]}, "bce", None, SEEN, n_resamples=20)
-    assert any("only 7 photographs" in sentence for sentence in comparison.verdict())
+    assert any("only 7 photographs" in sentence for sentence in verdict(comparison))
 
 
 def test_report_is_one_file_that_escapes_and_asks_for_nothing(tmp_path: Path) -> None:

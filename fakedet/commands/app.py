@@ -38,7 +38,12 @@ def launch(verb: str, arguments: list[str]) -> int:
         arguments = expand_encoders(arguments)
         check_command_line(verb, arguments)
         sys.argv = [sys.argv[0], *arguments]
-        hydra.main(version_base="1.3", config_path="pkg://fakedet.conf", config_name=verb)(_task(verb))()
+        mistakes: list[UserError] = []
+        hydra.main(version_base="1.3", config_path="pkg://fakedet.conf", config_name=verb)(
+            _task(verb, mistakes)
+        )()
+        if mistakes:
+            return 2
     except UserError as error:
         return _fail(str(error), 2)
     except (HydraException, OmegaConfBaseException) as error:
@@ -69,15 +74,21 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("fakedet_slug", slug, replace=True)
 
 
-def _task(verb: str) -> Any:
+def _task(verb: str, mistakes: list[UserError]) -> Any:
     def run(config: DictConfig) -> Any:
         settings = HydraConfig.get()
         overrides = [str(override) for override in settings.overrides.task]
         # Fixed here, once: the default holds the time, and each job of a sweep has its own folder below the
         # sweep's. Other interpolations stay, because stage 1 resolves them with its own model and folder.
         config.output_dir = settings.runtime.output_dir
-        with _job_for_further_ranks(verb, config, overrides):
-            return _run(verb, config, overrides)
+        try:
+            with _job_for_further_ranks(verb, config, overrides):
+                return _run(verb, config, overrides)
+        except UserError as error:
+            # Told here: Hydra would print a page of its own, and a sweep goes on with its other jobs.
+            mistakes.append(error)
+            _fail(str(error), 2)
+            return None
 
     return run
 

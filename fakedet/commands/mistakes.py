@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -42,17 +45,29 @@ def check_command_line(verb: str, arguments: list[str]) -> None:
     if flags.help or flags.hydra_help or flags.info or flags.shell_completion or flags.cfg:
         return
     overrides = _parse(flags.overrides)
-    extra = [f"hydra.searchpath=[file://{flags.config_dir}]"] if flags.config_dir else []
     with initialize_config_module("fakedet.conf", version_base="1.3"):
+        if flags.config_dir:
+            _add_folder(flags.config_dir)
         groups = [override for override in overrides if _options(override)]
         for override in groups:
             _check_option(override)
-        config = compose(verb, overrides=[*extra, *(_first(override) for override in groups)])
+        config = compose(verb, overrides=[_first(override) for override in groups])
         for override in overrides:
             if override not in groups:
                 _check_value(override, config)
         plain = [_first(override) for override in overrides if not override.is_hydra_override()]
-        _check_missing(compose(verb, overrides=[*extra, *plain]))
+        _check_missing(compose(verb, overrides=plain))
+
+
+def _add_folder(folder: str) -> None:
+    """Let the loader know the configs of ``--config-dir``, as Hydra's own command line does."""
+    path = Path(folder).absolute()
+    if not path.is_dir():
+        raise UserError(f"--config-dir={folder}: there is no such folder")
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    loader.get_search_path().prepend("command-line", f"file://{path}", "schema")
+    loader.repository = ConfigRepository(loader.get_search_path())
 
 
 def _parse(overrides: list[str]) -> list[Override]:

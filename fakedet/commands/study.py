@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -19,14 +20,14 @@ from fakedet.runs.study_report import compare_jobs, write_report
 log = logging.getLogger("fakedet")
 
 
-def run(config: DictConfig, overrides: list[str]) -> float | None:
-    """Train what is not trained yet, compare, and return the failures' count as a status."""
+def run(config: DictConfig, overrides: list[str]) -> None:
+    """Train what is not trained yet, compare, and exit with status 1 if a job failed."""
     started = time.perf_counter()
     # A study that was stopped goes on in its folder, so an occupied one is not refused.
     folder = open_folder(Path(config.output_dir), overwrite=True).resolve()
     write_config(folder, config, overrides)
     study: dict[str, Any] = OmegaConf.to_container(config.study, resolve=True)  # type: ignore[assignment]
-    first, rest = plan(study, folder, list(config.extra))
+    first, rest = plan(study, folder, list(config.extra), _search())
     log.info(
         "study '%s': %d jobs, %d at a time, into %s", study["name"], len(first + rest), config.jobs, folder
     )
@@ -52,4 +53,11 @@ def run(config: DictConfig, overrides: list[str]) -> float | None:
     log.info("time     %.0f s", time.perf_counter() - started)
     log.info("summary  %s", folder / "summary.json")
     log.info("report   %s", report)
-    return float(sum(result.error is not None for result in results))
+    if any(result.error for result in results):
+        raise SystemExit(1)
+
+
+def _search() -> list[str]:
+    """Give the folders of ``--config-dir``, for the processes that compose the jobs."""
+    sources = HydraConfig.get().runtime.config_sources
+    return [f"file://{source.path}" for source in sources if source.provider == "command-line"]

@@ -31,6 +31,8 @@ class Job:
     seed: int
     overrides: tuple[str, ...]
     folder: Path
+    search: tuple[str, ...] = ()
+    """Folders of configs besides fakedet's own (``--config-dir``)."""
 
     @property
     def changes(self) -> list[str]:
@@ -68,13 +70,16 @@ class JobResult:
     """One line; the traceback is in the job's console.log."""
 
 
-def plan(config: Mapping[str, Any], folder: Path, extra: Sequence[str]) -> tuple[list[Job], list[Job]]:
+def plan(
+    config: Mapping[str, Any], folder: Path, extra: Sequence[str], search: Sequence[str] = ()
+) -> tuple[list[Job], list[Job]]:
     """List the jobs of a study: those whose stage 1 others reuse, then the rest.
 
     Args:
         config: the resolved ``study`` node.
         folder: the study's folder.
         extra: overrides added to every job.
+        search: folders of configs besides fakedet's own.
 
     Raises:
         UserError: a ``first`` or ``baseline`` that is not among the methods.
@@ -88,7 +93,7 @@ def plan(config: Mapping[str, Any], folder: Path, extra: Sequence[str]) -> tuple
         target = folder / method / f"seed{seed}"
         shared = [f"trace_cache={folder / 'stage1'}", f"seed={seed}", f"output_dir={target}"]
         overrides = (*config["common"], *methods[method], *extra, *shared, "overwrite=true")
-        return Job(method, seed, overrides, target)
+        return Job(method, seed, overrides, target, tuple(search))
 
     first = [job(method, seed) for seed in config["seeds"] for method in config.get("first", ())]
     rest = [job(method, seed) for seed in config["seeds"] for method in methods
@@ -176,7 +181,8 @@ def _compose(job: Job) -> DictConfig:
         config = compose("train", overrides=settings)
     else:
         with initialize_config_module("fakedet.conf", version_base="1.3"):
-            config = compose("train", overrides=settings)
+            search = [f"hydra.searchpath=[{','.join(job.search)}]"] if job.search else []
+            config = compose("train", overrides=[*search, *settings])
     return config
 
 

@@ -1,5 +1,7 @@
 """A wrong key or value is one clear line that names the nearest valid one."""
 
+from pathlib import Path
+
 import pytest
 
 from fakedet.commands.mistakes import check_command_line
@@ -67,3 +69,15 @@ def test_any_timm_name_is_an_encoder() -> None:
         expand_encoders(["model/encoder=resnet81"])
     with pytest.raises(UserError, match=r"model\.encoder\.name=small,resnet18"):
         expand_encoders(["model/encoder=small,resnet18"])
+
+
+def test_configs_of_your_own_folder_are_known(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "wide.yaml").write_text(
+        "defaults: [bce, _self_]\nname: wide\nencoder: {width: 64}\n"
+    )
+    check_command_line("train", ["--config-dir", str(tmp_path), "model=wide", "model.encoder.width=48"])
+    with pytest.raises(UserError, match="did you mean 'wide'"):
+        check_command_line("train", ["--config-dir", str(tmp_path), "model=wid"])
+    with pytest.raises(UserError, match="there is no such folder"):
+        check_command_line("train", ["--config-dir", str(tmp_path / "nothing")])

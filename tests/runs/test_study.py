@@ -1,0 +1,78 @@
+"""A study through the real command line: jobs side by side, failures told, finished jobs kept."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from fakedet.errors import UserError
+from fakedet.runs.study import plan
+
+STUDY = {
+    "name": "small", "title": "small study", "seeds": [0, 1], "baseline": "bce", "first": ["trace"],
+    "common": ["data=manifest", "data.crop_size=32", "data.batch_size=16", "debug=step", "threads=1"],
+    "methods": {"trace": ["model=trace"], "bce": ["model=mine"], "bad": ["model=bce", "model.optimizer.name=adammw"]},
+    "caveats": ["small & quick"],
+}  # fmt: skip
+
+
+def run(folder: Path, manifest: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    configs = folder / "configs" / "study"
+    configs.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.create(STUDY), configs / "small.yaml")
+    (configs.parent / "model").mkdir(exist_ok=True)
+    (configs.parent / "model" / "mine.yaml").write_text("defaults: [bce, _self_]\nname: mine\n")
+    environment = {key: value for key, value in os.environ.items() if key != "LOCAL_RANK"}
+    return subprocess.run(
+        [sys.executable, "-m", "fakedet", "study", "--config-dir", str(configs.parent), "study=small",
+         f"extra=['data.manifest={manifest}']", "output_dir=out", "bootstrap.resamples=50", *overrides],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_study_compares_what_ended_well_and_tells_what_did_not(tiny_manifest: Path, tmp_path: Path) -> None:
+    done = run(tmp_path, tiny_manifest)
+    assert done.returncode == 1, "a job failed, and a script must be able to tell"
+    out = tmp_path / "out"
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["methods"] == ["trace", "bce"]
+    assert summary["seeds"] == {"trace": [0, 1], "bce": [0, 1]}
+    assert len(summary["failures"]) == 2
+    assert "did you mean 'adamw'" in summary["failures"][0]
+    assert summary["generators"]["gen_c"]["seen"] is False
+    assert summary["generators"]["gen_a"]["seen"] is True
+    assert "FAILED bad seed 0" in done.stdout
+    assert "mean, unseen" in done.stdout
+    assert summary["verdict"][0] in " ".join(done.stdout.split())
+    assert done.stdout.strip().splitlines()[-1].endswith("out/report.html")
+    html = (out / "report.html").read_text()
+    assert "small &amp; quick" in html
+    assert "did you mean" in html
+    for name in ("ap.png", "curves.png", "table.csv", "table.md", "bce/seed0/predictions.parquet"):
+        assert (out / name).stat().st_size > 0
+    assert "Traceback" not in done.stdout + done.stderr
+
+    # The same command again: what is done is kept, what failed is tried again.
+    stamp = (out / "bce" / "seed0" / "run.json").stat().st_mtime_ns
+    (out / "bce" / "seed1" / "run.json").unlink()  # as if it had been killed
+    again = run(tmp_path, tiny_manifest)
+    assert (out / "bce" / "seed0" / "run.json").stat().st_mtime_ns == stamp
+    assert (out / "bce" / "seed1" / "run.json").is_file()
+    values = json.loads((out / "summary.json").read_text())["values"]
+    assert values == summary["values"], "the same seeds give the same numbers"
+    assert re.search(r"3/3|1/3", again.stdout), "two bad jobs and the killed one ran again, nothing else"
+
+
+def test_wrong_names_in_a_study_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'bse' is not among its methods: trace, bce, bad"):
+        plan({**STUDY, "baseline": "bse"}, tmp_path, [])
+    first, rest = plan(STUDY, tmp_path, ["seed=5"])
+    assert [job.name for job in first] == ["trace seed 0", "trace seed 1"]
+    assert len(rest) == 4
+    assert len({job.folder for job in first + rest}) == 6

@@ -45,20 +45,24 @@ def test_wheel_holds_every_package_and_config(wheel: Path) -> None:
 @pytest.mark.slow
 def test_installed_wheel_trains_from_another_folder(wheel: Path, tmp_path: Path, demo_cache: Path) -> None:
     environment = tmp_path / "env"
-    venv.create(environment, with_pip=False)
+    venv.create(environment, with_pip=True)
+    python = environment / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", wheel],
+                   check=True, capture_output=True)  # fmt: skip
+    # The heavy packages are lent by path instead of installed for minutes; fakedet itself is the wheel's.
     site = next(environment.glob("lib/python*/site-packages"))
-    # The environment has no fakedet; the heavy packages are lent by path instead of installed for minutes.
-    lent = [path for path in sys.path if path.endswith("site-packages")]
-    (site / "lent.pth").write_text("\n".join(lent) + "\n")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
-    # Before the lent path, so that the wheel's fakedet is found and not the checkout's.
-    program = "import sys, fakedet; assert 'env' in fakedet.__file__, fakedet.__file__; " \
-              "from fakedet.commands import main; sys.exit(main())"  # fmt: skip
+    (site / "lent.pth").write_text(
+        "\n".join(path for path in sys.path if path.endswith("site-packages")) + "\n"
+    )
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
+    program = "import fakedet, fakedet.conf; print(fakedet.__file__, fakedet.conf.__file__)"
+    where = subprocess.run(
+        [python, "-c", program], cwd=elsewhere, capture_output=True, text=True, check=True
+    ).stdout
+    assert where.count(str(site)) == 2, where
     done = subprocess.run(
-        [str(environment / "bin" / "python"), "-c", program, "train", "experiment=demo", "debug=step"],
+        [environment / "bin" / "fakedet", "train", "experiment=demo", "debug=step"],
         cwd=elsewhere, capture_output=True, text=True, timeout=300, check=False,
         env={**os.environ, "FAKEDET_CACHE": str(demo_cache)},
     )  # fmt: skip

@@ -48,6 +48,9 @@ def launch(verb: str, arguments: list[str]) -> int:
         return _fail(str(error), 2)
     except (HydraException, OmegaConfBaseException) as error:
         return _fail(" ".join(str(error).split()), 2)
+    except (NotADirectoryError, PermissionError, FileExistsError) as error:
+        # Hydra makes the output folder before the verb runs.
+        return _fail(f"{error.filename}: {error.strerror}; name an output_dir that can be written", 2)
     except KeyboardInterrupt:
         return _fail("interrupted; what was written so far is kept", 130)
     return 0

@@ -38,7 +38,7 @@ def configure_optimiser(
     learned = [parameter for parameter in parameters if parameter.requires_grad]
     try:
         optimiser = timm.optim.create_optimizer_v2(learned, opt=name, **options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"model.optimizer: '{name}' does not take these settings: {error}") from error
     warmup_steps = round(warmup * total_steps)
 

@@ -18,6 +18,7 @@ from fakedet.methods.detector import Detector
 from fakedet.methods.gather import gather_records
 from fakedet.metrics.pairing import real_counterparts
 from fakedet.runs import scoring
+from fakedet.runs.checks import check_config
 from fakedet.runs.folder import open_folder, provenance, write_config, write_json
 from fakedet.runs.training import is_main_process, threads
 
@@ -34,6 +35,7 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
         UserError: anything wrong with checkpoint, manifest, split or folder.
     """
     facts = provenance(["fakedet", "evaluate", *overrides])
+    check_config(config)
     method = build.load_detector(config.checkpoint)
     datamodule = _datamodule(config, method)
     datamodule.require(config.split)

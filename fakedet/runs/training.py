@@ -27,6 +27,7 @@ from fakedet.errors import UserError
 from fakedet.methods.detector import Detector
 from fakedet.methods.gather import gather_records
 from fakedet.runs import dashboard, scoring, stage1
+from fakedet.runs.checks import check_config
 from fakedet.runs.figures import write_figures
 from fakedet.runs.folder import log_to_file, open_folder, provenance, write_config, write_json
 from fakedet.runs.logger import resolve_logger
@@ -54,6 +55,7 @@ def train(config: DictConfig, overrides: list[str] | None = None) -> TrainedRun:
     Raises:
         UserError: anything wrong with config, data or folder; before hours are spent where possible.
     """
+    check_config(config)
     main = is_main_process()
     folder = open_folder(config.output_dir, config.overwrite) if main else Path(config.output_dir)
     handler = log_to_file(folder) if main else logging.NullHandler()

@@ -262,3 +262,30 @@ def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
 def test_targets_outside_the_allow_list_are_refused() -> None:
     with pytest.raises(UserError, match=r"logger\._target_: 'os\.system' is refused"):
         build.build_logger({"_target_": "os.system", "command": "true"})
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.max_epochs=0", "trainer.max_epochs=0: must be at least 1"),
+        ("trainer.max_epochs=-1", "trainer.max_epochs=-1: must be at least 1"),
+        ("model.optimizer.lr=-1", r"model.optimizer.lr=-1.*: must be above 0"),
+        ("stage1.temperature=0", r"stage1.temperature=0.*: must be above 0"),
+        ("model.contrastive_weight=-0.5", "must not be negative"),
+        ("threads=0", "threads=0: must be at least 1"),
+        ("seed=-1", "seed=-1: must be at least 0"),
+        ("seed=4294967296", "must be below"),
+        ("data.crop_size=1", "data.crop_size=1: must be at least 16"),
+        ("trainer.devices=9999", r"trainer.devices=9999: this machine has \d+ CPU cores"),
+        ("data.batch_size=15", "data.batch_size: 15 does not divide"),
+        ("trainer.precision=bf17", "trainer: Precision 'bf17' is invalid"),
+        ("trainer=gpu", "trainer: .*gpu"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(
+    override: str, message: str, tiny_manifest: Path, tmp_path: Path
+) -> None:
+    if override == "trainer=gpu" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UserError, match=message):
+        train(composed(tmp_path / "run", "model=bce", f"data.manifest={tiny_manifest}", override))

@@ -1,0 +1,63 @@
+"""Values that compose and cannot work: refused before anything is read or trained."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from omegaconf import DictConfig, OmegaConf
+
+from fakedet.errors import UserError
+
+# Smaller crops leave strided encoders nothing to look at.
+LEAST_CROP = 16
+POSITIVE = ("temperature", "weight_temperature", "epochs", "hidden_dim", "projection_dim", "bank_size", "lr")
+NOT_NEGATIVE = ("contrastive_weight", "real_weight", "fake_weight", "weight_decay", "heterogeneous_weight",
+                "homogeneous_weight")  # fmt: skip
+
+
+def check_config(config: DictConfig) -> None:
+    """Refuse numbers of a ``train`` or ``evaluate`` config that no run could use.
+
+    Raises:
+        UserError: the first one, with what would be valid.
+    """
+    for key, least in (
+        ("threads", 1),
+        ("data.crop_size", LEAST_CROP),
+        ("bootstrap.resamples", 0),
+        ("seed", 0),
+    ):
+        _at_least(config, key, least)
+    if config.seed >= 2**32:
+        raise UserError(f"seed={config.seed}: must be below {2**32}")
+    if OmegaConf.select(config, "model") is not None:
+        _at_least(config, "trainer.max_epochs", 1)
+        for node in ("model", "stage1"):
+            _check_model(config, node)
+    devices, cores = config.trainer.devices, os.cpu_count() or 1
+    if config.trainer.accelerator == "cpu" and isinstance(devices, int) and not 1 <= devices <= cores:
+        raise UserError(f"trainer.devices={devices}: this machine has {cores} CPU cores; valid: 1 to {cores}")
+
+
+def _check_model(config: DictConfig, node: str) -> None:
+    for key, value in _numbers(config[node], f"{node}."):
+        name = key.rpartition(".")[2]
+        if name in POSITIVE and value <= 0:
+            raise UserError(f"{key}={value}: must be above 0")
+        if name in NOT_NEGATIVE and value < 0:
+            raise UserError(f"{key}={value}: must not be negative")
+
+
+def _numbers(node: DictConfig, prefix: str) -> Iterator[tuple[str, float]]:
+    for key, value in node.items():
+        if isinstance(value, DictConfig):
+            yield from _numbers(value, f"{prefix}{key!s}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{key!s}", value
+
+
+def _at_least(config: DictConfig, key: str, least: int) -> None:
+    value = OmegaConf.select(config, key)
+    if value is not None and value < least:
+        raise UserError(f"{key}={value}: must be at least {least}")

@@ -126,6 +126,7 @@ def _run_row(done: Finished, folder: Path) -> dict[str, Any]:
         "method": done.job.method,
         "seed": done.job.seed,
         "mAP unseen": None if unseen is None else round(unseen, 4),
+        "kept epoch": done.facts["kept_epoch"],
         "seconds": round(done.facts["seconds"]["all"], 1),
         "parameters": done.facts["parameters"],
         "unreadable images": metrics["quarantined"]["n"],

@@ -92,6 +92,7 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
         "parameters": sum(p.numel() for p in fitted.method.parameters() if p.requires_grad),
         "threads": torch.get_num_threads(),
         "seed": config.seed,
+        "kept_epoch": build.read_checkpoint(fitted.checkpoint)["epoch"] + 1,
         "checkpoint": str(fitted.checkpoint.relative_to(folder)),
         "trace_checkpoint": str(trace_path) if trace_path else None,
         "manifest_sha256": fitted.datamodule.manifest.sha256,

@@ -20,7 +20,8 @@ from fakedet.metrics.pairing import real_counterparts
 from fakedet.runs import scoring
 from fakedet.runs.checks import check_config
 from fakedet.runs.folder import open_folder, provenance, write_config, write_json
-from fakedet.runs.training import is_main_process, threads
+from fakedet.runs.threads import threads
+from fakedet.runs.training import is_main_process
 
 log = logging.getLogger("fakedet")
 

@@ -6,8 +6,6 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from fakedet.runs.checks import check_config
 from fakedet.runs.figures import write_figures
 from fakedet.runs.folder import log_to_file, open_folder, provenance, write_config, write_json
 from fakedet.runs.logger import resolve_logger
+from fakedet.runs.threads import threads
 
 log = logging.getLogger("fakedet")
 
@@ -237,15 +236,3 @@ def _chosen_checkpoint(trainer: Trainer) -> Path:
 
 def _plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-
-
-@contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """Let PyTorch use ``count`` CPU threads meanwhile; None leaves its own choice."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -149,6 +149,7 @@ def test_diverged_rows_do_not_stop_the_figures(tmp_path: Path) -> None:
     embedding[3] = np.nan
     for given in (embedding, np.full((12, 3), np.nan)):
         plot_embedding(given, frame["label"].to_numpy(), list(frame["generator"]), set(), tmp_path / "e.png")
+    assert all((tmp_path / name).stat().st_size > 1000 for name in ("s.png", "e.png"))
 
 
 def test_the_csv_holds_the_differences(tmp_path: Path) -> None:

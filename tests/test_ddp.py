@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -57,3 +59,23 @@ def test_help_is_quick_and_imports_no_torch(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for verb in ("train", "evaluate", "study"):
         assert verb in done.stdout
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_what_is_kept(tiny_manifest: Path, tmp_path: Path) -> None:
+    run = subprocess.Popen(
+        [sys.executable, "-m", "fakedet", "train", "model=bce", "data=manifest", f"data.manifest={tiny_manifest}",
+         "data.crop_size=32", "data.batch_size=16", "trainer.max_epochs=10000", "threads=1", "output_dir=run"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    for _ in range(600):
+        if last.is_file():
+            break
+        time.sleep(0.1)
+    run.send_signal(signal.SIGINT)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "fakedet: interrupted; what was written so far is kept" in errors
+    assert "Traceback" not in errors
+    assert last.is_file()

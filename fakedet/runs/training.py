@@ -137,9 +137,12 @@ def fit(config: DictConfig, folder: Path, trace_path: Path | None) -> Fitted:
         default_root_dir=str(folder),
     )
     log.info("training %s on %s", config.name, datamodule.describe())
-    trainer.fit(method, datamodule=datamodule)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(method, datamodule=datamodule)
+    except SystemExit:
+        if trainer.interrupted:  # Lightning turns Ctrl-C into an exit without a word
+            raise KeyboardInterrupt from None
+        raise
     checkpoint = _chosen_checkpoint(trainer)
     method.load_state_dict(build.read_checkpoint(checkpoint)["state_dict"])
     return Fitted(method, trainer, datamodule, checkpoint)

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from fakedet.runs.training import train
 
 def records(data: bytes) -> Iterator[bytes]:
     """Split wandb's transaction log: LevelDB's log format, after a header of seven bytes."""
+    if not data:
+        return
     assert data[:4] == b":W&B"
     block, place, parts = 32768, 7, b""
     while place + 7 <= len(data):
@@ -29,14 +32,25 @@ def records(data: bytes) -> Iterator[bytes]:
             parts = b""
 
 
+def finished_records(file: Path) -> list[wandb_internal_pb2.Record]:
+    """Read all records once the last one, "exit", is there: wandb's own process writes on after finish()."""
+    for _ in range(300):
+        found = []
+        for data in records(file.read_bytes()):
+            found.append(wandb_internal_pb2.Record())
+            found[-1].ParseFromString(data)
+        if any(record.HasField("exit") for record in found):
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{file} never got its last record")
+
+
 def read_offline_run(folder: Path) -> tuple[dict, set[str], dict]:
     """Give the run's header, every key that was logged, and the last value of each."""
     files = list(folder.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(files) == 1, files
     header, keys, last = {}, set(), {}
-    for data in records(files[0].read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for record in finished_records(files[0]):
         if record.HasField("run"):
             header = {"name": record.run.display_name, "group": record.run.run_group, "tags": list(record.run.tags),
                       "job_type": record.run.job_type, "project": record.run.project,

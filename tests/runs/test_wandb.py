@@ -25,6 +25,8 @@ def records(data: bytes) -> Iterator[bytes]:
             place += block - place % block  # a record's header never straddles two blocks
             continue
         _, length, kind = struct.unpack("<IHB", data[place : place + 7])
+        if place + 7 + length > len(data):
+            return  # still being written
         parts += data[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # the whole of a record, or its last part

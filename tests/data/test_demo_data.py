@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from fakedet.data.decode import read_image
+from fakedet.data.demo import cache, make
 from fakedet.data.demo.cache import demo_data
 from fakedet.data.demo.generators import SEEN, UNSEEN
 from fakedet.data.demo.make import DemoRecipe, make_demo_data
-from fakedet.data.demo.photos import PHOTOS, load_photos
+from fakedet.data.demo.photos import LEAST_STD, PHOTOS, crops, load_photos, middle
 from fakedet.data.demo.postprocess import postprocess
+from fakedet.errors import UserError
 
 TINY = DemoRecipe(
     steps=2,
@@ -88,6 +90,63 @@ def test_fakes_keep_their_crop_s_brightness_and_contrast() -> None:
     torch.testing.assert_close(made.std((2, 3)), source.std((2, 3)))
 
 
+def test_fakes_of_a_grey_photograph_are_as_grey_as_its_reals(made: Path) -> None:
+    """A tint that no real has would tell the classes apart without a trace of any generator."""
+    frame = pd.read_csv(made)
+    grey_photos = {
+        name
+        for split in PHOTOS
+        for name, photo in load_photos(split).items()
+        if (photo == photo[..., :1]).all()
+    }
+    assert {"gravel", "coins", "grass"} <= grey_photos
+    fakes = frame[frame["group"].isin(grey_photos) & (frame["label"] == 1)]
+    assert len(fakes) > 10
+    images = [read_image(made.parent / path) for path in fakes["path"]]
+    colourless = [bool((image == image[..., :1]).all()) for image in images]
+    # Noise, which three images in ten get, has colour in both classes.
+    assert np.mean(colourless) > 0.5
+
+
+def test_a_crop_s_middle_is_never_flat_whatever_its_margin() -> None:
+    photo = np.full((300, 300, 3), 90, np.uint8)
+    photo[:, 150:] = np.random.default_rng(0).integers(0, 256, (300, 150, 3), dtype=np.uint8)
+    for margin in (0, 12):
+        stream = crops({"half": photo}, 40, np.random.default_rng(1), margin)
+        for _ in range(50):
+            crop = next(stream)[1]
+            assert crop.shape == (40 + 2 * margin, 40 + 2 * margin, 3)
+            assert middle(crop, margin).std() >= LEAST_STD
+
+
+def test_both_classes_are_cut_from_the_same_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = []
+
+    def spy(photos: dict[str, np.ndarray], size: int, rng: np.random.Generator, margin: int = 0):
+        windows.append((size, margin))
+        return crops(photos, size, rng, margin)
+
+    monkeypatch.setattr(make, "crops", spy)
+    make_demo_data(tmp_path / "spied", 0, TINY)
+    generators_learn = (48, 0)
+    images = [window for window in windows if window != generators_learn]
+    assert len(images) > 3 + len(SEEN)
+    assert set(images) == {(TINY.size, TINY.margin)}
+
+
+def test_a_missing_photograph_is_told_of_and_too_few_are_refused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    there = dict(PHOTOS["test"])
+    monkeypatch.setitem(PHOTOS, "test", {**there, "gone": (("skimage", "data"), "gone.png")})
+    with caplog.at_level("WARNING", logger="fakedet"):
+        assert set(load_photos("test")) == set(there)
+    assert "gone.png" in caplog.text
+    monkeypatch.setitem(PHOTOS, "test", {"gone": (("no_such_package", "data"), "gone.png")})
+    with pytest.raises(UserError, match="photographs for 'test'"):
+        load_photos("test")
+
+
 def test_post_processing_does_not_know_the_class() -> None:
     image = np.full((16, 16, 3), 128, np.uint8)
     assert postprocess(image, np.random.default_rng(3)) == postprocess(image, np.random.default_rng(3))
@@ -108,6 +167,31 @@ def test_a_damaged_cache_is_made_again(tmp_path: Path) -> None:
     demo_data(tmp_path, 0, TINY)
     assert manifest.is_file()
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_what_a_killed_process_left_is_cleared_and_a_garbled_listing_noticed(tmp_path: Path) -> None:
+    manifest = demo_data(tmp_path, 0, TINY)
+    left = tmp_path / f"{manifest.parent.name}.99999.tmp"
+    left.mkdir()
+    listing = (manifest.parent / "files.txt").read_bytes()
+    (manifest.parent / "files.txt").write_bytes(b"\xff\xfe\x00")
+    demo_data(tmp_path, 0, TINY)
+    assert (manifest.parent / "files.txt").read_bytes() == listing
+    assert not left.exists()
+
+
+def test_a_whole_cache_serves_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = demo_data(tmp_path, 0, TINY)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(cache, "FileLock", refuse)
+    assert demo_data(tmp_path, 0, TINY) == manifest
+    with pytest.raises(UserError, match="cannot be kept"):
+        demo_data(tmp_path, 1, TINY)
 
 
 def _build(arguments: tuple[Path, int]) -> int:
@@ -156,3 +240,27 @@ def test_content_does_not_give_the_class_away(demo_cache: Path) -> None:
     sizes = np.array([(manifest.parent / path).stat().st_size for path in frame["path"]])
     by_size = roc_auc_score(frame["label"][test], sizes[test])
     assert 0.3 < by_size < 0.7
+
+
+@pytest.mark.slow
+def test_colour_and_compression_do_not_give_the_class_away(demo_cache: Path) -> None:
+    """Neither a tint in grey photographs nor the JPEG quality may rank fakes of any generator above reals."""
+    from PIL import Image
+    from scipy.stats import ks_2samp
+    from sklearn.metrics import roc_auc_score
+
+    manifest = demo_data(demo_cache)
+    frame = pd.read_csv(manifest)
+    coarseness = []
+    for path in frame["path"]:
+        with Image.open(manifest.parent / path) as image:
+            coarseness.append(sum(image.quantization[0]))
+    frame["coarseness"] = coarseness
+    by_class = [frame.loc[frame["label"] == label, "coarseness"] for label in (0, 1)]
+    assert ks_2samp(*by_class).pvalue > 0.001
+    grey = frame[(frame["split"] == "test") & frame["group"].isin({"gravel", "coins", "camera"})].copy()
+    images = [read_image(manifest.parent / path).astype(float) for path in grey["path"]]
+    grey["tint"] = [np.abs(image - image.mean(-1, keepdims=True)).mean() for image in images]
+    for kind in (*SEEN, *UNSEEN):
+        some = grey[(grey["label"] == 0) | (grey["generator"] == kind)]
+        assert 0.35 < roc_auc_score(some["label"], some["tint"]) < 0.65, kind

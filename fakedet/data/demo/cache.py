@@ -18,7 +18,7 @@ from fakedet.errors import UserError
 log = logging.getLogger("fakedet")
 
 # Raise it when the recipe's code changes what it makes.
-VERSION = 2
+VERSION = 3
 
 
 def demo_data(cache: Path, seed: int = 0, recipe: DemoRecipe | None = None) -> Path:
@@ -35,6 +35,8 @@ def demo_data(cache: Path, seed: int = 0, recipe: DemoRecipe | None = None) -> P
     recipe = recipe or DemoRecipe()
     key = hashlib.sha256(f"{VERSION} {seed} {recipe}".encode()).hexdigest()[:12]
     folder = cache / f"demo-{key}"
+    if _is_whole(folder):  # asks for no lock, so a cache that can only be read serves too
+        return folder / "manifest.csv"
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / f"demo-{key}.lock"):
@@ -50,7 +52,9 @@ def demo_data(cache: Path, seed: int = 0, recipe: DemoRecipe | None = None) -> P
 
 def _make(folder: Path, seed: int, recipe: DemoRecipe) -> None:
     building = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(building, ignore_errors=True)
+    # We hold the lock: whatever lies here was left by a process that was killed.
+    for left in folder.parent.glob(f"{folder.name}.*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
     log.info("making the demo data in %s (once, about a minute)", folder)
     bars = Progress(TextColumn("{task.description:<32}"), BarColumn(bar_width=30), MofNCompleteColumn(),
                     TimeElapsedColumn(), disable=not sys.stdout.isatty())  # fmt: skip
@@ -70,7 +74,7 @@ def _is_whole(folder: Path) -> bool:
     """Compare names and sizes with what was written: cheap, and notices whatever was cut or deleted."""
     try:
         return (folder / "files.txt").read_text(encoding="utf-8") == _listing(folder)
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return False
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fakedet.data.demo.generators import SEEN, UNSEEN, Generate, train_generator
-from fakedet.data.demo.photos import crops, load_photos
+from fakedet.data.demo.photos import crops, load_photos, middle
 from fakedet.data.demo.postprocess import postprocess
 
 Progress = Callable[[str, int, int], None]
@@ -48,7 +48,7 @@ def make_demo_data(
     """Write the demo's images and ``manifest.csv`` into a folder.
 
     The simulated generators learn from the training photographs alone. Fakes are re-made crops, matched to their
-    crop in channel mean and standard deviation, and other crops than the reals'.
+    crop in channel mean and standard deviation, grey where it is grey, and other crops than the reals'.
 
     Args:
         folder: empty or not there yet.
@@ -67,10 +67,11 @@ def make_demo_data(
     with _own_random_state(seed):
         for split, count in recipe.real:
             rng = np.random.default_rng([seed, 0, _number(split)])
-            stream = crops(photos[split], recipe.size, rng)
+            stream = crops(photos[split], recipe.size, rng, recipe.margin)
             for number in range(count):
                 name, image = next(stream)
-                rows.append(_write(folder, "real", 0, split, name, number, image, rng))
+                shown = middle(image, recipe.margin)
+                rows.append(_write(folder, "real", 0, split, name, number, shown, rng))
         kinds = [*SEEN, *UNSEEN]
         for place, kind in enumerate(kinds):
             report(f"simulated generator '{kind}'", place, len(kinds))
@@ -104,16 +105,26 @@ def _fakes(
     seed: int,
 ) -> Iterator[dict[str, object]]:
     rng = np.random.default_rng([seed, 2, _number(kind), _number(split)])
-    stream = crops(photos, recipe.size + 2 * recipe.margin, rng)
+    stream = crops(photos, recipe.size, rng, recipe.margin)
     inner = slice(recipe.margin, recipe.margin + recipe.size)
     for number in range(count):
         name, image = next(stream)
         source = _tensor(image[None])
         with torch.no_grad():
-            made = generate(source)
+            made = _as_grey_as(source, generate(source))
         fake = _matched(made[..., inner, inner], source[..., inner, inner])
         pixels = (fake[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
         yield _write(folder, kind, 1, split, name, number, pixels, rng)
+
+
+def _as_grey_as(source: Tensor, made: Tensor) -> Tensor:
+    """Take the colour off what was made of a photograph without any.
+
+    A grey photograph has three equal channels, a network's output never quite: a faint tint would tell the
+    classes apart, and say nothing of generators.
+    """
+    grey = bool((source == source[:, :1]).all())
+    return made.mean(1, keepdim=True).expand_as(made) if grey else made
 
 
 def _matched(made: Tensor, source: Tensor) -> Tensor:

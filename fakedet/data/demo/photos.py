@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 
 from fakedet.data.decode import DecodeError, read_image
 from fakedet.errors import UserError
+
+log = logging.getLogger("fakedet")
 
 # package, folder in it, file. Read off the folder: scikit-image's own functions would download what is missing.
 SKIMAGE, SKLEARN, MATPLOTLIB = (
@@ -63,7 +66,8 @@ def load_photos(split: str) -> dict[str, NDArray[np.uint8]]:
         try:
             found[name] = read_image(Path(str(files(package).joinpath(folder).joinpath(file))))
         except (DecodeError, ModuleNotFoundError):
-            continue  # another version of the package may have dropped it
+            # Another version of the package may have dropped it: the data then differ from those of the docs.
+            log.warning("demo data: %s is not in the installed %s; going on without it", file, package)
     if len(found) < LEAST[split]:
         raise UserError(
             f"demo data: only {len(found)} of {len(PHOTOS[split])} photographs for '{split}' are in the installed "
@@ -73,19 +77,33 @@ def load_photos(split: str) -> dict[str, NDArray[np.uint8]]:
 
 
 def crops(
-    photos: dict[str, NDArray[np.uint8]], size: int, rng: np.random.Generator
+    photos: dict[str, NDArray[np.uint8]], size: int, rng: np.random.Generator, margin: int = 0
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Cut endless random crops (size, size, 3), photograph after photograph, without flat ones."""
+    """Cut endless random crops, photograph after photograph, whose middle is not flat.
+
+    Args:
+        photos: name → (H, W, 3) uint8.
+        size: side of the middle, which is what an image will show.
+        rng: of the places.
+        margin: around the middle; a crop is (size + 2 margin, size + 2 margin, 3). The places and the flatness
+            of the middle depend on it, so both classes have to use the same.
+    """
     while True:
         for name, photo in photos.items():
-            yield name, _crop(photo, size, rng)
+            yield name, _crop(photo, size, margin, rng)
 
 
-def _crop(photo: NDArray[np.uint8], size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+def middle(crop: NDArray[np.uint8], margin: int) -> NDArray[np.uint8]:
+    """Cut a margin off all four sides of (H, W, 3)."""
+    return crop[margin : crop.shape[0] - margin, margin : crop.shape[1] - margin]
+
+
+def _crop(photo: NDArray[np.uint8], size: int, margin: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    side = size + 2 * margin
     for _ in range(50):
-        top = int(rng.integers(photo.shape[0] - size + 1))
-        left = int(rng.integers(photo.shape[1] - size + 1))
-        cut = photo[top : top + size, left : left + size]
-        if cut.std() >= LEAST_STD:
+        top = int(rng.integers(photo.shape[0] - side + 1))
+        left = int(rng.integers(photo.shape[1] - side + 1))
+        cut = photo[top : top + side, left : left + side]
+        if middle(cut, margin).std() >= LEAST_STD:
             break
     return cut

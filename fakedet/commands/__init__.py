@@ -9,6 +9,7 @@ import fakedet
 from fakedet.errors import nearest
 
 VERBS = {
+    "index": "write the manifest of a folder of images, in any known layout",
     "train": "train stage 1 (model=trace), the transfer (model=transfer) or a baseline",
     "evaluate": "score a manifest with a checkpoint: predictions.parquet and metrics.json",
     "study": "train several methods on the same splits and seeds and compare them in one report",

@@ -83,7 +83,8 @@ def _task(verb: str, mistakes: list[UserError]) -> Any:
         overrides = [str(override) for override in settings.overrides.task]
         # Fixed here, once: the default holds the time, and each job of a sweep has its own folder below the
         # sweep's. Other interpolations stay, because stage 1 resolves them with its own model and folder.
-        config.output_dir = settings.runtime.output_dir
+        if "output_dir" in config:
+            config.output_dir = settings.runtime.output_dir
         try:
             with _job_for_further_ranks(verb, config, overrides):
                 return _run(verb, config, overrides)

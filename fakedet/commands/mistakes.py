@@ -20,6 +20,7 @@ from fakedet.errors import UserError, nearest
 
 MISSING_HINTS = {
     "data.manifest": "a parquet or CSV table with the columns path, label, generator",
+    "source": "the folder of images, the table, or the parquet files to index",
     "checkpoint": "the .ckpt file that `fakedet train` wrote",
 }
 # What a value looks like where the default is null.

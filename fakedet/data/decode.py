@@ -67,7 +67,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]
     width, height = header.size
     if width * height > max_pixels:
         raise DecodeError(f"too many pixels: {width}x{height}, the limit is {max_pixels}")
-    if header.format in ("JPEG", "MPO") and not _jpeg_ends(data):
+    if header.format in ("JPEG", "MPO") and not jpeg_ends(data):
         raise DecodeError("truncated JPEG: its end marker is missing")
     if _is_plain(header, data):
         pixels = _decode_opencv(data)
@@ -104,7 +104,7 @@ def _open(data: bytes) -> Image.Image:
         raise DecodeError(f"damaged header: {_one_line(error)}") from None
 
 
-def _jpeg_ends(data: bytes) -> bool:
+def jpeg_ends(data: bytes) -> bool:
     """Say whether the end marker follows the scan; the one of an embedded thumbnail does not count."""
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF:

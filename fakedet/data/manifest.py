@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from fakedet.data.manifest_columns import COLUMNS, check_columns, check_groups, labels, names, paths, splits
-from fakedet.data.manifest_table import read_table
+from fakedet.data.manifest_table import ROOT_KEY, read_table
 from fakedet.errors import UserError
 
 PATHS_PROBED = 300
@@ -65,7 +65,8 @@ def load_manifest(
 
     Args:
         path: a parquet or CSV file with at least the columns path, label (0 real, 1 fake) and generator.
-        root: the folder that paths are relative to; None: the file's own folder.
+        root: the folder that paths are relative to; None: what the manifest of `fakedet index` says, else the
+            file's own folder.
         allow_group_leak: go on although images of one group stand in several splits.
         split_seed: of the split by groups that a table without a split gets.
 
@@ -74,7 +75,24 @@ def load_manifest(
     """
     path = Path(path)
     table = read_table(path)
-    folder = Path(root) if root is not None else path.parent
+    return check_manifest(table, path, _root(path, root, table), allow_group_leak, split_seed)
+
+
+def check_manifest(
+    table: pd.DataFrame, path: Path, folder: Path, allow_group_leak: bool = False, split_seed: int = 0
+) -> Manifest:
+    """Check and complete a table that was read; see :func:`load_manifest`.
+
+    Args:
+        table: the rows.
+        path: of the table, for messages.
+        folder: that the rows' paths are relative to.
+        allow_group_leak: see :func:`load_manifest`.
+        split_seed: see :func:`load_manifest`.
+
+    Raises:
+        UserError: see :func:`load_manifest`.
+    """
     if not folder.is_dir():
         raise UserError(f"data.root={folder}: there is no such folder")
     notes: list[str] = []
@@ -95,6 +113,14 @@ def load_manifest(
     frame = frame[list(COLUMNS)]
     _probe(frame["path"].head(PATHS_PROBED).tolist(), folder, path)
     return Manifest(frame, folder, _digest(frame), notes)
+
+
+def _root(path: Path, root: str | Path | None, table: pd.DataFrame) -> Path:
+    """Give the folder that paths are relative to: what the user says, what the manifest says, or its own."""
+    if root is not None:
+        return Path(root)
+    written = table.attrs.get(ROOT_KEY)
+    return (path.parent / written).resolve() if written is not None else path.parent
 
 
 def _digest(frame: pd.DataFrame) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from fakedet.errors import UserError, nearest
 
 COLUMNS = ("path", "label", "generator", "source", "split", "group")
 REQUIRED = COLUMNS[:3]
+FACTS = ("width", "height", "format", "jpeg_quality", "jpeg_tables", "bytes", "sha256")
+"""What `fakedet index` writes besides; the audit reads it."""
 SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
@@ -39,7 +42,7 @@ def check_columns(table: pd.DataFrame, path: Path, notes: list[str]) -> None:
             raise UserError(f"{path}: there is no column '{column}'; {advice}")
         if present.count(column) > 1:
             raise UserError(f"{path}: there are {present.count(column)} columns '{column}'; keep one")
-    extra = [name for name in present if name not in COLUMNS]
+    extra = [name for name in present if name not in (*COLUMNS, *FACTS)]
     if extra:
         notes.append(f"columns not used: {', '.join(extra)}")
 
@@ -112,7 +115,7 @@ def splits(table: pd.DataFrame, groups: list[str], path: Path, seed: int, notes:
     """
     given = names(table, "split", path, blank=True)
     if not any(given):
-        chosen = {group: _split_of(group, seed) for group in set(groups)}
+        chosen = {group: split_of(group, seed) for group in set(groups)}
         result = [chosen[group] for group in groups]
         counts = ", ".join(f"{name} {result.count(name)}" for name in SHARES)
         notes.append(
@@ -156,9 +159,19 @@ def _texts(column: pd.Series) -> list[str]:
     return [str(value).strip() for value in values.where(values.notna(), "")]
 
 
-def _split_of(group: str, seed: int) -> str:
+def split_of(group: str, seed: int, shares: Mapping[str, float] = SHARES) -> str:
+    """Choose the split of a group by the hash of its name; the same on every machine, whatever else there is.
+
+    Args:
+        group: its name.
+        seed: another one gives another division.
+        shares: of the splits, adding up to 1.
+    """
     digest = hashlib.sha256(f"{seed}\x1f{group}".encode("utf-8", "surrogatepass")).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
-    if place < SHARES["train"]:
-        return "train"
-    return "val" if place < SHARES["train"] + SHARES["val"] else "test"
+    reached = 0.0
+    for name, share in shares.items():
+        reached += share
+        if place < reached:
+            return name
+    return list(shares)[-1]  # the shares' sum may fall short of 1 by rounding

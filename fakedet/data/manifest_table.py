@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from fakedet.errors import UserError
+
+ROOT_KEY = b"fakedet.root"
+"""Metadata of a parquet manifest: the folder that its paths are relative to, itself relative to its own."""
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -24,9 +29,13 @@ def read_table(path: Path) -> pd.DataFrame:
         raise UserError(f"{path}: the file is empty")
     if data[:4] == b"PAR1":
         try:
-            return pd.read_parquet(io.BytesIO(data))
+            table = pq.read_table(io.BytesIO(data))
+            metadata = table.schema.metadata or {}
+            frame = table.to_pandas()
         except Exception as error:  # pyarrow raises all sorts of things on damaged files
             raise UserError(f"{path}: a damaged parquet file: {_short(error)}") from error
+        frame.attrs[ROOT_KEY] = os.fsdecode(metadata[ROOT_KEY]) if ROOT_KEY in metadata else None
+        return frame
     if b"\0" in data:
         raise UserError(f"{path} is neither a parquet nor a CSV table: it holds binary data")
     return _csv(data, path)

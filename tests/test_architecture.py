@@ -16,10 +16,11 @@ ALLOWED = {
     "models": {"errors"},
     "methods": {"models", "losses", "metrics", "errors"},
     "data": {"models", "losses", "metrics", "errors"},
+    "audit": {"data", "evaluation", "metrics", "errors"},
     "evaluation": {"models", "losses", "metrics", "errors"},
     "callbacks": {"errors"},
     "build": {"methods", "data", "models", "errors"},
-    "runs": {"build", "methods", "data", "evaluation", "metrics", "callbacks", "errors"},
+    "runs": {"build", "methods", "data", "evaluation", "audit", "metrics", "callbacks", "errors"},
     "commands": {"runs", "evaluation", "errors"},
     "__main__": {"commands"},
 }

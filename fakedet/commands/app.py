@@ -56,11 +56,23 @@ def launch(verb: str, arguments: list[str]) -> int:
     return 0
 
 
+class _Console(logging.StreamHandler[Any]):
+    """Write to what standard output is at the time, which may be redirected."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:  # type: ignore[override]
+        """Standard output as it is now."""
+        return sys.stdout
+
+
 def set_up_logging() -> None:
     """Let fakedet's log speak to the console in plain lines."""
     logger = logging.getLogger("fakedet")
     if not logger.handlers:
-        handler = logging.StreamHandler(sys.stdout)
+        handler = _Console()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
     logger.setLevel(logging.INFO)

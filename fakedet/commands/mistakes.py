@@ -21,6 +21,7 @@ from fakedet.errors import UserError, nearest
 MISSING_HINTS = {
     "data.manifest": "a parquet or CSV table with the columns path, label, generator",
     "source": "the folder of images, the table, or the parquet files to index",
+    "output_dir": "the folder to write into",
     "checkpoint": "the .ckpt file that `fakedet train` wrote",
 }
 # What a value looks like where the default is null.
@@ -28,6 +29,7 @@ INSTEAD_OF_NULL = {
     "threads": 1,
     "data.steps_per_epoch": 1,
     "data.crop_size": 1,
+    "data.match.size": 1,
     "data.max_train_reals": 1,
     "data.eval_batch_size": 1,
     "trainer.limit_train_batches": 1.0,

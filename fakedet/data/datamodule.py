@@ -17,8 +17,10 @@ from fakedet.data.augment import Augmentation
 from fakedet.data.cells import Cells, make_cells
 from fakedet.data.crop import POLICIES
 from fakedet.data.dataset import EvaluationDataset, ImageDataset
+from fakedet.data.decode import read_bytes
 from fakedet.data.loader import check_workers, cores, make_loader
 from fakedet.data.manifest import Manifest, load_manifest
+from fakedet.data.match import make_matcher
 from fakedet.data.sampler import BalancedBatchSampler, EvaluationSampler
 from fakedet.errors import UserError, choose
 
@@ -41,6 +43,7 @@ class ImageDataModule(LightningDataModule):
         max_quarantine: largest share of unreadable images.
         max_train_reals: train on at most this many reals, evenly thinned; None: all.
         allow_group_leak: see :func:`fakedet.data.manifest.load_manifest`.
+        match: settings of a :class:`fakedet.data.match.Matcher`; without a size, images are taken as they are.
         augment: makes the training views.
         views: views of each training image.
         real_only: serve reals only in training (stage 1).
@@ -61,6 +64,7 @@ class ImageDataModule(LightningDataModule):
         max_quarantine: float = 0.05,
         max_train_reals: int | None = None,
         allow_group_leak: bool = False,
+        match: Mapping[str, Any] | None = None,
         augment: Augmentation | None = None,
         views: int = 1,
         real_only: bool = False,
@@ -81,6 +85,12 @@ class ImageDataModule(LightningDataModule):
         self.num_workers, self.steps_per_epoch = num_workers, steps_per_epoch
         self.max_quarantine, self.max_train_reals = max_quarantine, max_train_reals
         self.allow_group_leak = allow_group_leak
+        self.matcher = make_matcher(dict(match or {}))
+        if self.matcher is not None and self.matcher.size < crop_size:
+            raise UserError(
+                f"data.crop_size={crop_size} is larger than data.match.size={self.matcher.size}; "
+                "crops are cut from matched images"
+            )
         self.augment = augment or Augmentation("none")
         self.views, self.real_only, self.seed = views, real_only, seed
         self.test_split = "test"
@@ -104,6 +114,16 @@ class ImageDataModule(LightningDataModule):
                 log.info("%s: %s", path.name, note)
             if self.num_workers > cores():
                 log.info("data.num_workers=%d on %d cores: rarely faster", self.num_workers, cores())
+
+    def read_bytes(self, row: int) -> bytes:
+        """Read the file of a row, matched if that is asked for.
+
+        Raises:
+            DecodeError: it cannot be read or matched.
+        """
+        path = str(self.manifest.frame["path"].iat[row])
+        data = read_bytes(self.manifest.root / path)
+        return data if self.matcher is None else self.matcher(data, path)
 
     @property
     def manifest(self) -> Manifest:
@@ -171,7 +191,9 @@ class ImageDataModule(LightningDataModule):
             ids, rows["label"].to_numpy(), rows["generator"].tolist(), rows["source"].tolist(),
             self.batch_size, steps, self.seed, self.real_only, rank, world_size,
         )  # fmt: skip
-        dataset = ImageDataset(self.manifest, self.cells.codes, self.augment, self.crop_size, self.views, ids)
+        dataset = ImageDataset(
+            self.manifest, self.cells.codes, self.augment, self.crop_size, self.views, ids, self.matcher
+        )
         return self._loader(dataset, sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -196,7 +218,9 @@ class ImageDataModule(LightningDataModule):
         return self._eval_loader(ids, 0, 1)
 
     def _eval_loader(self, ids: NDArray[np.int64], rank: int, world_size: int) -> DataLoader[Any]:
-        dataset = EvaluationDataset(self.manifest, self.cells.codes, self.eval_policy, self.crop_size)
+        dataset = EvaluationDataset(
+            self.manifest, self.cells.codes, self.eval_policy, self.crop_size, self.matcher
+        )
         return self._loader(dataset, EvaluationSampler(ids, self.eval_batch_size, rank, world_size))
 
     def _loader(self, dataset: Any, sampler: Any) -> DataLoader[Any]:

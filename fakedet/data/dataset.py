@@ -14,8 +14,9 @@ from torch.utils.data import Dataset
 
 from fakedet.data.augment import Augmentation
 from fakedet.data.crop import POLICIES, evaluation_views
-from fakedet.data.decode import DecodeError, read_image
+from fakedet.data.decode import DecodeError, decode_image, read_bytes
 from fakedet.data.manifest import Manifest
+from fakedet.data.match import Matcher
 from fakedet.data.sampler import Draw
 from fakedet.errors import UserError, choose
 
@@ -26,8 +27,10 @@ TRIES = 20
 class _Images(Dataset[dict[str, Any]]):
     """What both datasets know of the manifest, and how they read a row of it."""
 
-    def __init__(self, manifest: Manifest, codes: NDArray[np.int64], views: int, size: int) -> None:
-        self.root, self.codes = manifest.root, codes
+    def __init__(
+        self, manifest: Manifest, codes: NDArray[np.int64], views: int, size: int, matcher: Matcher | None
+    ) -> None:
+        self.root, self.codes, self.matcher = manifest.root, codes, matcher
         # Arrow: a list of Python strings would be copied into every worker, page by page, as it is read.
         self.paths = pa.array(manifest.frame["path"].tolist(), pa.string())
         self.labels = manifest.frame["label"].to_numpy()
@@ -45,7 +48,8 @@ class _Images(Dataset[dict[str, Any]]):
         """Give the pixels of a row, or its record for the quarantine."""
         path = self.paths[row].as_py()
         try:
-            return read_image(self.root / path)
+            data = read_bytes(self.root / path)
+            return decode_image(data if self.matcher is None else self.matcher(data, path))
         except DecodeError as error:
             return {"id": row, "path": path, "reason": error.reason}
 
@@ -75,6 +79,7 @@ class ImageDataset(_Images):
         size: side of a view.
         views: views of each image.
         pool: the rows that may stand in for others; None: those of the split "train".
+        matcher: see :mod:`fakedet.data.match`; None: images are taken as they are.
     """
 
     def __init__(
@@ -85,8 +90,9 @@ class ImageDataset(_Images):
         size: int,
         views: int,
         pool: NDArray[np.int64] | None = None,
+        matcher: Matcher | None = None,
     ) -> None:
-        super().__init__(manifest, codes, views, size)
+        super().__init__(manifest, codes, views, size, matcher)
         train = np.flatnonzero((manifest.frame["split"] == "train").to_numpy())
         self.augment, self.pool = augment, train if pool is None else np.asarray(pool)
 
@@ -132,10 +138,19 @@ class EvaluationDataset(_Images):
         codes: metric cell of each row.
         policy: see :func:`fakedet.data.crop.evaluation_views`.
         size: side of a view.
+        matcher: see :mod:`fakedet.data.match`; None: images are taken as they are.
     """
 
-    def __init__(self, manifest: Manifest, codes: NDArray[np.int64], policy: str, size: int) -> None:
-        super().__init__(manifest, codes, POLICIES[choose(policy, POLICIES, "data.eval_policy")], size)
+    def __init__(
+        self,
+        manifest: Manifest,
+        codes: NDArray[np.int64],
+        policy: str,
+        size: int,
+        matcher: Matcher | None = None,
+    ) -> None:
+        views = POLICIES[choose(policy, POLICIES, "data.eval_policy")]
+        super().__init__(manifest, codes, views, size, matcher)
         self.policy = policy
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> NDArray[np.uin
     Raises:
         DecodeError: missing, no permission, empty, truncated, not an image, or too many pixels.
     """
-    return decode_image(_read_bytes(Path(path)), max_pixels)
+    return decode_image(read_bytes(path), max_pixels)
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -76,9 +76,14 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]
     return _decode_pil(header)
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: str | Path) -> bytes:
+    """Read a file.
+
+    Raises:
+        DecodeError: missing, no permission, a folder.
+    """
     try:
-        return path.read_bytes()
+        return Path(path).read_bytes()
     except FileNotFoundError:
         raise DecodeError("no such file") from None
     except PermissionError:

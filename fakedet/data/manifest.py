@@ -25,6 +25,8 @@ class Manifest:
     """The folder that paths are relative to."""
     sha256: str
     """Of the frame's content; the same for a CSV and a parquet of the same rows."""
+    digests: pd.Series | None = None
+    """SHA-256 of each row's file by id, where the table has them; "" where one is not known."""
     notes: list[str] = field(default_factory=list)
     """What was filled in or left aside, for the log."""
 
@@ -112,7 +114,10 @@ def check_manifest(
     check_groups(frame, path, allow_group_leak, notes)
     frame = frame[list(COLUMNS)]
     _probe(frame["path"].head(PATHS_PROBED).tolist(), folder, path)
-    return Manifest(frame, folder, _digest(frame), notes)
+    digests = None
+    if "sha256" in table:
+        digests = pd.Series(names(table, "sha256", path, blank=True), frame.index, dtype=object)
+    return Manifest(frame, folder, _digest(frame), digests, notes)
 
 
 def _root(path: Path, root: str | Path | None, table: pd.DataFrame) -> Path:

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
 from fakedet.evaluation.comparison import Comparison
+from fakedet.evaluation.html import Figure, render
 from fakedet.evaluation.table import rows, text
 from fakedet.evaluation.verdict import verdict
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A picture with its caption."""
-
-    path: Path
-    caption: str
-
-    @property
-    def data(self) -> str:
-        """The picture as a data URI."""
-        return "data:image/png;base64," + base64.b64encode(self.path.read_bytes()).decode()
+from fakedet.metrics.bootstrap import Interval
 
 
 @dataclass(frozen=True)
@@ -43,6 +27,7 @@ class Page:
         command: how to make it again.
         caveats: sentences to read the numbers with.
         failures: jobs that failed, one line each.
+        shortcuts: generator → AUC of a classifier that sees only headers, to stand beside the detectors'.
     """
 
     title: str
@@ -53,15 +38,15 @@ class Page:
     command: str
     caveats: Sequence[str] = field(default_factory=list)
     failures: Sequence[str] = field(default_factory=list)
+    shortcuts: Mapping[str, Interval] = field(default_factory=dict)
 
 
 def write_page(page: Page, path: Path) -> None:
     """Render a page into one self-contained HTML file; whatever it shows is escaped."""
-    template = files("fakedet.evaluation").joinpath("report/report.html").read_text(encoding="utf-8")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    content = environment.from_string(template).render(
+    render(
+        "fakedet.evaluation",
+        "report/report.html",
+        path,
         verdict=verdict(page.comparison),
         page=page,
         comparison=page.comparison,
@@ -70,12 +55,6 @@ def write_page(page: Page, path: Path) -> None:
         text=text,
         probability=_probability,
     )
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _probability(p: float) -> str:

@@ -17,7 +17,7 @@ NOT_NEGATIVE = ("contrastive_weight", "real_weight", "fake_weight", "weight_deca
 
 
 def check_config(config: DictConfig) -> None:
-    """Refuse numbers of a ``train`` or ``evaluate`` config that no run could use.
+    """Refuse numbers of a config that no run could use.
 
     Raises:
         UserError: the first one, with what would be valid.
@@ -35,6 +35,8 @@ def check_config(config: DictConfig) -> None:
         _at_least(config, "trainer.max_epochs", 1)
         for node in ("model", "stage1"):
             _check_model(config, node)
+    if OmegaConf.select(config, "trainer") is None:
+        return
     devices, cores = config.trainer.devices, os.cpu_count() or 1
     if config.trainer.accelerator == "cpu" and isinstance(devices, int) and not 1 <= devices <= cores:
         raise UserError(f"trainer.devices={devices}: this machine has {cores} CPU cores; valid: 1 to {cores}")

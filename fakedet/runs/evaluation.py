@@ -18,6 +18,7 @@ from fakedet.methods.detector import Detector
 from fakedet.methods.gather import gather_records
 from fakedet.metrics.pairing import real_counterparts
 from fakedet.runs import scoring
+from fakedet.runs.audit import header_audit
 from fakedet.runs.checks import check_config
 from fakedet.runs.folder import open_folder, provenance, write_config, write_json
 from fakedet.runs.threads import threads
@@ -59,7 +60,8 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
     quarantine = Quarantine.from_records(records, datamodule.manifest, (config.split,))
     metrics = scoring.measure(frame, datamodule, method.identity["seen_generators"], _plain(config.bootstrap))
     identity = {**method.identity, "checkpoint": str(config.checkpoint), "split": config.split}
-    scoring.write_results(folder, frame, metrics, quarantine, identity)
+    shortcut = header_audit(datamodule, config.split, datamodule.pairs) if config.header_audit else {}
+    scoring.write_results(folder, frame, metrics, quarantine, identity, shortcut)
     write_json(folder / "run.json", {**facts, "manifest_sha256": datamodule.manifest.sha256})
     quarantine.check(datamodule.max_quarantine)
     return metrics
@@ -71,6 +73,9 @@ def _datamodule(config: DictConfig, method: Detector) -> ImageDataModule:
     for key in ("crop_size", "eval_policy"):
         if settings.get(key) is None:
             settings[key] = method.identity[key]
+    # null inherits, 0 turns it off; a checkpoint from before there was matching has none.
+    if (settings.get("match") or {}).get("size") is None and method.identity.get("match"):
+        settings["match"] = method.identity["match"]
     datamodule = build.build_datamodule(
         settings, augment=build.build_augmentation({"recipe": "none"}), seed=config.seed
     )

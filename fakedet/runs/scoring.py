@@ -70,10 +70,22 @@ def write_results(
     metrics: dict[str, Any],
     quarantine: Quarantine,
     identity: Mapping[str, Any],
+    shortcut: Mapping[str, Any],
 ) -> None:
-    """Write predictions.parquet, metrics.json and, where images were unreadable, quarantine.csv."""
+    """Write predictions.parquet, metrics.json and, where images were unreadable, quarantine.csv.
+
+    Args:
+        folder: of the run.
+        frame: of the predictions.
+        metrics: from :func:`measure`.
+        quarantine: the unreadable images.
+        identity: of the detector.
+        shortcut: from :func:`fakedet.runs.audit.header_audit`.
+    """
     write_predictions(frame, folder / "predictions.parquet", dict(identity))
-    write_json(folder / "metrics.json", {**metrics, "quarantined": quarantine.summary(), **_short(identity)})
+    write_json(folder / "metrics.json", {
+        **metrics, "shortcut": dict(shortcut), "quarantined": quarantine.summary(), **_short(identity),
+    })  # fmt: skip
     quarantine.write(folder / "quarantine.csv")
 
 

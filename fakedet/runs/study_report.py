@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,13 @@ import pandas as pd
 
 from fakedet.errors import UserError
 from fakedet.evaluation.comparison import Comparison, compare
-from fakedet.evaluation.page import Figure, Page, write_page
+from fakedet.evaluation.html import Figure
+from fakedet.evaluation.page import Page, write_page
 from fakedet.evaluation.plots import plot_curves, plot_intervals
 from fakedet.evaluation.predictions import read_predictions
 from fakedet.evaluation.table import MEAN_NAMES, markdown, rows, write_csv
 from fakedet.evaluation.verdict import verdict
+from fakedet.metrics.bootstrap import Interval
 from fakedet.runs.curves import read_curves
 from fakedet.runs.folder import provenance, write_json
 from fakedet.runs.study import Job, JobResult
@@ -88,6 +91,7 @@ def write_report(
         command=" ".join(facts["command"]),
         caveats=list(study.get("caveats", ())),
         failures=failures,
+        shortcuts=_shortcuts(finished),
     )
     write_page(page, folder / "report.html")
     return folder / "report.html"
@@ -133,6 +137,18 @@ def _run_row(done: Finished, folder: Path) -> dict[str, Any]:
         "changed": " ".join(done.job.changes),
         "folder": str(done.job.folder.relative_to(folder)),
     }
+
+
+def _shortcuts(finished: Sequence[Finished]) -> dict[str, Interval]:
+    """Read what headers give away; the same for all jobs, whose data are the same."""
+    metrics = json.loads((finished[0].job.folder / "metrics.json").read_text(encoding="utf-8"))
+    found = {}
+    for name, entry in metrics.get("shortcut", {}).items():
+        numbers = [
+            math.nan if entry["auc"][key] is None else entry["auc"][key] for key in ("value", "low", "high")
+        ]
+        found[name] = Interval(*numbers)
+    return found
 
 
 def _facts(facts: Mapping[str, Any], finished: Sequence[Finished], seconds: float) -> dict[str, Any]:

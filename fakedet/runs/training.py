@@ -25,6 +25,7 @@ from fakedet.errors import UserError
 from fakedet.methods.detector import Detector
 from fakedet.methods.gather import gather_records
 from fakedet.runs import dashboard, scoring, stage1
+from fakedet.runs.audit import header_audit
 from fakedet.runs.checks import check_config
 from fakedet.runs.figures import write_figures
 from fakedet.runs.folder import log_to_file, open_folder, provenance, write_config, write_json
@@ -124,6 +125,8 @@ def fit(config: DictConfig, folder: Path, trace_path: Path | None) -> Fitted:
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     datamodule = make_datamodule(config)
     datamodule.require("train", "val")
+    if config.header_audit and is_main_process():
+        header_audit(datamodule, "train", datamodule.pairs)
     trace = build.load_trace(trace_path) if trace_path else None
     method = build.build_method(_plain(config.model), trace)
     method.identity = _identity(config, datamodule, trace)
@@ -203,6 +206,7 @@ def _identity(
         "seen_generators": [] if config.model.batch.real_only else list(datamodule.seen_generators),
         "crop_size": datamodule.crop_size,
         "eval_policy": datamodule.eval_policy,
+        "match": datamodule.matcher.to_dict() if datamodule.matcher else None,
         "manifest_sha256": datamodule.manifest.sha256,
         "pairs": _plain(config.data.pairs) if OmegaConf.is_config(config.data.pairs) else config.data.pairs,
         "seed": config.seed,
@@ -222,7 +226,8 @@ def _test(config: DictConfig, folder: Path, fitted: Fitted) -> dict[str, Any] | 
     quarantine = Quarantine.from_records(records, datamodule.manifest, ("train", "val", "test"))
     metrics = scoring.measure(frame, datamodule, method.identity["seen_generators"], _plain(config.bootstrap))
     identity = {**method.identity, "checkpoint": str(fitted.checkpoint), "split": "test"}
-    scoring.write_results(folder, frame, metrics, quarantine, identity)
+    shortcut = header_audit(datamodule, "test", datamodule.pairs) if config.header_audit else {}
+    scoring.write_results(folder, frame, metrics, quarantine, identity, shortcut)
     write_figures(folder, fitted.trainer, method, datamodule, frame, metrics)
     quarantine.check(datamodule.max_quarantine)
     return metrics

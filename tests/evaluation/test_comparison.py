@@ -12,7 +12,8 @@ from sklearn.metrics import average_precision_score
 
 from fakedet.errors import UserError
 from fakedet.evaluation.comparison import _draw_seeds, compare
-from fakedet.evaluation.page import Figure, Page, write_page
+from fakedet.evaluation.html import Figure
+from fakedet.evaluation.page import Page, write_page
 from fakedet.evaluation.plots import plot_curves, plot_embedding, plot_intervals, plot_scores
 from fakedet.evaluation.table import console_table, markdown, write_csv
 from fakedet.evaluation.verdict import verdict

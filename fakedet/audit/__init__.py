@@ -1,0 +1,1 @@
+"""What a detector could cheat on in a manifest."""

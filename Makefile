@@ -11,7 +11,7 @@ export FAKEDET_CORPUS
 export NO_ALBUMENTATIONS_UPDATE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fast-test lint train evaluate lock clean
+.PHONY: help setup demo test fast-test lint bench train evaluate lock clean
 
 help:  ## Show these targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ lint: $(STAMP)  ## Ruff and mypy.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+bench: $(STAMP)  ## Time decoding, augmentation and manifests against what they are compared with (minutes).
+	@for name in decode augmentation manifest; do $(BIN)/python -m benchmarks.$$name || exit 1; echo; done
 
 train: $(STAMP)  ## Train one experiment: make train EXP=ntf ARGS="seed=1".
 	@$(BIN)/fakedet train experiment=$(EXP) $(ARGS)

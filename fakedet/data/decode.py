@@ -117,7 +117,7 @@ def jpeg_ends(data: bytes) -> bool:
         if marker == 0xFF:  # fill byte
             position += 1
         elif marker == 0xDA:  # start of scan: entropy-coded data cannot hold an end marker by chance
-            return data.find(JPEG_END, position) >= 0
+            return data.rfind(JPEG_END, position) >= 0  # almost always the last two bytes
         else:
             position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
     return False
@@ -135,8 +135,19 @@ def _is_plain(header: Image.Image, data: bytes) -> bool:
     if header.format == "PNG":
         # 16-bit RGB has mode RGB too: the bit depth is byte 24. Without its last chunk the file is
         # truncated, and PIL says so without libpng's noise.
-        return data[24] == 8 and b"eXIf" not in data and data.rfind(b"IEND") > 0
+        return data[24] == 8 and _png_chunks_are_plain(data)
     return _orientation(header) == 1
+
+
+def _png_chunks_are_plain(data: bytes) -> bool:
+    """Say whether the chunks lead to the last one, and none holds EXIF; pixels are stepped over."""
+    position = 8
+    while position + 12 <= len(data):
+        kind = data[position + 4 : position + 8]
+        if kind in (b"IEND", b"eXIf"):
+            return kind == b"IEND"
+        position += 12 + int.from_bytes(data[position : position + 4], "big")
+    return False
 
 
 def _orientation(header: Image.Image) -> int:

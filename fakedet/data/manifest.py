@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from fakedet.data.manifest_columns import COLUMNS, check_columns, check_groups, labels, names, paths, splits
+from fakedet.data.manifest_columns import (
+    COLUMNS,
+    FACTS,
+    check_columns,
+    check_groups,
+    labels,
+    names,
+    paths,
+    splits,
+)
 from fakedet.data.manifest_table import ROOT_KEY, read_table
+from fakedet.data.manifest_text import content, texts
 from fakedet.errors import UserError
 
 PATHS_PROBED = 300
@@ -25,10 +41,17 @@ class Manifest:
     """The folder that paths are relative to."""
     sha256: str
     """Of the frame's content; the same for a CSV and a parquet of the same rows."""
-    digests: pd.Series | None = None
-    """SHA-256 of each row's file by id, where the table has them; "" where one is not known."""
+    facts: pa.Table | None = None
+    """What `fakedet index` and `fakedet shard` say of each row besides; see ``FACTS``."""
     notes: list[str] = field(default_factory=list)
     """What was filled in or left aside, for the log."""
+
+    @cached_property
+    def digests(self) -> pd.Series | None:
+        """SHA-256 of each row's file by id; "" where one is not known, None where the table has none."""
+        if self.facts is None or "sha256" not in self.facts.column_names:
+            return None
+        return pd.Series(texts(self.facts["sha256"]).to_pylist(), self.frame.index, dtype=object)
 
     def rows(self, split: str) -> pd.DataFrame:
         """Give the rows of one split."""
@@ -81,7 +104,7 @@ def load_manifest(
 
 
 def check_manifest(
-    table: pd.DataFrame, path: Path, folder: Path, allow_group_leak: bool = False, split_seed: int = 0
+    table: pa.Table, path: Path, folder: Path, allow_group_leak: bool = False, split_seed: int = 0
 ) -> Manifest:
     """Check and complete a table that was read; see :func:`load_manifest`.
 
@@ -99,41 +122,42 @@ def check_manifest(
         raise UserError(f"data.root={folder}: there is no such folder")
     notes: list[str] = []
     check_columns(table, path, notes)
-    if table.empty:
+    if not table.num_rows:
         raise UserError(f"{path}: the table is empty, it has no rows")
-    frame = pd.DataFrame({
-        "path": paths(table, path),
-        "label": labels(table, path),
-        "generator": names(table, "generator", path),
-        "source": names(table, "source", path, blank=True),
-    })  # fmt: skip
-    groups = names(table, "group", path, blank=True)
+    image, label = paths(table, path), labels(table, path)
+    generator, source = names(table, "generator", path), names(table, "source", path, blank=True)
+    group = names(table, "group", path, blank=True)
     # A row without a group is a group of its own.
-    frame["group"] = [group or own for group, own in zip(groups, frame["path"], strict=True)]
-    frame["split"] = splits(table, frame["group"].tolist(), path, split_seed, notes)
-    check_groups(frame, path, allow_group_leak, notes)
-    frame = frame[list(COLUMNS)]
+    group = pc.if_else(pc.equal(group, ""), image, group)
+    split = splits(table, group, path, split_seed, notes)
+    check_groups(group, split, path, allow_group_leak, notes)
+    columns = dict(zip(COLUMNS, (image, label, generator, source, split, group), strict=True))
+    frame = pa.table(columns).to_pandas()
     _probe(frame["path"].head(PATHS_PROBED).tolist(), folder, path)
-    digests = None
-    if "sha256" in table:
-        digests = pd.Series(names(table, "sha256", path, blank=True), frame.index, dtype=object)
-    return Manifest(frame, folder, _digest(frame), digests, notes)
+    kept = table.select([name for name in FACTS if name in table.column_names])
+    return Manifest(frame, folder, _digest(columns), kept, notes)
 
 
-def _root(path: Path, root: str | Path | None, table: pd.DataFrame) -> Path:
+def _root(path: Path, root: str | Path | None, table: pa.Table) -> Path:
     """Give the folder that paths are relative to: what the user says, what the manifest says, or its own."""
     if root is not None:
         return Path(root)
-    written = table.attrs.get(ROOT_KEY)
-    return (path.parent / written).resolve() if written is not None else path.parent
+    written = (table.schema.metadata or {}).get(ROOT_KEY)
+    return (path.parent / os.fsdecode(written)).resolve() if written is not None else path.parent
 
 
-def _digest(frame: pd.DataFrame) -> str:
+def _digest(columns: dict[str, Any]) -> str:
     """Hash names and values themselves: pandas' own hash may change with its version."""
     digest = hashlib.sha256()
-    for column in frame.columns:
-        values = "\x1f".join(map(str, frame[column].tolist()))
-        digest.update(f"{column}\x1e{values}\x1d".encode("utf-8", "surrogatepass"))
+    for name, values in columns.items():
+        digest.update(f"{name} {len(values)}\n".encode())
+        if isinstance(values, np.ndarray):
+            digest.update(values.astype(np.uint8).data)  # labels, 0 or 1
+            continue
+        # Lengths and then texts: no text can hold what would end it.
+        lengths, characters = content(values)
+        digest.update(lengths.astype("<u2" if lengths.max() < 1 << 16 else "<i8").data)
+        digest.update(characters.data)
     return digest.hexdigest()
 
 

@@ -9,8 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from fakedet.data.manifest_text import (
+    Texts,
+    contains_pair,
+    content,
+    first,
+    first_duplicate,
+    repeated,
+    stripped,
+    texts,
+)
 from fakedet.errors import UserError, nearest
 
 COLUMNS = ("path", "label", "generator", "source", "split", "group")
@@ -24,15 +36,15 @@ SPLITS = {
 SHARES = {"train": 0.70, "val": 0.15, "test": 0.15}
 
 
-def check_columns(table: pd.DataFrame, path: Path, notes: list[str]) -> None:
+def check_columns(table: pa.Table, path: Path, notes: list[str]) -> None:
     """Check that the required columns are there, and note those that are not used.
 
     Raises:
         UserError: one is missing; the nearest column that is there is named.
     """
-    present = [str(column) for column in table.columns]
-    for column in REQUIRED:
-        if column not in present:
+    present = table.column_names
+    for column in COLUMNS:
+        if column in REQUIRED and column not in present:
             spare = [name for name in present if name not in COLUMNS]
             hint = nearest(column, spare) if spare else ""
             close = hint.split("'")[1] if hint.startswith("did you mean") else None
@@ -47,56 +59,74 @@ def check_columns(table: pd.DataFrame, path: Path, notes: list[str]) -> None:
         notes.append(f"columns not used: {', '.join(extra)}")
 
 
-def names(table: pd.DataFrame, column: str, path: Path, blank: bool = False) -> list[str]:
+def names(table: pa.Table, column: str, path: Path, blank: bool = False) -> Texts:
     """Give a column of names, without the blanks around them.
 
     Raises:
         UserError: one is missing and ``blank`` does not allow it.
     """
-    if column not in table:
-        return [""] * len(table)
-    texts = _texts(table[column])
-    if not blank and "" in texts:
-        row = texts.index("")
-        raise UserError(f"{path}: row {row + 1} has no {column}, as do {texts.count('') - 1} others")
-    return texts
+    if column not in table.column_names:
+        return repeated("", table.num_rows)
+    given = stripped(table[column])
+    if not blank:
+        _require(pc.equal(given, ""), column, path)
+    return given
 
 
-def paths(table: pd.DataFrame, path: Path) -> list[str]:
+def _require(missing: pa.BooleanArray, column: str, path: Path) -> None:
+    row = first(missing)
+    if row is not None:
+        others = pc.sum(missing).as_py() - 1
+        raise UserError(f"{path}: row {row + 1} has no {column}, as do {others} others")
+
+
+def paths(table: pa.Table, path: Path) -> Texts:
     """Give the image paths, relative to the root, normalised.
 
     Raises:
         UserError: one is missing, absolute, leads out of the root, or stands twice.
     """
-    names(table, "path", path)  # none is missing
-    texts = [str(text).replace("\\", "/") for text in table["path"]]
-    # Almost all are normal already; a million calls are not.
-    clean = [posixpath.normpath(text) if "./" in text or "//" in text else text for text in texts]
-    first: dict[str, int] = {}
-    for row, text in enumerate(clean):
-        if text.startswith(("/", "../")) or text == "..":
-            raise UserError(
-                f"{path}: row {row + 1} has the path '{texts[row]}'; paths are relative to data.root and "
-                "stay inside it"
-            )
-        if first.setdefault(text, row) != row:
-            raise UserError(f"{path}: rows {first[text] + 1} and {row + 1} have the same path '{text}'")
+    given = texts(table["path"])
+    _require(pc.or_(pc.equal(given, ""), pc.utf8_is_space(given)), "path", path)
+    if (content(given)[1] == ord("\\")).any():
+        given = pc.replace_substring(given, "\\", "/")
+    clean = _normal(given)
+    outside = pc.or_(pc.starts_with(clean, "/"), pc.or_(pc.starts_with(clean, "../"), pc.equal(clean, "..")))
+    row, twice = first(outside), first_duplicate(clean)
+    if row is not None and (twice is None or row <= twice[1]):
+        raise UserError(
+            f"{path}: row {row + 1} has the path '{given[row]}'; paths are relative to data.root and "
+            "stay inside it"
+        )
+    if twice is not None:
+        one, other = twice
+        raise UserError(f"{path}: rows {one + 1} and {other + 1} have the same path '{clean[one]}'")
     return clean
 
 
-def labels(table: pd.DataFrame, path: Path) -> NDArray[np.int64]:
+def _normal(given: Texts) -> Texts:
+    """Normalise paths. Almost all are normal already; a million calls are not."""
+    if not contains_pair(given, (b"./", b"//")):
+        return given
+    odd = pc.or_(pc.match_substring(given, "./"), pc.match_substring(given, "//"))
+    normal = [posixpath.normpath(text) for text in given.filter(odd).to_pylist()]
+    return pc.replace_with_mask(given, odd, pa.array(normal, pa.large_string()))
+
+
+def labels(table: pa.Table, path: Path) -> NDArray[np.int64]:
     """Give the labels.
 
     Raises:
         UserError: one is neither 0 nor 1.
     """
-    given = table["label"]
+    given = table["label"].to_pandas()
     values = pd.to_numeric(given, errors="coerce").astype(float)
+    wrong = ((values != 0) & (values != 1)).to_numpy()
     # True and False are refused as text and as booleans alike: which of them would be the fake?
-    wrong = (
-        ~values.isin([0, 1]).to_numpy()
-        | given.map(lambda value: isinstance(value, bool | np.bool_)).to_numpy()
-    )
+    if pd.api.types.is_bool_dtype(given):
+        wrong = np.ones(len(given), bool)
+    elif given.dtype == object:
+        wrong = wrong | given.map(lambda value: isinstance(value, bool | np.bool_)).to_numpy()
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         shown = ", ".join(repr(str(value)) for value in given[wrong].unique()[:5])
@@ -107,56 +137,60 @@ def labels(table: pd.DataFrame, path: Path) -> NDArray[np.int64]:
     return values.to_numpy().astype(np.int64)
 
 
-def splits(table: pd.DataFrame, groups: list[str], path: Path, seed: int, notes: list[str]) -> list[str]:
+def splits(table: pa.Table, groups: Texts, path: Path, seed: int, notes: list[str]) -> Texts:
     """Give train, val or test for each row; without a split in the table, by the hash of the groups.
 
     Raises:
         UserError: a split has an unknown name or none.
     """
-    given = names(table, "split", path, blank=True)
-    if not any(given):
-        chosen = {group: split_of(group, seed) for group in set(groups)}
-        result = [chosen[group] for group in groups]
-        counts = ", ".join(f"{name} {result.count(name)}" for name in SHARES)
-        notes.append(
-            f"no split in the table: groups were split 70/15/15 by hash ({counts}); so test holds the "
-            "generators of train, and no unseen ones"
-        )
-        return result
-    known = {name: SPLITS.get(name.lower()) for name in set(given)}
-    for row, name in enumerate(given):
-        if known[name] is None:
-            what = (
-                f"the split '{name}'; {nearest(name, SPLITS)}" if name else "no split, though others have one"
-            )
-            raise UserError(f"{path}: row {row + 1} has {what}")
-    return [str(known[name]) for name in given]
+    given = names(table, "split", path, blank=True).dictionary_encode()
+    present = given.dictionary.to_pylist()
+    if not any(present):
+        return _hashed_splits(groups, seed, notes)
+    known = [SPLITS.get(name.lower()) for name in present]
+    if None in known:
+        unknown = pa.array([code for code, name in enumerate(known) if name is None], given.indices.type)
+        row = pc.index(pc.is_in(given.indices, unknown), True).as_py()
+        name = present[given.indices[row].as_py()]
+        what = f"the split '{name}'; {nearest(name, SPLITS)}" if name else "no split, though others have one"
+        raise UserError(f"{path}: row {row + 1} has {what}")
+    return pa.array(known, pa.large_string()).take(given.indices)
 
 
-def check_groups(frame: pd.DataFrame, path: Path, allowed: bool, notes: list[str]) -> None:
+def _hashed_splits(groups: Texts, seed: int, notes: list[str]) -> Texts:
+    coded = groups.dictionary_encode()
+    chosen = [split_of(group, seed) for group in coded.dictionary.to_pylist()]
+    result = pa.array(chosen, pa.large_string()).take(coded.indices)
+    counts = ", ".join(f"{name} {pc.sum(pc.equal(result, name)).as_py()}" for name in SHARES)
+    notes.append(
+        f"no split in the table: groups were split 70/15/15 by hash ({counts}); so test holds the "
+        "generators of train, and no unseen ones"
+    )
+    return result
+
+
+def check_groups(groups: Texts, split: Texts, path: Path, allowed: bool, notes: list[str]) -> None:
     """Check that no group stands in several splits.
 
     Raises:
         UserError: one does, and it is not allowed.
     """
-    pairs = frame[["group", "split"]].drop_duplicates()
-    crossing = pairs[pairs["group"].duplicated(keep=False)]
-    if crossing.empty:
+    group, place = (array.dictionary_encode().indices.to_numpy() for array in (groups, split))
+    some = np.zeros(group.max() + 1, place.dtype)
+    some[group] = place  # of each group, the split of one of its rows
+    leaks = np.flatnonzero(some[group] != place)
+    if not leaks.size:
         return
-    count, first = crossing["group"].nunique(), crossing["group"].iloc[0]
-    where = ", ".join(sorted(crossing.loc[crossing["group"] == first, "split"]))
-    said = f"{count} groups stand in several splits, such as '{first}' in {where}"
+    crossing = np.unique(group[leaks])
+    one = groups[int(np.flatnonzero(np.isin(group, crossing))[0])]
+    where = ", ".join(sorted(pc.unique(split.filter(pc.equal(groups, one))).to_pylist()))
+    said = f"{len(crossing)} groups stand in several splits, such as '{one}' in {where}"
     if not allowed:
         raise UserError(
             f"{path}: {said}; what was trained on would be tested on. Give each group one split, or pass "
             "data.allow_group_leak=true"
         )
     notes.append(f"{said}: allowed by data.allow_group_leak")
-
-
-def _texts(column: pd.Series) -> list[str]:
-    values = column.astype(object)
-    return [str(value).strip() for value in values.where(values.notna(), "")]
 
 
 def split_of(group: str, seed: int, shares: Mapping[str, float] = SHARES) -> str:

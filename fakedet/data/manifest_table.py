@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fakedet.errors import UserError
 
 ROOT_KEY = b"fakedet.root"
 """Metadata of a parquet manifest: the folder that its paths are relative to, itself relative to its own."""
+REPEATING = ["generator", "source", "split", "group"]
+"""Columns whose few values are read once each, as categories."""
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path) -> pa.Table:
     """Read a table; every value of a CSV stays the text that it is.
 
     pandas would read a generator called "NA" or "null" as missing, and a group "007" as a number.
@@ -29,13 +31,12 @@ def read_table(path: Path) -> pd.DataFrame:
         raise UserError(f"{path}: the file is empty")
     if data[:4] == b"PAR1":
         try:
-            table = pq.read_table(io.BytesIO(data))
-            metadata = table.schema.metadata or {}
-            frame = table.to_pandas()
+            table = pq.read_table(pa.BufferReader(data), read_dictionary=REPEATING)
+            table.validate(full=True)  # text that is no UTF-8, say
         except Exception as error:  # pyarrow raises all sorts of things on damaged files
             raise UserError(f"{path}: a damaged parquet file: {_short(error)}") from error
-        frame.attrs[ROOT_KEY] = os.fsdecode(metadata[ROOT_KEY]) if ROOT_KEY in metadata else None
-        return frame
+        # What pandas adds for the index of a frame that was filtered or sorted is no column of the user's.
+        return table.drop_columns([name for name in table.column_names if name.startswith("__index_level_")])
     if b"\0" in data:
         raise UserError(f"{path} is neither a parquet nor a CSV table: it holds binary data")
     return _csv(data, path)
@@ -52,7 +53,7 @@ def _bytes(path: Path) -> bytes:
         raise UserError(f"data.manifest={path}: cannot be read: {error.strerror}") from error
 
 
-def _csv(data: bytes, path: Path) -> pd.DataFrame:
+def _csv(data: bytes, path: Path) -> pa.Table:
     try:
         with warnings.catch_warnings():
             # Rows with more values than the header has names: pandas would warn and drop them.
@@ -64,8 +65,8 @@ def _csv(data: bytes, path: Path) -> pd.DataFrame:
         raise UserError(f"{path} is not UTF-8 text: {_short(error)}") from error
     except (pd.errors.ParserError, pd.errors.ParserWarning, ValueError) as error:
         raise UserError(f"{path} is not a well-formed CSV table: {_short(error)}") from error
-    table.columns = [str(column).strip() for column in table.columns]
-    return table
+    columns = [pa.array(table.iloc[:, i]) for i in range(table.shape[1])]
+    return pa.table(columns, names=[str(column).strip() for column in table.columns])
 
 
 def _short(error: Exception) -> str:

@@ -3,12 +3,13 @@
 import pickle
 from collections import Counter
 
+import albumentations as A
 import cv2
 import numpy as np
 import pytest
 import scipy.ndimage
 
-from fakedet.data.augment import RECIPES, Augmentation
+from fakedet.data.augment import RECIPES, Augmentation, JpegCompression
 from fakedet.errors import UserError
 
 
@@ -72,6 +73,18 @@ def test_jpeg_is_that_of_a_file_at_the_drawn_quality() -> None:
     crop = Augmentation(jpeg=1.0, jpeg_quality=(55, 55), whole_image=True)(image, 64, 0)
     data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 55])[1]
     np.testing.assert_array_equal(crop, cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (71, 93), (66, 120)])
+def test_jpeg_equals_that_with_channels_swapped_one_by_one(height: int, width: int) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = np.asarray(cv2.GaussianBlur(image, (0, 0), 1.0))
+    for quality in range(30, 101, 7):
+        fast = JpegCompression(p=1.0).apply(image, quality, ".jpg")
+        swapped = np.ascontiguousarray(image[..., ::-1])
+        naive = A.ImageCompression(p=1.0).apply(swapped, quality, ".jpg")[..., ::-1]
+        np.testing.assert_array_equal(fast, naive)
+        assert fast.flags.c_contiguous
 
 
 def test_flips_come_half_of_the_time() -> None:

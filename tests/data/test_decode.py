@@ -52,6 +52,18 @@ def test_pixels_are_bit_identical_to_pil(kind: str, grey: bool) -> None:
     np.testing.assert_array_equal(pixels, by_pil(data))
 
 
+def test_png_orientation_is_found_after_the_pixels_too() -> None:
+    exif = Image.Exif()
+    exif[decode.ORIENTATION] = 6
+    data = encoded(picture(), "PNG", exif=exif)
+    at = data.index(b"eXIf") - 4
+    end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+    last = data.index(b"IEND") - 4
+    moved = data[:at] + data[end:last] + data[at:end] + data[last:]
+    for order in (data, moved):
+        np.testing.assert_array_equal(decode_image(order), np.rot90(picture(), -1))
+
+
 def test_plain_files_take_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "_decode_pil", lambda image: pytest.fail("PIL was asked"))
     for fmt in ("JPEG", "PNG", "WEBP", "BMP"):

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fakedet.data.manifest import load_manifest
@@ -56,6 +58,67 @@ def test_csv_and_parquet_are_one_manifest_told_apart_by_content(table: pd.DataFr
     changed = table.copy()
     changed.loc[3, "generator"] = "gen_b"
     assert load(changed).sha256 != as_csv.sha256
+
+
+@pytest.mark.parametrize("column", ["path", "label", "generator", "source", "split", "group"])
+def test_any_other_value_is_another_manifest(table: pd.DataFrame, load, column: str) -> None:
+    table["source"] = ["cat", ""] * 6
+    table["group"] = table["path"]
+    changed = table.copy()
+    changed.loc[7, column] = {"label": 0, "split": "test", "path": "other.png"}.get(column, "other")
+    digests = {load(rows, name).sha256 for rows in (table, changed) for name in ("a.csv", "a.parquet")}
+    assert len(digests) == 2
+    # What moves from one text to the next is another value too.
+    moved = table.assign(generator=["ab", "c"] * 6), table.assign(generator=["a", "bc"] * 6)
+    assert load(moved[0]).sha256 != load(moved[1]).sha256
+
+
+def test_the_column_types_of_a_parquet_make_no_difference(table: pd.DataFrame, load) -> None:
+    table["group"] = [i // 2 for i in range(12)]
+    plain = load(table.assign(group=table["group"].astype(str)))
+    for kind in ("category", "string", object):
+        typed = table.assign(
+            generator=table["generator"].astype(kind), split=table["split"].astype(kind),
+            path=table["path"].astype(kind), label=table["label"].astype("int8"),
+        )  # fmt: skip
+        assert load(typed, "typed.parquet").sha256 == plain.sha256
+    table.to_parquet(path := plain.root / "groups of rows.parquet", row_group_size=5)
+    assert load_manifest(path).sha256 == plain.sha256
+    filtered = pd.concat([table, table.assign(path="x" + table["path"])]).iloc[:12].sort_values("path")
+    given = load(filtered, "filtered.parquet")
+    assert given.notes == []
+    assert given.frame["path"].tolist() == sorted(table["path"])
+
+
+@pytest.mark.parametrize(
+    "twin",
+    ["a", "é.png", "a folder/with a long name/of an image.png", "é" * 40, "x" * 200 + ("/" + "y" * 200) * 2],
+)
+def test_a_path_that_stands_twice_is_found_whatever_its_length(load, twin: str) -> None:
+    names = [f"images/{i:04d}{'x' * (i % 17)}.png" for i in range(500)]
+    table = pd.DataFrame({"path": names, "label": [0, 1] * 250, "generator": ["real", "gen"] * 250})
+    assert len(load(table).frame) == 500
+    table.loc[[123, 321], "path"] = twin
+    for name in ("manifest.csv", "manifest.parquet"):
+        with pytest.raises(UserError, match="rows 124 and 322 have the same path"):
+            load(table, name)
+
+
+def test_text_that_is_no_utf8_is_a_damaged_file(table: pd.DataFrame, tmp_path: Path) -> None:
+    raw = pa.array([b"a\xff.png"] * 12, pa.binary())
+    broken = pa.Array.from_buffers(pa.string(), 12, raw.buffers())
+    pq.write_table(pa.Table.from_pandas(table).set_column(0, "path", broken), tmp_path / "manifest.parquet")
+    with pytest.raises(UserError, match="damaged parquet"):
+        load_manifest(tmp_path / "manifest.parquet")
+
+
+def test_paths_are_normalised_row_by_row(table: pd.DataFrame, load) -> None:
+    table["path"] = ["./a.png", "b//c.png", "d/./e.png", "f\\g.png", ".hidden", "h./i.png", "/".join("jkl"),
+                     "m..png", "n/../o.png", "p.", "/q.png"[1:], "r"]  # fmt: skip
+    wanted = ["a.png", "b/c.png", "d/e.png", "f/g.png", ".hidden", "h./i.png", "j/k/l", "m..png", "o.png",
+              "p.", "q.png", "r"]  # fmt: skip
+    for name in ("manifest.csv", "manifest.parquet"):
+        assert load(table, name).frame["path"].tolist() == wanted
 
 
 def test_text_stays_text(table: pd.DataFrame, load) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 
 from fakedet.data.index.copies import Copies
 from fakedet.data.index.folder import Indexed, Settings, count_reasons, described, metadata
@@ -73,18 +74,20 @@ def index_table(
     return Indexed(manifest, path, "table", written, state, copies, count_reasons(rejected), placed)
 
 
-def _renamed(table: pd.DataFrame, columns: Mapping[str, str], path: Path) -> pd.DataFrame:
+def _renamed(table: pa.Table, columns: Mapping[str, str], path: Path) -> pa.Table:
+    present = table.column_names
     for wanted, given in columns.items():
         if wanted not in COLUMNS:
             raise UserError(f"columns: a manifest has no column '{wanted}'; {nearest(wanted, COLUMNS)}")
-        if given not in table:
-            raise UserError(
-                f"{path}: there is no column '{given}'; {nearest(given, map(str, table.columns))}"
-            )
-    table = table.rename(columns={given: wanted for wanted, given in columns.items()})
-    if "label" in table:
-        words = table["label"].astype(object)
-        table["label"] = [WORDS.get(str(word).strip().lower(), word) for word in words]
+        if given not in present:
+            raise UserError(f"{path}: there is no column '{given}'; {nearest(given, present)}")
+    names = {given: wanted for wanted, given in columns.items()}
+    table = table.rename_columns([names.get(name, name) for name in present])
+    if "label" in table.column_names:
+        words = [WORDS.get(str(word).strip().lower(), word) for word in table["label"].to_pylist()]
+        if any(isinstance(word, str) for word in words):  # mixed with words, numbers are text too
+            words = [str(word) for word in words]
+        table = table.set_column(table.column_names.index("label"), "label", pa.array(words))
     return table
 
 

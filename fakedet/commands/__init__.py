@@ -12,6 +12,7 @@ VERBS = {
     "index": "write the manifest of a folder of images, in any known layout",
     "audit": "find what a detector could cheat on in a manifest, before training on it",
     "match": "bring reals and fakes to one format, size and compression",
+    "shard": "write a manifest's images into shards, for object stores and many nodes",
     "train": "train stage 1 (model=trace), the transfer (model=transfer) or a baseline",
     "evaluate": "score a manifest with a checkpoint: predictions.parquet and metrics.json",
     "study": "train several methods on the same splits and seeds and compare them in one report",

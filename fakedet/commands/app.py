@@ -95,7 +95,8 @@ def _task(verb: str, mistakes: list[UserError]) -> Any:
         overrides = [str(override) for override in settings.overrides.task]
         # Fixed here, once: the default holds the time, and each job of a sweep has its own folder below the
         # sweep's. Other interpolations stay, because stage 1 resolves them with its own model and folder.
-        if "output_dir" in config:
+        # A verb that makes its folder itself has Hydra run where the user is.
+        if "output_dir" in config and settings.runtime.output_dir != os.getcwd():
             config.output_dir = settings.runtime.output_dir
         try:
             with _job_for_further_ranks(verb, config, overrides):

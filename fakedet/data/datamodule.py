@@ -17,11 +17,11 @@ from fakedet.data.augment import Augmentation
 from fakedet.data.cells import Cells, make_cells
 from fakedet.data.crop import POLICIES
 from fakedet.data.dataset import EvaluationDataset, ImageDataset
-from fakedet.data.decode import read_bytes
 from fakedet.data.loader import check_workers, cores, make_loader
 from fakedet.data.manifest import Manifest, load_manifest
 from fakedet.data.match import make_matcher
-from fakedet.data.sampler import BalancedBatchSampler, EvaluationSampler
+from fakedet.data.sampler import BalancedBatchSampler, EvaluationSampler, Shards
+from fakedet.data.sources import Source, make_source
 from fakedet.errors import UserError, choose
 
 log = logging.getLogger("fakedet")
@@ -44,6 +44,8 @@ class ImageDataModule(LightningDataModule):
         max_train_reals: train on at most this many reals, evenly thinned; None: all.
         allow_group_leak: see :func:`fakedet.data.manifest.load_manifest`.
         match: settings of a :class:`fakedet.data.match.Matcher`; without a size, images are taken as they are.
+        shard_window: shards of each stratum that are open at a time; see :class:`BalancedBatchSampler`.
+        shard_cache: folder for shards of an object store; None: litdata's own.
         augment: makes the training views.
         views: views of each training image.
         real_only: serve reals only in training (stage 1).
@@ -65,6 +67,8 @@ class ImageDataModule(LightningDataModule):
         max_train_reals: int | None = None,
         allow_group_leak: bool = False,
         match: Mapping[str, Any] | None = None,
+        shard_window: int = 4,
+        shard_cache: str | None = None,
         augment: Augmentation | None = None,
         views: int = 1,
         real_only: bool = False,
@@ -73,7 +77,7 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         _check_sizes(
             crop_size=crop_size, batch_size=batch_size, eval_batch_size=eval_batch_size, views=views,
-            steps_per_epoch=steps_per_epoch, max_train_reals=max_train_reals,
+            steps_per_epoch=steps_per_epoch, max_train_reals=max_train_reals, shard_window=shard_window,
         )  # fmt: skip
         check_workers(num_workers)
         choose(eval_policy, POLICIES, "data.eval_policy")
@@ -94,16 +98,19 @@ class ImageDataModule(LightningDataModule):
         self.augment = augment or Augmentation("none")
         self.views, self.real_only, self.seed = views, real_only, seed
         self.test_split = "test"
+        self.shard_window, self.shard_cache = shard_window, shard_cache
         self._manifest: Manifest | None = None
+        self._image_source: Source | None = None
         self._cells: dict[str, Cells] = {}
         self._measured = "val"
 
     # --- the data --------------------------------------------------------------------------------------
 
-    def locate(self) -> tuple[Path, Path | None]:
+    def locate(self) -> tuple[Path, Path | str | None]:
         """Give the manifest's path and root; a subclass may make them first."""
         manifest, root = self.source
-        return Path(manifest), Path(root) if root is not None else None
+        # A URL is no path: Path would take a slash out of it.
+        return Path(manifest), root if root is None or "://" in root else Path(root)
 
     def prepare(self) -> None:
         """Read and check the manifest, once."""
@@ -121,9 +128,14 @@ class ImageDataModule(LightningDataModule):
         Raises:
             DecodeError: it cannot be read or matched.
         """
-        path = str(self.manifest.frame["path"].iat[row])
-        data = read_bytes(self.manifest.root / path)
-        return data if self.matcher is None else self.matcher(data, path)
+        return self.image_source.read(row)
+
+    @property
+    def image_source(self) -> Source:
+        """Where the images' bytes come from, matched if that is asked for."""
+        if self._image_source is None:
+            self._image_source = make_source(self.manifest, self.matcher, self.shard_cache)
+        return self._image_source
 
     @property
     def manifest(self) -> Manifest:
@@ -189,10 +201,10 @@ class ImageDataModule(LightningDataModule):
         steps = self.steps_per_epoch or -(-len(rows) // self.batch_size)
         sampler = BalancedBatchSampler(
             ids, rows["label"].to_numpy(), rows["generator"].tolist(), rows["source"].tolist(),
-            self.batch_size, steps, self.seed, self.real_only, rank, world_size,
+            self.batch_size, steps, self.seed, self.real_only, rank, world_size, self._shards(),
         )  # fmt: skip
         dataset = ImageDataset(
-            self.manifest, self.cells.codes, self.augment, self.crop_size, self.views, ids, self.matcher
+            self.manifest, self.cells.codes, self.augment, self.crop_size, self.views, ids, self.image_source
         )
         return self._loader(dataset, sampler)
 
@@ -219,12 +231,17 @@ class ImageDataModule(LightningDataModule):
 
     def _eval_loader(self, ids: NDArray[np.int64], rank: int, world_size: int) -> DataLoader[Any]:
         dataset = EvaluationDataset(
-            self.manifest, self.cells.codes, self.eval_policy, self.crop_size, self.matcher
+            self.manifest, self.cells.codes, self.eval_policy, self.crop_size, self.image_source
         )
         return self._loader(dataset, EvaluationSampler(ids, self.eval_batch_size, rank, world_size))
 
     def _loader(self, dataset: Any, sampler: Any) -> DataLoader[Any]:
         return make_loader(dataset, sampler, self.num_workers, self.seed)
+
+    def _shards(self) -> Shards | None:
+        if self.manifest.shards is None:
+            return None
+        return Shards(self.manifest.fact("shard"), self.shard_window)
 
     def _training_rows(self) -> Any:
         rows = self.manifest.rows("train")

@@ -14,10 +14,10 @@ from torch.utils.data import Dataset
 
 from fakedet.data.augment import Augmentation
 from fakedet.data.crop import POLICIES, evaluation_views
-from fakedet.data.decode import DecodeError, decode_image, read_bytes
+from fakedet.data.decode import DecodeError, decode_image
 from fakedet.data.manifest import Manifest
-from fakedet.data.match import Matcher
 from fakedet.data.sampler import Draw
+from fakedet.data.sources import Source, make_source
 from fakedet.errors import UserError, choose
 
 TRIES = 20
@@ -28,11 +28,12 @@ class _Images(Dataset[dict[str, Any]]):
     """What both datasets know of the manifest, and how they read a row of it."""
 
     def __init__(
-        self, manifest: Manifest, codes: NDArray[np.int64], views: int, size: int, matcher: Matcher | None
+        self, manifest: Manifest, codes: NDArray[np.int64], views: int, size: int, source: Source | None
     ) -> None:
-        self.root, self.codes, self.matcher = manifest.root, codes, matcher
+        self.root, self.codes = manifest.shards or manifest.root, codes
+        self.source = source or make_source(manifest)
         # Arrow: a list of Python strings would be copied into every worker, page by page, as it is read.
-        self.paths = pa.array(manifest.frame["path"].tolist(), pa.string())
+        self.paths = pa.array(manifest.frame["path"].tolist(), pa.large_string())
         self.labels = manifest.frame["label"].to_numpy()
         self.views, self.size = views, size
 
@@ -46,12 +47,10 @@ class _Images(Dataset[dict[str, Any]]):
 
     def read(self, row: int) -> NDArray[np.uint8] | dict[str, Any]:
         """Give the pixels of a row, or its record for the quarantine."""
-        path = self.paths[row].as_py()
         try:
-            data = read_bytes(self.root / path)
-            return decode_image(data if self.matcher is None else self.matcher(data, path))
+            return decode_image(self.source.read(row))
         except DecodeError as error:
-            return {"id": row, "path": path, "reason": error.reason}
+            return {"id": row, "path": self.paths[row].as_py(), "reason": error.reason}
 
     def item(
         self, row: int, views: list[NDArray[np.uint8]], quarantined: list[dict[str, Any]]
@@ -79,7 +78,7 @@ class ImageDataset(_Images):
         size: side of a view.
         views: views of each image.
         pool: the rows that may stand in for others; None: those of the split "train".
-        matcher: see :mod:`fakedet.data.match`; None: images are taken as they are.
+        source: gives the bytes; None: the manifest's files or shards.
     """
 
     def __init__(
@@ -90,9 +89,9 @@ class ImageDataset(_Images):
         size: int,
         views: int,
         pool: NDArray[np.int64] | None = None,
-        matcher: Matcher | None = None,
+        source: Source | None = None,
     ) -> None:
-        super().__init__(manifest, codes, views, size, matcher)
+        super().__init__(manifest, codes, views, size, source)
         train = np.flatnonzero((manifest.frame["split"] == "train").to_numpy())
         self.augment, self.pool = augment, train if pool is None else np.asarray(pool)
 
@@ -138,7 +137,7 @@ class EvaluationDataset(_Images):
         codes: metric cell of each row.
         policy: see :func:`fakedet.data.crop.evaluation_views`.
         size: side of a view.
-        matcher: see :mod:`fakedet.data.match`; None: images are taken as they are.
+        source: gives the bytes; None: the manifest's files or shards.
     """
 
     def __init__(
@@ -147,10 +146,10 @@ class EvaluationDataset(_Images):
         codes: NDArray[np.int64],
         policy: str,
         size: int,
-        matcher: Matcher | None = None,
+        source: Source | None = None,
     ) -> None:
         views = POLICIES[choose(policy, POLICIES, "data.eval_policy")]
-        super().__init__(manifest, codes, views, size, matcher)
+        super().__init__(manifest, codes, views, size, source)
         self.policy = policy
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from fakedet.data.manifest_columns import (
     COLUMNS,
@@ -24,7 +26,7 @@ from fakedet.data.manifest_columns import (
     paths,
     splits,
 )
-from fakedet.data.manifest_table import ROOT_KEY, read_table
+from fakedet.data.manifest_table import ROOT_KEY, SHARDS_KEY, read_table
 from fakedet.data.manifest_text import content, texts
 from fakedet.errors import UserError
 
@@ -43,6 +45,8 @@ class Manifest:
     """Of the frame's content; the same for a CSV and a parquet of the same rows."""
     facts: pa.Table | None = None
     """What `fakedet index` and `fakedet shard` say of each row besides; see ``FACTS``."""
+    shards: str | None = None
+    """Folder or URL of the shards that hold the images; None: they are files below the root."""
     notes: list[str] = field(default_factory=list)
     """What was filled in or left aside, for the log."""
 
@@ -52,6 +56,11 @@ class Manifest:
         if self.facts is None or "sha256" not in self.facts.column_names:
             return None
         return pd.Series(texts(self.facts["sha256"]).to_pylist(), self.frame.index, dtype=object)
+
+    def fact(self, name: str) -> NDArray[np.int64]:
+        """Give a column of whole numbers of the facts."""
+        assert self.facts is not None
+        return self.facts[name].to_numpy().astype(np.int64)
 
     def rows(self, split: str) -> pd.DataFrame:
         """Give the rows of one split."""
@@ -100,11 +109,21 @@ def load_manifest(
     """
     path = Path(path)
     table = read_table(path)
-    return check_manifest(table, path, _root(path, root, table), allow_group_leak, split_seed)
+    metadata = table.schema.metadata or {}
+    if SHARDS_KEY in metadata:
+        inside = os.fsdecode(metadata[SHARDS_KEY])
+        shards = str(root) if root is not None else str((path.parent / inside).resolve())
+        return check_manifest(table, path, path.parent, allow_group_leak, split_seed, shards)
+    return check_manifest(table, path, _root(path, root, metadata), allow_group_leak, split_seed)
 
 
 def check_manifest(
-    table: pa.Table, path: Path, folder: Path, allow_group_leak: bool = False, split_seed: int = 0
+    table: pa.Table,
+    path: Path,
+    folder: Path,
+    allow_group_leak: bool = False,
+    split_seed: int = 0,
+    shards: str | None = None,
 ) -> Manifest:
     """Check and complete a table that was read; see :func:`load_manifest`.
 
@@ -114,6 +133,7 @@ def check_manifest(
         folder: that the rows' paths are relative to.
         allow_group_leak: see :func:`load_manifest`.
         split_seed: see :func:`load_manifest`.
+        shards: folder or URL of the shards that hold the images, if any do.
 
     Raises:
         UserError: see :func:`load_manifest`.
@@ -133,16 +153,17 @@ def check_manifest(
     check_groups(group, split, path, allow_group_leak, notes)
     columns = dict(zip(COLUMNS, (image, label, generator, source, split, group), strict=True))
     frame = pa.table(columns).to_pandas()
-    _probe(frame["path"].head(PATHS_PROBED).tolist(), folder, path)
+    if shards is None:
+        _probe(frame["path"].head(PATHS_PROBED).tolist(), folder, path)
     kept = table.select([name for name in FACTS if name in table.column_names])
-    return Manifest(frame, folder, _digest(columns), kept, notes)
+    return Manifest(frame, folder, _digest(columns), kept, shards, notes)
 
 
-def _root(path: Path, root: str | Path | None, table: pa.Table) -> Path:
+def _root(path: Path, root: str | Path | None, metadata: Mapping[bytes, bytes]) -> Path:
     """Give the folder that paths are relative to: what the user says, what the manifest says, or its own."""
     if root is not None:
         return Path(root)
-    written = (table.schema.metadata or {}).get(ROOT_KEY)
+    written = metadata.get(ROOT_KEY)
     return (path.parent / os.fsdecode(written)).resolve() if written is not None else path.parent
 
 

@@ -27,8 +27,8 @@ from fakedet.errors import UserError, nearest
 
 COLUMNS = ("path", "label", "generator", "source", "split", "group")
 REQUIRED = COLUMNS[:3]
-FACTS = ("width", "height", "format", "jpeg_quality", "jpeg_tables", "bytes", "sha256")
-"""What `fakedet index` writes besides; the audit reads it."""
+FACTS = ("width", "height", "format", "jpeg_quality", "jpeg_tables", "bytes", "sha256", "shard", "position")
+"""What `fakedet index` and `fakedet shard` write besides."""
 SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",

@@ -14,6 +14,8 @@ from fakedet.errors import UserError
 
 ROOT_KEY = b"fakedet.root"
 """Metadata of a parquet manifest: the folder that its paths are relative to, itself relative to its own."""
+SHARDS_KEY = b"fakedet.shards"
+"""Metadata of a parquet manifest whose images lie in shards: their folder, relative to its own."""
 REPEATING = ["generator", "source", "split", "group"]
 """Columns whose few values are read once each, as categories."""
 

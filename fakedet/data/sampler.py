@@ -23,6 +23,15 @@ class Draw(NamedTuple):
     """In 0 ... 2^63 - 1."""
 
 
+class Shards(NamedTuple):
+    """Where rows lie when they are read from shards."""
+
+    of_row: Ints
+    """(rows of the manifest,) number of each row's shard."""
+    window: int
+    """Shards that a walk keeps open at a time."""
+
+
 class _Walk:
     """An endless walk over some rows: one shuffled permutation after another, at any position.
 
@@ -31,9 +40,16 @@ class _Walk:
         strata: a code for each row, counted by :meth:`counts`.
         n_strata: number of codes.
         entropy: what the permutations depend on.
+        shards: where the rows lie. With them a permutation goes through windows of a few shards, in random
+            order, and shuffles within: one row after the other from anywhere would need all shards at once.
     """
 
-    def __init__(self, rows: Ints, strata: Ints, n_strata: int, entropy: tuple[int, ...]) -> None:
+    def __init__(
+        self, rows: Ints, strata: Ints, n_strata: int, entropy: tuple[int, ...], shards: Shards | None = None
+    ) -> None:
+        self.window = shards.window if shards else 0
+        # Numbered anew from 0, among the shards that hold a row of this walk.
+        self.shard = np.unique(shards.of_row[rows], return_inverse=True)[1] if shards else None
         self.rows, self.strata, self.n_strata, self.entropy = rows, strata, n_strata, entropy
         self._totals = np.bincount(strata, minlength=n_strata)
         self._round, self._order = -1, rows
@@ -55,6 +71,9 @@ class _Walk:
         if number != self._round:
             rng = np.random.default_rng((*self.entropy, number))
             self._round, self._order = number, rng.permutation(len(self.rows))
+            if self.shard is not None:
+                window = rng.permutation(int(self.shard.max()) + 1) // self.window
+                self._order = self._order[np.argsort(window[self.shard[self._order]], kind="stable")]
         return self._order
 
 
@@ -80,6 +99,7 @@ class BalancedBatchSampler(Sampler[list[Draw]]):
         real_only: draw reals alone, as stage 1 wants them; one permutation is walked.
         rank: of this process.
         world_size: number of processes.
+        shards: where the rows lie, when they are read from shards; see :class:`_Walk`.
 
     Raises:
         UserError: a class is missing, or the batch does not divide into equal shares.
@@ -97,6 +117,7 @@ class BalancedBatchSampler(Sampler[list[Draw]]):
         real_only: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        shards: Shards | None = None,
     ) -> None:
         label, rows = np.asarray(labels), np.asarray(ids, dtype=np.int64)
         names, places = np.asarray(generators, dtype=object), np.asarray(sources, dtype=object)
@@ -111,11 +132,11 @@ class BalancedBatchSampler(Sampler[list[Draw]]):
         codes = np.array([stratum.get(place, 0) for place in places], dtype=np.int64)
         pools = [rows[~fake]] + [rows[~fake & (codes == code)] for code in stratum.values()]
         self._reals = [
-            _Walk(pool, np.zeros(len(pool), dtype=np.int64), 1, (seed, 0, code))
+            _Walk(pool, np.zeros(len(pool), dtype=np.int64), 1, (seed, 0, code), shards)
             for code, pool in enumerate(pools)
         ]
         self._fakes = [] if real_only else [
-            _Walk(rows[fake & (names == name)], codes[fake & (names == name)], len(pools), (seed, 1, code))
+            _Walk(rows[fake & (names == name)], codes[fake & (names == name)], len(pools), (seed, 1, code), shards)
             for code, name in enumerate(sorted(set(names[fake])))
         ]  # fmt: skip
         self._stratum = dict(zip(rows[fake].tolist(), codes[fake].tolist(), strict=True))

@@ -15,7 +15,16 @@ import fakedet
 from fakedet.data.manifest import Manifest
 
 # Settings that change how fast stage 1 is trained or what is measured beside it, but not its weights.
-DATA_ASIDE = ("manifest", "root", "cache", "pairs", "num_workers", "eval_batch_size", "max_quarantine")
+DATA_ASIDE = (
+    "manifest",
+    "root",
+    "shard_cache",
+    "cache",
+    "pairs",
+    "num_workers",
+    "eval_batch_size",
+    "max_quarantine",
+)
 TRAINER_KEPT = ("max_epochs", "max_steps", "limit_train_batches", "precision", "gradient_clip_val",
                 "accumulate_grad_batches", "devices", "num_nodes", "accelerator", "sync_batchnorm")  # fmt: skip
 
@@ -61,6 +70,9 @@ def _files(manifest: Manifest) -> str:
     """Fingerprint the photographs that stage 1 learns from by size and time, without reading them."""
     digest = hashlib.sha256()
     rows = manifest.rows("train")
+    if manifest.shards is not None and manifest.digests is not None:
+        kept = manifest.digests[rows.index[rows["label"] == 0]]
+        return hashlib.sha256("".join(kept).encode()).hexdigest()
     for path in rows.loc[rows["label"] == 0, "path"]:
         try:
             status = (manifest.root / path).stat()

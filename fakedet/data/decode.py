@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import stat
 import warnings
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from PIL import Image, ImageOps
 
 MAX_PIXELS = 100_000_000
 """Images with more pixels than this are refused before they are decoded."""
+MAX_BYTES = 256 * 2**20
+"""Files larger than this are refused before they are read."""
 # PIL registers some of its readers only when a file needs them; the list must not depend on that.
 Image.init()
 FORMATS = tuple(
@@ -80,16 +84,22 @@ def read_bytes(path: str | Path) -> bytes:
     """Read a file.
 
     Raises:
-        DecodeError: missing, no permission, a folder.
+        DecodeError: missing, no permission, not a regular file, or too large. The latter two are found before
+            anything is read: a pipe would never end.
     """
     try:
+        found = os.stat(path)
+        if stat.S_ISDIR(found.st_mode):
+            raise DecodeError("a folder, not a file")
+        if not stat.S_ISREG(found.st_mode):
+            raise DecodeError("not a regular file")
+        if found.st_size > MAX_BYTES:
+            raise DecodeError(f"too large: {found.st_size} bytes, the limit is {MAX_BYTES}")
         return Path(path).read_bytes()
     except FileNotFoundError:
         raise DecodeError("no such file") from None
     except PermissionError:
         raise DecodeError("no permission to read it") from None
-    except IsADirectoryError:
-        raise DecodeError("a folder, not a file") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         raise DecodeError(f"cannot be read: {_one_line(error)}") from None
 

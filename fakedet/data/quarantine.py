@@ -57,6 +57,18 @@ class Quarantine:
             "per_generator": {str(key): int(n) for key, n in self.frame["generator"].value_counts().items()},
         }
 
+    def lost(self, split: str, read: pd.DataFrame) -> list[str]:
+        """Name the generators and collections of a split of which no image could be read.
+
+        Args:
+            split: its name.
+            read: the rows that were, with label and generator.
+        """
+        gone = self.frame[self.frame["split"] == split]
+        there = set(zip(read["label"], read["generator"], strict=True))
+        return sorted({name for label, name in zip(gone["label"], gone["generator"], strict=True)
+                       if (label, name) not in there})  # fmt: skip
+
     def write(self, path: Path) -> None:
         """Write the list as CSV, if there is anything to list."""
         if len(self.frame):

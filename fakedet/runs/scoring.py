@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from fakedet.methods.detector import Detector
 from fakedet.metrics.average_precision import GeneratorAveragePrecision
 from fakedet.metrics.per_generator import evaluate_frame
 from fakedet.runs.folder import write_json
+
+log = logging.getLogger("fakedet")
 
 
 def score(trainer: Trainer, method: Detector, datamodule: ImageDataModule, split: str) -> pd.DataFrame:
@@ -83,9 +86,11 @@ def write_results(
         shortcut: from :func:`fakedet.runs.audit.header_audit`.
     """
     write_predictions(frame, folder / "predictions.parquet", dict(identity))
-    write_json(folder / "metrics.json", {
-        **metrics, "shortcut": dict(shortcut), "quarantined": quarantine.summary(), **_short(identity),
-    })  # fmt: skip
+    lost = quarantine.lost(str(identity["split"]), frame)
+    for name in lost:
+        log.warning("none of the images of '%s' could be read: it is in no table, see quarantine.csv", name)
+    found = {"shortcut": dict(shortcut), "lost_generators": lost, "quarantined": quarantine.summary()}
+    write_json(folder / "metrics.json", {**metrics, **found, **_short(identity)})
     quarantine.write(folder / "quarantine.csv")
 
 

@@ -54,3 +54,13 @@ def test_the_list_is_written_where_there_is_one(manifest: Manifest, tmp_path: Pa
     some.write(tmp_path / "some.csv")
     (row,) = pd.read_csv(tmp_path / "some.csv").to_dict("records")
     assert (row["id"], row["path"], row["reason"]) == (3, manifest.frame["path"][3], "truncated, badly")
+
+
+def test_a_generator_that_lost_all_its_images_is_named(manifest: Manifest) -> None:
+    frame = manifest.frame
+    test = frame[frame["split"] == "test"]
+    bad = [record(manifest, int(row)) for row in test.index[test["generator"] == "gen_c"]]
+    quarantine = Quarantine.from_records(bad, manifest, ("test",))
+    assert quarantine.lost("test", test[test["generator"] != "gen_c"]) == ["gen_c"]
+    half = Quarantine.from_records(bad[:2], manifest, ("test",))
+    assert half.lost("test", test.drop(index=[item["id"] for item in bad[:2]])) == []

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from fakedet.data.decode import DecodeError, jpeg_ends
+from fakedet.data.decode import DecodeError, jpeg_ends, read_bytes
 from fakedet.data.header import Header, parse_header
 from fakedet.data.index.store import Facts, Store
 from fakedet.data.index.walk import Listing
@@ -132,11 +132,16 @@ def _read(root: Path, work: list[tuple[str, str, int, int]], hashed: bool) -> li
     return [_facts(root, *item, hashed) for item in work]
 
 
+def _beginning(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(HEADER_BYTES)
+
+
 def _facts(root: Path, folder: str, name: str, size: int, changed: int, hashed: bool) -> Facts:
     digest, header, problem = "", Header("", 0, 0, 0, ""), ""
     try:
-        with open(os.path.join(root, folder, name), "rb") as file:
-            data = file.read() if hashed else file.read(HEADER_BYTES)
+        path = os.path.join(root, folder, name)
+        data = read_bytes(path) if hashed else _beginning(path)
         header = parse_header(data)
         if hashed:
             digest = hashlib.sha256(data).hexdigest()

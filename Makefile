@@ -42,8 +42,8 @@ lint: $(STAMP)  ## Ruff and mypy.
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(STAMP)  ## Time decoding, augmentation and manifests against what they are compared with (minutes).
-	@for name in decode augmentation manifest; do $(BIN)/python -m benchmarks.$$name || exit 1; echo; done
+bench: $(STAMP)  ## Time data loading against what it is compared with (minutes).
+	@for name in decode augmentation manifest walk shards; do $(BIN)/python -m benchmarks.$$name || exit 1; echo; done
 
 train: $(STAMP)  ## Train one experiment: make train EXP=ntf ARGS="seed=1".
 	@$(BIN)/fakedet train experiment=$(EXP) $(ARGS)

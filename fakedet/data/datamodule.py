@@ -15,14 +15,14 @@ from torch.utils.data import DataLoader
 
 from fakedet.data.augment import Augmentation
 from fakedet.data.cells import Cells, make_cells
-from fakedet.data.crop import POLICIES
 from fakedet.data.dataset import EvaluationDataset, ImageDataset
-from fakedet.data.loader import check_workers, cores, make_loader
+from fakedet.data.loader import cores, make_loader
 from fakedet.data.manifest import Manifest, load_manifest
 from fakedet.data.match import make_matcher
 from fakedet.data.sampler import BalancedBatchSampler, EvaluationSampler, Shards
+from fakedet.data.settings import check_settings
 from fakedet.data.sources import Source, make_source
-from fakedet.errors import UserError, choose
+from fakedet.errors import UserError
 
 log = logging.getLogger("fakedet")
 
@@ -75,26 +75,18 @@ class ImageDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _check_sizes(
-            crop_size=crop_size, batch_size=batch_size, eval_batch_size=eval_batch_size, views=views,
-            steps_per_epoch=steps_per_epoch, max_train_reals=max_train_reals, shard_window=shard_window,
+        self.matcher = make_matcher(dict(match or {}))
+        check_settings(
+            eval_policy, num_workers, max_quarantine, self.matcher, crop_size=crop_size, batch_size=batch_size,
+            eval_batch_size=eval_batch_size, views=views, steps_per_epoch=steps_per_epoch,
+            max_train_reals=max_train_reals, shard_window=shard_window,
         )  # fmt: skip
-        check_workers(num_workers)
-        choose(eval_policy, POLICIES, "data.eval_policy")
-        if not 0 <= max_quarantine <= 1:
-            raise UserError(f"data.max_quarantine={max_quarantine}: must be a share between 0 and 1")
         self.source = (manifest, root)
         self.pairs, self.crop_size, self.eval_policy = pairs, crop_size, eval_policy
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.steps_per_epoch = num_workers, steps_per_epoch
         self.max_quarantine, self.max_train_reals = max_quarantine, max_train_reals
         self.allow_group_leak = allow_group_leak
-        self.matcher = make_matcher(dict(match or {}))
-        if self.matcher is not None and self.matcher.size < crop_size:
-            raise UserError(
-                f"data.crop_size={crop_size} is larger than data.match.size={self.matcher.size}; "
-                "crops are cut from matched images"
-            )
         self.augment = augment or Augmentation("none")
         self.views, self.real_only, self.seed = views, real_only, seed
         self.test_split = "test"
@@ -256,15 +248,6 @@ def _thinned(ids: NDArray[np.int64], most: int) -> NDArray[np.int64]:
         return ids
     kept: NDArray[np.int64] = ids[np.linspace(0, len(ids) - 1, most).round().astype(int)]
     return kept
-
-
-def _check_sizes(**sizes: int | None) -> None:
-    optional = ("steps_per_epoch", "max_train_reals")
-    for name, size in sizes.items():
-        if size is None and name in optional:
-            continue
-        if not isinstance(size, int) or size < 1:
-            raise UserError(f"data.{name}={size}: must be a whole number, at least 1")
 
 
 def _ranks() -> tuple[int, int]:

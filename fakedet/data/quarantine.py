@@ -57,6 +57,12 @@ class Quarantine:
             "per_generator": {str(key): int(n) for key, n in self.frame["generator"].value_counts().items()},
         }
 
+    def describe(self) -> str:
+        """Say in one line how many there are, of which class and generator."""
+        kinds = self.frame["label"].map({0: "real", 1: "fake"}) + " " + self.frame["generator"]
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.value_counts().items())
+        return f"{len(self.frame)} images could not be read and were left out ({counts})"
+
     def lost(self, split: str, read: pd.DataFrame) -> list[str]:
         """Name the generators and collections of a split of which no image could be read.
 

@@ -14,10 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from fakedet import build
 from fakedet.audit.audit import Audit, audit
 from fakedet.audit.content import WARN, audit_generators
-from fakedet.audit.looks import look, sample_rows
+from fakedet.audit.looks import Looks, look, sample_rows
 from fakedet.audit.report import generator_dict, to_dict, write_page
 from fakedet.data.datamodule import ImageDataModule
 from fakedet.errors import UserError
+from fakedet.evaluation.table import text
 from fakedet.runs.bar import bar
 from fakedet.runs.checks import check_config
 from fakedet.runs.folder import open_folder, provenance, write_config, write_json
@@ -93,14 +94,29 @@ def _measure(datamodule: ImageDataModule, split: str, pairs: Mapping[str, Any] |
     if set(rows["label"]) != {0, 1}:
         return {}
     looks = look(sample_rows(rows, QUICK), datamodule.read_bytes, pixels=False)
+    _warn_of_unreadable(datamodule, split, looks)
     audits, _ = audit_generators(rows, looks, pairs, resamples=300)
     told = {entry.generator: entry.header for entry in audits}
     loud = {name: shortcut for name, shortcut in told.items() if shortcut.auc.value > WARN}
     if loud:
         worst = max(loud, key=lambda name: loud[name].auc.value)
+        auc = loud[worst].auc
         log.warning(
             "shortcut in the split '%s': format, size or compression alone tell %d of %d generators from their reals "
-            "(worst: %s, AUC %.2f); run fakedet audit, then fakedet match",
-            split, len(loud), len(told), worst, loud[worst].auc.value,
+            "(most: %s, AUC %s, %d real, %d fake); see fakedet audit%s",
+            split, len(loud), len(told), worst, text(auc), loud[worst].n_real, loud[worst].n_fake,
+            "" if datamodule.matcher else " and fakedet match",
         )  # fmt: skip
     return {entry.generator: generator_dict(entry)["header"] for entry in audits}
+
+
+def _warn_of_unreadable(datamodule: ImageDataModule, split: str, looks: Looks) -> None:
+    """Say before hours are spent that a run will fail for what it cannot read."""
+    bad = looks.frame[looks.frame["problem"] != ""]
+    if len(bad) > datamodule.max_quarantine * len(looks.frame):
+        first = datamodule.manifest.frame.loc[bad.index[0], "path"]
+        log.warning(
+            "%d of %d images looked at in the split '%s' cannot be used, the first: %s: %s; a run fails above "
+            "data.max_quarantine=%s of a split",
+            len(bad), len(looks.frame), split, first, bad["problem"].iloc[0], datamodule.max_quarantine,
+        )  # fmt: skip

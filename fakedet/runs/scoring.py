@@ -89,6 +89,8 @@ def write_results(
     lost = quarantine.lost(str(identity["split"]), frame)
     for name in lost:
         log.warning("none of the images of '%s' could be read: it is in no table, see quarantine.csv", name)
+    if len(quarantine):
+        log.warning("%s; see quarantine.csv", quarantine.describe())
     found = {"shortcut": dict(shortcut), "lost_generators": lost, "quarantined": quarantine.summary()}
     write_json(folder / "metrics.json", {**metrics, **found, **_short(identity)})
     quarantine.write(folder / "quarantine.csv")

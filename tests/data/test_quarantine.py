@@ -25,6 +25,7 @@ def test_images_count_once_by_class_split_and_generator(manifest: Manifest) -> N
     records = [record(manifest, real), record(manifest, real, "again"), record(manifest, fake)]
     quarantine = Quarantine.from_records(records, manifest, ("train", "val", "test"))
     assert len(quarantine) == 2
+    assert quarantine.describe().startswith("2 images could not be read and were left out (1 ")
     summary = quarantine.summary()
     assert (summary["n"], summary["n_real"], summary["n_fake"]) == (2, 1, 1)
     assert summary["per_generator"] == {frame["generator"][real]: 1, frame["generator"][fake]: 1}

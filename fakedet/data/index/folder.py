@@ -72,6 +72,7 @@ def index_folder(
     """
     with Store(manifest.with_suffix(".index.sqlite")) as store:
         state = scan(root, walk(root), store, settings.threads, settings.hashed, seen)
+        state.others -= _own_files(root, manifest)
         _check_seen(root, state, settings)
         counts = store.counts()
         if not counts:
@@ -136,6 +137,15 @@ def described(fact: Facts) -> tuple[Any, ...]:
 
 def _parts(folder: str) -> tuple[str, ...]:
     return tuple(folder.split("/")) if folder else ()
+
+
+def _own_files(root: Path, manifest: Path) -> int:
+    """Count the files that indexing itself has put below the root."""
+    try:
+        manifest.resolve().relative_to(root)
+    except ValueError:
+        return 0
+    return sum(path.name.startswith(f"{manifest.stem}.") for path in manifest.parent.iterdir())
 
 
 def _check_seen(root: Path, state: Scan, settings: Settings) -> None:

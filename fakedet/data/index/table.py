@@ -18,7 +18,7 @@ from fakedet.data.index.store import Facts, Store
 from fakedet.data.index.walk import Listing
 from fakedet.data.index.write import write_manifest, write_rejected
 from fakedet.data.manifest import check_manifest
-from fakedet.data.manifest_columns import COLUMNS
+from fakedet.data.manifest_columns import COLUMNS, SPLITS
 from fakedet.data.manifest_table import read_table
 from fakedet.errors import UserError, nearest
 
@@ -44,10 +44,13 @@ def index_table(
     Raises:
         UserError: the table is wrong; see :func:`fakedet.data.manifest.load_manifest`.
     """
+    _check_choices(settings)
+    choices = settings.choices
     renamed = _renamed(read_table(table), columns, table)
-    frame = check_manifest(renamed, table, root, split_seed=settings.choices.seed).frame
-    if settings.choices.split is not None:
-        frame["split"] = settings.choices.split
+    # With one split for all, no group can stand in two.
+    frame = check_manifest(renamed, table, root, choices.split is not None, choices.seed).frame
+    if choices.split is not None:
+        frame["split"] = SPLITS[choices.split]
     rejected: list[tuple[str, str]] = []
     with Store(manifest.with_suffix(".index.sqlite")) as store:
         state = scan(root, _listings(root, frame["path"]), store, settings.threads, settings.hashed, seen)
@@ -72,6 +75,15 @@ def index_table(
     path = manifest.with_suffix(".rejected.csv")
     write_rejected(path, sorted(rejected))
     return Indexed(manifest, path, "table", written, state, copies, count_reasons(rejected), placed)
+
+
+def _check_choices(settings: Settings) -> None:
+    choices = settings.choices
+    given = {"layout": settings.layout != "auto", "reals": bool(settings.reals), "unseen": bool(choices.unseen),
+             "group": choices.group != "auto"}  # fmt: skip
+    for name, is_given in given.items():
+        if is_given:
+            raise UserError(f"{name}: this is for folders; a table says it itself, in its columns")
 
 
 def _renamed(table: pa.Table, columns: Mapping[str, str], path: Path) -> pa.Table:

@@ -47,11 +47,15 @@ def write_manifest(path: Path, rows: Iterable[tuple[Any, ...]], facts: dict[byte
 
 
 def write_rejected(path: Path, rows: Iterable[tuple[str, str]]) -> None:
-    """Write (path, reason) of what was left out as CSV.
+    """Write (path, reason) of what was left out as CSV; no file where there is nothing.
 
     Raises:
         UserError: as :func:`write_manifest`.
     """
+    listed = list(rows)
+    if not listed:
+        path.unlink(missing_ok=True)  # of an earlier run
+        return
     # Names that are not UTF-8 are shown with their bytes escaped.
     with (
         replacing(path) as temporary,
@@ -59,7 +63,7 @@ def write_rejected(path: Path, rows: Iterable[tuple[str, str]]) -> None:
     ):
         writer = csv.writer(file)
         writer.writerow(("path", "reason"))
-        writer.writerows(rows)
+        writer.writerows(listed)
 
 
 @contextmanager

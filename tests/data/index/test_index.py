@@ -136,7 +136,7 @@ def test_bad_files_are_left_out_with_their_reason(data: Path) -> None:
     assert reasons["sd/empty.png"] == "empty file"
     assert "end marker" in reasons["sd/cut.jpg"]
     assert "nowhere" in reasons["sd/dangling.png"]
-    assert found.scan.others == 2 + 1  # notes.txt, and the manifest's own store is no image
+    assert found.scan.others == 1
     assert sum(found.reasons.values()) == 6
 
 
@@ -261,6 +261,10 @@ def test_table_keeps_its_own_splits_and_groups(data: Path, tmp_path: Path) -> No
     ]  # fmt: skip
     assert frame["width"].tolist() == [7, 7]
     assert "No such file" in rejected(found)["sd/missing.png"]
+    index_table(table, data, tmp_path / "m.parquet", Settings(choices=Choices(split="validation")), columns)
+    assert set(pd.read_parquet(tmp_path / "m.parquet")["split"]) == {"val"}
+    with pytest.raises(UserError, match="unseen: this is for folders"):
+        index_table(table, data, tmp_path / "m.parquet", Settings(choices=Choices(unseen=["sd"])), columns)
     with pytest.raises(UserError, match="there is no column 'file'; did you mean 'filename'"):
         index_table(table, data, tmp_path / "m.parquet", Settings(), {"path": "file"})
 

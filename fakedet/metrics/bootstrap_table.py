@@ -138,7 +138,7 @@ def bootstrap_statistics(
     """
     keys = _checked(frame, logits)
     counterparts = real_counterparts(frame, pairs, known_reals)
-    strata = stratify_groups(_groups(frame), frame["label"].to_numpy(), column(frame, "generator"))
+    strata = stratify_groups(group_names(frame), frame["label"].to_numpy(), column(frame, "generator"))
     generators = {name: _summarise(name, rows, strata, seen) for name, rows in counterparts.items()}
     scorers = {key: _Scorer(values, counterparts, strata.codes) for key, values in keys.items()}
     step = max(1, CHUNK_CELLS // max(1, len(frame)))
@@ -213,7 +213,8 @@ def _summarise(
     )
 
 
-def _groups(frame: pd.DataFrame) -> NDArray[np.object_]:
+def group_names(frame: pd.DataFrame) -> NDArray[np.object_]:
+    """Give each row's group for the bootstrap; a row without one is a group of its own."""
     groups = column(frame, "group").copy()
     alone = np.flatnonzero(groups == "")
     ids = frame["id"].to_numpy() if "id" in frame else np.arange(len(frame))

@@ -1,0 +1,128 @@
+"""Calibration: from a logit to a probability that means what it says, and how far it is from that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.special
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize
+from sklearn.isotonic import IsotonicRegression
+
+BINS = 15
+"""Of the expected calibration error, equally wide."""
+KINDS = ("temperature", "isotonic", "none")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A map from logits to P(fake), for as many reals as fakes."""
+
+    kind: str
+    """One of :data:`KINDS`."""
+    scale: float = 1.0
+    shift: float = 0.0
+    """temperature: P = sigmoid(scale · logit + shift)."""
+    knots: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
+    """isotonic: logits and probabilities, interpolated between."""
+
+    def __call__(self, logits: ArrayLike) -> NDArray[np.float64]:
+        """Give P(fake) of (n,) logits."""
+        values = np.asarray(logits, dtype=np.float64)
+        if self.kind == "isotonic":
+            return np.interp(values, *self.knots)
+        result: NDArray[np.float64] = scipy.special.expit(self.scale * values + self.shift)
+        return result
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give it as plain values."""
+        return {"kind": self.kind, "scale": self.scale, "shift": self.shift,
+                "knots": [list(part) for part in self.knots]}  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Calibration:
+        """Make it from plain values."""
+        first, second = content["knots"]
+        return cls(content["kind"], content["scale"], content["shift"], (tuple(first), tuple(second)))
+
+
+def balanced_weights(labels: ArrayLike) -> NDArray[np.float64]:
+    """Weigh rows so that each class weighs one half.
+
+    A test set's share of fakes is its maker's choice; probabilities are stated for as many reals as fakes.
+    """
+    label = np.asarray(labels)
+    counts = np.bincount(label, minlength=2)
+    return np.where(label == 1, 0.5 / max(1, counts[1]), 0.5 / max(1, counts[0]))
+
+
+def fit_calibration(logits: ArrayLike, labels: ArrayLike, kind: str = "temperature") -> Calibration:
+    """Fit a calibration on held-out rows, each class weighing one half.
+
+    "temperature" is Platt's scaling: a temperature and a shift (Guo et al. 2017, section 4, for two classes),
+    by maximum likelihood. The shift is needed because the balance of training batches is not that of logits.
+
+    Args:
+        logits: (n,).
+        labels: (n,) 0 = real, 1 = fake, both present.
+        kind: one of :data:`KINDS`.
+
+    Raises:
+        ValueError: one class only, or an unknown kind.
+    """
+    values, label = np.asarray(logits, dtype=np.float64), np.asarray(labels)
+    if set(np.unique(label)) != {0, 1}:
+        raise ValueError("a calibration needs reals and fakes")
+    weights = balanced_weights(label)
+    if kind == "none":
+        return Calibration("none")
+    if kind == "isotonic":
+        fitted = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(values, label, weights)
+        knots = (tuple(map(float, fitted.X_thresholds_)), tuple(map(float, fitted.y_thresholds_)))
+        return Calibration("isotonic", knots=knots)
+    if kind != "temperature":
+        raise ValueError(f"calibration '{kind}': one of {', '.join(KINDS)}")
+    # In units of the logits' own spread, so that any detector's logits start from a sensible place.
+    centre, spread = float(np.median(values)), float(values.std()) or 1.0
+    units = (values - centre) / spread
+    signs = 1 - 2 * label
+
+    def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        margin = signs * (parameters[0] * units + parameters[1])
+        slope = weights * signs * scipy.special.expit(margin)
+        # A little pull to zero keeps the scale finite where the classes are separated.
+        value = weights @ np.logaddexp(0, margin) + 1e-4 * parameters[0] ** 2
+        return float(value), np.array([slope @ units + 2e-4 * parameters[0], slope.sum()])
+
+    found = minimize(
+        loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(1e-6, None), (None, None)]
+    )
+    scale = float(found.x[0]) / spread
+    return Calibration("temperature", scale, float(found.x[1]) - scale * centre)
+
+
+def calibration_error(probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """Compute the expected calibration error Σ_b |Σ_{i∈b} w_i (p_i − y_i)| over equally wide bins.
+
+    Args:
+        probabilities: (n,) in [0, 1].
+        labels: (n,) 0 or 1.
+        weights: (n,) adding up to 1; None: each class weighs one half.
+    """
+    p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    w = balanced_weights(labels) if weights is None else np.asarray(weights, dtype=np.float64)
+    gaps = np.bincount(bin_of(p), weights=w * (p - y), minlength=BINS)
+    return float(np.abs(gaps).sum())
+
+
+def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """Compute the Brier score Σ w_i (p_i − y_i)², each class weighing one half."""
+    p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    return float((balanced_weights(labels) * (p - y) ** 2).sum())
+
+
+def bin_of(probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Give the (n,) bin of each probability."""
+    return np.minimum((probabilities * BINS).astype(np.int64), BINS - 1)

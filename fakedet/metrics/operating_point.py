@@ -1,0 +1,162 @@
+"""Where a detector says "fake", and how unusual an image is among reals: both from held-out reals."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fakedet.metrics.calibration import Calibration, fit_calibration
+
+MOST_REFERENCES = 5000
+"""Scores of reals kept in a checkpoint; p-values are then no finer than 1/5001."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Held-out reals, against which a conformal p-value ranks an image.
+
+    The score of an image is the larger of its standardised logit and its standardised trace distance. Centre
+    and spread come from training reals, so that the score is a fixed function for whoever is ranked by it, and
+    p = (1 + #{reference scores >= its score}) / (n + 1) is valid: over fresh reals P(p <= α) <= α (Vovk et al.
+    2005, chapter 2), whatever the detector, if they are drawn like the reference reals.
+    """
+
+    centre: tuple[float, float]
+    """Of logit and distance among training reals; NaN for the distance where the method has none."""
+    spread: tuple[float, float]
+    scores: tuple[float, ...]
+    """Of the held-out reals, rising."""
+
+    def score(self, logits: ArrayLike, distances: ArrayLike) -> NDArray[np.float64]:
+        """Give the (n,) nonconformity score of images."""
+        parts: list[NDArray[np.float64]] = [
+            (np.asarray(values, dtype=np.float64) - centre) / spread
+            for values, centre, spread in zip((logits, distances), self.centre, self.spread, strict=True)
+            if not math.isnan(centre)
+        ]
+        result: NDArray[np.float64] = np.maximum.reduce(parts)
+        return result
+
+    def p_values(self, logits: ArrayLike, distances: ArrayLike) -> NDArray[np.float64]:
+        """Give the (n,) conformal p-values in (0, 1]; small = unusual among reals."""
+        known = np.asarray(self.scores)
+        at_least = len(known) - np.searchsorted(known, self.score(logits, distances), side="left")
+        return (1.0 + at_least) / (len(known) + 1.0)
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """What turns a detector's numbers into statements, and what it was fitted on."""
+
+    threshold: float
+    """An image is called fake if its logit is greater."""
+    rate: float
+    """Share of reals that may be called fake."""
+    calibration: Calibration
+    reference: Reference | None
+    n_real: int
+    n_fake: int
+    manifest: str
+    """SHA-256 of the manifest that it was fitted on."""
+    split: str
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give it as plain values, as a checkpoint holds them."""
+        reference = self.reference and {
+            "centre": list(self.reference.centre), "spread": list(self.reference.spread),
+            "scores": list(self.reference.scores),
+        }  # fmt: skip
+        return {
+            "threshold": self.threshold, "rate": self.rate, "calibration": self.calibration.to_dict(),
+            "reference": reference, "n_real": self.n_real, "n_fake": self.n_fake, "manifest": self.manifest,
+            "split": self.split, "notes": list(self.notes),
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> OperatingPoint:
+        """Make it from plain values."""
+        given = content["reference"]
+        reference = given and Reference(
+            tuple(given["centre"]), tuple(given["spread"]), tuple(given["scores"])
+        )
+        return cls(
+            content["threshold"], content["rate"], Calibration.from_dict(content["calibration"]), reference,
+            content["n_real"], content["n_fake"], content["manifest"], content["split"], tuple(content["notes"]),
+        )  # fmt: skip
+
+
+def threshold_at(logits_of_reals: ArrayLike, rate: float) -> float:
+    """Choose the lowest threshold that calls at most a share of reals fake.
+
+    The conformal choice: of n held-out reals at most ⌊rate · (n + 1)⌋ − 1 may lie above, so that a fresh real
+    drawn like them is called fake with a probability of at most ``rate``; the plain quantile would exceed it
+    by up to 1/n. With fewer than 1/rate − 1 reals nothing is called fake.
+
+    Args:
+        logits_of_reals: (n,).
+        rate: in (0, 1).
+    """
+    values = np.sort(np.asarray(logits_of_reals, dtype=np.float64))
+    allowed = math.floor(rate * (len(values) + 1) + 1e-9)
+    # A fresh real exceeds the k-th highest of n with probability k / (n + 1).
+    return math.inf if allowed < 1 else float(values[len(values) - allowed])
+
+
+def fit_operating_point(
+    logits: ArrayLike, distances: ArrayLike, labels: ArrayLike, training_logits: ArrayLike,
+    training_distances: ArrayLike, rate: float, kind: str, manifest: str, split: str,
+) -> OperatingPoint:  # fmt: skip
+    """Fit threshold, calibration and reference on validation data.
+
+    Args:
+        logits: (n,) of the validation split.
+        distances: (n,) trace distances; NaN where the method has none.
+        labels: (n,) 0 = real, 1 = fake; without fakes there is no calibration.
+        training_logits: (m,) of training reals.
+        training_distances: (m,).
+        rate: share of reals that may be called fake.
+        kind: of calibration.
+        manifest: SHA-256.
+        split: its name.
+
+    Raises:
+        ValueError: no reals.
+    """
+    values, label = np.asarray(logits, dtype=np.float64), np.asarray(labels)
+    far, reals = np.asarray(distances, dtype=np.float64), np.asarray(labels) == 0
+    if not reals.any():
+        raise ValueError("an operating point needs reals")
+    notes = []
+    calibration = Calibration("none")
+    if reals.all():
+        notes.append("no fakes in the validation split: scores are not calibrated")
+    else:
+        calibration = fit_calibration(values, label, kind)
+    threshold = threshold_at(values[reals], rate)
+    if math.isinf(threshold):
+        notes.append(f"too few validation reals ({int(reals.sum())}) for a false-positive rate of {rate:g}")
+    reference = _reference(
+        values[reals], far[reals], np.asarray(training_logits), np.asarray(training_distances)
+    )
+    return OperatingPoint(threshold, rate, calibration, reference, int(reals.sum()), int((~reals).sum()),
+                          manifest, split, tuple(notes))  # fmt: skip
+
+
+def _reference(
+    logits: NDArray[np.float64], distances: NDArray[np.float64], training_logits: NDArray[np.float64],
+    training_distances: NDArray[np.float64],
+) -> Reference | None:  # fmt: skip
+    if not len(training_logits):
+        return None
+    centre = (float(np.mean(training_logits)), float(np.mean(training_distances)))
+    spread = (float(np.std(training_logits)) or 1.0, float(np.std(training_distances)) or 1.0)
+    unsorted = Reference(centre, spread, ())
+    scores = np.sort(unsorted.score(logits, distances))
+    if len(scores) > MOST_REFERENCES:
+        scores = scores[np.linspace(0, len(scores) - 1, MOST_REFERENCES).round().astype(int)]
+    return Reference(centre, spread, tuple(map(float, scores)))

@@ -28,6 +28,12 @@ def run(config: DictConfig, overrides: list[str]) -> float | None:
             interval(entry["auc"]),
             counts,
         )
+    if point := metrics["operating_point"]:
+        fitted = f"{point['split']}: {point['n_real']} real, {point['n_fake']} fake"
+        log.info("at the threshold for %g %% of reals (fitted on %s):", 100 * point["rate"], fitted)
+        for name, entry in metrics["per_generator"].items():
+            log.info("%-24s reals called real %s  fakes called fake %s", name, interval(entry["acc_real"]),
+                     interval(entry["acc_fake"]))  # fmt: skip
     for key in ("map_seen", "map_unseen", "map"):
         log.info("%-24s %s", key, interval(metrics[key]))
     log.info("predictions %s/predictions.parquet", config.output_dir)

@@ -21,7 +21,7 @@ METADATA_KEY = b"fakedet"
 SCHEMA = {
     "id": "int64", "path": "str", "label": "int8", "generator": "str", "source": "str", "group": "str",
     "split": "str", "view": "str", "crop": "str", "logit": "float64", "score": "float64",
-    "trace_distance": "float64",
+    "trace_distance": "float64", "p_value": "float64", "verdict": "str",
 }  # fmt: skip
 NEEDED = ("path", "label", "generator", "logit")
 # Runs over one manifest differ by the few images that one of them could not read. Where they share less than

@@ -61,8 +61,8 @@ def balanced_weights(labels: ArrayLike) -> NDArray[np.float64]:
 def fit_calibration(logits: ArrayLike, labels: ArrayLike, kind: str = "temperature") -> Calibration:
     """Fit a calibration on held-out rows, each class weighing one half.
 
-    "temperature" is Platt's scaling: a temperature and a shift (Guo et al. 2017, section 4, for two classes),
-    by maximum likelihood. The shift is needed because the balance of training batches is not that of logits.
+    "temperature" is Platt's scaling (Platt 1999, section 2): a temperature and a shift by maximum likelihood, with
+    his smoothed targets. The shift is needed because the balance of training batches is not that of logits.
 
     Args:
         logits: (n,).
@@ -87,14 +87,15 @@ def fit_calibration(logits: ArrayLike, labels: ArrayLike, kind: str = "temperatu
     # In units of the logits' own spread, so that any detector's logits start from a sensible place.
     centre, spread = float(np.median(values)), float(values.std()) or 1.0
     units = (values - centre) / spread
-    signs = 1 - 2 * label
+    # Platt's targets: a class of n rows is not taken for more certain than n rows can show.
+    counts = np.bincount(label, minlength=2)
+    targets = np.where(label == 1, (counts[1] + 1) / (counts[1] + 2), 1 / (counts[0] + 2))
 
     def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        margin = signs * (parameters[0] * units + parameters[1])
-        slope = weights * signs * scipy.special.expit(margin)
-        # A little pull to zero keeps the scale finite where the classes are separated.
-        value = weights @ np.logaddexp(0, margin) + 1e-4 * parameters[0] ** 2
-        return float(value), np.array([slope @ units + 2e-4 * parameters[0], slope.sum()])
+        odds = parameters[0] * units + parameters[1]
+        slope = weights * (scipy.special.expit(odds) - targets)
+        value = weights @ (np.logaddexp(0, odds) - targets * odds)
+        return float(value), np.array([slope @ units, slope.sum()])
 
     found = minimize(
         loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(1e-6, None), (None, None)]

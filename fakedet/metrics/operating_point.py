@@ -33,19 +33,17 @@ class Reference:
 
     def score(self, logits: ArrayLike, distances: ArrayLike) -> NDArray[np.float64]:
         """Give the (n,) nonconformity score of images."""
-        parts: list[NDArray[np.float64]] = [
-            (np.asarray(values, dtype=np.float64) - centre) / spread
-            for values, centre, spread in zip((logits, distances), self.centre, self.spread, strict=True)
-            if not math.isnan(centre)
-        ]
-        result: NDArray[np.float64] = np.maximum.reduce(parts)
-        return result
+        parts = []
+        for values, centre, spread in zip((logits, distances), self.centre, self.spread, strict=True):
+            if not math.isnan(centre):
+                parts.append((np.asarray(values, dtype=np.float64) - centre) / spread)
+        return np.asarray(np.maximum.reduce(parts), dtype=np.float64)
 
     def p_values(self, logits: ArrayLike, distances: ArrayLike) -> NDArray[np.float64]:
         """Give the (n,) conformal p-values in (0, 1]; small = unusual among reals."""
         known = np.asarray(self.scores)
         at_least = len(known) - np.searchsorted(known, self.score(logits, distances), side="left")
-        return (1.0 + at_least) / (len(known) + 1.0)
+        return np.asarray((1.0 + at_least) / (len(known) + 1.0), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,19 @@ class OperatingPoint:
     """SHA-256 of the manifest that it was fitted on."""
     split: str
     notes: tuple[str, ...] = field(default_factory=tuple)
+    fakes: tuple[float, ...] = ()
+    """Logits of the validation fakes, rising: of generators that were trained on, as a rule."""
+
+    def lowest_fake(self, missed: float) -> float:
+        """Give the logit below which a share of the validation fakes lies; NaN without fakes.
+
+        It bounds the misses among fakes like these; of a generator that nobody has seen it promises nothing.
+        """
+        if not self.fakes:
+            return math.nan
+        # As the threshold's: a fresh fake lies below the k-th lowest of n with probability k / (n + 1).
+        allowed = math.floor(missed * (len(self.fakes) + 1) + 1e-9)
+        return -math.inf if allowed < 1 else self.fakes[allowed - 1]
 
     def to_dict(self) -> dict[str, Any]:
         """Give it as plain values, as a checkpoint holds them."""
@@ -74,7 +85,7 @@ class OperatingPoint:
         return {
             "threshold": self.threshold, "rate": self.rate, "calibration": self.calibration.to_dict(),
             "reference": reference, "n_real": self.n_real, "n_fake": self.n_fake, "manifest": self.manifest,
-            "split": self.split, "notes": list(self.notes),
+            "split": self.split, "notes": list(self.notes), "fakes": list(self.fakes),
         }  # fmt: skip
 
     @classmethod
@@ -87,6 +98,7 @@ class OperatingPoint:
         return cls(
             content["threshold"], content["rate"], Calibration.from_dict(content["calibration"]), reference,
             content["n_real"], content["n_fake"], content["manifest"], content["split"], tuple(content["notes"]),
+            tuple(content.get("fakes", ())),
         )  # fmt: skip
 
 
@@ -144,7 +156,7 @@ def fit_operating_point(
         values[reals], far[reals], np.asarray(training_logits), np.asarray(training_distances)
     )
     return OperatingPoint(threshold, rate, calibration, reference, int(reals.sum()), int((~reals).sum()),
-                          manifest, split, tuple(notes))  # fmt: skip
+                          manifest, split, tuple(notes), _thinned(values[~reals]))  # fmt: skip
 
 
 def _reference(
@@ -156,7 +168,12 @@ def _reference(
     centre = (float(np.mean(training_logits)), float(np.mean(training_distances)))
     spread = (float(np.std(training_logits)) or 1.0, float(np.std(training_distances)) or 1.0)
     unsorted = Reference(centre, spread, ())
-    scores = np.sort(unsorted.score(logits, distances))
-    if len(scores) > MOST_REFERENCES:
-        scores = scores[np.linspace(0, len(scores) - 1, MOST_REFERENCES).round().astype(int)]
-    return Reference(centre, spread, tuple(map(float, scores)))
+    return Reference(centre, spread, _thinned(unsorted.score(logits, distances)))
+
+
+def _thinned(values: NDArray[np.float64]) -> tuple[float, ...]:
+    """Sort values, and keep evenly spaced ones of very many."""
+    values = np.sort(values)
+    if len(values) > MOST_REFERENCES:
+        values = values[np.linspace(0, len(values) - 1, MOST_REFERENCES).round().astype(int)]
+    return tuple(map(float, values))

@@ -17,7 +17,7 @@ from fakedet.errors import UserError
 from fakedet.methods.detector import Detector
 from fakedet.methods.gather import gather_records
 from fakedet.metrics.pairing import real_counterparts
-from fakedet.runs import scoring
+from fakedet.runs import operating, scoring
 from fakedet.runs.audit import header_audit
 from fakedet.runs.checks import check_config
 from fakedet.runs.folder import open_folder, provenance, write_config, write_json
@@ -41,6 +41,7 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
     method = build.load_detector(config.checkpoint)
     datamodule = _datamodule(config, method)
     datamodule.require(config.split)
+    used = _check_unused(method, datamodule, config)
     folder = Path(config.output_dir)
     if is_main_process():
         folder = open_folder(folder, config.overwrite)
@@ -54,17 +55,38 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
     )
     with threads(config.threads):
         frame = scoring.score(trainer, method, datamodule, config.split)
+    point = operating.of(method)
+    frame = operating.apply(point, frame)
     records = gather_records(method.quarantined)
     if not trainer.is_global_zero:
         return None
     quarantine = Quarantine.from_records(records, datamodule.manifest, (config.split,))
-    metrics = scoring.measure(frame, datamodule, method.identity["seen_generators"], _plain(config.bootstrap))
-    identity = {**method.identity, "checkpoint": str(config.checkpoint), "split": config.split}
+    metrics = scoring.measure(
+        frame, datamodule, method.identity["seen_generators"], _plain(config.bootstrap), point
+    )
+    metrics["data_was_used_for"] = used or None
+    identity = {**method.identity, "checkpoint": str(config.checkpoint), "split": config.split,
+                "data_was_used_for": used or None}  # fmt: skip
     shortcut = header_audit(datamodule, config.split, datamodule.pairs) if config.header_audit else {}
     scoring.write_results(folder, frame, metrics, quarantine, identity, shortcut)
     write_json(folder / "run.json", {**facts, "manifest_sha256": datamodule.manifest.sha256})
     quarantine.check(datamodule.max_quarantine)
     return metrics
+
+
+def _check_unused(method: Detector, datamodule: ImageDataModule, config: DictConfig) -> str:
+    """Refuse a split that the detector was made with, unless forced; say what it was used for."""
+    used = operating.used_for_fitting(method, datamodule, config.split)
+    if used and not config.force:
+        raise UserError(
+            f"split={config.split}: this split was used for {used} this detector, so results on it flatter; take "
+            "another one, or pass force=true and have it marked in every output"
+        )
+    if used:
+        log.warning("this split was used for %s this detector: its results flatter", used)
+    elif operating.of(method) is None:
+        log.info("the checkpoint has no operating point: no verdicts, p-values and calibrated scores")
+    return used
 
 
 def _datamodule(config: DictConfig, method: Detector) -> ImageDataModule:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.special
 from lightning.pytorch import Trainer
 
 from fakedet.data.datamodule import ImageDataModule
@@ -17,6 +17,8 @@ from fakedet.data.quarantine import Quarantine
 from fakedet.evaluation.predictions import write_predictions
 from fakedet.methods.detector import Detector
 from fakedet.metrics.average_precision import GeneratorAveragePrecision
+from fakedet.metrics.decisions import decision_statistics
+from fakedet.metrics.operating_point import OperatingPoint
 from fakedet.metrics.per_generator import evaluate_frame
 from fakedet.runs.folder import write_json
 
@@ -38,7 +40,6 @@ def score(trainer: Trainer, method: Detector, datamodule: ImageDataModule, split
     frame["view"] = "original"
     frame["crop"] = f"{datamodule.eval_policy}{datamodule.crop_size}"
     frame["logit"] = rows["logit"].astype(np.float64)
-    frame["score"] = scipy.special.expit(frame["logit"].to_numpy())
     frame["trace_distance"] = rows["distance"].astype(np.float64)
     return frame
 
@@ -48,9 +49,18 @@ def measure(
     datamodule: ImageDataModule,
     seen: list[str],
     bootstrap: Mapping[str, int],
+    point: OperatingPoint | None = None,
 ) -> dict[str, Any]:
-    """Compute metrics.json's content from a predictions frame of the data module's manifest."""
-    return evaluate_frame(
+    """Compute metrics.json's content from a predictions frame of the data module's manifest.
+
+    Args:
+        frame: of :func:`score`, with the scores of the operating point.
+        datamodule: that gave it.
+        seen: generators that were trained on.
+        bootstrap: resamples and seed.
+        point: the detector's operating point; without one, no accuracies and no calibration.
+    """
+    metrics = evaluate_frame(
         frame,
         datamodule.pairs,
         seen,
@@ -58,6 +68,30 @@ def measure(
         seed=int(bootstrap["seed"]),
         known_reals=known_reals(datamodule),
     )
+    calibrated = point is not None and point.calibration.kind != "none"
+    decisions = decision_statistics(
+        frame,
+        frame["score"].to_numpy() if calibrated else None,
+        point.threshold if point is not None else None,
+        datamodule.pairs,
+        int(bootstrap["resamples"]),
+        int(bootstrap["seed"]),
+        known_reals(datamodule),
+    )
+    for name, entry in metrics["per_generator"].items():
+        entry |= {key: interval.to_dict() for key, interval in decisions[name].items()}
+    return {**metrics, "operating_point": _described(point)}
+
+
+def _described(point: OperatingPoint | None) -> dict[str, Any] | None:
+    """Say how the operating point was fitted; the scores of its reference stay in the checkpoint."""
+    if point is None:
+        return None
+    return {
+        "rate": point.rate, "threshold": point.threshold if math.isfinite(point.threshold) else None,
+        "calibration": point.calibration.kind, "n_real": point.n_real, "n_fake": point.n_fake,
+        "manifest_sha256": point.manifest, "split": point.split, "notes": list(point.notes),
+    }  # fmt: skip
 
 
 def known_reals(datamodule: ImageDataModule) -> set[str]:

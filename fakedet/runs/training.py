@@ -24,7 +24,7 @@ from fakedet.data.quarantine import Quarantine
 from fakedet.errors import UserError
 from fakedet.methods.detector import Detector
 from fakedet.methods.gather import gather_records
-from fakedet.runs import dashboard, scoring, stage1
+from fakedet.runs import dashboard, operating, scoring, stage1
 from fakedet.runs.audit import header_audit
 from fakedet.runs.checks import check_config
 from fakedet.runs.figures import write_figures
@@ -56,6 +56,7 @@ def train(config: DictConfig, overrides: list[str] | None = None) -> TrainedRun:
         UserError: anything wrong with config, data or folder; before hours are spent where possible.
     """
     check_config(config)
+    operating.check_settings(config.operating_point)
     main = is_main_process()
     folder = open_folder(config.output_dir, config.overwrite) if main else Path(config.output_dir)
     handler = log_to_file(folder) if main else logging.NullHandler()
@@ -84,6 +85,7 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
     if not build.needs_trace(config.model) and config.trace_cache and fitted.is_stage1 and is_main_process():
         key = stage1.stage1_key(config, fitted.datamodule.manifest)
         stage1.publish(fitted.checkpoint, Path(config.trace_cache), key)
+    operating.fit(fitted.trainer, fitted.method, fitted.datamodule, config.operating_point, fitted.checkpoint)
     metrics = None
     if config.test_after_fit:
         metrics = _test(config, folder, fitted)
@@ -220,11 +222,15 @@ def _test(config: DictConfig, folder: Path, fitted: Fitted) -> dict[str, Any] | 
         log.info("the manifest has no test split: nothing is scored after training")
         return None
     frame = scoring.score(fitted.trainer, method, datamodule, "test")
+    point = operating.of(method)
+    frame = operating.apply(point, frame)
     records = gather_records(method.quarantined)
     if not fitted.trainer.is_global_zero:
         return None
     quarantine = Quarantine.from_records(records, datamodule.manifest, ("train", "val", "test"))
-    metrics = scoring.measure(frame, datamodule, method.identity["seen_generators"], _plain(config.bootstrap))
+    metrics = scoring.measure(
+        frame, datamodule, method.identity["seen_generators"], _plain(config.bootstrap), point
+    )
     identity = {**method.identity, "checkpoint": str(fitted.checkpoint), "split": "test"}
     shortcut = header_audit(datamodule, "test", datamodule.pairs) if config.header_audit else {}
     scoring.write_results(folder, frame, metrics, quarantine, identity, shortcut)

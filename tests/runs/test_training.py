@@ -15,6 +15,7 @@ from fakedet import build
 from fakedet.commands.app import register_resolvers
 from fakedet.errors import UserError
 from fakedet.evaluation.predictions import read_predictions
+from fakedet.metrics.operating_point import OperatingPoint
 from fakedet.runs.evaluation import evaluate
 from fakedet.runs.training import train
 
@@ -42,7 +43,12 @@ def test_a_run_leaves_all_that_is_needed(transfer_run: Path) -> None:
     frame, identity = read_predictions(transfer_run / "predictions.parquet")
     assert identity["seen_generators"] == ["gen_a", "gen_b"]
     assert frame["trace_distance"].between(0, 2).all()
-    np.testing.assert_allclose(frame["score"], 1 / (1 + np.exp(-frame["logit"])), rtol=1e-12)
+    checkpoint = torch.load(transfer_run / "checkpoints" / "best.ckpt", weights_only=True)
+    point = OperatingPoint.from_dict(checkpoint["fakedet"]["operating_point"])
+    np.testing.assert_allclose(frame["score"], point.calibration(frame["logit"]), rtol=1e-12)
+    assert ((frame["verdict"] == "fake") == (frame["logit"] > point.threshold)).all()
+    assert frame["p_value"].between(1 / (point.n_real + 1), 1).all()
+    assert (point.n_real, point.n_fake, point.split) == (8, 8, "val")
     metrics = json.loads((transfer_run / "metrics.json").read_text())
     assert metrics["per_generator"]["gen_c"]["seen"] is False
     assert metrics["per_generator"]["gen_a"]["seen"] is True

@@ -1,0 +1,119 @@
+"""The operating point travels in the checkpoint, and data that it was fitted on are no test."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from fakedet.commands.app import launch
+from fakedet.evaluation.predictions import read_predictions
+
+BASE = ["data=manifest", "data.crop_size=32", "data.batch_size=16", "trainer.max_epochs=1", "threads=1",
+        "bootstrap.resamples=20", "trace_cache=null", "header_audit=false"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tiny_manifest_module: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("operating") / "bce"
+    assert launch("train", ["model=bce", *BASE, f"data.manifest={tiny_manifest_module}", f"output_dir={folder}",
+                            "operating_point.rate=0.25"]) == 0  # fmt: skip
+    return folder
+
+
+def evaluated(run: Path, manifest: Path, folder: Path, *more: str) -> int:
+    return launch("evaluate", [f"checkpoint={run}/checkpoints/best.ckpt", f"data.manifest={manifest}",
+                               f"output_dir={folder}", "bootstrap.resamples=20", *more])  # fmt: skip
+
+
+def test_threshold_is_the_promised_one_on_the_validation_reals(
+    run: Path, tiny_manifest_module: Path, tmp_path: Path
+) -> None:
+    assert evaluated(run, tiny_manifest_module, tmp_path / "e", "split=val", "force=true") == 0
+    frame, _ = read_predictions(tmp_path / "e" / "predictions.parquet")
+    point = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["fakedet"]["operating_point"]
+    reals = np.sort(frame.loc[frame["label"] == 0, "logit"])
+    # 8 reals at a rate of 0.25: k / 9 <= 0.25 allows the second highest.
+    assert point["threshold"] == pytest.approx(reals[-2], abs=1e-5)
+    assert (frame["verdict"] == np.where(frame["logit"] > point["threshold"], "fake", "real")).all()
+
+
+def test_the_same_numbers_after_training_and_from_the_checkpoint(
+    run: Path, tiny_manifest_module: Path, tmp_path: Path
+) -> None:
+    assert evaluated(run, tiny_manifest_module, tmp_path / "e") == 0
+    ours, _ = read_predictions(tmp_path / "e" / "predictions.parquet")
+    theirs, _ = read_predictions(run / "predictions.parquet")
+    columns = ["path", "logit", "score", "p_value", "verdict"]
+    pd.testing.assert_frame_equal(ours[columns], theirs[columns], rtol=1e-5)
+    metrics = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    assert metrics["data_was_used_for"] is None
+    assert metrics["operating_point"]["n_real"] == 8
+    entry = metrics["per_generator"]["gen_c"]
+    own = ours[ours["generator"].isin(["real_x", "real_y", "gen_c"])]
+    assert entry["acc_fake"]["value"] == (own.loc[own["label"] == 1, "verdict"] == "fake").mean()
+    assert entry["acc_real"]["value"] == (own.loc[own["label"] == 0, "verdict"] == "real").mean()
+    assert all(entry[key]["value"] is not None for key in ("ece", "brier", "tpr_at_1", "tpr_at_5"))
+
+
+@pytest.mark.parametrize(("split", "use"), [("val", "fitting"), ("train", "training")])
+def test_data_of_its_own_are_refused_unless_forced_and_then_marked(
+    run: Path,
+    tiny_manifest_module: Path,
+    tmp_path: Path,
+    split: str,
+    use: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert evaluated(run, tiny_manifest_module, tmp_path / "a", f"split={split}") == 2
+    assert f"this split was used for {use} this detector" in capsys.readouterr().err
+    assert evaluated(run, tiny_manifest_module, tmp_path / "b", f"split={split}", "force=true") == 0
+    assert "its results flatter" in capsys.readouterr().out
+    assert json.loads((tmp_path / "b" / "metrics.json").read_text())["data_was_used_for"] == use
+    assert read_predictions(tmp_path / "b" / "predictions.parquet")[1]["data_was_used_for"] == use
+
+
+def test_checkpoint_without_an_operating_point(
+    run: Path, tiny_manifest_module: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    del content["fakedet"]["operating_point"]
+    (tmp_path / "old" / "checkpoints").mkdir(parents=True)
+    torch.save(content, tmp_path / "old" / "checkpoints" / "best.ckpt")
+    assert evaluated(tmp_path / "old", tiny_manifest_module, tmp_path / "e") == 0
+    assert "has no operating point" in capsys.readouterr().out
+    frame, _ = read_predictions(tmp_path / "e" / "predictions.parquet")
+    np.testing.assert_allclose(frame["score"], 1 / (1 + np.exp(-frame["logit"])))
+    assert set(frame["verdict"]) == {""}
+    assert frame["p_value"].isna().all()
+    entry = json.loads((tmp_path / "e" / "metrics.json").read_text())["per_generator"]["gen_c"]
+    assert entry["acc_fake"]["value"] is None
+    assert entry["tpr_at_5"]["value"] is not None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("operating_point.rate=0", "a share of reals"),
+        ("operating_point.calibration=plat", "valid: temperature, isotonic"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_fitted_are_refused_before_training(
+    tiny_manifest_module: Path,
+    tmp_path: Path,
+    override: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [
+        "model=bce",
+        *BASE,
+        f"data.manifest={tiny_manifest_module}",
+        f"output_dir={tmp_path}/r",
+        override,
+    ]
+    assert launch("train", arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "r" / "checkpoints").exists()

@@ -20,7 +20,7 @@ from fakedet.errors import UserError, nearest
 
 MISSING_HINTS = {
     "data.manifest": "a parquet or CSV table with the columns path, label, generator",
-    "source": "the folder of images, the table, or the parquet files to index",
+    "source": "the images: a file, a folder, a table ..., see --help",
     "output_dir": "the folder to write into",
     "checkpoint": "the .ckpt file that `fakedet train` wrote",
 }

@@ -110,6 +110,35 @@ def _measure(datamodule: ImageDataModule, split: str, pairs: Mapping[str, Any] |
     return {entry.generator: generator_dict(entry)["header"] for entry in audits}
 
 
+def describe_training(datamodule: ImageDataModule) -> dict[str, Any]:
+    """Say what a detector is trained on, for those who will ask it about other images.
+
+    Returns:
+        Manifest, images of each class and generator, and percentiles of a sample's sizes and JPEG qualities.
+    """
+    rows = datamodule.manifest.rows("train")
+    counts = {
+        kind: {
+            str(name): int(n)
+            for name, n in rows.loc[rows["label"] == label, "generator"].value_counts().items()
+        }
+        for label, kind in ((0, "real"), (1, "fake"))
+    }
+    looks = look(sample_rows(rows, QUICK), datamodule.read_bytes, pixels=False).frame
+    looks = looks[looks["problem"] == ""]
+    jpeg = looks.loc[looks["jpeg_quality"] > 0, "jpeg_quality"]
+    shorter = looks[["width", "height"]].min(axis=1)
+    return {
+        "manifest": datamodule.locate()[0].name, **counts,
+        "jpeg_share": float((looks["jpeg_quality"] > 0).mean()) if len(looks) else None,
+        "jpeg_quality": _percentiles(jpeg), "shorter_side": _percentiles(shorter),
+    }  # fmt: skip
+
+
+def _percentiles(values: pd.Series) -> list[float] | None:
+    return [float(value) for value in values.quantile([0.05, 0.5, 0.95])] if len(values) else None
+
+
 def _warn_of_unreadable(datamodule: ImageDataModule, split: str, looks: Looks) -> None:
     """Say before hours are spent that a run will fail for what it cannot read."""
     bad = looks.frame[looks.frame["problem"] != ""]

@@ -25,7 +25,7 @@ from fakedet.errors import UserError
 from fakedet.methods.detector import Detector
 from fakedet.methods.gather import gather_records
 from fakedet.runs import dashboard, operating, scoring, stage1
-from fakedet.runs.audit import header_audit
+from fakedet.runs.audit import describe_training, header_audit
 from fakedet.runs.checks import check_config
 from fakedet.runs.figures import write_figures
 from fakedet.runs.folder import log_to_file, open_folder, provenance, write_config, write_json
@@ -211,6 +211,7 @@ def _identity(
         "match": datamodule.matcher.to_dict() if datamodule.matcher else None,
         "manifest_sha256": datamodule.manifest.sha256,
         "pairs": _plain(config.data.pairs) if OmegaConf.is_config(config.data.pairs) else config.data.pairs,
+        "training_data": describe_training(datamodule),
         "seed": config.seed,
         "name": config.name,
     }

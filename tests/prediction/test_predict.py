@@ -1,0 +1,212 @@
+"""The command: any input, every file a row, nothing stops it."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from fakedet.commands.app import launch
+from fakedet.prediction.sink import COLUMNS
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_manifest_module: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("predict") / "bce"
+    assert launch("train", [
+        "model=bce", "data=manifest", "data.crop_size=32", "data.batch_size=16", "trainer.max_epochs=1", "threads=1",
+        "bootstrap.resamples=0", "header_audit=false", f"data.manifest={tiny_manifest_module}", f"output_dir={folder}",
+    ]) == 0  # fmt: skip
+    return folder / "checkpoints" / "best.ckpt"
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder, rng = tmp_path / "desk", np.random.default_rng(0)
+    (folder / "deep").mkdir(parents=True)
+    for name, size in {
+        "a.png": (60, 80),
+        "b.jpg": (200, 300),
+        "deep/c d.png": (40, 40),
+        "tiny.png": (1, 1),
+    }.items():
+        cv2.imwrite(str(folder / name), rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+    (folder / "text.jpg").write_text("no image")
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "notes.txt").write_text("not looked at")
+    return folder
+
+
+def predict(checkpoint: Path, source: object, output: Path, *more: str) -> int:
+    try:
+        return launch("predict", [f"checkpoint={checkpoint}", f"source={source}", f"output={output}", *more])
+    except SystemExit as stopped:
+        return int(str(stopped.code))
+
+
+def rows(output: Path) -> dict[str, dict[str, str]]:
+    with open(output, newline="", encoding="utf-8") as file:
+        return {Path(row["path"]).name: row for row in csv.DictReader(file)}
+
+
+def test_every_file_gets_a_row_and_the_exit_status_tells(
+    checkpoint: Path, images: Path, tmp_path: Path
+) -> None:
+    assert predict(checkpoint, images, tmp_path / "p.csv") == 1  # two files failed
+    found = rows(tmp_path / "p.csv")
+    assert set(found) == {"a.png", "b.jpg", "c d.png", "tiny.png", "text.jpg", "empty.png"}
+    assert found["empty.png"]["error"] == "empty file"
+    assert "not an image" in found["text.jpg"]["error"]
+    for name in ("a.png", "b.jpg", "c d.png", "tiny.png"):
+        row = found[name]
+        assert row["error"] == ""
+        assert row["verdict"] in ("real", "fake", "can't tell")
+        assert 0 <= float(row["score"]) <= 1
+        assert 0 < float(row["p_value"]) <= 1
+    assert "smaller than the 32 pixels" in found["tiny.png"]["reason"]
+    assert (found["b.jpg"]["width"], found["b.jpg"]["height"]) == ("300", "200")
+    about = json.loads((tmp_path / "p.csv.about.json").read_text())
+    assert about["detector"]["training_data"]["fake"] == {"gen_a": 8, "gen_b": 8}
+    for name in ("text.jpg", "empty.png"):
+        (images / name).unlink()
+    assert predict(checkpoint, images, tmp_path / "q.csv") == 0
+
+
+def test_scores_are_those_of_evaluate(checkpoint: Path, tiny_manifest_module: Path, tmp_path: Path) -> None:
+    evaluated = pd.read_parquet(checkpoint.parent.parent / "predictions.parquet").set_index("path")
+    folder = tiny_manifest_module.parent / "gen_c"
+    assert predict(checkpoint, folder, tmp_path / "p.csv", "views=[]", "tiles=0") == 0
+    predicted = pd.read_csv(tmp_path / "p.csv")
+    assert len(predicted) == 8
+    for row in predicted.itertuples():
+        own = evaluated.loc[f"gen_c/{Path(str(row.path)).name}"]
+        assert row.logit == pytest.approx(own["logit"], abs=1e-4)
+        assert row.score == pytest.approx(own["score"], abs=1e-4)
+        assert row.p_value == pytest.approx(own["p_value"], abs=1e-5)
+
+
+def test_an_interrupted_run_goes_on(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    assert predict(checkpoint, images, tmp_path / "whole.csv") == 1
+    whole = (tmp_path / "whole.csv").read_bytes()
+    lines = whole.splitlines(keepends=True)
+    (tmp_path / "cut.csv").write_bytes(b"".join(lines[:4]) + lines[4][:10])  # killed while writing a row
+    assert predict(checkpoint, images, tmp_path / "cut.csv") == 1
+    assert rows(tmp_path / "cut.csv") == rows(tmp_path / "whole.csv")
+    (tmp_path / "mine.csv").write_text("name,grade\nx,1\n")
+    assert predict(checkpoint, images, tmp_path / "mine.csv") == 2
+    assert (tmp_path / "mine.csv").read_text() == "name,grade\nx,1\n"
+    assert predict(checkpoint, images, tmp_path / "whole.csv", "resume=false") == 2
+
+
+def test_json_lines_globs_lists_and_heatmaps(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    assert predict(checkpoint, f"{images}/*.png", tmp_path / "p.jsonl", f"heatmaps={tmp_path}/maps") == 1
+    lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert [Path(line["path"]).name for line in lines] == ["a.png", "empty.png", "tiny.png"]
+    assert set(lines[0]) == set(COLUMNS)
+    pictures = sorted((tmp_path / "maps").glob("*.png"))
+    assert len(pictures) == 2
+    assert cv2.imread(str(pictures[0])).shape == (60, 80, 3)
+    both = f"[{images}/a.png,{images}/b.jpg]"
+    assert predict(checkpoint, both, tmp_path / "two.csv") == 0
+    assert set(rows(tmp_path / "two.csv")) == {"a.png", "b.jpg"}
+
+
+def test_a_list_on_standard_input(
+    checkpoint: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{images}/a.png\n\n{images}/gone.png\n{images}/a.png\n"))
+    assert predict(checkpoint, "-", tmp_path / "p.csv") == 1
+    found = rows(tmp_path / "p.csv")
+    assert set(found) == {"a.png", "gone.png"}
+    assert found["gone.png"]["error"] == "no such file"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["source=/nowhere/at/all"], "there is no such file or folder"), (["views=[jpeg81]"], "did you mean 'jpeg80'"),
+        (["false_alarm=0"], "a share between 0 and 1"), (["output=x.xls"], "name a .csv or a .jsonl"),
+        (["tiles=0", "heatmaps=x"], "heatmaps are made of tiles"), (["device=tpu9"], "device=tpu9"),
+        (["checkpoint=/nowhere.ckpt"], "nowhere.ckpt"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(
+    checkpoint: Path,
+    images: Path,
+    tmp_path: Path,
+    more: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = {"checkpoint": checkpoint, "source": images, "output": tmp_path / "p.csv"}
+    arguments = [
+        f"{key}={value}" for key, value in given.items() if not any(one.startswith(f"{key}=") for one in more)
+    ]
+    assert launch("predict", [*arguments, *more]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_empty_folder_and_checkpoint_without_operating_point(
+    checkpoint: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert predict(checkpoint, tmp_path / "empty", tmp_path / "p.csv") == 2
+    assert "there are no images" in capsys.readouterr().err
+    content = torch.load(checkpoint, weights_only=True)
+    del content["fakedet"]["operating_point"]
+    torch.save(content, tmp_path / "old.ckpt")
+    assert predict(tmp_path / "old.ckpt", images, tmp_path / "p.csv") == 2
+    assert "has no operating point" in capsys.readouterr().err
+
+
+def test_large_images_and_hard_compression(checkpoint: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "large"
+    folder.mkdir()
+    blocks = np.kron(rng.integers(0, 256, (30, 40, 3)), np.ones((60, 60, 1))).astype(np.uint8)
+    noise = rng.integers(0, 256, (90, 90, 3), dtype=np.uint8)
+    cv2.imwrite(str(folder / "large.jpg"), blocks)
+    cv2.imwrite(str(folder / "hard.jpg"), noise, [cv2.IMWRITE_JPEG_QUALITY, 8])
+    header = b"IHDR" + (20_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
+    checksum = zlib.crc32(header).to_bytes(4, "big")
+    (folder / "huge.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n\0\0\0\r" + header + checksum + b"\0\0\0\x01IDATx" + bytes(4)
+    )
+    assert predict(checkpoint, folder, tmp_path / "p.csv") == 1
+    found = rows(tmp_path / "p.csv")
+    assert "JPEG quality 8, below 95 % of the training images" in found["hard.jpg"]["reason"]
+    assert found["large.jpg"]["width"] == "2400"
+    assert found["large.jpg"]["tile_score"]
+    assert "too many pixels" in found["huge.png"]["error"]
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_no_row_is_lost_or_doubled(
+    checkpoint: Path, images: Path, tmp_path: Path
+) -> None:
+    for number in range(60):
+        (images / f"more {number}.png").write_bytes((images / "a.png").read_bytes())
+    command = [sys.executable, "-m", "fakedet", "predict", f"checkpoint={checkpoint}", f"source={images}",
+               f"output={tmp_path}/p.csv", "images_at_a_time=1"]  # fmt: skip
+    for done in (5, 20, 40):
+        run = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ}
+        )
+        while run.poll() is None:
+            if (tmp_path / "p.csv").is_file() and (tmp_path / "p.csv").read_bytes().count(b"\n") > done:
+                run.kill()
+        run.wait()
+    assert predict(checkpoint, images, tmp_path / "p.csv") == 1
+    frame = pd.read_csv(tmp_path / "p.csv")
+    assert len(frame) == frame["path"].nunique() == 66

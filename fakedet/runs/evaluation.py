@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
+import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from fakedet import build
 from fakedet.data.datamodule import ImageDataModule
+from fakedet.data.degrade import ORIGINAL, View, make_views
 from fakedet.data.quarantine import Quarantine
 from fakedet.errors import UserError
+from fakedet.evaluation.robustness_plot import plot_robustness
+from fakedet.evaluation.table import text
 from fakedet.methods.detector import Detector
 from fakedet.methods.gather import gather_records
+from fakedet.metrics.bootstrap import Interval
 from fakedet.metrics.pairing import real_counterparts
-from fakedet.runs import operating, scoring
+from fakedet.runs import operating, robustness, scoring
 from fakedet.runs.audit import header_audit
 from fakedet.runs.checks import check_config
 from fakedet.runs.folder import open_folder, provenance, write_config, write_json
@@ -53,13 +59,15 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
         logger=False,
         enable_checkpointing=False,
     )
+    views = make_views(_plain(config.robustness))
     with threads(config.threads):
         frame = scoring.score(trainer, method, datamodule, config.split)
-    point = operating.of(method)
-    frame = operating.apply(point, frame)
-    records = gather_records(method.quarantined)
-    if not trainer.is_global_zero:
-        return None
+        point = operating.of(method)
+        frame = operating.apply(point, frame)
+        records = gather_records(method.quarantined)
+        if not trainer.is_global_zero:
+            return None
+        swept = _degrade(config, method, datamodule, views, frame, folder) if len(views) > 1 else None
     quarantine = Quarantine.from_records(records, datamodule.manifest, (config.split,))
     metrics = scoring.measure(
         frame, datamodule, method.identity["seen_generators"], _plain(config.bootstrap), point
@@ -68,10 +76,48 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
     identity = {**method.identity, "checkpoint": str(config.checkpoint), "split": config.split,
                 "data_was_used_for": used or None}  # fmt: skip
     shortcut = header_audit(datamodule, config.split, datamodule.pairs) if config.header_audit else {}
+    if swept is not None:
+        frame = pd.concat([frame, operating.apply(point, swept)], ignore_index=True)
     scoring.write_results(folder, frame, metrics, quarantine, identity, shortcut)
     write_json(folder / "run.json", {**facts, "manifest_sha256": datamodule.manifest.sha256})
     quarantine.check(datamodule.max_quarantine)
     return metrics
+
+
+def _degrade(
+    config: DictConfig,
+    method: Detector,
+    datamodule: ImageDataModule,
+    views: list[View],
+    original: pd.DataFrame,
+    folder: Path,
+) -> pd.DataFrame:
+    """Score the degraded views, write robustness.json and its figure, and give the views' predictions."""
+    swept = robustness.sweep(method, datamodule, config.split, views)
+    described = original.drop(columns=["view", "logit", "trace_distance", "score", "p_value", "verdict"])
+    frame = swept.frame.merge(described, on="id", how="inner")
+    content, _ = robustness.measure(
+        frame,
+        datamodule,
+        method.identity["seen_generators"],
+        _plain(config.bootstrap),
+        scoring.known_reals(datamodule),
+    )
+    write_json(
+        folder / "robustness.json", {"views": content, "n_images": len(original), "decoded": swept.decoded}
+    )
+    plot_robustness(content, folder / "robustness.png")
+    log.info("%-16s %-22s %-22s %s", "mAP", "seen", "unseen", "drop, unseen")
+    for name, entry in content.items():
+        log.info("%-16s %-22s %-22s %s", name, _short(entry["map_seen"]), _short(entry["map_unseen"]),
+                 _short(entry["map_unseen"]["drop"]))  # fmt: skip
+    log.info("%d images were decoded once for %d views", swept.decoded, len(views))
+    return frame[frame["view"] != ORIGINAL]
+
+
+def _short(entry: dict[str, Any]) -> str:
+    numbers = [math.nan if entry[key] is None else entry[key] for key in ("value", "low", "high")]
+    return text(Interval(*numbers), ".3f")
 
 
 def _check_unused(method: Detector, datamodule: ImageDataModule, config: DictConfig) -> str:

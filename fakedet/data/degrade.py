@@ -58,7 +58,11 @@ def _resize(image: Pixels, factor: float, rng: np.random.Generator) -> Pixels:
 
 
 def _noise(image: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:
-    return np.clip(np.rint(image + rng.normal(0, sigma, image.shape)), 0, 255).astype(np.uint8)
+    noisy = rng.standard_normal(image.shape, dtype=np.float32)
+    noisy *= sigma
+    noisy += image
+    np.clip(np.rint(noisy, out=noisy), 0, 255, out=noisy)
+    return noisy.astype(np.uint8)
 
 
 def _brightness(image: Pixels, factor: float, rng: np.random.Generator) -> Pixels:
@@ -153,7 +157,7 @@ def degraded_views(image: Pixels, view: View, size: int, policy: str, seed: int)
         return evaluation_views(family.apply(image, view.severity, rng), size, policy)
     scale = family.scale(view.severity)
     if scale != 1.0:
-        window = _window(image, int(np.ceil(size / scale)) + 2 * MARGIN)[0]
+        window = _middle(image, int(np.ceil(size / scale)) + 2 * MARGIN)
         return evaluation_views(family.apply(window, view.severity, rng), size, policy)
     window, top, left = _window(pad_to(image, size, size), size)
     done = family.apply(window, view.severity, rng)
@@ -170,6 +174,12 @@ def _window(image: Pixels, size: int) -> tuple[Pixels, int, int]:
         stops.append(min(side, crop + size + MARGIN))
         places.append(crop - start)
     return np.ascontiguousarray(image[starts[0] : stops[0], starts[1] : stops[1]]), places[0], places[1]
+
+
+def _middle(image: Pixels, size: int) -> Pixels:
+    """Cut out the middle, so that its centre is the image's."""
+    top, left = (max(0, side - size) // 2 for side in image.shape[:2])
+    return np.ascontiguousarray(image[top : top + size, left : left + size])
 
 
 def _cut(image: Pixels, share: float) -> Pixels:

@@ -15,6 +15,7 @@ VERBS = {
     "shard": "write a manifest's images into shards, for object stores and many nodes",
     "train": "train stage 1 (model=trace), the transfer (model=transfer) or a baseline",
     "evaluate": "score a manifest with a checkpoint: predictions.parquet and metrics.json",
+    "report": "rebuild tables, figures and the page from predictions files alone",
     "predict": "say of images whether they are real, fake, or can't be told",
     "study": "train several methods on the same splits and seeds and compare them in one report",
 }

@@ -98,7 +98,7 @@ def _degrade(
     frame = swept.frame.merge(described, on="id", how="inner")
     content, _ = robustness.measure(
         frame,
-        datamodule,
+        datamodule.pairs,
         method.identity["seen_generators"],
         _plain(config.bootstrap),
         scoring.known_reals(datamodule),

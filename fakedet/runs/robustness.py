@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,17 +68,13 @@ def sweep(method: Detector, datamodule: ImageDataModule, split: str, views: list
 
 
 def measure(
-    frame: pd.DataFrame,
-    datamodule: ImageDataModule,
-    seen: list[str],
-    bootstrap: dict[str, int],
-    known_reals: set[str],
+    frame: pd.DataFrame, pairs: Any, seen: list[str], bootstrap: Mapping[str, int], known_reals: set[str]
 ) -> tuple[dict[str, Any], BootstrapTable]:
     """Measure mAP of every view and its paired drop from the original.
 
     Args:
         frame: of all views: the manifest's columns, view and logit.
-        datamodule: that gave it.
+        pairs: see :func:`fakedet.metrics.pairing.real_counterparts`.
         seen: generators that were trained on.
         bootstrap: resamples and seed.
         known_reals: see :func:`fakedet.metrics.pairing.real_counterparts`.
@@ -94,7 +91,7 @@ def measure(
     table = bootstrap_statistics(
         original,
         logits,
-        datamodule.pairs,
+        pairs,
         seen,
         int(bootstrap["resamples"]),
         int(bootstrap["seed"]),

@@ -119,7 +119,7 @@ def write_results(
         identity: of the detector.
         shortcut: from :func:`fakedet.runs.audit.header_audit`.
     """
-    write_predictions(frame, folder / "predictions.parquet", dict(identity))
+    write_predictions(frame, folder / "predictions.parquet", {**identity, "shortcut": dict(shortcut)})
     lost = quarantine.lost(str(identity["split"]), frame)
     for name in lost:
         log.warning("none of the images of '%s' could be read: it is in no table, see quarantine.csv", name)

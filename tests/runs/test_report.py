@@ -1,0 +1,96 @@
+"""A report is rebuilt from predictions alone, with the numbers that the run itself wrote."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from fakedet.commands.app import launch
+
+COMMON = ["data=manifest", "data.crop_size=32", "data.batch_size=16", "trainer.max_epochs=1", "threads=1",
+          "bootstrap.resamples=30", "trace_cache=null"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_manifest_module: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with two methods' runs, one of them evaluated on degraded views too."""
+    root = tmp_path_factory.mktemp("report")
+    for name, model in (("a", "bce"), ("b", "supcon")):
+        assert launch("train", [f"model={model}", *COMMON, f"data.manifest={tiny_manifest_module}",
+                                f"output_dir={root}/{name}"]) == 0  # fmt: skip
+    assert launch("evaluate", [
+        f"checkpoint={root}/a/checkpoints/best.ckpt", f"data.manifest={tiny_manifest_module}",
+        f"output_dir={root}/views", "robustness=quick", "bootstrap.resamples=30",
+    ]) == 0  # fmt: skip
+    return root
+
+
+def report(predictions: object, folder: Path, *more: str) -> int:
+    return launch(
+        "report", [f"predictions={predictions}", f"output_dir={folder}", "bootstrap.resamples=30", *more]
+    )
+
+
+def test_one_file_gives_the_numbers_of_its_run(runs: Path, tmp_path: Path) -> None:
+    lonely = tmp_path / "elsewhere" / "p.parquet"  # nothing else of the run is there
+    lonely.parent.mkdir()
+    shutil.copy(runs / "views" / "predictions.parquet", lonely)
+    assert report(lonely, tmp_path / "r") == 0
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    metrics = json.loads((runs / "views" / "metrics.json").read_text())
+    for name, entry in metrics["per_generator"].items():
+        for metric in ("ap", "auc"):
+            assert summary["values"][metric][name]["bce"]["value"] == pytest.approx(entry[metric]["value"])
+    assert summary["values"]["ap"]["map_unseen"]["bce"]["value"] == pytest.approx(
+        metrics["map_unseen"]["value"]
+    )
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert '<th scope="col">shortcut AUC</th>' in page
+    assert page.count("data:image/png;base64,") == 5  # AP, ROC and PR, reliability, scores, robustness
+    assert "https://" not in page
+    assert "http://" not in page
+    assert len(pd.read_csv(tmp_path / "r" / "table.csv")) > 6
+
+
+def test_two_files_give_a_comparison(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both = f"[{runs}/a/predictions.parquet,{runs}/b/predictions.parquet]"
+    assert report(both, tmp_path / "r", "baseline=supcon", "title=Ours") == 0
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert (summary["methods"], summary["baseline"]) == (["bce", "supcon"], "supcon")
+    difference = summary["differences_to_baseline"]["ap"]["map"]["bce"]
+    values = summary["values"]["ap"]["map"]
+    assert difference["value"] == pytest.approx(values["bce"]["value"] - values["supcon"]["value"])
+    assert "<h1>Ours</h1>" in (tmp_path / "r" / "report.html").read_text()
+    assert report(both, tmp_path / "r2", "baseline=supkon") == 2
+    assert "did you mean 'supcon'" in capsys.readouterr().err
+
+
+def test_files_of_one_method_and_seed_are_told_apart(runs: Path, tmp_path: Path) -> None:
+    assert report(f"[{runs}/a/predictions.parquet,{runs}/views/predictions.parquet]", tmp_path / "r") == 0
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert summary["methods"] == ["bce (a)", "bce (views)"]
+    assert summary["differences_to_baseline"]["ap"]["map"]["bce (views)"]["value"] == pytest.approx(
+        0, abs=1e-6
+    )
+
+
+def test_bad_input_is_one_line(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.parquet"
+    text.write_text("no parquet")
+    frame = pd.read_parquet(runs / "a" / "predictions.parquet")
+    frame.assign(label=frame["label"].map({0: 1, 1: -1})).to_parquet(tmp_path / "labels.parquet")
+    frame.assign(logit=float("nan")).to_parquet(tmp_path / "nan.parquet")
+    cases = {
+        text: "is not a parquet file",
+        tmp_path / "gone.parquet": "there is no predictions file",
+        "[]": "at least one",
+        tmp_path / "labels.parquet": "labels must be 0 (real) or 1 (fake)",
+        tmp_path / "nan.parquet": "are NaN",
+    }
+    for predictions, message in cases.items():
+        assert report(predictions, tmp_path / "r") == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert "Traceback" not in error

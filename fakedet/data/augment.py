@@ -21,6 +21,8 @@ from fakedet.errors import UserError, choose, nearest
 MARGIN = 16
 """Pixels a side by which the degraded region exceeds the crop: two JPEG blocks, so that the grid falls
 anywhere, and a border that blur at the edge does not reach into the crop."""
+JPEG_SIDE = 65_500
+"""The longest side that a JPEG can have."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,11 @@ class Augmentation:
         rng = np.random.default_rng(seed)
         if self._compose is None:
             return random_crop(image, size, size, rng)
-        if not self.settings.whole_image:
+        if self.settings.whole_image:
+            if max(image.shape) > JPEG_SIDE:  # no draw for the others, whose crops stay what they were
+                height, width = (min(side, JPEG_SIDE) for side in image.shape[:2])
+                image = random_crop(image, height, width, rng)
+        else:
             margin = MARGIN if self.settings.blur or self.settings.jpeg else 0
             height, width = (min(size + margin, max(size, side)) for side in image.shape[:2])
             image = random_crop(image, height, width, rng)

@@ -11,6 +11,10 @@ from fakedet.errors import choose
 POLICIES = {"crop": 1, "multi-crop": 5, "resize": 1}
 """Evaluation policies and how many views of an image each gives."""
 
+LONGEST = 16
+"""Times the shorter side that the longer one may measure when an image is resized: an image of one row would
+grow to gigabytes. The centre is all that is looked at."""
+
 Pixels = NDArray[np.uint8]
 
 
@@ -26,10 +30,9 @@ def random_crop(image: Pixels, height: int, width: int, rng: np.random.Generator
     Returns:
         (height, width, 3), a view of ``image`` where nothing was padded.
     """
-    image = pad_to(image, height, width)
-    top = int(rng.integers(image.shape[0] - height + 1))
-    left = int(rng.integers(image.shape[1] - width + 1))
-    return image[top : top + height, left : left + width]
+    top = int(rng.integers(max(image.shape[0] - height, 0) + 1))
+    left = int(rng.integers(max(image.shape[1] - width, 0) + 1))
+    return _cut(image, top, left, height, width)
 
 
 def evaluation_views(image: Pixels, size: int, policy: str) -> list[Pixels]:
@@ -54,12 +57,11 @@ def evaluation_views(image: Pixels, size: int, policy: str) -> list[Pixels]:
     choose(policy, POLICIES, "data.eval_policy")
     if policy == "resize":
         image = _resize_shorter_side(image, size)
-    image = pad_to(image, size, size)
-    bottom, right = image.shape[0] - size, image.shape[1] - size
+    bottom, right = (max(side - size, 0) for side in image.shape[:2])
     corners = [(bottom // 2, right // 2)]
     if policy == "multi-crop":
         corners += [(0, 0), (0, right), (bottom, 0), (bottom, right)]
-    return [image[top : top + size, left : left + size] for top, left in corners]
+    return [_cut(image, top, left, size, size) for top, left in corners]
 
 
 def pad_to(image: Pixels, height: int, width: int) -> Pixels:
@@ -74,7 +76,15 @@ def pad_to(image: Pixels, height: int, width: int) -> Pixels:
     return np.pad(image, [(m // 2, m - m // 2) for m in missing] + [(0, 0)], mode="reflect")
 
 
+def _cut(image: Pixels, top: int, left: int, height: int, width: int) -> Pixels:
+    """Cut first and pad what is left: padded as a whole, one row of a million pixels would be a hundred."""
+    return pad_to(image[top : top + height, left : left + width], height, width)
+
+
 def _resize_shorter_side(image: Pixels, size: int) -> Pixels:
+    most = LONGEST * min(image.shape[:2])
+    top, left = (max(side - most, 0) // 2 for side in image.shape[:2])
+    image = image[top : top + most, left : left + most]
     height, width = image.shape[:2]
     scale = size / min(height, width)
     target = (max(size, round(width * scale)), max(size, round(height * scale)))

@@ -184,7 +184,8 @@ def _digest(columns: dict[str, Any]) -> str:
 
 def _probe(probed: list[str], folder: Path, path: Path) -> None:
     """Notice a manifest of another root before a run is set up; single missing files go into quarantine."""
-    if any((folder / name).is_file() for name in probed):
+    # os.path says no where Path raises: a name that is too long, a folder that may not be searched.
+    if any(os.path.isfile(folder / name) for name in probed):
         return
     if not any(folder.iterdir()):
         raise UserError(f"data.root={folder}: the folder is empty")

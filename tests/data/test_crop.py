@@ -1,8 +1,11 @@
 """Crops against index arithmetic."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
+from fakedet.data.augment import Augmentation
 from fakedet.data.crop import POLICIES, evaluation_views, pad_to, random_crop
 from fakedet.errors import UserError
 
@@ -75,3 +78,21 @@ def test_every_policy_takes_any_image(policy: str, shape: tuple[int, int]) -> No
 def test_an_unknown_policy_is_named() -> None:
     with pytest.raises(UserError, match=r"data\.eval_policy.*'multi-crop'"):
         evaluation_views(numbered(9, 9), 8, "multicrop")
+
+
+@pytest.mark.parametrize("shape", [(1, 60_000, 3), (60_000, 1, 3)])
+@pytest.mark.parametrize("policy", ["crop", "multi-crop", "resize"])
+def test_an_image_of_one_row_does_not_grow_to_gigabytes(shape: tuple[int, int, int], policy: str) -> None:
+    image = np.zeros(shape, np.uint8)
+    tracemalloc.start()
+    views = evaluation_views(image, 128, policy)
+    random_crop(image, 128, 128, np.random.default_rng(0))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert all(view.shape == (128, 128, 3) for view in views)
+    assert most < 60_000 * 3 * 16
+
+
+def test_jpeg_augmentation_takes_images_longer_than_a_jpeg_can_be() -> None:
+    image = np.zeros((20, 66_000, 3), np.uint8)
+    assert Augmentation("cnndet", blur=0.0, jpeg=1.0)(image, 16, 0).shape == (16, 16, 3)

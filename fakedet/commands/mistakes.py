@@ -21,6 +21,7 @@ from fakedet.errors import UserError, nearest
 MISSING_HINTS = {
     "data.manifest": "a parquet or CSV table with the columns path, label, generator",
     "source": "the images: a file, a folder, a table ..., see --help",
+    "output": "the file to write",
     "predictions": "a predictions.parquet that `fakedet train` or `evaluate` wrote, or a list of them",
     "output_dir": "the folder to write into",
     "checkpoint": "the .ckpt file that `fakedet train` wrote",

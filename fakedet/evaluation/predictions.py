@@ -36,7 +36,7 @@ def write_predictions(frame: pd.DataFrame, path: str | Path, identity: dict[str,
     if missing:
         raise UserError(f"{path}: predictions without the column {', '.join(missing)} cannot be written")
     table = pa.Table.from_pandas(frame[list(SCHEMA)].astype(SCHEMA), preserve_index=False)
-    metadata = {**(table.schema.metadata or {}), METADATA_KEY: json.dumps(identity).encode()}
+    metadata = {**(table.schema.metadata or {}), METADATA_KEY: json.dumps(identity, allow_nan=False).encode()}
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         pq.write_table(table.replace_schema_metadata(metadata), temporary)

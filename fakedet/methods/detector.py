@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fakedet.methods.optimiser import configure_optimiser
 from fakedet.metrics.average_precision import GeneratorAveragePrecision
+from fakedet.models.trace_bank import TraceBank
 
 
 class Scores(NamedTuple):
@@ -45,6 +46,12 @@ class Detector(LightningModule):
     @abstractmethod
     def forward(self, images: Tensor) -> Scores:
         """Score float RGB images (N, 3, H, W) in [0, 1]."""
+
+    def freeze_for_export(self) -> None:
+        """Turn what depends on values of buffers into constants, so that the forward pass can be traced."""
+        for module in self.modules():
+            if isinstance(module, TraceBank):
+                module.freeze()
 
     # --- Lightning's hooks -----------------------------------------------------------------------------
 

@@ -77,13 +77,14 @@ class OperatingPoint:
         return -math.inf if allowed < 1 else self.fakes[allowed - 1]
 
     def to_dict(self) -> dict[str, Any]:
-        """Give it as plain values, as a checkpoint holds them."""
+        """Give it as plain values that JSON knows too: null for a missing distance and for a threshold of infinity."""
         reference = self.reference and {
-            "centre": list(self.reference.centre), "spread": list(self.reference.spread),
+            "centre": [_finite(value) for value in self.reference.centre],
+            "spread": [_finite(value) for value in self.reference.spread],
             "scores": list(self.reference.scores),
-        }  # fmt: skip
+        }
         return {
-            "threshold": self.threshold, "rate": self.rate, "calibration": self.calibration.to_dict(),
+            "threshold": _finite(self.threshold), "rate": self.rate, "calibration": self.calibration.to_dict(),
             "reference": reference, "n_real": self.n_real, "n_fake": self.n_fake, "manifest": self.manifest,
             "split": self.split, "notes": list(self.notes), "fakes": list(self.fakes),
         }  # fmt: skip
@@ -93,13 +94,23 @@ class OperatingPoint:
         """Make it from plain values."""
         given = content["reference"]
         reference = given and Reference(
-            tuple(given["centre"]), tuple(given["spread"]), tuple(given["scores"])
+            _known(given["centre"], math.nan), _known(given["spread"], 1.0), tuple(given["scores"])
         )
+        threshold = math.inf if content["threshold"] is None else content["threshold"]
         return cls(
-            content["threshold"], content["rate"], Calibration.from_dict(content["calibration"]), reference,
+            threshold, content["rate"], Calibration.from_dict(content["calibration"]), reference,
             content["n_real"], content["n_fake"], content["manifest"], content["split"], tuple(content["notes"]),
             tuple(content.get("fakes", ())),
         )  # fmt: skip
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _known(values: list[float | None], otherwise: float) -> tuple[float, float]:
+    first, second = (otherwise if value is None else value for value in values)
+    return first, second
 
 
 def threshold_at(logits_of_reals: ArrayLike, rate: float) -> float:
@@ -166,9 +177,15 @@ def _reference(
     if not len(training_logits):
         return None
     centre = (float(np.mean(training_logits)), float(np.mean(training_distances)))
-    spread = (float(np.std(training_logits)) or 1.0, float(np.std(training_distances)) or 1.0)
+    spread = (_spread(training_logits), _spread(training_distances))
     unsorted = Reference(centre, spread, ())
     return Reference(centre, spread, _thinned(unsorted.score(logits, distances)))
+
+
+def _spread(values: NDArray[np.float64]) -> float:
+    """Give the standard deviation; 1 where there is none."""
+    spread = float(np.std(values))
+    return spread if math.isfinite(spread) and spread > 0 else 1.0
 
 
 def _thinned(values: NDArray[np.float64]) -> tuple[float, ...]:

@@ -32,6 +32,7 @@ class TraceBank(nn.Module):
         if size < 2 or neighbours < 1:
             raise UserError(f"model.bank_size: a trace bank keeps 2 traces or more, not {size}")
         self.size, self.neighbours = size, neighbours
+        self._fixed: int | None = None
         self.register_buffer("bank", torch.zeros(size, dim))
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
         # Of the kept traces' distances, each to the others; one value for each of DISTANCES.
@@ -88,8 +89,12 @@ class TraceBank(nn.Module):
         index = DISTANCES.index(kind)
         return (distance - self.mean[index]) / self.std[index]
 
+    def freeze(self) -> None:
+        """Take the number of traces for a constant, as tracing for export needs it; no fit may follow."""
+        self._fixed = int(self.count)
+
     def _members(self) -> Tensor:
-        count = int(self.count)
+        count = int(self.count) if self._fixed is None else self._fixed
         if count == 0:
             raise RuntimeError("the trace bank is empty: fit it on traces of real photographs first")
         return self.bank[:count].float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
@@ -118,7 +119,9 @@ def _about(
     identity = {key: value for key, value in method.identity.items() if key != operating.KEY}
     return {
         "config": OmegaConf.to_container(config, resolve=True), "detector": identity,
-        "operating_point": {"rate": point.rate, "threshold": str(point.threshold), "n_real": point.n_real,
-                            "n_fake": point.n_fake, "calibration": point.calibration.kind},
+        "operating_point": {
+            "rate": point.rate, "n_real": point.n_real, "n_fake": point.n_fake, "calibration": point.calibration.kind,
+            "threshold": point.threshold if math.isfinite(point.threshold) else None,
+        },
         "run": provenance(["fakedet", "predict", *overrides]),
     }  # fmt: skip

@@ -122,18 +122,34 @@ def make_views(families: Mapping[str, Sequence[float]]) -> list[View]:
     Raises:
         UserError: no such family, or a severity out of its range.
     """
-    views = [View(ORIGINAL, 0)]
-    for family, severities in families.items():
-        if family not in FAMILIES:
-            raise UserError(f"robustness.{family}: there is no such family; {nearest(family, FAMILIES)}")
-        kind = FAMILIES[family]
-        for severity in severities:
-            if not isinstance(severity, int | float) or not kind.low <= severity <= kind.high:
-                raise UserError(
-                    f"robustness.{family}={severity}: a number from {kind.low:g} to {kind.high:g}"
-                )
-            views.append(View(family, float(severity)))
-    return views
+    given = [(family, severity) for family, severities in families.items() for severity in severities]
+    return [View(ORIGINAL, 0), *(_checked(family, severity, "robustness") for family, severity in given)]
+
+
+def parse_view(name: str, key: str) -> View:
+    """Read a view from its name, such as ``jpeg/75``.
+
+    Args:
+        name: family and severity.
+        key: of the config that names it, for messages.
+
+    Raises:
+        UserError: no such family, or a severity out of its range.
+    """
+    family, _, severity = name.partition("/")
+    try:
+        return _checked(family, float(severity), key)
+    except ValueError:
+        return _checked(family, severity, key)
+
+
+def _checked(family: str, severity: object, key: str) -> View:
+    if family not in FAMILIES:
+        raise UserError(f"{key}: there is no family '{family}'; {nearest(family, FAMILIES)}")
+    kind = FAMILIES[family]
+    if not isinstance(severity, int | float) or not kind.low <= severity <= kind.high:
+        raise UserError(f"{key}: {family}/{severity}: a number from {kind.low:g} to {kind.high:g}")
+    return View(family, float(severity))
 
 
 def degraded_views(image: Pixels, view: View, size: int, policy: str, seed: int) -> list[Pixels]:

@@ -15,13 +15,14 @@ import torch
 from numpy.typing import NDArray
 
 from fakedet.data.decode import DecodeError, decode_image, read_bytes
+from fakedet.data.degrade import ORIGINAL, View, degraded_views
 from fakedet.data.header import Header, parse_header
 from fakedet.errors import UserError
 from fakedet.methods.detector import Detector
 from fakedet.metrics.operating_point import OperatingPoint
 from fakedet.prediction.desk import Rules, state
 from fakedet.prediction.heatmap import overlay
-from fakedet.prediction.views import Tiles, cut_tiles, policy_views
+from fakedet.prediction.tiles import Tiles, cut_tiles
 
 TILES = "tiles"
 
@@ -46,7 +47,7 @@ class Examiner:
         method: the detector, in evaluation mode.
         point: its operating point.
         rules: of the desk.
-        names: of the altered copies that must agree.
+        views: altered copies that must agree.
         tiles: most squares that an image is also looked at in; 0: none.
         batch_size: crops scored at a time.
     """
@@ -56,11 +57,12 @@ class Examiner:
         method: Detector,
         point: OperatingPoint,
         rules: Rules,
-        names: list[str],
+        views: list[View],
         tiles: int,
         batch_size: int,
     ) -> None:
-        self.method, self.point, self.rules, self.names = method, point, rules, names
+        self.method, self.point, self.rules = method, point, rules
+        self.views = [View(ORIGINAL, 0), *views]
         self.size, self.policy = method.identity["crop_size"], method.identity["eval_policy"]
         self.tiles, self.batch_size = tiles, batch_size
         self.qualities = (method.identity.get("training_data") or {}).get("jpeg_quality")
@@ -93,9 +95,7 @@ class Examiner:
             image = decode_image(data)
         except DecodeError as error:
             return _Seen(path, error.reason, header, None, {}, None)
-        crops = {
-            name: policy_views(image, self.size, self.policy, name) for name in ("original", *self.names)
-        }
+        crops = {view.name: degraded_views(image, view, self.size, self.policy, 0) for view in self.views}
         tiles = cut_tiles(image, self.size, self.tiles) if self.tiles else None
         if tiles is not None:
             crops[TILES] = tiles.crops
@@ -121,7 +121,7 @@ class Examiner:
         for name, crops in one.crops.items():
             part = slice(start, start := start + len(crops))
             means[name] = (float(logits[part].mean()), float(distances[part].mean()))
-        logit, distance = means.pop("original")
+        logit, distance = means.pop(ORIGINAL)
         if not math.isfinite(logit):
             return {"error": "the detector gave no number for it"}
         said = state(

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fakedet.prediction.views import Tiles
+from fakedet.prediction.tiles import Tiles
 
 OPACITY = 0.45
 

@@ -14,14 +14,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fakedet import build
-from fakedet.errors import UserError, choose
+from fakedet.data.degrade import parse_view
+from fakedet.errors import UserError
 from fakedet.methods.detector import Detector
 from fakedet.metrics.operating_point import OperatingPoint
 from fakedet.prediction.desk import Rules, resolution
 from fakedet.prediction.examiner import Examiner, shown_path
 from fakedet.prediction.files import list_images
 from fakedet.prediction.sink import Sink
-from fakedet.prediction.views import ALTERED
 from fakedet.runs import operating
 from fakedet.runs.bar import bar
 from fakedet.runs.checks import check_config
@@ -49,7 +49,7 @@ def predict(config: DictConfig, overrides: list[str]) -> Predicted:
     """
     check_config(config)
     sources = [config.source] if isinstance(config.source, str) else [str(item) for item in config.source]
-    names = [choose(str(name), ALTERED, "views") for name in config.views]
+    views = [parse_view(str(name), "views") for name in config.views]
     _check_numbers(config)
     method = build.load_detector(config.checkpoint)
     point = operating.of(method)
@@ -61,7 +61,7 @@ def predict(config: DictConfig, overrides: list[str]) -> Predicted:
     rules = Rules(config.false_alarm, config.miss)
     _introduce(method, point, rules)
     desk = Examiner(
-        method.eval().to(_device(config.device)), point, rules, names, config.tiles, config.batch_size
+        method.eval().to(_device(config.device)), point, rules, views, config.tiles, config.batch_size
     )
     heatmaps = Path(config.heatmaps) if config.heatmaps else None
     output = Path(config.output)

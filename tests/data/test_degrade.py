@@ -80,7 +80,7 @@ def test_mistakes_name_the_nearest_and_the_range() -> None:
     assert names == ["original", "jpeg/95", "jpeg/30", "blur/0.5"]
     with pytest.raises(UserError, match="did you mean 'jpeg'"):
         make_views({"jpg": [90]})
-    with pytest.raises(UserError, match=r"robustness.jpeg=101: a number from 1 to 100"):
+    with pytest.raises(UserError, match=r"robustness: jpeg/101: a number from 1 to 100"):
         make_views({"jpeg": [101]})
 
 

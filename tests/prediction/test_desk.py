@@ -9,7 +9,7 @@ from fakedet.metrics.calibration import Calibration
 from fakedet.metrics.operating_point import OperatingPoint, Reference
 from fakedet.prediction.desk import FAKE, REAL, UNKNOWN, Rules, state
 from fakedet.prediction.heatmap import overlay
-from fakedet.prediction.views import ALTERED, cut_tiles, policy_views
+from fakedet.prediction.tiles import cut_tiles
 
 RULES = Rules(0.05, 0.05)
 
@@ -100,13 +100,3 @@ def test_heatmap_colours_where_the_tiles_are() -> None:
     assert overlay(
         np.zeros((10, 12, 3), np.uint8), cut_tiles(np.zeros((10, 12, 3), np.uint8), 64, 1), [0.5]
     ).shape == (10, 12, 3)
-
-
-def test_altered_copies_change_the_image_and_not_its_place() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
-    for name in ALTERED:
-        (view,) = policy_views(image, 32, "crop", name)
-        assert view.shape == (32, 32, 3)
-        assert (view != policy_views(image, 32, "crop", "original")[0]).any()
-    assert ALTERED["half"](image).shape == (45, 60, 3)
-    assert ALTERED["half"](image[:1, :1]).shape == (1, 1, 3)

@@ -133,12 +133,17 @@ def test_a_list_on_standard_input(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["source=/nowhere/at/all"], "there is no such file or folder"), (["views=[jpeg81]"], "did you mean 'jpeg80'"),
-        (["false_alarm=0"], "a share between 0 and 1"), (["output=x.xls"], "name a .csv or a .jsonl"),
-        (["tiles=0", "heatmaps=x"], "heatmaps are made of tiles"), (["device=tpu9"], "device=tpu9"),
+        (["source=/nowhere/at/all"], "there is no such file or folder"),
+        (["views=[jpg/80]"], "did you mean 'jpeg'"),
+        (["views=[jpeg/800]"], "from 1 to 100"),
+        (["views=[jpeg]"], "from 1 to 100"),
+        (["false_alarm=0"], "a share between 0 and 1"),
+        (["output=x.xls"], "name a .csv or a .jsonl"),
+        (["tiles=0", "heatmaps=x"], "heatmaps are made of tiles"),
+        (["device=tpu9"], "device=tpu9"),
         (["checkpoint=/nowhere.ckpt"], "nowhere.ckpt"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_one_line(
     checkpoint: Path,
     images: Path,

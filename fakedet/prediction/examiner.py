@@ -35,6 +35,7 @@ class _Seen:
     error: str
     header: Header | None
     image: NDArray[np.uint8] | None
+    """Kept for a heatmap only."""
     crops: dict[str, list[NDArray[np.uint8]]]
     """View → its crops."""
     tiles: Tiles | None
@@ -50,6 +51,7 @@ class Examiner:
         views: altered copies that must agree.
         tiles: most squares that an image is also looked at in; 0: none.
         batch_size: crops scored at a time.
+        heatmaps: folder for pictures with the tiles' scores; None: none are made.
     """
 
     def __init__(
@@ -60,14 +62,15 @@ class Examiner:
         views: list[View],
         tiles: int,
         batch_size: int,
+        heatmaps: Path | None = None,
     ) -> None:
         self.method, self.point, self.rules = method, point, rules
         self.views = [View(ORIGINAL, 0), *views]
         self.size, self.policy = method.identity["crop_size"], method.identity["eval_policy"]
-        self.tiles, self.batch_size = tiles, batch_size
+        self.tiles, self.batch_size, self.heatmaps = tiles, batch_size, heatmaps
         self.qualities = (method.identity.get("training_data") or {}).get("jpeg_quality")
 
-    def rows(self, paths: list[str], heatmaps: Path | None) -> list[dict[str, Any]]:
+    def rows(self, paths: list[str]) -> list[dict[str, Any]]:
         """Give the row of each path."""
         with ThreadPoolExecutor(4) as pool:
             seen = list(pool.map(self._look, paths))
@@ -82,7 +85,7 @@ class Examiner:
                         "jpeg_quality": one.header.jpeg_quality or None}  # fmt: skip
             if one.crops:
                 stop = start + sum(len(crops) for crops in one.crops.values())
-                row |= self._judge(one, logits[start:stop], distances[start:stop], heatmaps)
+                row |= self._judge(one, logits[start:stop], distances[start:stop])
                 start = stop
             rows.append(row)
         return rows
@@ -95,11 +98,15 @@ class Examiner:
             image = decode_image(data)
         except DecodeError as error:
             return _Seen(path, error.reason, header, None, {}, None)
-        crops = {view.name: degraded_views(image, view, self.size, self.policy, 0) for view in self.views}
+        # Copied: a crop that is a part of its image would keep all of it in memory.
+        crops = {
+            view.name: [crop.copy() for crop in degraded_views(image, view, self.size, self.policy, 0)]
+            for view in self.views
+        }
         tiles = cut_tiles(image, self.size, self.tiles) if self.tiles else None
         if tiles is not None:
             crops[TILES] = tiles.crops
-        return _Seen(path, "", header, image, crops, tiles)
+        return _Seen(path, "", header, image if self.heatmaps else None, crops, tiles)
 
     def _score(self, crops: list[NDArray[np.uint8]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         logits, distances = [np.zeros(0)], [np.zeros(0)]
@@ -115,7 +122,7 @@ class Examiner:
         return np.concatenate(logits), np.concatenate(distances)
 
     def _judge(
-        self, one: _Seen, logits: NDArray[np.float64], distances: NDArray[np.float64], heatmaps: Path | None
+        self, one: _Seen, logits: NDArray[np.float64], distances: NDArray[np.float64]
     ) -> dict[str, Any]:
         means, start = {}, 0
         for name, crops in one.crops.items():
@@ -133,19 +140,18 @@ class Examiner:
             self._doubts(one),
         )
         row = {**said.__dict__, "logit": logit}
-        if one.tiles is not None and one.image is not None:
+        if one.tiles is not None:
             scores = self.point.calibration(logits[-len(one.tiles.crops) :])
             row["tile_score"] = float(scores.mean())
-            if heatmaps is not None:
-                _write_heatmap(overlay(one.image, one.tiles, scores), heatmaps, one.path)
+            if self.heatmaps is not None and one.image is not None:
+                _write_heatmap(overlay(one.image, one.tiles, scores), self.heatmaps, one.path)
         return row
 
     def _doubts(self, one: _Seen) -> list[str]:
         """Say why an image lies outside of what the detector was made for."""
         assert one.header is not None
-        assert one.image is not None
         doubts = []
-        shorter = min(one.image.shape[:2])
+        shorter = min(one.header.width, one.header.height)
         if shorter < self.size:
             doubts.append(f"smaller than the {self.size} pixels that the detector looks at")
         if self.qualities and 0 < one.header.jpeg_quality < self.qualities[0]:

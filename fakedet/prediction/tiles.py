@@ -41,7 +41,7 @@ def cut_tiles(image: Pixels, size: int, most: int) -> Tiles:
         else:
             columns -= 1
     places = [(top, left) for top in _spread(height - size, rows) for left in _spread(width - size, columns)]
-    crops = [image[top : top + size, left : left + size] for top, left in places]
+    crops = [image[top : top + size, left : left + size].copy() for top, left in places]
     return Tiles(places, crops, (height, width))
 
 

@@ -60,17 +60,16 @@ def predict(config: DictConfig, overrides: list[str]) -> Predicted:
         )
     rules = Rules(config.false_alarm, config.miss)
     _introduce(method, point, rules)
-    desk = Examiner(
-        method.eval().to(_device(config.device)), point, rules, views, config.tiles, config.batch_size
-    )
     heatmaps = Path(config.heatmaps) if config.heatmaps else None
+    method = method.eval().to(_device(config.device))
+    desk = Examiner(method, point, rules, views, config.tiles, config.batch_size, heatmaps)
     output = Path(config.output)
     with Sink(output, config.resume) as sink, threads(config.threads), bar("looking at images") as shown:
         todo = (path for path in list_images(sources) if shown_path(path) not in sink.done)
         resumed, done = len(sink.done), 0
         write_json(output.with_name(f"{output.name}.about.json"), _about(config, overrides, method, point))
         while part := list(islice(todo, config.images_at_a_time)):
-            sink.write(desk.rows(part, heatmaps))
+            sink.write(desk.rows(part))
             done += len(part)
             shown.show(done, ", ".join(f"{count} {what}" for what, count in sorted(sink.counts.items())))
     return Predicted(output, sink.counts, resumed)

@@ -24,7 +24,7 @@ class Tiles:
 
 
 def cut_tiles(image: Pixels, size: int, most: int) -> Tiles:
-    """Cut at most ``most`` squares out of an image, evenly spread from edge to edge.
+    """Cut at most ``most`` squares out of an image, evenly spread; all of it where so many suffice.
 
     Args:
         image: (H, W, 3).
@@ -40,12 +40,12 @@ def cut_tiles(image: Pixels, size: int, most: int) -> Tiles:
             rows -= 1
         else:
             columns -= 1
-    places = [(top, left) for top in _spread(height - size, rows) for left in _spread(width - size, columns)]
+    places = [(top, left) for top in _spread(height, size, rows) for left in _spread(width, size, columns)]
     crops = [image[top : top + size, left : left + size].copy() for top, left in places]
     return Tiles(places, crops, (height, width))
 
 
-def _spread(room: int, count: int) -> list[int]:
-    if count == 1:
-        return [room // 2]
-    return [round(room * number / (count - 1)) for number in range(count)]
+def _spread(side: int, size: int, count: int) -> list[int]:
+    """Put a square into the middle of each of ``count`` equal parts of a side."""
+    middles = [(number + 0.5) * side / count for number in range(count)]
+    return [min(max(0, round(middle - size / 2)), side - size) for middle in middles]

@@ -72,7 +72,7 @@ def test_without_fakes_in_validation_nothing_is_called_real() -> None:
     ("height", "width", "most"),
     [(64, 64, 9), (65, 64, 9), (640, 64, 9), (640, 480, 9), (20, 30, 4), (1, 1, 9), (300, 4000, 5)],
 )
-def test_tiles_lie_inside_spread_from_edge_to_edge(height: int, width: int, most: int) -> None:
+def test_tiles_lie_inside_and_spread_evenly(height: int, width: int, most: int) -> None:
     tiles = cut_tiles(np.zeros((height, width, 3), np.uint8), 64, most)
     assert 1 <= len(tiles.crops) <= most
     assert all(crop.shape == (64, 64, 3) for crop in tiles.crops)
@@ -80,8 +80,10 @@ def test_tiles_lie_inside_spread_from_edge_to_edge(height: int, width: int, most
     assert min(*tops, *lefts) >= 0
     assert max(tops) + 64 <= max(height, 64)
     assert max(lefts) + 64 <= max(width, 64)
-    if len(set(lefts)) > 1:
-        assert (min(lefts), max(lefts) + 64) == (0, width)
+    assert len(set(tiles.places)) == len(tiles.places)
+    # Spread evenly: the middle of the squares is the middle of the image.
+    assert np.mean(tops) + 32 == pytest.approx(max(height, 64) / 2, abs=1)
+    assert np.mean(lefts) + 32 == pytest.approx(max(width, 64) / 2, abs=1)
     if -(-height // 64) * -(-width // 64) <= most and height >= 64 <= width:
         covered = np.zeros((height, width), bool)
         for top, left in tiles.places:

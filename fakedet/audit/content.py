@@ -100,20 +100,20 @@ def _findings(audits: Sequence[GeneratorAudit]) -> list[Finding]:
         by = _most_frequent([shortcut.told_by.split(" (")[0] for shortcut in headers.values()])
         findings.append(Finding(
             "problem" if any(shortcut.auc.low > WARN for shortcut in headers.values()) else "warning", "header",
-            f"format, size or compression tell the fakes of {_listed(headers)} from their reals"
+            f"Format, size or compression tell the fakes of {_listed(headers)} from their reals"
             + (f", most often by {by}" if by else ""),
             "A detector can do as well on these without seeing a trace, and will learn to.", MATCH,
             _numbers(headers),
         ))  # fmt: skip
     if contents:
         findings.append(Finding(
-            "warning", "content", f"thumbnails and colours tell the fakes of {_listed(contents)} from their reals",
+            "warning", "content", f"Thumbnails and colours tell the fakes of {_listed(contents)} from their reals",
             "The two show different things, so a detector may learn subjects instead of traces.",
             "compare with reals of the same subjects: a source column, or data.pairs", _numbers(contents),
         ))  # fmt: skip
     if few:
         findings.append(Finding(
-            "note", "few", f"too few images for a shortcut AUC: {_listed(few)}",
+            "note", "few", f"Too few images for a shortcut AUC: {_listed(few)}",
             "Nothing can be said of their shortcuts.", "", _numbers(few),
         ))  # fmt: skip
     return findings + [found for side in SIDES if (found := _strip_finding(audits, side)) is not None]
@@ -127,7 +127,7 @@ def _strip_finding(audits: Sequence[GeneratorAudit], side: str) -> Finding | Non
         f"{name} ({fake:.0%} of fakes, {real:.0%} of reals)" for name, (real, fake) in marked.items()
     )
     return Finding(
-        "warning", "strip", f"a strip of one colour at the {side} is more frequent in one class: {listed}",
+        "warning", "strip", f"A strip of one colour at the {side} is more frequent in one class: {listed}",
         "A border, bar or caption that one class has gives it away.",
         "crop it off before indexing, or use centre crops that leave it out",
         {"side": side, "shares": {name: {"real": real, "fake": fake} for name, (real, fake) in marked.items()}},
@@ -146,7 +146,7 @@ def _alone(names: Sequence[str]) -> list[Finding]:
     if not names:
         return []
     return [Finding(
-        "problem", "counterpart", f"there are no reals to compare with: {', '.join(names)}",
+        "problem", "counterpart", f"There are no reals to compare with: {', '.join(names)}",
         "Their AP is not defined.", "add reals, or name some with data.pairs", {"generators": list(names)},
     )]  # fmt: skip
 

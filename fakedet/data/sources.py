@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import warnings
@@ -56,11 +57,21 @@ class ShardSource:
     Args:
         location: folder, or URL that litdata understands (s3://, gs://, hf://, ...).
         positions: place of every row in the shards.
+        sizes: bytes of every row.
+        first: SHA-256 of row 0, by which shards of another manifest are told.
         cache: folder for shards that are not local; None: litdata's own.
     """
 
-    def __init__(self, location: str, positions: NDArray[np.int64], cache: str | None = None) -> None:
-        self.location, self.positions, self.cache = location, positions, cache
+    def __init__(
+        self,
+        location: str,
+        positions: NDArray[np.int64],
+        sizes: NDArray[np.int64],
+        first: str,
+        cache: str | None = None,
+    ) -> None:
+        self.location, self.positions, self.sizes = location, positions, sizes
+        self.first, self.cache = first, cache
         self._opened: Any = None
         self._process = 0
 
@@ -69,6 +80,26 @@ class ShardSource:
         # What was opened before a fork belongs to the parent.
         if self._opened is None or self._process != os.getpid():
             self._opened, self._process = open_shards(self.location, self.cache), os.getpid()
+            self._check()
+        data = self._bytes(row)
+        # A wrong image would be trained on under this row's label.
+        if len(data) != self.sizes[row]:
+            raise DecodeError(f"its shard holds {len(data)} bytes in its place instead of {self.sizes[row]}")
+        return data
+
+    def _check(self) -> None:
+        try:
+            same = hashlib.sha256(self._bytes(0)).hexdigest() == self.first
+        except DecodeError:
+            return  # of a damaged shard nothing can be told; its rows say so themselves
+        if not same:
+            self._opened = None
+            raise UserError(
+                f"{self.location}: these are the shards of another manifest; take the manifest.parquet that lies "
+                "beside them, or pass data.root=FOLDER of its own shards"
+            )
+
+    def _bytes(self, row: int) -> bytes:
         try:
             return bytes(self._opened[int(self.positions[row])])
         except Exception as error:  # litdata and the store's client raise all sorts of things
@@ -104,7 +135,10 @@ def make_source(manifest: Manifest, matcher: Matcher | None = None, cache: str |
     if manifest.shards is None:
         source = FileSource(manifest.root, paths)
     else:
-        source = ShardSource(manifest.shards, manifest.fact("position"), cache)
+        assert manifest.digests is not None
+        source = ShardSource(
+            manifest.shards, manifest.fact("position"), manifest.fact("bytes"), manifest.digests[0], cache
+        )
     return source if matcher is None else MatchedSource(source, matcher, paths)
 
 

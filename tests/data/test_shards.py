@@ -15,7 +15,9 @@ import torch
 from fakedet.commands.app import launch
 from fakedet.data.augment import Augmentation
 from fakedet.data.datamodule import ImageDataModule
+from fakedet.data.decode import DecodeError
 from fakedet.data.sampler import BalancedBatchSampler, Draw, Shards
+from fakedet.data.sources import ShardSource
 from fakedet.errors import UserError
 
 pytest.importorskip("litdata")
@@ -193,6 +195,34 @@ def test_missing_and_damaged_shards(sharded: Path, tmp_path: Path) -> None:
     assert all(reason.startswith("its shard cannot be read") for reason in bad.values())
     with pytest.raises(UserError, match=r"index\.json is missing"):
         ImageDataModule(str(sharded), root=str(tmp_path)).read_bytes(0)
+
+
+def test_shards_of_another_manifest_are_refused(sharded: Path, tiny_manifest: Path, tmp_path: Path) -> None:
+    """Their positions would give wrong images under right labels."""
+    frame = pd.read_csv(tiny_manifest)
+    frame[frame["generator"] != "real_x"].to_csv(tiny_manifest.parent / "part.csv", index=False)
+    assert shard(tiny_manifest.parent / "part.csv", tmp_path / "other") == 0
+    mixed = ImageDataModule(str(sharded), root=str(tmp_path / "other"), crop_size=24)
+    with pytest.raises(UserError, match="these are the shards of another manifest"):
+        mixed.read_bytes(0)
+    with pytest.raises(UserError, match="these are the shards of another manifest"):
+        list(mixed.eval_dataloader("test"))
+    with pytest.raises(UserError, match="these are the shards of another manifest"):
+        list(
+            ImageDataModule(
+                str(sharded), root=str(tmp_path / "other"), crop_size=24, num_workers=2
+            ).eval_dataloader("test")
+        )
+
+
+def test_an_image_of_another_size_in_a_rows_place_is_named(sharded: Path) -> None:
+    data = ImageDataModule(str(sharded))
+    source = data.image_source
+    assert isinstance(source, ShardSource)
+    source.sizes = source.sizes + (np.arange(len(source.sizes)) == 5)
+    with pytest.raises(DecodeError, match="bytes in its place instead of"):
+        data.read_bytes(5)
+    assert data.read_bytes(4)
 
 
 def test_shards_of_another_place_are_fetched_into_the_cache(sharded: Path, tmp_path: Path) -> None:

@@ -11,7 +11,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
+
+from fakedet.data.decode_error import DecodeError, said
+from fakedet.data.decode_pil import decode_pil
 
 MAX_PIXELS = 100_000_000
 """Images with more pixels than this are refused before they are decoded."""
@@ -28,14 +31,6 @@ ORIENTATION = 0x0112
 JPEG_END = b"\xff\xd9"
 
 
-class DecodeError(Exception):
-    """An image file cannot be read; ``reason`` says why in a few words."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Read an image file as 8-bit RGB.
 
@@ -45,8 +40,9 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> NDArray[np.uin
     * EXIF orientation is applied.
     * Transparent images are laid on white.
     * Greyscale is replicated to three channels; palettes are looked up.
-    * 16-bit samples keep their high byte.
-    * CMYK is converted without a colour profile; embedded profiles are ignored everywhere.
+    * 16-bit samples keep their high byte, 12-bit ones their upper 8 bits; deeper and signed ones are refused.
+    * CMYK is converted without a colour profile, inverted where Adobe says so; embedded profiles are ignored
+      everywhere.
     * Of an animation, the first frame counts.
     * A JPEG whose data end before its end marker is truncated, though decoders would fill it up in silence.
 
@@ -77,7 +73,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]
         pixels = _decode_opencv(data)
         if pixels is not None and pixels.shape == (height, width, 3):
             return pixels
-    return _decode_pil(header)
+    return _turned(decode_pil(header, data), _orientation(header))
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -101,7 +97,7 @@ def read_bytes(path: str | Path) -> bytes:
     except PermissionError:
         raise DecodeError("no permission to read it") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
-        raise DecodeError(f"cannot be read: {_one_line(error)}") from None
+        raise DecodeError(f"cannot be read: {said(error)}") from None
 
 
 def _open(data: bytes) -> Image.Image:
@@ -112,19 +108,24 @@ def _open(data: bytes) -> Image.Image:
             warnings.simplefilter("ignore")
             return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise DecodeError(f"too many pixels: {_one_line(error)}") from None
+        raise DecodeError(f"too many pixels: {said(error)}") from None
     except Image.UnidentifiedImageError:
         raise DecodeError("not an image of a known format, or its header is truncated") from None
     except Exception as error:  # PIL's readers raise whatever a damaged header makes them stumble over
-        raise DecodeError(f"damaged header: {_one_line(error)}") from None
+        raise DecodeError(f"damaged header: {said(error)}") from None
 
 
 def jpeg_ends(data: bytes) -> bool:
     """Say whether the end marker follows the scan; the one of an embedded thumbnail does not count."""
     position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
+    while position + 4 <= len(data):
+        if data[position] != 0xFF:  # junk between segments, which decoders skip
+            position = data.find(b"\xff", position)
+            if position < 0:
+                return False
+            continue
         marker = data[position + 1]
-        if marker == 0xFF:  # fill byte
+        if marker in (0x00, 0xFF):  # a byte of that junk, a fill byte
             position += 1
         elif marker == 0xDA:  # start of scan: entropy-coded data cannot hold an end marker by chance
             return data.rfind(JPEG_END, position) >= 0  # almost always the last two bytes
@@ -183,49 +184,12 @@ def _decode_opencv(data: bytes) -> NDArray[np.uint8] | None:
     return None if pixels is None else pixels.astype(np.uint8, copy=False)
 
 
-def _decode_pil(image: Image.Image) -> NDArray[np.uint8]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged metadata
-            image.load()
-    except Exception as error:  # truncated or damaged in any of the ways that PIL's readers know
-        reason = _one_line(error)
-        raise DecodeError(reason if "truncated" in reason else f"truncated or damaged: {reason}") from None
-    try:
-        pixels = _to_rgb(image)
-        if _orientation(image) != 1:
-            pixels = np.asarray(ImageOps.exif_transpose(_with_exif(pixels, image)))
-    except DecodeError:
-        raise
-    except Exception as error:
-        raise DecodeError(f"cannot be converted to RGB: {_one_line(error)}") from None
-    return np.array(pixels, order="C")  # PIL's own buffer is read-only
-
-
-def _with_exif(pixels: NDArray[np.uint8], image: Image.Image) -> Image.Image:
-    turned = Image.fromarray(pixels)
-    turned.getexif()[ORIENTATION] = _orientation(image)
-    return turned
-
-
-def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-        return _high_byte(image)
-    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-        layered = image.convert("RGBA")
-        white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, layered)
-    return np.asarray(image.convert("RGB"))
-
-
-def _high_byte(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode == "F":
-        raise DecodeError("floating-point pixels: their range is not known")
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 0xFFFF:
-        raise DecodeError("32-bit pixels: their range is not known")
-    return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Apply an EXIF orientation: 5 to 8 swap rows and columns, and then come the mirrors."""
+    if not 2 <= orientation <= 8:
+        return pixels
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    return np.ascontiguousarray(pixels[::rows, ::columns])

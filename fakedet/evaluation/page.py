@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,27 @@ from fakedet.evaluation.html import Figure, render
 from fakedet.evaluation.table import rows, text
 from fakedet.evaluation.verdict import verdict
 from fakedet.metrics.bootstrap import Interval
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A small picture with what is said of it."""
+
+    jpeg: bytes
+    caption: str
+
+    @property
+    def data(self) -> str:
+        """The picture as a data URI."""
+        return "data:image/jpeg;base64," + base64.b64encode(self.jpeg).decode()
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Small pictures side by side."""
+
+    title: str
+    pictures: Sequence[Shown]
 
 
 @dataclass(frozen=True)
@@ -27,6 +49,8 @@ class Page:
         command: how to make it again.
         caveats: sentences to read the numbers with.
         failures: jobs that failed, one line each.
+        galleries: the most confident errors, as pictures.
+        provenance: run → all that is known of it, as text.
         shortcuts: generator → AUC of a classifier that sees only headers, to stand beside the detectors'.
     """
 
@@ -38,6 +62,8 @@ class Page:
     command: str
     caveats: Sequence[str] = field(default_factory=list)
     failures: Sequence[str] = field(default_factory=list)
+    galleries: Sequence[Gallery] = field(default_factory=list)
+    provenance: Mapping[str, str] = field(default_factory=dict)
     shortcuts: Mapping[str, Interval] = field(default_factory=dict)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import os
 from collections.abc import Mapping
@@ -18,25 +20,46 @@ from fakedet.errors import UserError
 from fakedet.metrics.pairing import column
 
 METADATA_KEY = b"fakedet"
+PICTURES_KEY = b"fakedet.pictures"
 SCHEMA = {
     "id": "int64", "path": "str", "label": "int8", "generator": "str", "source": "str", "group": "str",
     "split": "str", "view": "str", "crop": "str", "logit": "float64", "score": "float64",
-    "trace_distance": "float64", "p_value": "float64", "verdict": "str",
+    "trace_distance": "float64", "p_value": "float64", "verdict": "str", "map_x": "float32", "map_y": "float32",
 }  # fmt: skip
+MAP = ["map_x", "map_y"]
+"""Place on the embedding map; NaN for images that are not on it."""
 NEEDED = ("path", "label", "generator", "logit")
 # Runs over one manifest differ by the few images that one of them could not read. Where they share less than
 # this of their images, they were evaluated on different data.
 SHARED = 0.9
 
 
-def write_predictions(frame: pd.DataFrame, path: str | Path, identity: dict[str, Any]) -> None:
-    """Write a predictions frame with the run's identity in its metadata, whole or not at all."""
+def write_predictions(
+    frame: pd.DataFrame,
+    path: str | Path,
+    identity: dict[str, Any],
+    pictures: Mapping[str, bytes] | None = None,
+) -> None:
+    """Write a predictions frame with the run's identity in its metadata, whole or not at all.
+
+    Args:
+        frame: the columns of SCHEMA; those of MAP may be missing.
+        path: the parquet file.
+        identity: plain values.
+        pictures: path of an image → a small JPEG of it, for reports.
+    """
     path = Path(path)
+    frame = frame.assign(**{name: np.nan for name in MAP if name not in frame})
     missing = [name for name in SCHEMA if name not in frame]
     if missing:
         raise UserError(f"{path}: predictions without the column {', '.join(missing)} cannot be written")
     table = pa.Table.from_pandas(frame[list(SCHEMA)].astype(SCHEMA), preserve_index=False)
-    metadata = {**(table.schema.metadata or {}), METADATA_KEY: json.dumps(identity, allow_nan=False).encode()}
+    shown = {name: base64.b64encode(jpeg).decode() for name, jpeg in (pictures or {}).items()}
+    metadata = {
+        **(table.schema.metadata or {}),
+        METADATA_KEY: json.dumps(identity, allow_nan=False).encode(),
+        PICTURES_KEY: json.dumps(shown).encode(),
+    }
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         pq.write_table(table.replace_schema_metadata(metadata), temporary)
@@ -69,6 +92,16 @@ def read_predictions(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     except ValueError as error:
         raise UserError(f"{path}: the run's identity in its metadata is not JSON; write it anew") from error
     return frame, identity
+
+
+def read_pictures(path: str | Path) -> dict[str, bytes]:
+    """Read the small JPEGs that a predictions file holds: path of an image → JPEG; those that are none are left out."""
+    try:
+        content = json.loads((pq.read_schema(path).metadata or {}).get(PICTURES_KEY, b"{}"))
+        decoded = {str(name): base64.b64decode(text, validate=True) for name, text in content.items()}
+    except (ValueError, AttributeError, TypeError, binascii.Error):
+        return {}
+    return {name: jpeg for name, jpeg in decoded.items() if jpeg.startswith(b"\xff\xd8\xff")}
 
 
 def _check(frame: pd.DataFrame, path: Path) -> None:

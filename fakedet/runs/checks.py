@@ -27,6 +27,7 @@ def check_config(config: DictConfig) -> None:
         ("data.crop_size", LEAST_CROP),
         ("bootstrap.resamples", 0),
         ("seed", 0),
+        ("pictures", 0),
     ):
         _at_least(config, key, least)
     if config.seed >= 2**32:

@@ -24,6 +24,7 @@ from fakedet.methods.gather import gather_records
 from fakedet.metrics.bootstrap import Interval
 from fakedet.metrics.pairing import real_counterparts
 from fakedet.runs import operating, robustness, scoring
+from fakedet.runs.attachments import attach
 from fakedet.runs.audit import header_audit
 from fakedet.runs.checks import check_config
 from fakedet.runs.folder import open_folder, provenance, write_config, write_json
@@ -74,11 +75,13 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
     )
     metrics["data_was_used_for"] = used or None
     identity = {**method.identity, "checkpoint": str(config.checkpoint), "split": config.split,
-                "data_was_used_for": used or None}  # fmt: skip
+                "data_was_used_for": used or None, "run": facts}  # fmt: skip
     shortcut = header_audit(datamodule, config.split, datamodule.pairs) if config.header_audit else {}
+    attached = attach(method, datamodule, frame, point, config.pictures)
+    frame = attached.frame
     if swept is not None:
         frame = pd.concat([frame, operating.apply(point, swept)], ignore_index=True)
-    scoring.write_results(folder, frame, metrics, quarantine, identity, shortcut)
+    scoring.write_results(folder, frame, attached, metrics, quarantine, identity, shortcut)
     write_json(folder / "run.json", {**facts, "manifest_sha256": datamodule.manifest.sha256})
     quarantine.check(datamodule.max_quarantine)
     return metrics

@@ -20,6 +20,7 @@ from fakedet.metrics.average_precision import GeneratorAveragePrecision
 from fakedet.metrics.decisions import decision_statistics
 from fakedet.metrics.operating_point import OperatingPoint
 from fakedet.metrics.per_generator import evaluate_frame
+from fakedet.runs.attachments import Attached
 from fakedet.runs.folder import write_json
 
 log = logging.getLogger("fakedet")
@@ -104,6 +105,7 @@ def known_reals(datamodule: ImageDataModule) -> set[str]:
 def write_results(
     folder: Path,
     frame: pd.DataFrame,
+    attached: Attached,
     metrics: dict[str, Any],
     quarantine: Quarantine,
     identity: Mapping[str, Any],
@@ -113,13 +115,15 @@ def write_results(
 
     Args:
         folder: of the run.
-        frame: of the predictions.
+        frame: of the predictions, all views.
+        attached: its map and pictures.
         metrics: from :func:`measure`.
         quarantine: the unreadable images.
         identity: of the detector.
         shortcut: from :func:`fakedet.runs.audit.header_audit`.
     """
-    write_predictions(frame, folder / "predictions.parquet", {**identity, "shortcut": dict(shortcut)})
+    told = {**identity, "shortcut": dict(shortcut), "map_share": attached.share}
+    write_predictions(frame, folder / "predictions.parquet", told, attached.pictures)
     lost = quarantine.lost(str(identity["split"]), frame)
     for name in lost:
         log.warning("none of the images of '%s' could be read: it is in no table, see quarantine.csv", name)

@@ -25,6 +25,7 @@ from fakedet.errors import UserError
 from fakedet.methods.detector import Detector
 from fakedet.methods.gather import gather_records
 from fakedet.runs import dashboard, operating, scoring, stage1
+from fakedet.runs.attachments import attach
 from fakedet.runs.audit import describe_training, header_audit
 from fakedet.runs.checks import check_config
 from fakedet.runs.figures import write_figures
@@ -88,7 +89,7 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
     operating.fit(fitted.trainer, fitted.method, fitted.datamodule, config.operating_point, fitted.checkpoint)
     metrics = None
     if config.test_after_fit:
-        metrics = _test(config, folder, fitted)
+        metrics = _test(config, folder, fitted, facts)
     facts |= {
         "seconds": {"stage1": stage1_seconds, "fit": fit_seconds, "all": time.perf_counter() - started},
         "parameters": sum(p.numel() for p in fitted.method.parameters() if p.requires_grad),
@@ -217,7 +218,7 @@ def _identity(
     }
 
 
-def _test(config: DictConfig, folder: Path, fitted: Fitted) -> dict[str, Any] | None:
+def _test(config: DictConfig, folder: Path, fitted: Fitted, facts: dict[str, Any]) -> dict[str, Any] | None:
     method, datamodule = fitted.method, fitted.datamodule
     if not datamodule.has_split("test"):
         log.info("the manifest has no test split: nothing is scored after training")
@@ -232,10 +233,11 @@ def _test(config: DictConfig, folder: Path, fitted: Fitted) -> dict[str, Any] | 
     metrics = scoring.measure(
         frame, datamodule, method.identity["seen_generators"], _plain(config.bootstrap), point
     )
-    identity = {**method.identity, "checkpoint": str(fitted.checkpoint), "split": "test"}
+    identity = {**method.identity, "checkpoint": str(fitted.checkpoint), "split": "test", "run": facts}
     shortcut = header_audit(datamodule, "test", datamodule.pairs) if config.header_audit else {}
-    scoring.write_results(folder, frame, metrics, quarantine, identity, shortcut)
-    write_figures(folder, fitted.trainer, method, datamodule, frame, metrics)
+    attached = attach(method, datamodule, frame, point, config.pictures)
+    scoring.write_results(folder, attached.frame, attached, metrics, quarantine, identity, shortcut)
+    write_figures(folder, fitted.trainer, method, datamodule, attached, metrics)
     quarantine.check(datamodule.max_quarantine)
     return metrics
 

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from fakedet.errors import UserError
 from fakedet.evaluation.comparison import compare
+from fakedet.evaluation.embedding_map import plot_map, project
 from fakedet.evaluation.page import Page, write_page
-from fakedet.evaluation.plots import plot_embedding, plot_intervals, plot_scores
+from fakedet.evaluation.plots import plot_intervals, plot_scores
 from fakedet.evaluation.predictions import align, read_predictions, write_predictions
 from fakedet.evaluation.table import console_table, markdown, rows, text, write_csv
 from fakedet.evaluation.verdict import verdict
@@ -127,7 +128,9 @@ def test_names_are_shown_as_they_are(name: str, tmp_path: Path) -> None:
     frame = runs[name][0][1]
     plot_scores(frame, tmp_path / "b.png", {name})
     embedding = np.random.default_rng(0).normal(size=(len(frame), 4))
-    plot_embedding(embedding, frame["label"].to_numpy(), list(frame["generator"]), {name}, tmp_path / "c.png")
+    plot_map(
+        *project(embedding), frame["label"].to_numpy(), list(frame["generator"]), {name}, tmp_path / "c.png"
+    )
     assert all((tmp_path / f"{letter}.png").stat().st_size > 5000 for letter in "abc")
 
 
@@ -148,7 +151,9 @@ def test_diverged_rows_do_not_stop_the_figures(tmp_path: Path) -> None:
     embedding = np.random.default_rng(0).normal(size=(12, 3))
     embedding[3] = np.nan
     for given in (embedding, np.full((12, 3), np.nan)):
-        plot_embedding(given, frame["label"].to_numpy(), list(frame["generator"]), set(), tmp_path / "e.png")
+        plot_map(
+            *project(given), frame["label"].to_numpy(), list(frame["generator"]), set(), tmp_path / "e.png"
+        )
     assert all((tmp_path / name).stat().st_size > 1000 for name in ("s.png", "e.png"))
 
 

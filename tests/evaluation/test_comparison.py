@@ -12,9 +12,10 @@ from sklearn.metrics import average_precision_score
 
 from fakedet.errors import UserError
 from fakedet.evaluation.comparison import _draw_seeds, compare
+from fakedet.evaluation.embedding_map import plot_map, project
 from fakedet.evaluation.html import Figure
 from fakedet.evaluation.page import Page, write_page
-from fakedet.evaluation.plots import plot_curves, plot_embedding, plot_intervals, plot_scores
+from fakedet.evaluation.plots import plot_curves, plot_intervals, plot_scores
 from fakedet.evaluation.table import console_table, markdown, write_csv
 from fakedet.evaluation.verdict import verdict
 
@@ -141,7 +142,7 @@ def test_report_is_one_file_that_escapes_and_asks_for_nothing(tmp_path: Path) ->
         plot_scores(runs["bce"][0][1], tmp_path / "b.png"),
         plot_curves({"bce": pd.DataFrame({"epoch": [0, 1], "train/loss": [1.0, 0.5]}), "none": pd.DataFrame()},
                     tmp_path / "c.png"),
-        plot_embedding(np.random.default_rng(0).normal(size=(9, 1)), np.array([0, 1, 1] * 3),
+        plot_map(*project(np.random.default_rng(0).normal(size=(9, 1))), np.array([0, 1, 1] * 3),
                        ["real", "gen_a", "gen_b"] * 3, {"gen_a"}, tmp_path / "d.png"),
     ]  # fmt: skip
     page = Page("A & B", comparison, [Figure(path, "a <b> caption") for path in pictures], [{"method": "<i>"}],

@@ -16,7 +16,7 @@ def frame(n: int = 6) -> pd.DataFrame:
         "generator": ["real", "gen"] * (n // 2), "source": "", "group": [f"g{i}" for i in range(n)], "split": "test",
         "view": "original", "crop": "crop64", "logit": np.linspace(-3, 40, n), "score": 0.5,
         "trace_distance": [np.nan, 0.25] * (n // 2), "p_value": [np.nan, 0.5] * (n // 2),
-        "verdict": ["", "real"] * (n // 2),
+        "verdict": ["", "real"] * (n // 2), "map_x": np.nan, "map_y": np.arange(n) / 4,
     })  # fmt: skip
 
 

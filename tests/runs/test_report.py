@@ -4,10 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pandas as pd
 import pytest
 
 from fakedet.commands.app import launch
+from fakedet.evaluation.confident_errors import confident_errors
+from fakedet.evaluation.predictions import read_pictures, read_predictions
 
 COMMON = ["data=manifest", "data.crop_size=32", "data.batch_size=16", "trainer.max_epochs=1", "threads=1",
           "bootstrap.resamples=30", "trace_cache=null"]  # fmt: skip
@@ -48,7 +52,8 @@ def test_one_file_gives_the_numbers_of_its_run(runs: Path, tmp_path: Path) -> No
     )
     page = (tmp_path / "r" / "report.html").read_text()
     assert '<th scope="col">shortcut AUC</th>' in page
-    assert page.count("data:image/png;base64,") == 5  # AP, ROC and PR, reliability, scores, robustness
+    assert page.count("data:image/png;base64,") == 6  # AP, ROC and PR, reliability, scores, map, robustness
+    assert "manifest_sha256" in page  # provenance
     assert "https://" not in page
     assert "http://" not in page
     assert len(pd.read_csv(tmp_path / "r" / "table.csv")) > 6
@@ -94,3 +99,52 @@ def test_bad_input_is_one_line(runs: Path, tmp_path: Path, capsys: pytest.Captur
         error = capsys.readouterr().err
         assert message in error
         assert "Traceback" not in error
+
+
+def test_the_page_shows_the_most_confident_errors(runs: Path, tmp_path: Path) -> None:
+    path = runs / "a" / "predictions.parquet"
+    frame, identity = read_predictions(path)
+    pictures = read_pictures(path)
+    # Eight validation reals allow no threshold at 5 %: then the most wrong are shown, whatever they were called.
+    assert identity["operating_point"]["threshold"] is None
+    expected: set[str] = set()
+    for label, sign in ((0, -1), (1, 1)):
+        rows = frame[frame["label"] == label]
+        groups: dict[str, str] = {}
+        for place in np.argsort(sign * rows["logit"].to_numpy(), kind="stable"):
+            groups.setdefault(rows["group"].iloc[place], rows["path"].iloc[place])
+        expected |= set(list(groups.values())[:8])
+    assert set(pictures) == expected
+    for jpeg in pictures.values():
+        assert max(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).shape) <= 224
+    assert report(path, tmp_path / "r") == 0
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == len(expected)
+    assert all(name in page for name in expected)
+
+
+def test_the_map_is_that_of_the_run(runs: Path) -> None:
+    frame, identity = read_predictions(runs / "a" / "predictions.parquet")
+    assert frame[["map_x", "map_y"]].notna().all(axis=None)
+    # Principal components: centred, uncorrelated, the first the longer one.
+    x, y = frame["map_x"].to_numpy(dtype=float), frame["map_y"].to_numpy(dtype=float)
+    scale = np.abs([x, y]).max()
+    assert abs(x.mean()) < 1e-4 * scale
+    assert abs(np.corrcoef(x, y)[0, 1]) < 1e-3
+    first, second = identity["map_share"]
+    assert (x**2).sum() / (y**2).sum() == pytest.approx(first / second, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "alarms", "misses"), [(0.5, ["r2"], ["f1"]), (None, ["r2", "r0"], ["f1", "f2"])]
+)
+def test_errors_are_on_the_wrong_side_and_one_a_photograph(
+    threshold: float | None, alarms: list[str], misses: list[str]
+) -> None:
+    frame = pd.DataFrame({
+        "path": ["r0", "r1", "r2", "f0", "f1", "f2"], "label": [0, 0, 0, 1, 1, 1],
+        "group": ["a", "b", "b", "c", "c", ""], "logit": [0.1, 0.7, 0.9, 0.3, 0.2, 0.8],
+    })  # fmt: skip
+    found = confident_errors(frame, threshold, 5)
+    assert [table["path"].tolist() for table in found] == [alarms, misses]
+    assert [len(table) for table in confident_errors(frame, threshold, 0)] == [0, 0]

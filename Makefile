@@ -43,7 +43,7 @@ lint: $(STAMP)  ## Ruff and mypy.
 	@$(BIN)/mypy
 
 bench: $(STAMP)  ## Time data loading against what it is compared with (minutes).
-	@for name in decode augmentation manifest walk shards robustness export; do $(BIN)/python -m benchmarks.$$name || exit 1; echo; done
+	@for name in decode augmentation manifest walk shards average_precision robustness export; do $(BIN)/python -m benchmarks.$$name || exit 1; echo; done
 
 train: $(STAMP)  ## Train one experiment: make train EXP=ntf ARGS="seed=1".
 	@$(BIN)/fakedet train experiment=$(EXP) $(ARGS)

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from fakedet.errors import UserError
-from fakedet.metrics.ranking import descending, mean_of_defined, rank, running_sum, weighted_statistics
+from fakedet.metrics.ranking import mean_of_defined, rank, running_sum, weighted_statistics
 
 COLUMNS = 4
 """id, label, generator code, and the two float32 numbers (logit, distance) in one int64."""
@@ -163,9 +163,11 @@ class GeneratorAveragePrecision(Metric):
 
     def _gathered(self) -> dict[str, NDArray[Any]]:
         packed = self._local().cpu().numpy()
-        # return_index names the first of equal ids: the one of the lowest rank.
-        ids, first = np.unique(packed[:, 0], return_index=True)
-        packed = packed[first]
+        ids = packed[:, 0]
+        if not (ids[1:] > ids[:-1]).all():
+            # return_index names the first of equal ids: the one of the lowest rank.
+            ids, first = np.unique(ids, return_index=True)
+            packed = packed[first]
         floats = np.ascontiguousarray(packed[:, 3:]).view(np.float32)
         names = {
             "label": packed[:, 1],
@@ -173,23 +175,19 @@ class GeneratorAveragePrecision(Metric):
             "logit": floats[:, 0],
             "distance": floats[:, 1],
         }
-        self._rows = {"id": ids, **{name: np.ascontiguousarray(values) for name, values in names.items()}}
+        self._rows = {
+            "id": np.ascontiguousarray(ids),
+            **{name: np.ascontiguousarray(values) for name, values in names.items()},
+        }
         return self._rows
 
     def _per_cell(self, rows: dict[str, NDArray[Any]]) -> dict[int, tuple[float, float]]:
         self._check_rows(rows)
-        try:
-            keys = descending(rows["logit"])
-        except ValueError as error:
-            raise UserError(
-                f"{error}: the detector diverged; try a lower learning rate, gradient clipping or fp32"
-            ) from error
-        order = np.argsort(keys, kind="stable")
-        keys, codes = keys[order], rows["generator"][order]
-        # A stable sort by code leaves every cell a run of rising keys.
-        by_code = np.argsort(codes.astype(np.min_scalar_type(len(self.cells))), kind="stable")
+        codes = rows["generator"].astype(np.min_scalar_type(len(self.cells)))
+        # Small integers are sorted by counting, and short float32 runs in the registers: no sort of all rows by logit.
+        logits = rows["logit"][np.argsort(codes, kind="stable")]
         bounds = np.cumsum(np.bincount(codes, minlength=len(self.cells)))[:-1]
-        segments = np.split(keys[by_code], bounds)
+        segments = [np.sort(-segment) for segment in np.split(logits, bounds)]
         sums: dict[tuple[int, ...], tuple[NDArray[Any], NDArray[Any]]] = {}
         found = {}
         for code, segment in enumerate(segments):
@@ -198,7 +196,7 @@ class GeneratorAveragePrecision(Metric):
             reals = self.counterparts.get(code, ())
             if reals not in sums:
                 # Merging sorted runs, which the stable sort sees, is cheap.
-                merged = np.sort(np.concatenate([np.empty(0), *(segments[r] for r in reals)]), kind="stable")
+                merged = np.sort(np.concatenate([logits[:0], *(segments[r] for r in reals)]), kind="stable")
                 sums[reals] = merged, running_sum(np.ones((1, len(merged)), dtype=np.int32))
             real_keys, real_sums = sums[reals]
             ones = np.ones((1, len(segment)), dtype=np.int32)
@@ -228,3 +226,9 @@ class GeneratorAveragePrecision(Metric):
             raise ValueError(f"generator codes {codes.min()} to {codes.max()} for {len(self.cells)} cells")
         if not np.array_equal(np.asarray(self.is_fake, dtype=np.int64)[codes], rows["label"]):
             raise ValueError("some labels contradict the cell of their generator code")
+        missing = int(np.isnan(rows["logit"]).sum())
+        if missing:
+            raise UserError(
+                f"{missing} of {len(codes)} logits are NaN and cannot be ranked: the detector diverged; try a lower "
+                "learning rate, gradient clipping or fp32"
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ class Examiner:
         views: altered copies that must agree.
         tiles: most squares that an image is also looked at in; 0: none.
         batch_size: crops scored at a time.
-        heatmaps: folder for pictures with the tiles' scores; None: none are made.
+        draw: takes the name of an image and the picture with its tiles' scores; None: none are made.
     """
 
     def __init__(
@@ -62,18 +63,24 @@ class Examiner:
         views: list[View],
         tiles: int,
         batch_size: int,
-        heatmaps: Path | None = None,
+        draw: Callable[[str, NDArray[np.uint8]], None] | None = None,
     ) -> None:
         self.method, self.point, self.rules = method, point, rules
         self.views = [View(ORIGINAL, 0), *views]
         self.size, self.policy = method.identity["crop_size"], method.identity["eval_policy"]
-        self.tiles, self.batch_size, self.heatmaps = tiles, batch_size, heatmaps
+        self.tiles, self.batch_size, self.draw = tiles, batch_size, draw
         self.qualities = (method.identity.get("training_data") or {}).get("jpeg_quality")
 
     def rows(self, paths: list[str]) -> list[dict[str, Any]]:
         """Give the row of each path."""
         with ThreadPoolExecutor(4) as pool:
-            seen = list(pool.map(self._look, paths))
+            return self._rows(list(pool.map(self._look, paths)))
+
+    def row(self, name: str, data: bytes) -> dict[str, Any]:
+        """Give the row of a file's content."""
+        return self._rows([self._look_at(name, data)])[0]
+
+    def _rows(self, seen: list[_Seen]) -> list[dict[str, Any]]:
         logits, distances = self._score(
             [crop for one in seen for crops in one.crops.values() for crop in crops]
         )
@@ -91,9 +98,14 @@ class Examiner:
         return rows
 
     def _look(self, path: str) -> _Seen:
+        try:
+            return self._look_at(path, read_bytes(path))
+        except DecodeError as error:
+            return _Seen(path, error.reason, None, None, {}, None)
+
+    def _look_at(self, path: str, data: bytes) -> _Seen:
         header = None
         try:
-            data = read_bytes(path)
             header = parse_header(data)
             image = decode_image(data)
         except DecodeError as error:
@@ -106,7 +118,7 @@ class Examiner:
         tiles = cut_tiles(image, self.size, self.tiles) if self.tiles else None
         if tiles is not None:
             crops[TILES] = tiles.crops
-        return _Seen(path, "", header, image if self.heatmaps else None, crops, tiles)
+        return _Seen(path, "", header, image if self.draw else None, crops, tiles)
 
     def _score(self, crops: list[NDArray[np.uint8]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         logits, distances = [np.zeros(0)], [np.zeros(0)]
@@ -143,8 +155,8 @@ class Examiner:
         if one.tiles is not None:
             scores = self.point.calibration(logits[-len(one.tiles.crops) :])
             row["tile_score"] = float(scores.mean())
-            if self.heatmaps is not None and one.image is not None:
-                _write_heatmap(overlay(one.image, one.tiles, scores), self.heatmaps, one.path)
+            if self.draw is not None and one.image is not None:
+                self.draw(one.path, overlay(one.image, one.tiles, scores))
         return row
 
     def _doubts(self, one: _Seen) -> list[str]:
@@ -161,7 +173,12 @@ class Examiner:
         return doubts
 
 
-def _write_heatmap(picture: NDArray[np.uint8], folder: Path, path: str) -> None:
+def write_heatmap(folder: Path, path: str, picture: NDArray[np.uint8]) -> None:
+    """Write the picture of an image's tiles into a folder.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     # Files of one name may lie in several folders.
     mark = hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     target = folder / f"{shown_path(Path(path).stem)[:80]}_{mark}.png"

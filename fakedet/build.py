@@ -12,9 +12,11 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from fakedet.callbacks.atomic import AtomicCheckpointIO
 from fakedet.data.augment import Augmentation
 from fakedet.errors import UserError
 from fakedet.methods.detector import Detector
@@ -104,12 +106,21 @@ def build_trainer(config: Mapping[str, Any], **parts: Any) -> Trainer:
     """
     if config.get("sync_batchnorm") and not torch.cuda.is_available():
         config = {**config, "sync_batchnorm": False}  # PyTorch has it for GPUs alone
+    parts = {"plugins": _plugins(), **parts}
     try:
         trainer = _instantiate(config, "trainer", **parts)
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"trainer: {_one_line(error)}") from error
     assert isinstance(trainer, Trainer)
     return trainer
+
+
+def _plugins() -> list[Any]:
+    """Give what every trainer has: whole checkpoints, and under SLURM no requeueing in the middle of a step."""
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    return plugins
 
 
 def load_detector(path: str | Path) -> Detector:

@@ -40,3 +40,16 @@ def choose(name: str, options: Iterable[str], what: str) -> str:
     if name not in options:
         raise UserError(f"{what}: '{name}' is not known; {nearest(name, options)}")
     return name
+
+
+class Preempted(Exception):
+    """A run was told to stop, and stopped at a point that it goes on from.
+
+    Args:
+        signal: number of the signal.
+        path: the checkpoint that the run goes on from.
+    """
+
+    def __init__(self, signal: int, path: object) -> None:
+        super().__init__(f"stopped by signal {signal} after writing {path}")
+        self.signal, self.path = signal, path

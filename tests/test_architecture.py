@@ -21,7 +21,7 @@ ALLOWED = {
     "serving": {"prediction", "errors"},
     "evaluation": {"models", "losses", "metrics", "errors"},
     "callbacks": {"errors"},
-    "build": {"methods", "data", "models", "errors"},
+    "build": {"methods", "data", "models", "callbacks", "errors"},
     "runs": {
         "build",
         "methods",

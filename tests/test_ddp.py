@@ -68,7 +68,7 @@ def test_ctrl_c_says_what_is_kept(tiny_manifest: Path, tmp_path: Path) -> None:
          "data.crop_size=32", "data.batch_size=16", "trainer.max_epochs=10000", "threads=1", "output_dir=run"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    last = tmp_path / "run" / "checkpoints" / "resume.ckpt"
     for _ in range(600):
         if last.is_file():
             break

@@ -14,6 +14,7 @@ VERBS = {
     "match": "bring reals and fakes to one format, size and compression",
     "shard": "write a manifest's images into shards, for object stores and many nodes",
     "train": "train stage 1 (model=trace), the transfer (model=transfer) or a baseline",
+    "resume": "go on with a run that was stopped, in its folder",
     "evaluate": "score a manifest with a checkpoint: predictions.parquet and metrics.json",
     "report": "rebuild tables, figures and the page from predictions files alone",
     "predict": "say of images whether they are real, fake, or can't be told",

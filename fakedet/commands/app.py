@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,14 +16,18 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fakedet.commands import JOB
 from fakedet.commands.mistakes import check_command_line
 from fakedet.commands.shorthand import expand_encoders
-from fakedet.errors import UserError
+from fakedet.errors import Preempted, UserError
 from fakedet.runs.quiet import quiet_libraries
+from fakedet.runs.ranks import is_main_process, start_name
+
+FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def launch(verb: str, arguments: list[str]) -> int:
@@ -51,6 +57,11 @@ def launch(verb: str, arguments: list[str]) -> int:
     except (NotADirectoryError, PermissionError, FileExistsError) as error:
         # Hydra makes the output folder before the verb runs.
         return _fail(f"{error.filename}: {error.strerror}; name an output_dir that can be written", 2)
+    except OSError as error:
+        if error.errno not in FULL_OR_READ_ONLY:
+            raise
+        return _fail(f"{error.filename or 'a file of this run'} cannot be written: {error.strerror}; what was written "
+                     "before is whole", 1)  # fmt: skip
     except KeyboardInterrupt:
         return _fail("interrupted; what was written so far is kept", 130)
     return 0
@@ -91,6 +102,9 @@ def register_resolvers() -> None:
 
 def _task(verb: str, mistakes: list[UserError]) -> Any:
     def run(config: DictConfig) -> Any:
+        # Again: a launcher such as submitit's runs this in a process that has not passed through launch().
+        set_up_logging()
+        register_resolvers()
         settings = HydraConfig.get()
         overrides = [str(override) for override in settings.overrides.task]
         # Fixed here, once: the default holds the time, and each job of a sweep has its own folder below the
@@ -99,15 +113,29 @@ def _task(verb: str, mistakes: list[UserError]) -> Any:
         if "output_dir" in config and settings.runtime.output_dir != os.getcwd():
             config.output_dir = settings.runtime.output_dir
         try:
+            if "output_dir" in config and start_name() and settings.mode != RunMode.MULTIRUN:
+                _check_named(overrides)
             with _job_for_further_ranks(verb, config, overrides):
                 return _run(verb, config, overrides)
+        except Preempted as stop:
+            _end_by_signal(stop)
         except UserError as error:
             # Told here: Hydra would print a page of its own, and a sweep goes on with its other jobs.
             mistakes.append(error)
             _fail(str(error), 2)
+            if start_name():  # the other processes of this start would wait for this one
+                raise SystemExit(2) from error
             return None
 
     return run
+
+
+def _check_named(overrides: list[str]) -> None:
+    """Refuse a folder named by the time where each rank would read the clock itself."""
+    if not any(override.startswith("output_dir=") for override in overrides):
+        raise UserError(
+            "several processes were started at once (srun, torchrun): pass output_dir=FOLDER, one for all"
+        )
 
 
 @contextmanager
@@ -149,6 +177,22 @@ def join(job: str) -> int:
     except UserError:
         return 2  # rank zero says it
     return 0
+
+
+def _end_by_signal(stop: Preempted) -> None:
+    """End this process by the signal that it was sent, as whoever sent it expects.
+
+    A launcher that has a handler of its own, as submitit has, puts the job back into the queue here.
+    """
+    if not is_main_process():
+        return  # rank zero tells the cluster; an exit status of ours could end it before it has
+    print(
+        f"fakedet: {stop}; give the same command again, or `fakedet resume`, to go on",
+        file=sys.stderr,
+        flush=True,
+    )
+    signal.raise_signal(stop.signal)
+    raise SystemExit(128 + stop.signal)  # somebody catches the signal and does nothing about it
 
 
 def _fail(message: str, status: int) -> int:

@@ -7,13 +7,14 @@ import logging
 from omegaconf import DictConfig
 
 from fakedet.commands.wording import interval
-from fakedet.runs.training import is_main_process, train
+from fakedet.runs.ranks import is_main_process
+from fakedet.runs.training import train
 
 log = logging.getLogger("fakedet")
 
 
 def run(config: DictConfig, overrides: list[str]) -> float | None:
-    """Train, and return test mAP for sweepers that optimise it."""
+    """Train, and return what chose the weights on the validation split: what a sweeper may optimise."""
     done = train(config, overrides)
     if not is_main_process():
         return None
@@ -22,5 +23,4 @@ def run(config: DictConfig, overrides: list[str]) -> float | None:
             log.info("test %-10s %s", key, interval(done.metrics[key]))
     log.info("checkpoint %s", done.checkpoint)
     log.info("run       %s", done.folder)
-    value = done.metrics["map"]["value"] if done.metrics else None
-    return None if value is None else float(value)
+    return done.validation

@@ -28,8 +28,8 @@ from fakedet.runs.attachments import attach
 from fakedet.runs.audit import header_audit
 from fakedet.runs.checks import check_config
 from fakedet.runs.folder import open_folder, provenance, write_config, write_json
+from fakedet.runs.ranks import is_main_process
 from fakedet.runs.threads import threads
-from fakedet.runs.training import is_main_process
 
 log = logging.getLogger("fakedet")
 

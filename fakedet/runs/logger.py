@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import netrc
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,15 @@ def _wandb_settings(settings: dict[str, Any], config: DictConfig, folder: Path) 
         "settings": wandb.Settings(init_timeout=INIT_SECONDS, silent=True, console="off"),
         "config": OmegaConf.to_container(config, resolve=True),
     }
-    return {**settings, "offline": bool(offline), **extra}
+    return {**settings, "offline": bool(offline), "id": _run_id(folder), "resume": "allow", **extra}
+
+
+def _run_id(folder: Path) -> str:
+    """Give the run's id, kept in its folder: a resumed run goes on in the same place on the dashboard."""
+    path = folder / "wandb_id.txt"
+    if not path.is_file():
+        path.write_text(secrets.token_hex(4), encoding="utf-8")
+    return path.read_text(encoding="utf-8").strip()
 
 
 def _has_key() -> bool:

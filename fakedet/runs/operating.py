@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from fakedet import build
+from fakedet.callbacks.atomic import write_whole
 from fakedet.data.datamodule import ImageDataModule
 from fakedet.errors import UserError
 from fakedet.methods.detector import Detector
@@ -60,9 +60,7 @@ def fit(
     method.identity[KEY] = point.to_dict()
     content = build.read_checkpoint(checkpoint)
     content["fakedet"] = method.identity
-    temporary = checkpoint.with_name(f".{checkpoint.name}.tmp")
-    torch.save(content, temporary)
-    os.replace(temporary, checkpoint)
+    write_whole(content, checkpoint)
 
 
 def check_settings(settings: DictConfig) -> None:

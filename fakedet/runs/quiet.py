@@ -21,6 +21,12 @@ SILENCED = (
     r".*It is recommended to use `self.log.*sync_dist=True.*",
     # Evaluation shares the rows out without padding; our metric counts each row once.
     r".*Using `DistributedSampler` with the dataloaders.*",
+    # Our sampler begins at the step where the run was stopped; Lightning looks for another way of saying so.
+    r".*your dataloader is not resumable.*",
+    # A resumed run's curves are written back from its resume point.
+    r".*Experiment logs directory .* exists and is not empty.*",
+    # One process outside of srun is what was asked for.
+    r".*The `srun` command is available on your system but is not used.*",
 )
 
 

@@ -53,11 +53,16 @@ class Job:
     @property
     def is_done(self) -> bool:
         """Whether an earlier start of the study finished this very job."""
+        return (self.folder / "run.json").is_file() and self.is_begun
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether an earlier start of the study began this very job."""
         try:
             earlier = OmegaConf.to_container(OmegaConf.load(self.folder / "overrides.yaml"))
         except (OSError, ValueError):
             return False
-        return (self.folder / "run.json").is_file() and earlier == list(self.overrides)
+        return earlier == list(self.overrides)
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def plan(
     def job(method: str, seed: int) -> Job:
         target = folder / method / f"seed{seed}"
         shared = [f"trace_cache={folder / 'stage1'}", f"seed={seed}", f"output_dir={target}"]
-        overrides = (*config["common"], *methods[method], *extra, *shared, "overwrite=true")
+        overrides = (*config["common"], *methods[method], *extra, *shared)
         return Job(method, seed, overrides, target, tuple(search))
 
     first = [job(method, seed) for seed in config["seeds"] for method in config.get("first", ())]
@@ -103,7 +108,7 @@ def plan(
 
 def prepare_data(job: Job) -> None:
     """Read and check a job's data here first: demo data are made once, and mistakes stop the study at once."""
-    from fakedet.runs.training import make_datamodule
+    from fakedet.runs.fitting import make_datamodule
 
     make_datamodule(_compose(job))
 
@@ -176,7 +181,12 @@ def _run_job(job: Job) -> JobResult:
 
 def _compose(job: Job) -> DictConfig:
     loader = GlobalHydra.instance()
-    settings = [*job.overrides, f"callbacks.progress.file={job.progress_file}"]
+    # What another study left in the folder is replaced; what this one left goes on.
+    settings = [
+        *job.overrides,
+        f"callbacks.progress.file={job.progress_file}",
+        f"overwrite={not job.is_begun}",
+    ]
     if loader.is_initialized():
         config = compose("train", overrides=settings)
     else:

@@ -1,0 +1,234 @@
+"""Points from which a run goes on exactly as if it had never stopped."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import CSVLogger
+
+from fakedet.errors import Preempted
+
+# What clusters send before they end a job: SLURM (--signal), submitit (USR2), shutdown and `kill`.
+SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+# With several ranks, all must stop at the same step: they ask one another after so many.
+ASK_EVERY = 10
+
+
+class ResumePoint(Checkpoint):
+    """Write a checkpoint that a killed run resumes from, every so many steps, after each epoch, and when told to stop.
+
+    Besides what Lightning restores (weights, optimiser, schedule, scaler, progress, other callbacks) it holds each
+    rank's random state, the files that could not be read so far, and the logged curves. Which images come next follows
+    from seed, epoch and step alone. Written between an optimiser step and the next batch, never at an epoch's last
+    batch, where validation is still to come.
+
+    On SIGUSR1, SIGUSR2 and SIGTERM the step under way is finished, the point is written, and
+    :class:`fakedet.errors.Preempted` ends the run.
+
+    Args:
+        path: the file; the last point replaces the one before it.
+        every_steps: batches between two points within an epoch.
+    """
+
+    def __init__(self, path: str, every_steps: int = 200) -> None:
+        self.path, self.every_steps = Path(path), every_steps
+        self._trainer: Trainer | None = None
+        self._saving = False
+        self._loaded: dict[str, Any] = {}
+        self._signal = 0
+        self._unlogged: list[Any] = []
+        self._handlers: dict[int, Any] = {}
+
+    # --- Lightning's hooks -----------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Remember whose state is to be written."""
+        self._trainer = trainer
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take up what the last point held, even where no step is left to be taken."""
+        if not self._loaded:
+            return
+        if trainer.is_global_zero:
+            pl_module.quarantined.extend(self._loaded["quarantined"])  # type: ignore[union-attr, operator]
+        _write_curves(trainer, self._loaded["curves"])
+        if self._loaded["unlogged"]:
+            metrics, step = self._loaded["unlogged"]
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen to signals, and begin where the epoch was left."""
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._listen) for number in SIGNALS}
+        _take_up_the_epoch(trainer)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Restore the random state just before the first batch after a point."""
+        if self._loaded:
+            states = self._loaded["random"]
+            if trainer.global_rank < len(states):
+                _set_random(states[trainer.global_rank])
+            self._loaded = {}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write a point where one is due or asked for."""
+        done = batch_idx + 1
+        between = done % trainer.accumulate_grad_batches == 0 and done < trainer.num_training_batches
+        if not between:
+            return
+        stop = self._asked_to_stop(trainer, done)
+        if stop or done % self.every_steps == 0:
+            self.save(trainer, _unlogged(trainer))
+        if stop:
+            raise Preempted(stop, self.path)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write a point; validation has run and the other checkpoints of the epoch are written."""
+        self.save(trainer)
+        if stop := self._asked_to_stop(trainer, 0):
+            raise Preempted(stop, self.path)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the signals back."""
+        self._stop_listening()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the signals back."""
+        self._stop_listening()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what Lightning does not keep; collective, and only for a point."""
+        if not self._saving:
+            return {}
+        assert self._trainer is not None
+        module: Any = self._trainer.lightning_module
+        own = {"random": _random_state(), "quarantined": list(module.quarantined)}
+        ranks = [own]
+        if self._trainer.world_size > 1:
+            ranks = [{} for _ in range(self._trainer.world_size)]
+            torch.distributed.all_gather_object(ranks, own)
+        return {
+            "random": [rank["random"] for rank in ranks],
+            "quarantined": [record for rank in ranks for record in rank["quarantined"]],
+            "curves": _read_curves(self._trainer),
+            "unlogged": self._unlogged,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until training starts."""
+        self._loaded = state_dict
+
+    # --- parts -----------------------------------------------------------------------------------------
+
+    def save(self, trainer: Trainer, unlogged: list[Any] | None = None) -> None:
+        """Write a point.
+
+        Args:
+            trainer: whose state is written.
+            unlogged: metrics and step that Lightning will log only after this.
+        """
+        self._saving, self._unlogged = True, unlogged or []
+        try:
+            trainer.save_checkpoint(self.path)
+        finally:
+            self._saving = False
+
+    def _listen(self, number: int, _: Any) -> None:
+        self._signal = number
+
+    def _asked_to_stop(self, trainer: Trainer, done: int) -> int:
+        """Give the signal that some rank was sent, on all ranks alike; 0 for none."""
+        if trainer.world_size == 1:
+            return self._signal
+        if done % ASK_EVERY:
+            return 0
+        asked = torch.tensor(self._signal, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+        return int(asked)
+
+    def _stop_listening(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+
+def _take_up_the_epoch(trainer: Trainer) -> None:
+    """Let the sampler begin where a resumed run stopped within its epoch.
+
+    Here and not where the loader is made: that is asked for before the progress is restored.
+    """
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+    done = int(progress.current.processed)
+    sampler: Any = getattr(trainer.train_dataloader, "batch_sampler", None)
+    if hasattr(sampler, "set_start_step") and not progress.is_last_batch and done > 0:
+        sampler.set_epoch(trainer.current_epoch)
+        sampler.set_start_step(done)
+
+
+def _random_state() -> dict[str, Any]:
+    """Give the state of all generators as tensors and plain values, which load without running code."""
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    assert kind == "MT19937"
+    state = {
+        "torch": torch.get_rng_state(),
+        "python": [version, list(words), gauss],
+        "numpy": [torch.from_numpy(np.asarray(keys, dtype=np.int64)), int(position), int(has_gauss), float(cached)],
+    }  # fmt: skip
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    keys, *rest = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _unlogged(trainer: Trainer) -> list[Any]:
+    """Give the metrics of the step under way and their step; Lightning logs them after the callbacks' turn."""
+    connector = trainer._logger_connector
+    if not connector.should_update_logs:
+        return []
+    metrics = {key: float(value) for key, value in connector.metrics["log"].items()}
+    step = int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+    return [{**metrics, "epoch": trainer.current_epoch}, step] if metrics else []
+
+
+def _csv(trainer: Trainer) -> Any:
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]
+    return loggers[0].experiment if loggers and trainer.is_global_zero else None
+
+
+def _read_curves(trainer: Trainer) -> str:
+    writer = _csv(trainer)
+    if writer is None:
+        return ""
+    writer.save()
+    path = Path(writer.metrics_file_path)
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _write_curves(trainer: Trainer, text: str) -> None:
+    writer = _csv(trainer)
+    if writer is not None and text:
+        Path(writer.metrics_file_path).write_text(text, encoding="utf-8", newline="")
+        writer.metrics_keys = text.splitlines()[0].split(",")

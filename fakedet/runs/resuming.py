@@ -1,0 +1,142 @@
+"""Whether a run's folder holds an unfinished run that goes on, and what it goes on from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+from fakedet import build
+from fakedet.errors import UserError
+from fakedet.runs.folder import open_folder
+from fakedet.runs.ranks import was_requeued
+
+log = logging.getLogger("fakedet")
+
+# They may differ between the starts of one run.
+ASIDE = ("overwrite", "resume", "callbacks.progress")
+SHOWN = 3
+
+
+def open_or_resume(config: DictConfig) -> Path:
+    """Make the run's folder, or take up the unfinished run in it.
+
+    Raises:
+        UserError: the folder holds a finished run, one of another config, or something else.
+    """
+    folder = Path(config.output_dir)
+    begun = (folder / "config.yaml").is_file()
+    # A job that SLURM started again has begun its folder itself: overwriting would lose what it did.
+    if not begun or not config.resume or (config.overwrite and not was_requeued()):
+        folder = open_folder(folder, config.overwrite)
+        _forget(folder)
+        return folder
+    if (folder / "run.json").is_file():
+        raise UserError(
+            f"output_dir={folder} holds a finished run; name another one, or pass overwrite=true to train it anew"
+        )
+    differing = list(_differences(_plain(OmegaConf.load(folder / "config.yaml")), _plain(config)))
+    if differing:
+        more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+        raise UserError(
+            f"output_dir={folder} holds an unfinished run of another config: {', '.join(differing[:SHOWN])}{more}; "
+            "name another one, or pass overwrite=true to replace it"
+        )
+    log.info("%s holds an unfinished run of this config: it goes on", folder)
+    return folder
+
+
+def config_of(run: str) -> tuple[DictConfig, list[str]]:
+    """Give the config of a run's folder, made to go on, and what its user had overridden.
+
+    Raises:
+        UserError: the folder holds no run, or a finished one.
+    """
+    folder = Path(run)
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"run={folder}: there is no run in this folder (no config.yaml)")
+    config = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(config, DictConfig)
+    if "callbacks" not in config or "model" not in config:
+        raise UserError(f"run={folder} is no training run; only those can be resumed")
+    config.overwrite, config.resume = False, True
+    overrides = folder / "overrides.yaml"
+    given = OmegaConf.to_container(OmegaConf.load(overrides)) if overrides.is_file() else []
+    return config, [str(item) for item in given or []]  # type: ignore[union-attr]
+
+
+def lock(folder: Path) -> FileLock:
+    """Take the folder for this process alone.
+
+    Raises:
+        UserError: another process has it.
+    """
+    taken = FileLock(folder / ".lock")
+    try:
+        taken.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"output_dir={folder}: another process is training in it; name another one"
+        ) from error
+    return taken
+
+
+def point(config: DictConfig, manifest_sha256: str) -> Path | None:
+    """Give the checkpoint that this training goes on from; None where there is none.
+
+    Raises:
+        UserError: it was written on other data.
+    """
+    settings = config.callbacks.get("resume")
+    path = Path(settings.path) if settings else None
+    if path is None or not path.is_file():
+        return None
+    content = build.read_checkpoint(path)
+    if content["fakedet"]["manifest_sha256"] != manifest_sha256:
+        raise UserError(
+            f"{path} was written on other data: the manifest has changed since this run began. Bring it back, or pass "
+            "overwrite=true to train anew"
+        )
+    log.info("going on after step %d, in epoch %d", content["global_step"], content["epoch"] + 1)
+    return path
+
+
+def _forget(folder: Path) -> None:
+    """Remove what an overwritten run would be taken for unfinished or finished by."""
+    for name in ("run.json", "checkpoints/resume.ckpt", "stage1/checkpoints/resume.ckpt", "wandb_id.txt"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def finish(folder: Path) -> None:
+    """Let the resume points of a run that is done be its last checkpoints."""
+    for path in folder.glob("**/checkpoints/resume.ckpt"):
+        path.replace(path.with_name("last.ckpt"))
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    content: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    return content
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield "key: old → new"; folders named after the run's own folder are compared without it."""
+    for key in dict.fromkeys([*old, *new]):
+        name, before, after = f"{prefix}{key}", old.get(key), new.get(key)
+        if name in ASIDE or name == "output_dir":
+            continue
+        if isinstance(before, dict) and isinstance(after, dict):
+            inner = {"output_dir": ""}
+            yield from _differences({**inner, **before}, {**inner, **after}, f"{name}.")
+        elif before != after and not _same_place(before, after):
+            yield f"{name}: {before} → {after}"
+
+
+def _same_place(before: Any, after: Any) -> bool:
+    """Say whether two paths are one, whether written from the root or from here."""
+    if not (isinstance(before, str) and isinstance(after, str)):
+        return False
+    return "/" in before and Path(before).resolve() == Path(after).resolve()

@@ -1,0 +1,225 @@
+"""A run that is killed at any moment and started again ends with the bits of one that never was."""
+
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from fakedet.evaluation.predictions import read_predictions
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["fakedet.runs.training", "fakedet.commands.app", "fakedet.commands.train"])
+
+# Five steps an epoch, three epochs; dropout draws from PyTorch's own generator, the recipe from the sampler's.
+COMMON = ["data=manifest", "data.crop_size=32", "data.batch_size=8", "data.steps_per_epoch=5", "trainer.max_epochs=3",
+          "trainer.log_every_n_steps=1", "callbacks.resume.every_steps=2", "threads=1", "bootstrap.resamples=20",
+          "header_audit=false", "augment=cnndet"]  # fmt: skip
+DROPOUT = ["model/encoder=timm", "model.encoder.name=test_resnet", "model.encoder.pretrained=false",
+           "+model.encoder.drop_rate=0.3"]  # fmt: skip
+
+
+def child(arguments: list[str], what: str | None, number: int, log: str) -> None:
+    """Train, and kill this very process at the n-th time that something happens."""
+    with open(log, "a", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(1)
+    if what is not None:
+        arm(what, number)
+    from fakedet.commands.app import launch
+
+    os._exit(launch("train", arguments))
+
+
+def arm(what: str, number: int) -> None:
+    from fakedet.callbacks import atomic
+    from fakedet.data import dataset
+    from fakedet.methods import detector, supervised, trace, transfer
+    from fakedet.runs import scoring
+
+    methods = (supervised.SupervisedDetector, trace.TracePretraining, transfer.ContrastiveTransfer)
+    steps = [(method, "training_step") for method in methods]
+    if what.startswith("SIG"):
+        places, act = steps, lambda *_: os.kill(os.getpid(), getattr(signal, what))
+    else:
+        act = tear if what == "write" else die
+        places = {
+            "step": steps,
+            "backward": [(torch.Tensor, "backward")],
+            "validation": [(detector.Detector, "validation_step")],
+            "write": [(atomic.torch, "save")],
+            "rename": [(atomic.os, "replace")],
+            "image": [(dataset, "decode_image")],
+            "results": [(scoring, "write_predictions")],
+        }[what]
+    left = [number]
+    for owner, name in places:
+        setattr(owner, name, counted(getattr(owner, name), left, act))
+
+
+def counted(original, left: list[int], act):
+    """Wrap a function so that the n-th call of all that share ``left`` acts first."""
+
+    def wrapped(*args, **kwargs):
+        left[0] -= 1
+        if left[0] == 0:
+            act(*args)
+        return original(*args, **kwargs)
+
+    return wrapped
+
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def tear(content: object, file) -> None:
+    """Leave half a checkpoint behind."""
+    file.write(b"PK\x03\x04" + b"\0" * 1000)
+    file.flush()
+    die()
+
+
+def run(arguments: list[str], log: Path, what: str | None = None, number: int = 0) -> int:
+    process = CONTEXT.Process(target=child, args=(arguments, what, number, str(log)))
+    process.start()
+    process.join(120)
+    status = process.exitcode
+    process.close()
+    assert status is not None, log.read_text()
+    return status
+
+
+def results(folder: Path) -> dict[str, object]:
+    """Everything that a run leaves behind but for times and places."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    frame, identity = read_predictions(folder / "predictions.parquet")
+    weights = {}
+    for name in ("best", "last"):
+        content = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        states = [content["state_dict"], content["optimizer_states"][0]["state"], content["lr_schedulers"]]
+        weights[name] = (content["epoch"], content["global_step"], states)
+    quarantine = folder / "quarantine.csv"
+    return {
+        "metrics": {key: value for key, value in metrics.items() if key != "checkpoint"},
+        "frame": frame, "point": identity["operating_point"], "weights": weights,
+        "curves": pd.read_csv(folder / "logs" / "metrics.csv"),
+        "quarantine": quarantine.read_text() if quarantine.is_file() else "",
+        "kept": json.loads((folder / "run.json").read_text())["kept_epoch"],
+    }  # fmt: skip
+
+
+def assert_same(one: object, other: object, place: str = "") -> None:
+    """Compare bit for bit."""
+    assert type(one) is type(other), place
+    if isinstance(one, dict):
+        assert list(one) == list(other), place
+        for key in one:
+            assert_same(one[key], other[key], f"{place}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), place
+        for number, (left, right) in enumerate(zip(one, other, strict=True)):
+            assert_same(left, right, f"{place}/{number}")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), place
+    elif isinstance(one, pd.DataFrame):
+        pd.testing.assert_frame_equal(one, other, check_exact=True, obj=place)
+    else:
+        assert one == other or (one != one and other != other), place
+
+
+@pytest.fixture(scope="module")
+def data(tiny_manifest_module: Path) -> Path:
+    """The tiny manifest with a training image that cannot be read."""
+    table = pd.read_csv(tiny_manifest_module)
+    broken = table[(table["split"] == "train") & (table["label"] == 1)]["path"].iloc[0]
+    (tiny_manifest_module.parent / broken).write_bytes(b"\xff\xd8\xff not an image")
+    return tiny_manifest_module
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Give the arguments and results of uninterrupted runs, each trained once."""
+    done: dict[str, tuple[list[str], dict[str, object]]] = {}
+
+    def of(name: str, *more: str) -> tuple[list[str], dict[str, object]]:
+        if name not in done:
+            folder = tmp_path_factory.mktemp("whole") / name
+            arguments = [*COMMON, f"data.manifest={data}", "data.max_quarantine=0.5", *more]
+            own = [*arguments, f"output_dir={folder}", f"trace_cache={folder.parent / 'cache'}"]
+            assert run(own, folder.parent / "log") == 0, (folder.parent / "log").read_text()
+            done[name] = arguments, results(folder)
+        return done[name]
+
+    return of
+
+
+def points() -> list[tuple[str, int]]:
+    """Some moments of each kind; drawn once, so that a failure can be repeated."""
+    rng = np.random.default_rng(0)
+    most = {
+        "step": 15,
+        "backward": 15,
+        "validation": 3,
+        "write": 10,
+        "rename": 12,
+        "image": 200,
+        "results": 1,
+    }
+    return [(what, int(number)) for what, last in most.items()
+             for number in rng.choice(np.arange(1, last + 1), min(last, 4), replace=False)]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "number"), points())
+def test_a_killed_run_ends_with_the_same_bits(whole, what: str, number: int, tmp_path: Path) -> None:
+    arguments, expected = whole("bce", "model=bce", *DROPOUT)
+    own = [*arguments, f"output_dir={tmp_path / 'run'}"]
+    assert run(own, tmp_path / "log", what, number) == -signal.SIGKILL, (tmp_path / "log").read_text()
+    assert run(own, tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    assert_same(results(tmp_path / "run"), expected)
+    assert not list((tmp_path / "run").glob("**/resume.ckpt"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [2, 5, 14])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_run_that_is_told_to_stop_loses_no_step(whole, name: str, number: int, tmp_path: Path) -> None:
+    arguments, expected = whole("bce", "model=bce", *DROPOUT)
+    own = [*arguments, "callbacks.resume.every_steps=1000", f"output_dir={tmp_path / 'run'}"]
+    assert run(own, tmp_path / "log", name, number) == -getattr(signal, name)
+    said = (tmp_path / "log").read_text()
+    assert "give the same command again" in said
+    assert "Traceback" not in said
+    point = torch.load(tmp_path / "run" / "checkpoints" / "resume.ckpt", weights_only=True)
+    assert point["global_step"] == number
+    assert run(own, tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    assert_same(results(tmp_path / "run"), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "number"), [("step", 3), ("step", 9), ("validation", 2)])
+def test_both_stages_go_on(whole, what: str, number: int, tmp_path: Path) -> None:
+    arguments, expected = whole("transfer", "model=transfer", "data.num_workers=1", "trainer.max_epochs=2")
+    own = [*arguments, f"output_dir={tmp_path / 'run'}", f"trace_cache={tmp_path / 'cache'}"]
+    assert run(own, tmp_path / "log", what, number) == -signal.SIGKILL, (tmp_path / "log").read_text()
+    assert run(own, tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    assert_same(results(tmp_path / "run"), expected)
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_arrives(whole, tmp_path: Path) -> None:
+    arguments, expected = whole("bce", "model=bce", *DROPOUT)
+    own = [*arguments, f"output_dir={tmp_path / 'run'}"]
+    kills = 0
+    while run(own, tmp_path / "log", "step", 4) == -signal.SIGKILL:
+        kills += 1
+        assert kills < 12
+    assert kills >= 3
+    assert_same(results(tmp_path / "run"), expected)

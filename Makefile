@@ -11,7 +11,7 @@ export FAKEDET_CORPUS
 export NO_ALBUMENTATIONS_UPDATE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fast-test lint bench train evaluate lock clean
+.PHONY: help setup demo test fast-test lint bench train train-ddp submit sweep sweep-slurm resume compare evaluate lock clean
 
 help:  ## Show these targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -45,8 +45,35 @@ lint: $(STAMP)  ## Ruff and mypy.
 bench: $(STAMP)  ## Time data loading against what it is compared with (minutes).
 	@for name in decode augmentation manifest walk shards average_precision robustness export; do $(BIN)/python -m benchmarks.$$name || exit 1; echo; done
 
-train: $(STAMP)  ## Train one experiment: make train EXP=ntf ARGS="seed=1".
+# Names the folders of submitted jobs and sweeps.
+NOW := $(shell date +%Y-%m-%d_%H-%M-%S)
+EXP ?= ntf
+DEVICES ?= 2
+NODES ?= 1
+GPUS ?= 1
+JOBS ?= 2
+TRAINER ?= ddp
+
+train: $(STAMP)  ## Train one experiment: make train EXP=ntf ARGS="seed=1 data=manifest data.manifest=...".
 	@$(BIN)/fakedet train experiment=$(EXP) $(ARGS)
+
+train-ddp: $(STAMP)  ## The same on several GPUs of this machine: make train-ddp EXP=ntf DEVICES=4.
+	@$(BIN)/fakedet train experiment=$(EXP) trainer=$(TRAINER) trainer.devices=$(DEVICES) $(ARGS)
+
+submit: $(STAMP)  ## The same as a SLURM job, on one node or several: make submit EXP=ntf NODES=2 GPUS=4.
+	@$(BIN)/fakedet train -m hydra/launcher=slurm experiment=$(EXP) trainer=$(TRAINER) trainer.num_nodes=$(NODES) trainer.devices=$(GPUS) hydra.launcher.nodes=$(NODES) hydra.launcher.tasks_per_node=$(GPUS) hydra.launcher.gpus_per_node=$(GPUS) hydra.sweep.dir=runs/$(EXP)/$(NOW) hydra.sweep.subdir=run $(ARGS)
+
+sweep: $(STAMP)  ## Several jobs of conf/sweep at a time on this machine: make sweep SWEEP=seeds JOBS=2.
+	@$(BIN)/fakedet train -m sweep=$(SWEEP) hydra/launcher=local hydra.launcher.n_jobs=$(JOBS) threads=1 hydra.sweep.dir=runs/sweeps/$(SWEEP)-$(NOW) $(ARGS)
+
+sweep-slurm: $(STAMP)  ## One SLURM job for each set of overrides, as an array: make sweep-slurm SWEEP=seeds GPUS=1.
+	@$(BIN)/fakedet train -m sweep=$(SWEEP) hydra/launcher=slurm hydra.launcher.gpus_per_node=$(GPUS) hydra.sweep.dir=runs/sweeps/$(SWEEP)-$(NOW) $(ARGS)
+
+resume: $(STAMP)  ## Go on with a run that was stopped: make resume RUN=runs/ntf/2026-01-01_12-00-00.
+	@$(BIN)/fakedet resume run=$(RUN) $(ARGS)
+
+compare: $(STAMP)  ## One table of all runs below a folder: make compare RUNS=runs/sweeps/seeds-2026-01-01_12-00-00.
+	@$(BIN)/fakedet compare runs=$(RUNS) $(ARGS)
 
 evaluate: $(STAMP)  ## Evaluate a checkpoint: make evaluate CKPT=path ARGS="data=manifest ...".
 	@$(BIN)/fakedet evaluate checkpoint=$(CKPT) $(ARGS)

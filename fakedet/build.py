@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fakedet.callbacks.atomic import AtomicCheckpointIO
+from fakedet.callbacks.layer_sync import CpuLayerSync
 from fakedet.data.augment import Augmentation
 from fakedet.errors import UserError
 from fakedet.methods.detector import Detector
@@ -104,9 +105,11 @@ def build_trainer(config: Mapping[str, Any], **parts: Any) -> Trainer:
     Raises:
         UserError: the machine does not have what the config asks for, or a wrong value.
     """
-    if config.get("sync_batchnorm") and not torch.cuda.is_available():
+    plugins = _plugins()
+    if config.get("sync_batchnorm") and (config.get("accelerator") == "cpu" or not torch.cuda.is_available()):
         config = {**config, "sync_batchnorm": False}  # PyTorch has it for GPUs alone
-    parts = {"plugins": _plugins(), **parts}
+        plugins.append(CpuLayerSync())
+    parts = {"plugins": plugins, **parts}
     try:
         trainer = _instantiate(config, "trainer", **parts)
     except (MisconfigurationException, ValueError) as error:

@@ -20,7 +20,7 @@ ALLOWED = {
     "prediction": {"methods", "data", "metrics", "errors"},
     "serving": {"prediction", "errors"},
     "evaluation": {"models", "losses", "metrics", "errors"},
-    "callbacks": {"errors"},
+    "callbacks": {"models", "errors"},
     "build": {"methods", "data", "models", "callbacks", "errors"},
     "runs": {
         "build",

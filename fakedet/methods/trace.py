@@ -15,7 +15,7 @@ from fakedet.losses.trace import heterogeneous_loss, homogeneous_loss
 from fakedet.methods.detector import Detector, Scores
 from fakedet.methods.gather import gather_rows
 from fakedet.methods.traces import fill_bank
-from fakedet.models.destroyer import TraceDestroyer
+from fakedet.models.destroyer import WIDTH, TraceDestroyer
 from fakedet.models.heads import ProjectionHead
 from fakedet.models.trace_bank import TraceBank
 
@@ -86,7 +86,7 @@ class TracePretraining(Detector):
         n = len(views)
         images = views
         if self.destroyer is not None:
-            images = torch.cat([views, self.destroyer(pictures[:, 0], self._draws())])
+            images = torch.cat([views, self.destroyer(pictures[:, 0], self._draws(len(pictures)))])
         embedding = self.encoder(images)
         projected = self.homogeneous(embedding)
         a, destroyed = self._all_views(projected[:n]), None
@@ -99,13 +99,13 @@ class TracePretraining(Detector):
         self._log_training(loss, het, hom, a.detach())
         return loss
 
-    def _draws(self) -> torch.Generator:
-        """Give the randomness of this step's destroyed copies: a function of seed, step and rank alone."""
+    def _draws(self, count: int) -> torch.Generator:
+        """Give the randomness of this step's destroyed copies: of seed, step and place in the whole batch."""
         seed = int(self.trainer.datamodule.seed)  # type: ignore[attr-defined]
-        state = np.random.SeedSequence([seed, self.global_step, self.global_rank]).generate_state(
-            1, np.uint64
-        )
-        return torch.Generator().manual_seed(int(state[0] >> 1))
+        state = np.random.SeedSequence([seed, self.global_step, 0]).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(state[0] >> 1))
+        torch.rand(self.global_rank * count, WIDTH, generator=generator)  # those of the ranks before this one
+        return generator
 
     def _all_views(self, rows: Tensor) -> Tensor:
         """Gather (2B, D) of every rank so that rows i and i + N stay the two views of one image."""

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from fakedet.errors import UserError, choose
 from fakedet.models.resynthesis import DRAWS, METHODS
 
+WIDTH = 2 + DRAWS
+"""Uniform draws that a copy takes: kind, strength, and those of its kind."""
+
 
 class TraceDestroyer(nn.Module):
     """Make a trace-destroyed copy of each image (ours; docs/method.md).
@@ -48,7 +51,7 @@ class TraceDestroyer(nn.Module):
             (N, 3, H, W) of the images' dtype, in steps of 1/255 as every stored image is: values between the
             steps would give the copies away without any trace being learned.
         """
-        draws = torch.rand(len(images), 2 + DRAWS, generator=generator)
+        draws = torch.rand(len(images), WIDTH, generator=generator)
         kind = (draws[:, 0] * len(self.kinds)).long()
         strength = self.min_strength + draws[:, 1] * (1.0 - self.min_strength)
         with torch.autocast(images.device.type, enabled=False):

@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import hydra
@@ -122,12 +122,20 @@ def _task(verb: str, mistakes: list[UserError]) -> Any:
         except UserError as error:
             # Told here: Hydra would print a page of its own, and a sweep goes on with its other jobs.
             mistakes.append(error)
+            _remove_if_empty(settings.runtime.output_dir)
             _fail(str(error), 2)
             if start_name():  # the other processes of this start would wait for this one
                 raise SystemExit(2) from error
             return None
 
     return run
+
+
+def _remove_if_empty(folder: str) -> None:
+    """Take back the folder that Hydra made for a run that did not begin."""
+    if folder != os.getcwd():
+        with suppress(OSError):
+            os.rmdir(folder)
 
 
 def _check_named(overrides: list[str]) -> None:
@@ -145,6 +153,10 @@ def _job_for_further_ranks(verb: str, config: DictConfig, overrides: list[str]) 
     They are started with this command line; left to compose from it, each would start a sweep anew or name
     another folder.
     """
+    trainer = config.get("trainer") or {}
+    if trainer.get("devices", 1) == 1 and trainer.get("num_nodes", 1) == 1:
+        yield  # nobody is started who would look for it
+        return
     job = {"verb": verb, "config": config, "overrides": overrides}
     descriptor, name = tempfile.mkstemp(prefix="fakedet-job-", suffix=".yaml")
     os.close(descriptor)

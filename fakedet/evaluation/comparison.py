@@ -106,6 +106,12 @@ class Comparison:
         """List the generators that a mean is over: those of its kind with both classes."""
         return [name for name in self._kind(mean) if name not in self.left_out(mean)]
 
+    def chance(self, key: str) -> float:
+        """Give the AP of a detector that guesses, for a generator or a mean: the share of fakes among the images."""
+        names = [key] if key in self.generators else self.members(key)
+        shares = [row.n_fake / (row.n_fake + row.n_real) for row in (self.generators[name] for name in names)]
+        return sum(shares) / len(shares) if shares else float("nan")
+
     def left_out(self, mean: str) -> list[str]:
         """List the generators that a mean leaves out because they have one class only."""
         rows = self.generators

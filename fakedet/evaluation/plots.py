@@ -102,6 +102,7 @@ def plot_intervals(
     title: str,
     path: Path,
     sections: Mapping[str, str] | None = None,
+    chance: Mapping[str, float] | None = None,
 ) -> Path:
     """Draw values with their intervals, a row a generator and a colour a method.
 
@@ -110,6 +111,7 @@ def plot_intervals(
         title: above the figure.
         path: the PNG.
         sections: of the rows ("seen", "unseen", "mean"); a stronger line parts them.
+        chance: of each row, marked by a grey tick; None: 0.5 for all, a dotted line.
     """
     methods = list(next(iter(rows.values()))) if rows else []
     figure = new_figure(WIDTH, 1.2 + len(rows) * max(0.36, 0.13 * len(methods)))
@@ -135,7 +137,13 @@ def plot_intervals(
     for border in range(1, len(rows)):
         parted = section[border] != section[border - 1]
         axes.axhline(border - 0.5, color="#888888" if parted else "#DDDDDD", linewidth=1 if parted else 0.6)
-    axes.axvline(0.5, color="#777777", linewidth=0.9, linestyle=":")
+    if chance is None:
+        axes.axvline(0.5, color="#777777", linewidth=0.9, linestyle=":")
+    for place, name in enumerate(rows):
+        if chance is not None and name in chance:
+            (tick,) = axes.plot([chance[name]] * 2, [place - 0.42, place + 0.42], color="#777777", linewidth=1.2,
+                                linestyle=":", label="chance")  # fmt: skip
+            handles = [handle for handle in handles if handle.get_label() != "chance"] + [tick]
     dress(axes, title, "", "")
     add_legend(figure, handles)
     return save(figure, path)

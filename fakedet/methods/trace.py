@@ -115,7 +115,8 @@ class TracePretraining(Detector):
     def _log_training(self, loss: Tensor, het: Tensor, hom: Tensor, a: Tensor) -> None:
         n = len(a) // 2
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False, batch_size=n)
-        if self.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        trainer = self.trainer
+        if self.global_step % trainer.log_every_n_steps and not trainer.is_last_batch:  # type: ignore[attr-defined]
             return
         values = {"train/loss_heterogeneous": het, "train/loss_homogeneous": hom}
         values |= {f"collapse/{key}": value for key, value in collapse_statistics(a).items()}

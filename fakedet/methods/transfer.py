@@ -98,7 +98,8 @@ class ContrastiveTransfer(Detector):
 
     def _log_training(self, loss: Tensor, bce: Tensor, real: Tensor, fake: Tensor) -> None:
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False, batch_size=1)
-        if self.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        trainer = self.trainer
+        if self.global_step % trainer.log_every_n_steps and not trainer.is_last_batch:  # type: ignore[attr-defined]
             return
         self.log_dict({"train/bce": bce, "train/loss_real": real, "train/loss_fake": fake}, batch_size=1)
 

@@ -162,7 +162,10 @@ def fit_operating_point(
         calibration = fit_calibration(values, label, kind)
     threshold = threshold_at(values[reals], rate)
     if math.isinf(threshold):
-        notes.append(f"too few validation reals ({int(reals.sum())}) for a false-positive rate of {rate:g}")
+        notes.append(
+            f"too few validation reals ({int(reals.sum())}) for a false-positive rate of {rate:g}, so this detector "
+            f"calls nothing fake; {math.ceil(1 / rate) - 1} are needed"
+        )
     reference = _reference(
         values[reals], far[reals], np.asarray(training_logits), np.asarray(training_distances)
     )

@@ -70,12 +70,26 @@ def state(
     if doubts:
         reason = "; ".join(doubts)
     elif apart:
-        reason = f"altered copies disagree ({', '.join(apart)})"
+        reason = f"another answer for {', '.join(_in_words(name) for name in apart)}"
     elif unusual == low:
-        reason = "unusual among reals and among fakes" if unusual else "as usual among reals as among fakes"
+        reason = (
+            "unlike the photographs and unlike the fakes that the detector was tested with"
+            if unusual
+            else "neither clearly like the photographs nor clearly like the fakes that the detector was tested with"
+        )
     else:
         return Statement(FAKE if unusual else REAL, score, p_value, stability, "")
     return Statement(UNKNOWN, score, p_value, stability, reason)
+
+
+def _in_words(view: str) -> str:
+    """Say what was done to a copy."""
+    family, _, severity = view.partition("/")
+    if family == "jpeg":
+        return f"a copy saved as JPEG of quality {severity}"
+    if family == "resize":
+        return f"a copy scaled by {severity}"
+    return "the squares of the picture" if family == "tiles" else f"a copy altered by {view}"
 
 
 def resolution(point: OperatingPoint) -> float:

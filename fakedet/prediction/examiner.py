@@ -168,7 +168,8 @@ class Examiner:
             doubts.append(f"smaller than the {self.size} pixels that the detector looks at")
         if self.qualities and 0 < one.header.jpeg_quality < self.qualities[0]:
             doubts.append(
-                f"JPEG quality {one.header.jpeg_quality}, below 95 % of the training images ({self.qualities[0]:.0f})"
+                f"compressed harder (JPEG quality {one.header.jpeg_quality}) than 95 in 100 of the pictures that the "
+                f"detector learned from (quality {self.qualities[0]:.0f} and up)"
             )
         return doubts
 

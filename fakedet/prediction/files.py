@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fakedet.data.index.walk import walk
@@ -13,32 +14,39 @@ from fakedet.errors import UserError
 STDIN = "-"
 
 
-def list_images(sources: list[str]) -> Iterator[str]:
+def list_images(
+    sources: list[str], tell_left_out: Callable[[Counter[str]], None] | None = None
+) -> Iterator[str]:
     """Yield the paths of images, each once, folders walked to all depths.
 
     Args:
         sources: files, folders, globs (``**`` goes deep), or "-" for a list of paths on standard input, one a
             line. A file that is named is yielded whatever its name; in folders only names of images are.
+        tell_left_out: called at the end with how many files of which endings were left aside in folders.
 
     Raises:
         UserError: a source is not there, or all of them hold no images.
     """
     seen: set[str] = set()
-    for path in _expand(sources):
+    left_out: Counter[str] = Counter()
+    for path in _expand(sources, left_out):
         if path not in seen:
             seen.add(path)
             yield path
+    if tell_left_out is not None:
+        tell_left_out(left_out)
     if not seen:
         raise UserError(f"source={', '.join(sources)}: there are no images (jpg, png, webp, bmp, tif, ...)")
 
 
-def _expand(sources: list[str]) -> Iterator[str]:
+def _expand(sources: list[str], left_out: Counter[str]) -> Iterator[str]:
     for source in sources:
         if source == STDIN:
             # A file that a list names and that is not there fails by itself; the others go on.
             yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
         elif Path(source).is_dir():
             for listing in walk(Path(source)):
+                left_out.update(listing.others)
                 names = sorted(
                     [name for name, _, _ in listing.images] + [name for name, _ in listing.problems]
                 )

@@ -38,6 +38,7 @@ class Sink:
         self.path, self._lines = path, path.suffix == ".jsonl"
         self.done: set[str] = set()
         self.counts: Counter[str] = Counter()
+        self.first_error = ""
         if path.exists() and path.stat().st_size:
             if not resume:
                 raise UserError(f"output={path} is there already; name another one, or pass resume=true")
@@ -74,6 +75,8 @@ class Sink:
                 else:
                     self._writer.writerow(plain)
                 self.counts["error" if row.get("error") else str(row["verdict"])] += 1
+                if row.get("error") and not self.first_error:
+                    self.first_error = str(row["path"])
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:

@@ -25,6 +25,8 @@ from fakedet.runs.folder import open_folder, provenance, write_config, write_jso
 
 log = logging.getLogger("fakedet")
 
+LOUD = 20
+"""Images of each class below which a shortcut is stored but not warned of."""
 QUICK = 300
 """Images of each cell whose headers training and evaluation look at."""
 
@@ -97,7 +99,11 @@ def _measure(datamodule: ImageDataModule, split: str, pairs: Mapping[str, Any] |
     _warn_of_unreadable(datamodule, split, looks)
     audits, _ = audit_generators(rows, looks, pairs, resamples=300)
     told = {entry.generator: entry.header for entry in audits}
-    loud = {name: shortcut for name, shortcut in told.items() if shortcut.auc.value > WARN}
+    loud = {
+        name: shortcut
+        for name, shortcut in told.items()
+        if shortcut.auc.value > WARN and min(shortcut.n_real, shortcut.n_fake) >= LOUD
+    }
     if loud:
         worst = max(loud, key=lambda name: loud[name].auc.value)
         auc = loud[worst].auc
@@ -105,7 +111,7 @@ def _measure(datamodule: ImageDataModule, split: str, pairs: Mapping[str, Any] |
             "shortcut in the split '%s': format, size or compression alone tell %d of %d generators from their reals "
             "(most: %s, AUC %s, %d real, %d fake); see fakedet audit%s",
             split, len(loud), len(told), worst, text(auc), loud[worst].n_real, loud[worst].n_fake,
-            "" if datamodule.matcher else " and fakedet match",
+            "" if datamodule.matcher else " and fakedet match; where its reals are of another kind, data.pairs",
         )  # fmt: skip
     return {entry.generator: generator_dict(entry)["header"] for entry in audits}
 

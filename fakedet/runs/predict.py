@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 from collections import Counter
@@ -29,6 +31,10 @@ from fakedet.runs.threads import threads
 log = logging.getLogger("fakedet")
 
 
+JUDGED_BY = ("false_alarm", "miss", "views", "tiles")
+"""Settings that answers depend on."""
+
+
 @dataclass(frozen=True)
 class Predicted:
     """What a run said."""
@@ -54,14 +60,56 @@ def predict(config: DictConfig, overrides: list[str]) -> Predicted:
     desk = make_examiner(config, method, point, draw)
     output = Path(config.output)
     with Sink(output, config.resume) as sink, threads(config.threads), bar("looking at images") as shown:
-        todo = (path for path in list_images(sources) if shown_path(path) not in sink.done)
+        todo = (path for path in list_images(sources, _tell_left_out) if shown_path(path) not in sink.done)
         resumed, done = len(sink.done), 0
-        write_json(output.with_name(f"{output.name}.about.json"), _about(config, overrides, method, point))
+        about = output.with_name(f"{output.name}.about.json")
+        content = _about(config, overrides, method, point)
+        if resumed:
+            _check_same(about, content, output)
+        write_json(about, content)
         while part := list(islice(todo, config.images_at_a_time)):
             sink.write(desk.rows(part))
             done += len(part)
             shown.show(done, ", ".join(f"{count} {what}" for what, count in sorted(sink.counts.items())))
+    if sink.first_error:
+        log.warning("%d files could not be looked at, the first: %s; the column 'error' says why", sink.counts["error"],
+                    sink.first_error)  # fmt: skip
     return Predicted(output, sink.counts, resumed)
+
+
+def _tell_left_out(kinds: Counter[str]) -> None:
+    """Say which files of the folders were not looked at for their names."""
+    if kinds:
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(6))
+        log.warning("%d files in the folders are not named like images this can read, and were not looked at: %s",
+                    sum(kinds.values()), listed)  # fmt: skip
+
+
+def _check_same(about: Path, content: dict[str, Any], output: Path) -> None:
+    """Refuse to add rows to a file whose rows were made in another way.
+
+    Raises:
+        UserError: with what differs.
+    """
+    try:
+        earlier = json.loads(about.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        log.warning(
+            "%s is missing: whether the rows in %s were made in the same way is not known", about, output
+        )
+        return
+    changed = [
+        f"{key} was {earlier['config'].get(key)}, is {content['config'][key]}"
+        for key in JUDGED_BY
+        if earlier["config"].get(key) != content["config"][key]
+    ]
+    if earlier.get("checkpoint_sha256") != content["checkpoint_sha256"]:
+        changed.append("the checkpoint is another one")
+    if changed:
+        raise UserError(
+            f"output={output} holds answers made in another way ({'; '.join(changed)}); name another output, or give "
+            "the earlier settings"
+        )
 
 
 def _about(
@@ -70,6 +118,7 @@ def _about(
     identity = {key: value for key, value in method.identity.items() if key != operating.KEY}
     return {
         "config": OmegaConf.to_container(config, resolve=True), "detector": identity,
+        "checkpoint_sha256": hashlib.sha256(Path(config.checkpoint).read_bytes()).hexdigest(),
         "operating_point": {
             "rate": point.rate, "n_real": point.n_real, "n_fake": point.n_fake, "calibration": point.calibration.kind,
             "threshold": point.threshold if math.isfinite(point.threshold) else None,

@@ -43,8 +43,9 @@ def figures(
     sections = {row.name: row.section for row in rows(comparison)}
     shown = {method: first[method].original for method in comparison.methods}
     drawn = [
-        Figure(plot_intervals(listed, "AP with 95 % intervals", folder / "ap.png", sections=sections),
-               "AP per generator and means; dotted: 0.5"),
+        Figure(plot_intervals(listed, "AP with 95 % intervals", folder / "ap.png", sections=sections,
+        chance={row.name: comparison.chance(row.key) for row in rows(comparison)}),
+               "AP per generator and means; dotted: chance, the share of fakes"),
         Figure(plot_curves_of_decision(shown, folder / "roc_pr.png"),
                "ROC and precision-recall of all fakes against all reals of the file; first seed of each method"),
         Figure(plot_reliability(shown, folder / "reliability.png"),

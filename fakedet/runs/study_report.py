@@ -108,11 +108,17 @@ def _figures(folder: Path, comparison: Comparison, finished: Sequence[Finished])
         row.name: {method: cell.to_dict() for method, cell in row.cells.items()} for row in rows(comparison)
     }
     sections = {row.name: row.section for row in rows(comparison)}
-    intervals = plot_intervals(listed, "AP with 95 % intervals", folder / "ap.png", sections=sections)
+    intervals = plot_intervals(
+        listed,
+        "AP with 95 % intervals",
+        folder / "ap.png",
+        sections=sections,
+        chance={row.name: comparison.chance(row.key) for row in rows(comparison)},
+    )
     first = finished[0].job.seed
     curves = {done.job.method: read_curves(done.job.folder) for done in finished if done.job.seed == first}
     figures = [
-        Figure(intervals, f"AP per generator and means ({', '.join(MEAN_NAMES.values())}); dotted: 0.5"),
+        Figure(intervals, f"AP per generator and means ({', '.join(MEAN_NAMES.values())}); dotted: chance"),
         Figure(plot_curves(curves, folder / "curves.png"),
                f"Training curves, seed {first}; losses of different methods are not comparable"),
     ]  # fmt: skip

@@ -70,9 +70,13 @@ def make_page(look: Callable[[str, bytes], Card], introduction: str, limit: Rate
         gradio.Markdown(introduction)
         with gradio.Row():
             picture = gradio.Image(type="filepath", sources=["upload", "clipboard"], image_mode=None, height=260,
-                              label="One picture: drop, choose or paste it")  # fmt: skip
+                              min_width=320,                              label="One picture: drop, choose or paste it")  # fmt: skip
             several = gradio.File(
-                file_count="multiple", file_types=list(SUFFIXES), height=260, label="Several pictures"
+                file_count="multiple",
+                file_types=list(SUFFIXES),
+                height=260,
+                min_width=320,
+                label="Several pictures",
             )
         for component in (picture, several):
             # Files are handed on as they were sent: no other decoder than ours sees them, and no copy is made.

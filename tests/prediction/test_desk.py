@@ -37,17 +37,23 @@ def test_clear_images_are_told() -> None:
 
 def test_between_reals_and_fakes_nothing_is_said() -> None:
     verdict, reason = said(0.5)  # higher than all reals, lower than all fakes
-    assert (verdict, reason) == (UNKNOWN, "unusual among reals and among fakes")
+    assert (verdict, reason) == (
+        UNKNOWN,
+        "unlike the photographs and unlike the fakes that the detector was tested with",
+    )
 
 
 def test_where_reals_and_fakes_lie_over_each_other_nothing_is_said() -> None:
     mixed = point(fakes=tuple(np.linspace(-6, -2, 99)))
     statement = state(mixed, RULES, -3.0, math.nan, {}, [])
-    assert (statement.verdict, statement.reason) == (UNKNOWN, "as usual among reals as among fakes")
+    assert (statement.verdict, statement.reason) == (
+        UNKNOWN,
+        "neither clearly like the photographs nor clearly like the fakes that the detector was tested with",
+    )
 
 
 def test_altered_copies_must_agree() -> None:
-    assert said(4.0, jpeg80=-4.0, smaller=3.0) == (UNKNOWN, "altered copies disagree (jpeg80)")
+    assert said(4.0, jpeg80=-4.0, smaller=3.0) == (UNKNOWN, "another answer for a copy altered by jpeg80")
     assert state(point(), RULES, 4.0, math.nan, {"a": -4.0, "b": 3.0}, []).stability == 0.5
     assert math.isnan(state(point(), RULES, 4.0, math.nan, {}, []).stability)
 

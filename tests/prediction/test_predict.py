@@ -190,7 +190,7 @@ def test_large_images_and_hard_compression(checkpoint: Path, tmp_path: Path) -> 
     )
     assert predict(checkpoint, folder, tmp_path / "p.csv") == 1
     found = rows(tmp_path / "p.csv")
-    assert "JPEG quality 8, below 95 % of the training images" in found["hard.jpg"]["reason"]
+    assert "compressed harder (JPEG quality 8) than 95 in 100" in found["hard.jpg"]["reason"]
     assert found["large.jpg"]["width"] == "2400"
     assert found["large.jpg"]["tile_score"]
     assert "too many pixels" in found["huge.png"]["error"]

@@ -91,7 +91,7 @@ def _changed(listing: Listing, store: Store, state: Scan) -> Iterator[tuple[str,
     """Yield the files of a folder that are not known as they are now; forget those that are gone."""
     known = store.known(listing.folder)
     state.files += len(listing.images)
-    state.others += listing.others
+    state.others += listing.others.total()
     prefix = f"{listing.folder}/" if listing.folder else ""
     state.problems += [((prefix + name).rstrip("/"), reason) for name, reason in listing.problems]
     if any(not name for name, _ in listing.problems):

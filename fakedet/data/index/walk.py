@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,8 +40,8 @@ class Listing:
     """(name, bytes, time of change in ns)."""
     problems: list[tuple[str, str]] = field(default_factory=list)
     """(name, reason): what looks like an image and cannot be one; "" names the folder itself."""
-    others: int = 0
-    """Files with names of other kinds."""
+    others: Counter[str] = field(default_factory=Counter)
+    """Files with names of other kinds: how many of which ending."""
 
 
 def walk(root: Path) -> Iterator[Listing]:
@@ -90,7 +91,7 @@ def _list(path: str, listing: Listing) -> list[str]:
                 if entry.is_dir():
                     below.append(name)
                 else:
-                    listing.others += 1
+                    listing.others[os.path.splitext(name)[1].lower() or "without an ending"] += 1
                 continue
             try:
                 found = entry.stat()

@@ -70,7 +70,7 @@ def make_page(look: Callable[[str, bytes], Card], introduction: str, limit: Rate
         gradio.Markdown(introduction)
         with gradio.Row():
             picture = gradio.Image(type="filepath", sources=["upload", "clipboard"], image_mode=None, height=260,
-                              min_width=320,                              label="One picture: drop, choose or paste it")  # fmt: skip
+                              min_width=320, label="One picture: drop, choose or paste it")  # fmt: skip
             several = gradio.File(
                 file_count="multiple",
                 file_types=list(SUFFIXES),

@@ -215,3 +215,32 @@ def test_killed_at_any_moment_no_row_is_lost_or_doubled(
     assert predict(checkpoint, images, tmp_path / "p.csv") == 1
     frame = pd.read_csv(tmp_path / "p.csv")
     assert len(frame) == frame["path"].nunique() == 66
+
+
+def test_answers_made_in_another_way_are_not_mixed(
+    checkpoint: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "p.csv"
+    predict(checkpoint, images, output)
+    before = output.read_bytes(), (tmp_path / "p.csv.about.json").read_bytes()
+    for change in ("false_alarm=0.2", "miss=0.3", "views=[jpeg/50]", "tiles=4"):
+        assert predict(checkpoint, images, output, change) == 2
+        assert f"{change.partition('=')[0]} was" in capsys.readouterr().err
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save({**content, "epoch": 99}, tmp_path / "other.ckpt")
+    assert predict(tmp_path / "other.ckpt", images, output) == 2
+    assert "the checkpoint is another one" in capsys.readouterr().err
+    assert (output.read_bytes(), (tmp_path / "p.csv.about.json").read_bytes()) == before
+    assert predict(checkpoint, images, output, "batch_size=3") == 1  # two files are no images
+
+
+def test_what_was_not_looked_at_is_said(
+    checkpoint: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (images / "phone.HEIC").write_bytes(b"x")
+    predict(checkpoint, images, tmp_path / "p.csv")
+    said = capsys.readouterr().out
+    assert "2 files in the folders are not named like images this can read" in said
+    assert "1 .heic" in said
+    assert "1 .txt" in said
+    assert "2 files could not be looked at, the first:" in said

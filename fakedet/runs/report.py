@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,31 @@ def report(config: DictConfig, overrides: list[str]) -> tuple[Comparison, Path]:
     Raises:
         UserError: a file is no predictions file, or they are of different data.
     """
-    started = time.perf_counter()
     given = config.predictions
     paths = [given] if isinstance(given, str) else [str(path) for path in given]
     if not paths:
         raise UserError("predictions=[]: name at least one predictions.parquet")
     read = read_files([Path(path) for path in paths])
+    return write(read, config, ["fakedet", "report", *overrides])
+
+
+def write(
+    read: list[Read], config: DictConfig, command: list[str], rows: Sequence[Mapping[str, Any]] = (),
+    failures: Sequence[str] = (),
+) -> tuple[Comparison, Path]:  # fmt: skip
+    """Write the report of predictions that have been read.
+
+    Args:
+        read: at least one.
+        config: output_dir, overwrite, baseline, pairs, title and bootstrap.
+        command: how to make it again.
+        rows: of the table of runs; empty: what is known from the files.
+        failures: jobs that failed, one line each.
+
+    Raises:
+        UserError: the files are of different data, or there is no such baseline.
+    """
+    started = time.perf_counter()
     baseline = config.baseline or read[0].method
     methods = list(dict.fromkeys(one.method for one in read))
     if baseline not in methods:
@@ -53,10 +72,10 @@ def report(config: DictConfig, overrides: list[str]) -> tuple[Comparison, Path]:
     )  # type: ignore[arg-type]
     first = {one.method: one for one in reversed(read)}
     folder = open_folder(config.output_dir, config.overwrite)
-    write_config(folder, config, overrides)
+    write_config(folder, config, command[2:])
     write_csv(comparison, folder / "table.csv")
     (folder / "table.md").write_text(markdown(comparison), encoding="utf-8")
-    facts = provenance(["fakedet", "report", *overrides])
+    facts = provenance(command)
     write_json(
         folder / "summary.json", {**comparison.to_dict(), "verdict": verdict(comparison), "provenance": facts}
     )
@@ -66,7 +85,8 @@ def report(config: DictConfig, overrides: list[str]) -> tuple[Comparison, Path]:
         figures=figures(folder, comparison, first, pairs, seen, bootstrap, reals),
         galleries=galleries(first),
         provenance=provenance_of(read),
-        runs=[_row(one) for one in read],
+        runs=rows or [_row(one) for one in read],
+        failures=failures,
         facts={"fakedet": facts["fakedet"], "made": facts["started"], "trained on": ", ".join(seen) or "no fakes",
                "time": f"{time.perf_counter() - started:.1f} s"},
         command=" ".join(facts["command"]),

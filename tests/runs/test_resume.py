@@ -109,10 +109,16 @@ def results(folder: Path) -> dict[str, object]:
     return {
         "metrics": {key: value for key, value in metrics.items() if key != "checkpoint"},
         "frame": frame, "point": identity["operating_point"], "weights": weights,
-        "curves": pd.read_csv(folder / "logs" / "metrics.csv"),
+        "curves": without_times(pd.read_csv(folder / "logs" / "metrics.csv")),
         "quarantine": quarantine.read_text() if quarantine.is_file() else "",
         "kept": json.loads((folder / "run.json").read_text())["kept_epoch"],
     }  # fmt: skip
+
+
+def without_times(curves: pd.DataFrame) -> pd.DataFrame:
+    """Leave out how fast it was; rows that hold nothing else go."""
+    kept = curves[[name for name in curves if not name.startswith("perf/")]]
+    return kept[kept.drop(columns=["epoch", "step"]).notna().any(axis=1)].reset_index(drop=True)
 
 
 def assert_same(one: object, other: object, place: str = "") -> None:

@@ -1,0 +1,59 @@
+"""The runs of a sweep in one table: seeds together, failures named, nothing counted that has not finished."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from sklearn.metrics import average_precision_score
+
+from fakedet.commands.app import launch
+from fakedet.evaluation.predictions import read_predictions
+
+COMMON = ["data=manifest", "data.crop_size=32", "data.batch_size=8", "data.steps_per_epoch=2", "threads=1",
+          "trainer.max_epochs=1", "bootstrap.resamples=20", "header_audit=false"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sweep(tiny_manifest_module: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sweep")
+    assert launch("train", ["-m", *COMMON, f"data.manifest={tiny_manifest_module}", f"hydra.sweep.dir={root}",
+                            "model=bce", "seed=1,2", "model.optimizer.lr=0.001,0.1"]) == 0  # fmt: skip
+    # One that fails: no such weights.
+    launch("train", [*COMMON, f"data.manifest={tiny_manifest_module}", "model=bce", "model.encoder.width=0",
+                     f"output_dir={root / 'wrong'}"])  # fmt: skip
+    return root
+
+
+@pytest.mark.slow
+def test_seeds_are_taken_together_and_failures_named(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch("compare", [f"runs={sweep}", f"output_dir={tmp_path / 'c'}", "bootstrap.resamples=20"]) == 0
+    said = capsys.readouterr().out
+    summary = json.loads((tmp_path / "c" / "summary.json").read_text())
+    assert sorted(summary["methods"]) == ["model.optimizer.lr=0.001", "model.optimizer.lr=0.1"]
+    assert all(sorted(seeds) == [1, 2] for seeds in summary["seeds"].values())
+    for rate in ("0.001", "0.1"):
+        values = []
+        for path in sweep.glob("*/predictions.parquet"):
+            if f"model.optimizer.lr={rate}\n" not in (path.parent / "overrides.yaml").read_text():
+                continue
+            frame = read_predictions(path)[0]
+            rows = frame[(frame["label"] == 0) | (frame["generator"] == "gen_c")]
+            values.append(average_precision_score(rows["label"], rows["logit"]))
+        assert len(values) == 2
+        assert summary["values"]["ap"]["gen_c"][f"model.optimizer.lr={rate}"]["value"] == pytest.approx(
+            sum(values) / 2
+        )
+    page = (tmp_path / "c" / "report.html").read_text()
+    assert "wrong failed:" in page
+    assert "fakedet resume run=" in page
+    assert "wrong failed:" in said
+    assert len(pd.read_csv(tmp_path / "c" / "table.csv")) > 6
+
+
+def test_nothing_to_compare_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("compare", [f"runs={tmp_path}", f"output_dir={tmp_path / 'c'}"]) == 2
+    assert "there is no finished run" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()

@@ -57,6 +57,10 @@ def launch(verb: str, arguments: list[str]) -> int:
     except (NotADirectoryError, PermissionError, FileExistsError) as error:
         # Hydra makes the output folder before the verb runs.
         return _fail(f"{error.filename}: {error.strerror}; name an output_dir that can be written", 2)
+    except ValueError as error:
+        if not str(error).startswith("Only one of --run"):
+            raise
+        return _fail("-m and --cfg do not go together; leave -m out to see the config of one job", 2)
     except OSError as error:
         if error.errno not in FULL_OR_READ_ONLY:
             raise

@@ -18,6 +18,7 @@ from fakedet.data.decode import DecodeError, decode_image
 from fakedet.data.manifest import Manifest
 from fakedet.data.sampler import Draw
 from fakedet.data.sources import Source, make_source
+from fakedet.data.stall import Reading
 from fakedet.errors import UserError, choose
 
 TRIES = 20
@@ -36,6 +37,12 @@ class _Images(Dataset[dict[str, Any]]):
         self.paths = pa.array(manifest.frame["path"].tolist(), pa.large_string())
         self.labels = manifest.frame["label"].to_numpy()
         self.views, self.size = views, size
+        # Set anew by the loader, which knows how many workers there are.
+        self.reading = Reading(0)
+
+    def path_of(self, row: int) -> str:
+        """Name the file of a row."""
+        return f"{self.root}/{self.paths[row].as_py()}"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -48,7 +55,8 @@ class _Images(Dataset[dict[str, Any]]):
     def read(self, row: int) -> NDArray[np.uint8] | dict[str, Any]:
         """Give the pixels of a row, or its record for the quarantine."""
         try:
-            return decode_image(self.source.read(row))
+            with self.reading.of(row):
+                return decode_image(self.source.read(row))
         except DecodeError as error:
             return {"id": row, "path": self.paths[row].as_py(), "reason": error.reason}
 

@@ -10,6 +10,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader
 
+from fakedet.data.stall import Reading, StallWatch
 from fakedet.errors import UserError
 
 # Workers beyond this many a core only cost memory; a number that large is a slip.
@@ -23,15 +24,35 @@ class ImageLoader(DataLoader[Any]):
     Lightning makes the first iterator before it sets the epoch, and would resume with batches of epoch 0.
     """
 
+    stall_seconds: float = 300.0
+    """A batch that takes longer is told of, with the files that are being read."""
+
     def __iter__(self) -> Any:
+        watch = StallWatch(self.stall_seconds, self._waited_for)
         try:
-            yield from super().__iter__()
+            batches = super().__iter__()
+            while True:
+                with watch.waiting():
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                yield batch
         except UserError as error:
             raise UserError(str(error).rsplit("UserError: ", 1)[-1].strip()) from None
+
+    def _waited_for(self) -> str:
+        dataset: Any = self.dataset
+        reading = getattr(dataset, "reading", None)
+        busy = reading.busy() if reading is not None else []
+        if not busy:
+            return f"none of the {max(1, self.num_workers)} workers is reading a file; is the machine out of memory?"
+        who = "worker {}" if self.num_workers else "the main process"
+        return "; ".join(f"{who.format(worker)} reads {dataset.path_of(row)}" for worker, row in busy[:8])
 
 
 def make_loader(dataset: Any, sampler: Any, num_workers: int, seed: int) -> ImageLoader:
     """Load what ``sampler`` draws from one of the datasets of :mod:`fakedet.data.dataset`."""
+    dataset.reading = Reading(num_workers)
     with warnings.catch_warnings():
         # More workers than cores can pay where reading waits for a disk.
         warnings.filterwarnings("ignore", "This DataLoader will create")

@@ -11,7 +11,7 @@ export FAKEDET_CORPUS
 export NO_ALBUMENTATIONS_UPDATE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fast-test lint bench train train-ddp submit sweep sweep-slurm resume compare evaluate lock clean
+.PHONY: help setup demo test fast-test lint bench train train-ddp submit sweep sweep-slurm resume compare evaluate lock pins clean
 
 help:  ## Show these targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -43,7 +43,7 @@ lint: $(STAMP)  ## Ruff and mypy.
 	@$(BIN)/mypy
 
 bench: $(STAMP)  ## Time data loading against what it is compared with (minutes).
-	@for name in decode augmentation manifest walk shards average_precision robustness export; do $(BIN)/python -m benchmarks.$$name || exit 1; echo; done
+	@for name in decode augmentation manifest walk shards average_precision robustness training export; do $(BIN)/python -m benchmarks.$$name || exit 1; echo; done
 
 # Names the folders of submitted jobs and sweeps.
 NOW := $(shell date +%Y-%m-%d_%H-%M-%S)
@@ -80,6 +80,9 @@ evaluate: $(STAMP)  ## Evaluate a checkpoint: make evaluate CKPT=path ARGS="data
 
 lock: $(STAMP)  ## Resolve the pins anew (maintainers).
 	@PATH="$(CURDIR)/$(BIN):$$PATH" uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --upgrade --quiet -o requirements.lock
+
+pins: $(STAMP)  ## Look the pinned packages up in PyPI's database of known vulnerabilities (needs a network).
+	@PATH="$(CURDIR)/$(BIN):$$PATH" uv tool run pip-audit --requirement requirements.lock --no-deps --disable-pip
 
 clean:  ## Remove the environment and caches; runs/ stays.
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -59,7 +59,8 @@ def settings(
     with initialize_config_module("fakedet.conf", version_base="1.3"):
         return compose("train", overrides=[
             "model=bce", f"model.encoder.width={width}", "data=manifest", f"data.manifest={path}",
-            f"data.crop_size={crop}", f"data.batch_size={batch}", f"data.steps_per_epoch={steps}", "trainer.max_epochs=1",
+            f"data.crop_size={crop}", f"data.batch_size={batch}", f"data.steps_per_epoch={steps}",
+            "trainer.max_epochs=1",
             "trainer.limit_val_batches=0", f"callbacks.resume.every_steps={every}", "~callbacks.checkpoint",
             f"output_dir={folder}",
         ])  # fmt: skip
@@ -73,7 +74,8 @@ def ours(config: DictConfig) -> None:
     callbacks = build.build_callbacks(_plain(config.callbacks))
     trainer = build.build_trainer(
         _plain(config.trainer), logger=CSVLogger(config.output_dir, name="logs", version=""),
-        callbacks=list(callbacks.values()), enable_progress_bar=False, default_root_dir=str(config.output_dir), enable_checkpointing=True,
+        callbacks=list(callbacks.values()),
+        enable_progress_bar=False, default_root_dir=str(config.output_dir), enable_checkpointing=True,
     )  # fmt: skip
     trainer.fit(method, datamodule=datamodule)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from fakedet.errors import UserError
 from fakedet.methods.detector import Detector
 from fakedet.methods.trace import TracePretraining
 from fakedet.models.trace_source import TraceSource
+
+log = logging.getLogger("fakedet")
 
 # A config or a checkpoint may name only these as _target_: anything else could run a stranger's code.
 ALLOWED_TARGETS = ("fakedet.", "lightning.pytorch.")
@@ -105,6 +108,7 @@ def build_trainer(config: Mapping[str, Any], **parts: Any) -> Trainer:
     Raises:
         UserError: the machine does not have what the config asks for, or a wrong value.
     """
+    config = {**config, "precision": _precision(config)}
     plugins = _plugins()
     if config.get("sync_batchnorm") and (config.get("accelerator") == "cpu" or not torch.cuda.is_available()):
         config = {**config, "sync_batchnorm": False}  # PyTorch has it for GPUs alone
@@ -116,6 +120,25 @@ def build_trainer(config: Mapping[str, Any], **parts: Any) -> Trainer:
         raise UserError(f"trainer: {_one_line(error)}") from error
     assert isinstance(trainer, Trainer)
     return trainer
+
+
+def _precision(config: Mapping[str, Any]) -> Any:
+    """Give the asked precision, or what the GPU has in its place: bfloat16 is emulated, slowly, on older ones."""
+    precision = config.get("precision", "32-true")
+    if not str(precision).startswith("bf16"):
+        return precision
+    on_gpu = config.get("accelerator") not in ("cpu",) and torch.cuda.is_available()
+    if on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        log.warning("trainer.precision=%s: this GPU has no bfloat16; 16-mixed is taken", precision)
+        return "16-mixed"
+    if not on_gpu and not _cpu_has_bf16():
+        log.warning("trainer.precision=%s: this CPU has no bfloat16; 32-true is taken", precision)
+        return "32-true"
+    return precision
+
+
+def _cpu_has_bf16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _plugins() -> list[Any]:

@@ -66,6 +66,10 @@ def fit(config: DictConfig, folder: Path, trace_path: Path | None) -> Fitted:
     trace = build.load_trace(trace_path) if trace_path else None
     method = build.build_method(plain(config.model), trace)
     method.identity = _identity(config, datamodule, trace)
+    if config.compile:
+        # In place: the names of the weights stay what they are.
+        encoder: Any = method.encoder
+        encoder.compile(backend="inductor" if config.compile is True else str(config.compile))
     callbacks = build.build_callbacks(plain(config.callbacks))
     loggers = [CSVLogger(folder, name="logs", version=""), *resolve_logger(config, folder)]
     trainer = build.build_trainer(

@@ -295,3 +295,30 @@ def test_values_that_cannot_work_are_refused(
         pytest.skip("this machine has a GPU")
     with pytest.raises(UserError, match=message):
         train(composed(tmp_path / "run", "model=bce", f"data.manifest={tiny_manifest}", override))
+
+
+def test_a_compiled_encoder_gives_the_same_weights_under_the_same_names(
+    tiny_manifest_module: Path, tmp_path: Path
+) -> None:
+    states = []
+    for name, more in (("plain", []), ("compiled", ["compile=eager"])):
+        config = composed(tmp_path / name, "model=bce", f"data.manifest={tiny_manifest_module}", *more)
+        train(config)
+        states.append(
+            torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        )
+    assert list(states[0]) == list(states[1])
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value)
+
+
+@pytest.mark.parametrize(("supported", "given"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_bfloat16_is_taken_only_where_it_is(
+    supported: bool, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "_cpu_has_bf16", lambda: supported)
+    trainer = build.build_trainer(
+        {"_target_": "lightning.pytorch.Trainer", "accelerator": "cpu", "precision": "bf16-mixed", "logger": False,
+         "enable_checkpointing": False, "enable_progress_bar": False}
+    )  # fmt: skip
+    assert trainer.precision == given

@@ -33,7 +33,7 @@ def quiet(method: Any) -> Any:
     """Let a method compute its loss without a trainer."""
     method.log = lambda *args, **kwargs: None
     method.log_dict = lambda *args, **kwargs: None
-    method._draws = lambda: torch.Generator().manual_seed(0)
+    method._draws = lambda count: torch.Generator().manual_seed(0)
     method._log_training = lambda *args, **kwargs: None
     return method
 

@@ -26,14 +26,27 @@ def check_config(config: DictConfig) -> None:
         ("threads", 1),
         ("data.crop_size", LEAST_CROP),
         ("bootstrap.resamples", 0),
+        ("bootstrap.seed", 0),
+        ("trainer.check_val_every_n_epoch", 1),
+        ("trainer.accumulate_grad_batches", 1),
+        ("callbacks.resume.every_steps", 1),
         ("seed", 0),
         ("pictures", 0),
     ):
         _at_least(config, key, least)
-    if config.seed >= 2**32:
+    seed = OmegaConf.select(config, "seed", default=0)
+    if seed is None:
+        raise UserError(f"seed=null: a whole number from 0 to {2**32 - 1}")
+    if seed >= 2**32:
         raise UserError(f"seed={config.seed}: must be below {2**32}")
     if OmegaConf.select(config, "model") is not None:
         _at_least(config, "trainer.max_epochs", 1)
+        every, epochs = config.trainer.check_val_every_n_epoch, config.trainer.max_epochs
+        if every is not None and epochs is not None and every > epochs:
+            raise UserError(
+                f"trainer.check_val_every_n_epoch={every}: with {epochs} epochs nothing would ever be validated or "
+                f"kept; valid: 1 to {epochs}"
+            )
         for node in ("model", "stage1"):
             _check_model(config, node)
     if OmegaConf.select(config, "trainer") is None:

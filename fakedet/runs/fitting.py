@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,8 @@ class Fitted:
                 isinstance(callback, ModelCheckpoint)
                 and callback.monitor
                 and callback.best_model_score is not None
+                # Lightning writes a NaN, of a split with one class, as the worst there is.
+                and math.isfinite(callback.best_model_score)
             ):
                 return float(callback.best_model_score)
         return None
@@ -71,6 +75,7 @@ def fit(config: DictConfig, folder: Path, trace_path: Path | None) -> Fitted:
         encoder: Any = method.encoder
         encoder.compile(backend="inductor" if config.compile is True else str(config.compile))
     callbacks = build.build_callbacks(plain(config.callbacks))
+    _check_direction(callbacks.values())
     loggers = [CSVLogger(folder, name="logs", version=""), *resolve_logger(config, folder)]
     trainer = build.build_trainer(
         plain(config.trainer),
@@ -85,6 +90,25 @@ def fit(config: DictConfig, folder: Path, trace_path: Path | None) -> Fitted:
     checkpoint = _chosen_checkpoint(trainer)
     method.load_state_dict(build.read_checkpoint(checkpoint)["state_dict"])
     return Fitted(method, trainer, datamodule, checkpoint)
+
+
+def _check_direction(callbacks: Iterable[Any]) -> None:
+    """Refuse to keep the epoch of the highest loss.
+
+    Raises:
+        UserError: it would.
+    """
+    for callback in callbacks:
+        if (
+            isinstance(callback, ModelCheckpoint)
+            and callback.monitor
+            and callback.monitor.endswith("loss")
+            and callback.mode == "max"
+        ):
+            raise UserError(
+                f"callbacks.checkpoint.monitor={callback.monitor}: with mode=max the worst epoch would be kept; pass "
+                "callbacks.checkpoint.mode=min"
+            )
 
 
 def _run(trainer: Trainer, method: Detector, datamodule: ImageDataModule, point: Path | None) -> None:

@@ -9,6 +9,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,21 @@ def open_folder(path: str | Path, overwrite: bool = False) -> Path:
 
 def write_config(folder: Path, config: DictConfig, overrides: list[str] | None = None) -> None:
     """Write the resolved config and what the user overrode."""
-    OmegaConf.save(config, folder / "config.yaml", resolve=True)
+    _save(config, folder / "config.yaml")
     if overrides is not None:
-        OmegaConf.save(OmegaConf.create(overrides), folder / "overrides.yaml")
+        _save(OmegaConf.create(overrides), folder / "overrides.yaml")
+
+
+def _save(config: Any, path: Path) -> None:
+    """Write YAML whole or not at all: a run whose config is cut in two could not go on."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        OmegaConf.save(config, temporary, resolve=True)
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from fakedet.evaluation.page import Page, write_page
 from fakedet.evaluation.table import markdown, write_csv
 from fakedet.evaluation.verdict import verdict
 from fakedet.metrics.bootstrap import Interval
+from fakedet.runs.checks import check_config
 from fakedet.runs.folder import open_folder, provenance, write_config, write_json
 from fakedet.runs.report_figures import figures, galleries, provenance_of
 from fakedet.runs.report_files import Read, read_files
@@ -30,6 +31,11 @@ def report(config: DictConfig, overrides: list[str]) -> tuple[Comparison, Path]:
     Raises:
         UserError: a file is no predictions file, or they are of different data.
     """
+    check_config(config)
+    if config.pairs is not None and not OmegaConf.is_dict(config.pairs):
+        raise UserError(
+            f"pairs={config.pairs}: a mapping of generators to their reals, such as {{gan: real}}"
+        )
     given = config.predictions
     paths = [given] if isinstance(given, str) else [str(path) for path in given]
     if not paths:

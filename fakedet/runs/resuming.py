@@ -9,11 +9,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from fakedet import build
+from fakedet.callbacks.atomic import write_whole
 from fakedet.errors import UserError
 from fakedet.runs.folder import open_folder
-from fakedet.runs.ranks import was_requeued
+from fakedet.runs.ranks import is_main_process, was_requeued
 
 log = logging.getLogger("fakedet")
 
@@ -33,13 +35,16 @@ def open_or_resume(config: DictConfig) -> Path:
     # A job that SLURM started again has begun its folder itself: overwriting would lose what it did.
     if not begun or not config.resume or (config.overwrite and not was_requeued()):
         folder = open_folder(folder, config.overwrite)
+        lock(folder).release()  # a run that is still training keeps its points
         _forget(folder)
         return folder
     if (folder / "run.json").is_file():
         raise UserError(
             f"output_dir={folder} holds a finished run; name another one, or pass overwrite=true to train it anew"
         )
-    differing = list(_differences(_plain(OmegaConf.load(folder / "config.yaml")), _plain(config)))
+    saved = _plain(_load(folder))
+    saved = _moved(saved, str(saved.get("output_dir", "")), str(config.output_dir))
+    differing = list(_differences(saved, _plain(config)))
     if differing:
         more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
         raise UserError(
@@ -59,14 +64,30 @@ def config_of(run: str) -> tuple[DictConfig, list[str]]:
     folder = Path(run)
     if not (folder / "config.yaml").is_file():
         raise UserError(f"run={folder}: there is no run in this folder (no config.yaml)")
-    config = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(config, DictConfig)
+    config = _load(folder)
     if "callbacks" not in config or "model" not in config:
         raise UserError(f"run={folder} is no training run; only those can be resumed")
+    # The folder may have been moved or copied since: it goes on where it is now.
+    config = OmegaConf.create(_moved(_plain(config), str(config.output_dir), str(folder.absolute())))
+    assert isinstance(config, DictConfig)
     config.overwrite, config.resume = False, True
     overrides = folder / "overrides.yaml"
     given = OmegaConf.to_container(OmegaConf.load(overrides)) if overrides.is_file() else []
     return config, [str(item) for item in given or []]  # type: ignore[union-attr]
+
+
+def _load(folder: Path) -> DictConfig:
+    try:
+        config = OmegaConf.load(folder / "config.yaml")
+    except (OSError, ValueError, YAMLError) as error:
+        raise UserError(
+            f"{folder}/config.yaml cannot be read: {' '.join(str(error).split())[:200]}"
+        ) from error
+    if not isinstance(config, DictConfig) or not config:
+        raise UserError(
+            f"{folder}/config.yaml holds no config; pass overwrite=true to `fakedet train` to begin anew"
+        )
+    return config
 
 
 def lock(folder: Path) -> FileLock:
@@ -101,6 +122,7 @@ def point(config: DictConfig, manifest_sha256: str) -> Path | None:
             f"{path} was written on other data: the manifest has changed since this run began. Bring it back, or pass "
             "overwrite=true to train anew"
         )
+    _bring_along(content, path)
     log.info("going on after step %d, in epoch %d", content["global_step"], content["epoch"] + 1)
     return path
 
@@ -115,6 +137,31 @@ def finish(folder: Path) -> None:
     """Let the resume points of a run that is done be its last checkpoints."""
     for path in folder.glob("**/checkpoints/resume.ckpt"):
         path.replace(path.with_name("last.ckpt"))
+
+
+def _bring_along(content: dict[str, Any], path: Path) -> None:
+    """Let a point that was written in another folder speak of this one.
+
+    Lightning's checkpoint callback would else forget which epoch was best, and name its file in the old folder.
+    """
+    folder = str(path.parent.absolute())
+    for state in content["callbacks"].values():
+        before = str(state.get("dirpath") or "") if isinstance(state, dict) else ""
+        if before and before != folder and is_main_process():
+            content["callbacks"] = _moved(content["callbacks"], before, folder)
+            write_whole(content, path)
+            return
+
+
+def _moved(node: Any, before: str, after: str) -> Any:
+    """Give plain values with the paths below one folder brought below another."""
+    if isinstance(node, dict):
+        return {_moved(key, before, after): _moved(value, before, after) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_moved(value, before, after) for value in node]
+    if before and isinstance(node, str) and (node == before or node.startswith(before.rstrip("/") + "/")):
+        return after + node[len(before) :]
+    return node
 
 
 def _plain(config: Any) -> dict[str, Any]:

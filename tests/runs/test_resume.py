@@ -229,3 +229,54 @@ def test_a_run_killed_again_and_again_arrives(whole, tmp_path: Path) -> None:
         assert kills < 12
     assert kills >= 3
     assert_same(results(tmp_path / "run"), expected)
+
+
+@pytest.mark.slow
+def test_a_moved_run_goes_on_where_it_is_now(whole, tmp_path: Path) -> None:
+    from fakedet.runs.resuming import config_of
+
+    arguments, expected = whole("bce", "model=bce", *DROPOUT)
+    old, new, log = tmp_path / "old", tmp_path / "new", tmp_path / "log"
+    assert run([*arguments, f"output_dir={old}"], log, "step", 13) == -signal.SIGKILL, log.read_text()
+    old.rename(new)
+    config, _ = config_of(str(new))
+    assert str(old) not in str(config)
+    assert config.callbacks.resume.path == str(new / "checkpoints" / "resume.ckpt")
+    assert run([*arguments, f"output_dir={new}"], log) == 0, log.read_text()
+    assert not old.exists()
+    assert_same(results(new), expected)
+
+
+def test_overwriting_a_live_run_leaves_its_points(tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    from fakedet.errors import UserError
+    from fakedet.runs import resuming
+
+    point = tmp_path / "checkpoints" / "resume.ckpt"
+    point.parent.mkdir()
+    point.touch()
+    config = OmegaConf.create({"output_dir": str(tmp_path), "overwrite": True, "resume": True})
+    taken = resuming.lock(tmp_path)
+    with pytest.raises(UserError, match="another process is training"):
+        resuming.open_or_resume(config)
+    assert point.exists()
+    taken.release()
+    resuming.open_or_resume(config)
+    assert not point.exists()
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n", "a: [1\n b"])
+def test_a_config_that_is_none_is_told(text: str, tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    from fakedet.errors import UserError
+    from fakedet.runs import resuming
+
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        resuming.config_of(str(tmp_path))
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        resuming.open_or_resume(
+            OmegaConf.create({"output_dir": str(tmp_path), "overwrite": False, "resume": True})
+        )

@@ -322,3 +322,45 @@ def test_bfloat16_is_taken_only_where_it_is(
          "enable_checkpointing": False, "enable_progress_bar": False}
     )  # fmt: skip
     assert trainer.precision == given
+
+
+def test_a_loss_is_not_kept_where_it_is_highest(tiny_manifest: Path, tmp_path: Path) -> None:
+    given = ("model=bce", f"data.manifest={tiny_manifest}", "model.monitor=val/loss")
+    with pytest.raises(UserError, match=r"callbacks\.checkpoint\.mode=min"):
+        train(composed(tmp_path / "max", *given))
+    done = train(composed(tmp_path / "min", *given, "callbacks.checkpoint.mode=min"))
+    losses = pd.read_csv(done.folder / "logs" / "metrics.csv")["val/loss"]
+    assert done.validation == pytest.approx(losses.min())
+
+
+def test_validation_batches_of_one_class_end_in_a_run(tiny_manifest: Path, tmp_path: Path) -> None:
+    done = train(composed(tmp_path / "run", "model=bce", f"data.manifest={tiny_manifest}", "data.eval_batch_size=8",
+                          "trainer.limit_val_batches=1"))  # fmt: skip
+    assert done.validation is None
+    assert json.loads((done.folder / "run.json").read_text())["validation"] is None
+
+
+def test_a_damaged_checkpoint_is_refused(transfer_run: Path, tmp_path: Path) -> None:
+    path = transfer_run / "checkpoints" / "best.ckpt"
+    content = torch.load(path, weights_only=True)
+    largest = max(content["state_dict"].values(), key=lambda value: value.numel()).numpy().tobytes()
+    raw = bytearray(path.read_bytes())
+    start = raw.find(largest[:64]) + 100
+    raw[start : start + 4] = bytes(255 - value for value in raw[start : start + 4])
+    (tmp_path / "damaged.ckpt").write_bytes(raw)
+    with pytest.raises(UserError, match="checksum"):
+        build.load_detector(tmp_path / "damaged.ckpt")
+    for key in ("model", "crop_size"):
+        identity = {name: value for name, value in content["fakedet"].items() if name != key}
+        torch.save({**content, "fakedet": identity}, tmp_path / "less.ckpt")
+        with pytest.raises(UserError, match=f"lacks {key}"):
+            build.load_detector(tmp_path / "less.ckpt")
+
+
+@pytest.mark.parametrize("mistake", [
+    "trainer.check_val_every_n_epoch=5", "trainer.check_val_every_n_epoch=0", "trainer.accumulate_grad_batches=0",
+    "callbacks.resume.every_steps=0", "bootstrap.seed=-1", "seed=null",
+])  # fmt: skip
+def test_values_that_fail_only_later_are_refused_at_once(mistake: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=mistake.partition("=")[0]):
+        train(composed(tmp_path / "run", "model=bce", "data.manifest=none.csv", mistake))

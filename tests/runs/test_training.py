@@ -158,7 +158,7 @@ def test_evaluate_gives_the_run_s_own_numbers(
 
 def test_an_occupied_folder_is_refused_and_left_alone(transfer_run: Path, tiny_manifest_module: Path) -> None:
     before = (transfer_run / "run.json").read_text()
-    with pytest.raises(UserError, match=r"is not empty .* overwrite=true"):
+    with pytest.raises(UserError, match=r"holds a finished run.* overwrite=true"):
         train(composed(transfer_run, "model=bce", f"data.manifest={tiny_manifest_module}"))
     assert (transfer_run / "run.json").read_text() == before
 

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from fakedet.build import build_logger
+from fakedet.runs.ranks import is_main_process
 
 log = logging.getLogger("fakedet")
 
@@ -49,15 +50,20 @@ def _wandb_settings(settings: dict[str, Any], config: DictConfig, folder: Path) 
         "settings": wandb.Settings(init_timeout=INIT_SECONDS, silent=True, console="off"),
         "config": OmegaConf.to_container(config, resolve=True),
     }
-    return {**settings, "offline": bool(offline), "id": _run_id(folder), "resume": "allow", **extra}
+    return {**settings, "offline": bool(offline), **_same_run(folder), **extra}
 
 
-def _run_id(folder: Path) -> str:
-    """Give the run's id, kept in its folder: a resumed run goes on in the same place on the dashboard."""
+def _same_run(folder: Path) -> dict[str, Any]:
+    """Give the run's id, kept in its folder: a resumed run goes on in the same place on the dashboard.
+
+    Only rank zero speaks to wandb. Another one could be here before rank zero has looked whether the folder is empty.
+    """
+    if not is_main_process():
+        return {}
     path = folder / "wandb_id.txt"
     if not path.is_file():
         path.write_text(secrets.token_hex(4), encoding="utf-8")
-    return path.read_text(encoding="utf-8").strip()
+    return {"id": path.read_text(encoding="utf-8").strip(), "resume": "allow"}
 
 
 def _has_key() -> bool:

@@ -30,6 +30,8 @@ def child(arguments: list[str], what: str | None, number: int, log: str) -> None
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
+    # A process from a fork server would start its own for the loader's workers, which would outlive the kill.
+    multiprocessing.set_start_method("fork", force=True)
     if what is not None:
         arm(what, number)
     from fakedet.commands.app import launch

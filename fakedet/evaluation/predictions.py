@@ -80,18 +80,50 @@ def read_predictions(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         raise UserError(f"there is no predictions file {path}; `fakedet evaluate` writes one")
     try:
         table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is not a parquet file: {' '.join(str(error).split())[:200]}") from error
     frame = table.to_pandas()
     missing = [name for name in NEEDED if name not in frame]
     if missing:
         raise UserError(f"{path}: not a predictions file, it has no column {', '.join(missing)}")
     _check(frame, path)
+    return _completed(frame, path), _identity(table, path)
+
+
+def _identity(table: pa.Table, path: Path) -> dict[str, Any]:
+    """Give the run's identity; of a file that has none, an empty one."""
     try:
         identity = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
     except ValueError as error:
         raise UserError(f"{path}: the run's identity in its metadata is not JSON; write it anew") from error
-    return frame, identity
+    kinds = {
+        "seed": int,
+        "seen_generators": list,
+        "operating_point": dict,
+        "shortcut": dict,
+        "map_share": list,
+    }
+    wrong = "identity" if not isinstance(identity, dict) else next(
+        (key for key, kind in kinds.items() if not isinstance(identity.get(key, kind()), kind | None)), None
+    )  # fmt: skip
+    if wrong:
+        raise UserError(f"{path}: '{wrong}' in its metadata is not what fakedet writes; write the file anew")
+    return {key: value for key, value in identity.items() if value is not None or key not in kinds}
+
+
+def _completed(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Bring columns to their kinds; what a file of others lacks is told from the logit or left open."""
+    frame = frame.assign(label=frame["label"].astype(np.int8), generator=frame["generator"].astype(str))
+    for name in ("score", "p_value", "trace_distance", *MAP):
+        if name not in frame:
+            continue
+        try:
+            frame[name] = pd.to_numeric(frame[name]).astype(np.float64)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}: the column {name} holds what is no number") from error
+    if "score" not in frame or frame["score"].isna().any():
+        frame["score"] = 1 / (1 + np.exp(-frame["logit"].clip(-700, 700)))
+    return frame
 
 
 def read_pictures(path: str | Path) -> dict[str, bytes]:
@@ -110,6 +142,18 @@ def _check(frame: pd.DataFrame, path: Path) -> None:
         raise UserError(f"{path}: labels must be 0 (real) or 1 (fake), found {found}")
     if not pd.api.types.is_float_dtype(frame["logit"]):
         raise UserError(f"{path}: logits must be floating-point numbers, found {frame['logit'].dtype}")
+    if frame.empty or frame["label"].nunique() < 2:
+        raise UserError(
+            f"{path}: a report needs real and fake images, found labels {sorted(set(frame['label']))}"
+        )
+    if "view" in frame and not (frame["view"] == "original").any():
+        raise UserError(f"{path}: it has no rows of the view 'original', which tables are made of")
+    infinite = np.isinf(frame["logit"].to_numpy(dtype=np.float64))
+    if infinite.any():
+        first = frame["path"].iloc[int(np.flatnonzero(infinite)[0])]
+        raise UserError(
+            f"{path}: {int(infinite.sum())} logits are infinite, first: {first}; the detector diverged on them"
+        )
     nan = frame["logit"].isna()
     if nan.any():
         first = ", ".join(str(name) for name in frame.loc[nan, "path"].head(3))

@@ -51,3 +51,36 @@ def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.parquet").write_text("hello")
     with pytest.raises(UserError, match="is not a parquet file"):
         read_predictions(tmp_path / "text.parquet")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.assign(logit=[1.0, np.inf] * 3), "3 logits are infinite, first: ü 1.png"),
+        (lambda table: table.assign(score="high"), "the column score holds what is no number"),
+        (lambda table: table.iloc[:0], "needs real and fake images"),
+        (lambda table: table[table["label"] == 1], "needs real and fake images"),
+        (lambda table: table.assign(view="jpeg/50"), "no rows of the view 'original'"),
+    ],
+)
+def test_files_without_what_a_report_needs_are_named(change, message: str, tmp_path: Path) -> None:
+    change(frame()).to_parquet(tmp_path / "odd.parquet")
+    with pytest.raises(UserError, match=message):
+        read_predictions(tmp_path / "odd.parquet")
+
+
+def test_the_needed_columns_suffice_in_other_kinds(tmp_path: Path) -> None:
+    needed = frame()[["path", "label", "generator", "logit"]].assign(generator=[1, 2] * 3)
+    needed.assign(label=needed["label"].astype(float)).to_parquet(tmp_path / "few.parquet")
+    table, identity = read_predictions(tmp_path / "few.parquet")
+    assert table["generator"].tolist() == ["1", "2"] * 3
+    assert table["label"].tolist() == [0, 1] * 3
+    assert table["score"].to_numpy() == pytest.approx(1 / (1 + np.exp(-frame()["logit"])))
+    assert identity == {}
+
+
+@pytest.mark.parametrize("identity", [[1], {"seed": "x"}, {"seen_generators": 3}, {"operating_point": "y"}])
+def test_a_strange_identity_is_named(identity: object, tmp_path: Path) -> None:
+    write_predictions(frame(), tmp_path / "p.parquet", identity)
+    with pytest.raises(UserError, match="in its metadata is not what fakedet writes"):
+        read_predictions(tmp_path / "p.parquet")

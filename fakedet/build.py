@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import nn
 
 from fakedet.callbacks.atomic import AtomicCheckpointIO
 from fakedet.callbacks.layer_sync import CpuLayerSync
+from fakedet.checkpoint import read_checkpoint
 from fakedet.data.augment import Augmentation
 from fakedet.errors import UserError
 from fakedet.methods.detector import Detector
@@ -28,17 +28,6 @@ from fakedet.models.trace_source import TraceSource
 
 log = logging.getLogger("fakedet")
 
-IDENTITY = (
-    "model",
-    "stage1",
-    "seen_generators",
-    "crop_size",
-    "eval_policy",
-    "manifest_sha256",
-    "pairs",
-    "name",
-)
-"""What every checkpoint of ours says of itself."""
 # A config or a checkpoint may name only these as _target_: anything else could run a stranger's code.
 ALLOWED_TARGETS = ("fakedet.", "lightning.pytorch.")
 # Keys of a model's config that say how it is trained, not how it is built.
@@ -204,41 +193,6 @@ def load_trace(path: str | Path) -> TraceCheckpoint:
             f"{path} is a checkpoint of '{name}', not of stage 1; train one with `fakedet train model=trace`"
         )
     return TraceCheckpoint(method.identity["model"], method)
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint file of fakedet as plain tensors and values.
-
-    Raises:
-        UserError: no such file, or not a checkpoint of fakedet.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(
-            f"no checkpoint at {path}; `fakedet train` writes checkpoints/best.ckpt in its folder"
-        )
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or foreign file makes the unpickler raise
-        raise UserError(f"{path} cannot be read as a checkpoint: {_one_line(error)}") from error
-    if not isinstance(checkpoint, dict) or "fakedet" not in checkpoint:
-        raise UserError(f"{path} is not a checkpoint that fakedet wrote: it has no 'fakedet' entry")
-    _check_whole(path)
-    identity = checkpoint["fakedet"]
-    lacking = [key for key in IDENTITY if not isinstance(identity, dict) or key not in identity]
-    if lacking or not isinstance(checkpoint.get("state_dict"), dict):
-        raise UserError(
-            f"{path} is damaged or of another version: it lacks {', '.join(lacking) or 'state_dict'}"
-        )
-    return checkpoint
-
-
-def _check_whole(path: Path) -> None:
-    """Compare the checksums that torch.save wrote, which torch.load does not."""
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise UserError(f"{path} is damaged: the checksum of '{damaged}' in it is wrong; copy it anew")
 
 
 def _without_weights(encoder: Mapping[str, Any]) -> dict[str, Any]:

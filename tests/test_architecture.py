@@ -21,9 +21,11 @@ ALLOWED = {
     "serving": {"prediction", "errors"},
     "evaluation": {"models", "losses", "metrics", "errors"},
     "callbacks": {"models", "errors"},
-    "build": {"methods", "data", "models", "callbacks", "errors"},
+    "checkpoint": {"errors"},
+    "build": {"checkpoint", "methods", "data", "models", "callbacks", "errors"},
     "runs": {
         "build",
+        "checkpoint",
         "methods",
         "data",
         "evaluation",

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from fakedet import build
+from fakedet.checkpoint import read_checkpoint
 from fakedet.data.datamodule import ImageDataModule
 from fakedet.errors import Preempted, UserError
 from fakedet.methods.detector import Detector
@@ -88,7 +89,7 @@ def fit(config: DictConfig, folder: Path, trace_path: Path | None) -> Fitted:
     point = resuming.point(config, datamodule.manifest.sha256)
     _run(trainer, method, datamodule, point)
     checkpoint = _chosen_checkpoint(trainer)
-    method.load_state_dict(build.read_checkpoint(checkpoint)["state_dict"])
+    method.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
     return Fitted(method, trainer, datamodule, checkpoint)
 
 

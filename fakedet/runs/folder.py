@@ -33,7 +33,7 @@ def open_folder(path: str | Path, overwrite: bool = False) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with os.scandir(folder) as entries:
-            occupied = next((entry.name for entry in entries), None)
+            occupied = next((entry.name for entry in entries if not _is_scaffold(entry)), None)
     except FileExistsError as error:
         raise UserError(f"output_dir={folder} is a file; name a folder") from error
     except OSError as error:
@@ -46,6 +46,13 @@ def open_folder(path: str | Path, overwrite: bool = False) -> Path:
     if not os.access(folder, os.W_OK):
         raise UserError(f"output_dir={folder} cannot be written: permission denied")
     return folder
+
+
+def _is_scaffold(entry: os.DirEntry[str]) -> bool:
+    """Say whether a file is only what a run killed in its first moments leaves."""
+    if entry.name == "run.log":
+        return entry.stat().st_size == 0
+    return entry.name == ".lock" or (entry.name.startswith(".") and entry.name.endswith(".tmp"))
 
 
 def write_config(folder: Path, config: DictConfig, overrides: list[str] | None = None) -> None:

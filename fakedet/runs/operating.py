@@ -13,8 +13,8 @@ from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from fakedet import build
 from fakedet.callbacks.atomic import write_whole
+from fakedet.checkpoint import read_checkpoint
 from fakedet.data.datamodule import ImageDataModule
 from fakedet.errors import UserError
 from fakedet.methods.detector import Detector
@@ -58,7 +58,7 @@ def fit(
     for note in point.notes:
         log.info("operating point: %s", note)
     method.identity[KEY] = point.to_dict()
-    content = build.read_checkpoint(checkpoint)
+    content = read_checkpoint(checkpoint)
     content["fakedet"] = method.identity
     write_whole(content, checkpoint)
 

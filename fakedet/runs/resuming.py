@@ -11,8 +11,8 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from fakedet import build
 from fakedet.callbacks.atomic import write_whole
+from fakedet.checkpoint import read_checkpoint
 from fakedet.errors import UserError
 from fakedet.runs.folder import open_folder
 from fakedet.runs.ranks import is_main_process, was_requeued
@@ -116,7 +116,7 @@ def point(config: DictConfig, manifest_sha256: str) -> Path | None:
     path = Path(settings.path) if settings else None
     if path is None or not path.is_file():
         return None
-    content = build.read_checkpoint(path)
+    content = read_checkpoint(path)
     if content["fakedet"]["manifest_sha256"] != manifest_sha256:
         raise UserError(
             f"{path} was written on other data: the manifest has changed since this run began. Bring it back, or pass "

@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig
 
 from fakedet import build
+from fakedet.checkpoint import read_checkpoint
 from fakedet.data.quarantine import Quarantine
 from fakedet.errors import Preempted
 from fakedet.methods.gather import gather_records
@@ -106,7 +107,7 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
         "parameters": sum(p.numel() for p in fitted.method.parameters() if p.requires_grad),
         "threads": torch.get_num_threads(),
         "seed": config.seed,
-        "kept_epoch": build.read_checkpoint(fitted.checkpoint)["epoch"] + 1,
+        "kept_epoch": read_checkpoint(fitted.checkpoint)["epoch"] + 1,
         "checkpoint": str(fitted.checkpoint.relative_to(folder)),
         "validation": fitted.validation,
         "trace_checkpoint": str(trace_path) if trace_path else None,

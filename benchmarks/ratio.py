@@ -47,7 +47,7 @@ def interleaved(
     return Timing(name, *times)
 
 
-def table(title: str, timings: list[Timing], target: float) -> str:
+def table(title: str, timings: list[Timing], target: float | None) -> str:
     """Show medians with minimum and maximum, as a Markdown table."""
     lines = [
         f"{title}; milliseconds an item and ratio per round: median (min-max) of {len(timings[0].ours)} rounds",
@@ -58,7 +58,9 @@ def table(title: str, timings: list[Timing], target: float) -> str:
     for timing in timings:
         own, theirs = (_spread([1e3 * t for t in times]) for times in (timing.ours, timing.reference))
         ratio = _spread(timing.ratios)
-        lines.append(f"| {timing.name} | {own} | {theirs} | {ratio} | {target:g} |")
+        lines.append(
+            f"| {timing.name} | {own} | {theirs} | {ratio} | {'none' if target is None else f'{target:g}'} |"
+        )
     return "\n".join(lines)
 
 

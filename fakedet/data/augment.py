@@ -100,6 +100,11 @@ class Augmentation:
         transforms = _transforms(self.settings)
         self._compose = A.Compose(transforms) if transforms else None
 
+    @property
+    def only_crops(self) -> bool:
+        """Whether nothing but the crop's place is random."""
+        return self._compose is None
+
     def __call__(self, image: Pixels, size: int, seed: int) -> Pixels:
         """Take one crop.
 

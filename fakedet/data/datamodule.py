@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch.distributed
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
@@ -151,6 +152,21 @@ class ImageDataModule(LightningDataModule):
         if self._measured not in self._cells:
             self._cells[self._measured] = make_cells(self.manifest, self.pairs, self._measured)
         return self._cells[self._measured]
+
+    @property
+    def views_repeat(self) -> bool:
+        """Whether a training image looks the same each time: no augmentation, and no larger than the crop."""
+        if not self.augment.only_crops:
+            return False
+        if self.matcher is not None:
+            return bool(self.matcher.size == self.crop_size)
+        facts = self.manifest.facts
+        if facts is None or not {"width", "height"} <= set(facts.column_names):
+            return False
+        ids = self._training_rows().index.to_numpy()
+        # Text in a CSV table, and of some images the size may not be known.
+        sides = (pd.to_numeric(facts[side].to_pandas(), errors="coerce") for side in ("width", "height"))
+        return all(bool((side.to_numpy()[ids] == self.crop_size).all()) for side in sides)
 
     @property
     def seen_generators(self) -> list[str]:

@@ -16,7 +16,7 @@ from fakedet.methods.gather import gather_rows
 from fakedet.methods.traces import fill_bank
 from fakedet.models.heads import Classifier, ProjectionHead
 from fakedet.models.trace_bank import TraceBank
-from fakedet.models.trace_source import TraceSource
+from fakedet.models.trace_source import TraceMemory, TraceSource
 
 
 class ContrastiveTransfer(Detector):
@@ -70,6 +70,7 @@ class ContrastiveTransfer(Detector):
         self.contrastive_weight = contrastive_weight
         self.term_weights = (real_weight, fake_weight)
         self.distance = distance
+        self._memory: TraceMemory | None = None
 
     def forward(self, images: Tensor) -> Scores:
         """Score images by the logit, and beside it by the distance of z from the traces."""
@@ -86,7 +87,7 @@ class ContrastiveTransfer(Detector):
             self.log("train/loss", bce, prog_bar=True, batch_size=len(labels))
             return bce
         z = gather_rows(self, self.projection(embedding))
-        t = gather_rows(self, self.source(images))
+        t = gather_rows(self, self._traces(images, batch))
         real = gather_rows(self, labels) == 0
         terms = soft_contrastive_loss(
             z[real], t[real], z[~real], t[~real], *self.temperatures, hard=self.hard
@@ -96,6 +97,10 @@ class ContrastiveTransfer(Detector):
         self._log_training(loss, bce, terms.real, terms.fake)
         return loss
 
+    def _traces(self, images: Tensor, batch: dict[str, Any]) -> Tensor:
+        traces: Tensor = self.source(images) if self._memory is None else self._memory(images, batch["id"])
+        return traces
+
     def _log_training(self, loss: Tensor, bce: Tensor, real: Tensor, fake: Tensor) -> None:
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False, batch_size=1)
         trainer = self.trainer
@@ -104,6 +109,8 @@ class ContrastiveTransfer(Detector):
         self.log_dict({"train/bce": bce, "train/loss_real": real, "train/loss_fake": fake}, batch_size=1)
 
     def on_fit_start(self) -> None:
-        """Fill the bank once: the source is frozen."""
+        """Fill the bank once: the source is frozen. Where images never change, their traces are kept too."""
+        if self.trainer.datamodule.views_repeat:  # type: ignore[attr-defined]
+            self._memory = TraceMemory(self.source)
         with torch.no_grad():
             fill_bank(self.bank, self.source, self)

@@ -40,7 +40,7 @@ def check_config(config: DictConfig) -> None:
     if seed >= 2**32:
         raise UserError(f"seed={config.seed}: must be below {2**32}")
     if OmegaConf.select(config, "model") is not None:
-        _at_least(config, "trainer.max_epochs", 1)
+        _check_length(config)
         every, epochs = config.trainer.check_val_every_n_epoch, config.trainer.max_epochs
         if every is not None and epochs is not None and every > epochs:
             raise UserError(
@@ -54,6 +54,26 @@ def check_config(config: DictConfig) -> None:
     devices, cores = config.trainer.devices, os.cpu_count() or 1
     if config.trainer.accelerator == "cpu" and isinstance(devices, int) and not 1 <= devices <= cores:
         raise UserError(f"trainer.devices={devices}: this machine has {cores} CPU cores; valid: 1 to {cores}")
+
+
+def _check_length(config: DictConfig) -> None:
+    """Refuse a training without an end, or one that would keep nothing."""
+    if config.trainer.max_epochs is None:
+        raise UserError(
+            "trainer.max_epochs=null: name a number of epochs; the learning rate's schedule needs an end"
+        )
+    _at_least(config, "trainer.max_epochs", 1)
+    checkpoint = config.callbacks.get("checkpoint")
+    if checkpoint is None:
+        return
+    if checkpoint.get("save_top_k") == 0:
+        raise UserError("callbacks.checkpoint.save_top_k=0: no weights would be kept; valid: 1")
+    if checkpoint.get("monitor") and config.trainer.limit_val_batches == 0:
+        raise UserError(
+            f"trainer.limit_val_batches=0: {checkpoint.monitor} chooses the kept epoch, and nothing would be "
+            "validated; "
+            "add callbacks.checkpoint.monitor=null to keep the last epoch's weights"
+        )
 
 
 def _check_model(config: DictConfig, node: str) -> None:

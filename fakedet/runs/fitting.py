@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
+from torch.distributed import DistBackendError
 
 from fakedet import build
 from fakedet.checkpoint import read_checkpoint
@@ -118,6 +120,15 @@ def _run(trainer: Trainer, method: Detector, datamodule: ImageDataModule, point:
     except SIGTERMException as error:  # told to stop while validating; the last resume point holds
         dashboard.finish(trainer.loggers)
         raise Preempted(signal.SIGTERM, "the last resume point") from error
+    except MisconfigurationException as error:  # found only in fit: a metric that is not logged, a precision
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+    except RuntimeError as error:
+        if trainer.world_size == 1 or (not isinstance(error, DistBackendError) and "gloo" not in str(error)):
+            raise
+        raise UserError(
+            f"another process of this training ended, so rank {trainer.global_rank} cannot go on; its own message says "
+            "why. The last resume point holds: give the same command again, or `fakedet resume`"
+        ) from error
     except SystemExit:
         if trainer.interrupted:  # Lightning turns Ctrl-C into an exit without a word
             raise KeyboardInterrupt from None
@@ -168,6 +179,11 @@ def _chosen_checkpoint(trainer: Trainer) -> Path:
             best = callback.best_model_path or callback.last_model_path
             if best:
                 return Path(best)
+    if trainer.global_step and trainer.max_steps > 0:
+        raise UserError(
+            f"trainer.max_steps={trainer.max_steps} ended the training before the first validation, so no weights were "
+            "chosen; train for at least an epoch, or set data.steps_per_epoch to make epochs shorter"
+        )
     raise UserError("no checkpoint was written: callbacks.checkpoint is missing, or training took no step")
 
 

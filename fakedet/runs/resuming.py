@@ -116,7 +116,12 @@ def point(config: DictConfig, manifest_sha256: str) -> Path | None:
     path = Path(settings.path) if settings else None
     if path is None or not path.is_file():
         return None
-    content = read_checkpoint(path)
+    try:
+        content = read_checkpoint(path)
+    except UserError as error:
+        raise UserError(
+            f"{error}. It is this run's resume point: bring it back whole, or pass overwrite=true to train anew"
+        ) from error
     if content["fakedet"]["manifest_sha256"] != manifest_sha256:
         raise UserError(
             f"{path} was written on other data: the manifest has changed since this run began. Bring it back, or pass "

@@ -4,7 +4,7 @@ import torch
 
 from fakedet.models.encoder import SmallEncoder
 from fakedet.models.heads import ProjectionHead
-from fakedet.models.trace_source import TraceSource
+from fakedet.models.trace_source import TraceMemory, TraceSource
 
 
 def parts():
@@ -46,3 +46,15 @@ def test_nothing_in_it_learns_and_what_was_passed_still_does():
         for p in encoder.parameters():
             p.add_(1.0)
     assert torch.equal(source(x), traces)
+
+
+def test_an_image_is_asked_for_once():
+    source = TraceSource(*parts())
+    images, asked = torch.rand(6, 3, 16, 16), []
+    memory = TraceMemory(source)
+    source.register_forward_hook(lambda module, given, made: asked.append(len(given[0])))
+    for rows in ([0, 1, 2], [3, 4, 5], [2, 0, 5], [1, 1, 4]):
+        ids = torch.tensor(rows)
+        torch.testing.assert_close(memory(images[ids], ids + 100), source(images[ids]))
+        asked.pop()  # the comparison's own
+    assert asked == [3, 3]

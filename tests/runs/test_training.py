@@ -359,8 +359,35 @@ def test_a_damaged_checkpoint_is_refused(transfer_run: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("mistake", [
     "trainer.check_val_every_n_epoch=5", "trainer.check_val_every_n_epoch=0", "trainer.accumulate_grad_batches=0",
-    "callbacks.resume.every_steps=0", "bootstrap.seed=-1", "seed=null",
+    "callbacks.resume.every_steps=0", "bootstrap.seed=-1", "seed=null", "trainer.max_epochs=null",
+    "trainer.limit_val_batches=0", "callbacks.checkpoint.save_top_k=0",
 ])  # fmt: skip
 def test_values_that_fail_only_later_are_refused_at_once(mistake: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=mistake.partition("=")[0]):
         train(composed(tmp_path / "run", "model=bce", "data.manifest=none.csv", mistake))
+
+
+@pytest.mark.parametrize(("mistake", "told"), [
+    ("model.monitor=val/nothing", "val/nothing"),
+    pytest.param("+trainer.max_steps=1", "max_steps=1 ended the training",
+                 marks=pytest.mark.filterwarnings("ignore:.*could not find the monitored key")),
+    ("trainer.precision=fp4", "fp4"),
+])  # fmt: skip
+def test_what_only_the_trainer_finds_is_one_line(
+    tiny_manifest_module: Path, mistake: str, told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=told) as caught:
+        train(composed(tmp_path / "run", "model=bce", f"data.manifest={tiny_manifest_module}", "header_audit=false",
+                       mistake))  # fmt: skip
+    assert "\n" not in str(caught.value)
+
+
+def test_a_torn_resume_point_says_what_to_do(tiny_manifest_module: Path, tmp_path: Path) -> None:
+    config = composed(tmp_path / "run", "model=bce", f"data.manifest={tiny_manifest_module}", "header_audit=false",
+                      "trainer.max_epochs=1")  # fmt: skip
+    train(config)
+    (tmp_path / "run" / "run.json").unlink()
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    last.with_name("resume.ckpt").write_bytes(last.read_bytes()[:5000])
+    with pytest.raises(UserError, match="overwrite=true"):
+        train(config)

@@ -42,8 +42,8 @@ lint: $(STAMP)  ## Ruff and mypy.
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(STAMP)  ## Time data loading against what it is compared with (minutes).
-	@for name in decode augmentation manifest walk shards average_precision robustness training export; do $(BIN)/python -m benchmarks.$$name || exit 1; echo; done
+bench: $(STAMP)  ## Time everything against what it is compared with and write docs/performance.md (a quarter of an hour).
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 # Names the folders of submitted jobs and sweeps.
 NOW := $(shell date +%Y-%m-%d_%H-%M-%S)

@@ -70,7 +70,7 @@ def main() -> None:
             timings.append(interleaved(
                 what, lambda: work(shards, steps), lambda: work(files, steps), items=64 * steps,  # noqa: B023
             ))  # fmt: skip
-        print(table("shards against files", timings, 0))
+        print(table("shards against files", timings, None))
 
 
 if __name__ == "__main__":

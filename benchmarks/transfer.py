@@ -46,7 +46,7 @@ def settings(folder: Path, path: Path, *more: str) -> DictConfig:
     with initialize_config_module("fakedet.conf", version_base="1.3"):
         return compose("train", overrides=[
             "data=manifest", f"data.manifest={path}", f"data.crop_size={CROP}", f"data.batch_size={BATCH}",
-            f"data.steps_per_epoch={STEPS}", "trainer.max_epochs=2", "callbacks.resume.every_steps=1000",
+            f"data.steps_per_epoch={STEPS}", "trainer.max_epochs=2", "callbacks.resume=null",
             "header_audit=false", "overwrite=true", "test_after_fit=false", "operating_point.calibration=none", *more,
         ])  # fmt: skip
 
@@ -63,7 +63,8 @@ def main() -> None:
         changing = manifest(folder)
         frame = pd.read_csv(changing)
         # A validation split, as training wants one: small, and the same for both.
-        frame = pd.concat([frame, frame.iloc[:4].assign(split="val")]).assign(group=range(len(frame) + 4))
+        last = frame.index >= len(frame) - 4
+        frame = frame.assign(split=frame["split"].where(~last, "val"), group=range(len(frame)))
         frame.to_csv(changing, index=False)
         trace = folder / "trace"
         train(settings(folder, changing, "model=trace", "augment=none", f"output_dir={trace}", "trainer.max_epochs=1",

@@ -55,7 +55,7 @@ def main() -> None:
         )
     print(table("walk against os.scandir and stat", [bare], LEAST))
     print()
-    print(table("index of an unchanged folder", [again], 0))
+    print(table("index of an unchanged folder", [again], None))
 
 
 if __name__ == "__main__":

@@ -171,6 +171,8 @@ def load_detector(path: str | Path) -> Detector:
         "init": "scratch",
         "encoder": _without_weights(identity["model"]["encoder"]),
     }
+    if "head" in model:
+        model["head"] = None
     method = build_method(model, trace)
     try:
         method.load_state_dict(checkpoint["state_dict"])

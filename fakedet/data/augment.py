@@ -31,6 +31,8 @@ class Recipe:
 
     colour: float = 0.0
     """Probability of jittered brightness, contrast, saturation and hue."""
+    colour_strength: tuple[float, float] = (0.2, 0.05)
+    """How far: of brightness, contrast and saturation as a factor, of hue in turns."""
     blur: float = 0.0
     """Probability of Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.0, 3.0)
@@ -41,6 +43,12 @@ class Recipe:
     """Range of its quality, uniform, ends included."""
     flip: float = 0.0
     """Probability of a horizontal flip."""
+    rotate: float = 0.0
+    """Probability of a rotation by any angle; corners become black."""
+    mask: float = 0.0
+    """Probability that squares of 16 pixels are blackened."""
+    mask_ratio: tuple[float, float] = (0.0, 0.75)
+    """Range of their share of the image, uniform."""
     whole_image: bool = False
     """Degrade the whole image and crop then, as CNNDetection does; else only a region around the crop."""
 
@@ -51,6 +59,10 @@ RECIPES: dict[str, Recipe] = {
     "views": Recipe(colour=0.8, blur=0.2, blur_sigma=(0.1, 0.6), jpeg=0.3, jpeg_quality=(70, 100), flip=0.5),
     # Wang et al. 2020, section 3.2: blur, JPEG, crop, flip.
     "cnndet": Recipe(blur=0.5, jpeg=0.5, flip=0.5, whole_image=True),
+    # Its other published model: blur and JPEG at p 0.1.
+    "cnndet01": Recipe(blur=0.1, jpeg=0.1, flip=0.5, whole_image=True),
+    # Li et al., KDD 2025: crop, flip, rotation by ±180°, colour jitter, masked patches.
+    "safe": Recipe(flip=0.5, rotate=1.0, colour=1.0, colour_strength=(0.5, 0.0), mask=0.5),
 }
 
 
@@ -68,6 +80,34 @@ class JpegCompression(A.ImageCompression):
             image_type, cv2.cvtColor(img, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
         )[1]
         return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB), np.uint8)
+
+
+class PatchMask(A.ImageOnlyTransform):
+    """Blacken random squares of a grid (SAFE; Li et al., KDD 2025).
+
+    Args:
+        ratio: range of the share of the image that is blackened, uniform; squares are whole, so it is rounded down.
+        size: of the squares in pixels.
+        p: probability.
+    """
+
+    def __init__(self, ratio: tuple[float, float], size: int = 16, p: float = 0.5) -> None:
+        super().__init__(p=p)
+        self.ratio, self.size = ratio, size
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Draw which squares."""
+        height, width = params["shape"][:2]
+        squares = [(top, left) for top in range(height // self.size) for left in range(width // self.size)]
+        count = int(height * width * self.py_random.uniform(*self.ratio) / self.size**2)
+        return {"squares": self.py_random.sample(squares, min(count, len(squares)))}
+
+    def apply(self, img: Pixels, squares: list[tuple[int, int]], **params: Any) -> Pixels:
+        """Blacken them."""
+        masked = img.copy()
+        for top, left in squares:
+            masked[top * self.size : (top + 1) * self.size, left * self.size : (left + 1) * self.size] = 0
+        return masked
 
 
 class Augmentation:
@@ -142,8 +182,11 @@ def _is_list(value: Any) -> bool:
 def _transforms(recipe: Recipe) -> list[Any]:
     transforms: list[Any] = []
     if recipe.colour:
+        strength, hue = recipe.colour_strength
         transforms.append(
-            A.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05, p=recipe.colour)
+            A.ColorJitter(
+                brightness=strength, contrast=strength, saturation=strength, hue=hue, p=recipe.colour
+            )
         )
     if recipe.blur:
         # blur_limit 0: the kernel is as wide as its σ asks for.
@@ -152,17 +195,22 @@ def _transforms(recipe: Recipe) -> list[Any]:
         transforms.append(JpegCompression(quality_range=recipe.jpeg_quality, p=recipe.jpeg))
     if recipe.flip:
         transforms.append(A.HorizontalFlip(p=recipe.flip))
+    if recipe.rotate:
+        transforms.append(A.Rotate(limit=180, interpolation=cv2.INTER_NEAREST, fill=0, p=recipe.rotate))
+    if recipe.mask:
+        transforms.append(PatchMask(recipe.mask_ratio, p=recipe.mask))
     return transforms
 
 
 def _check(recipe: Recipe) -> None:
-    for key in ("colour", "blur", "jpeg", "flip"):
+    for key in ("colour", "blur", "jpeg", "flip", "rotate", "mask"):
         value = getattr(recipe, key)
         if not (isinstance(value, int | float) and 0 <= value <= 1):
             raise UserError(f"augment.{key}: {value!r} is not a probability between 0 and 1")
     if not isinstance(recipe.whole_image, bool):
         raise UserError(f"augment.whole_image: {recipe.whole_image!r} is neither true nor false")
     _check_range("blur_sigma", recipe.blur_sigma, 0, 100, (int, float))
+    _check_range("mask_ratio", recipe.mask_ratio, 0, 1, (int, float))
     _check_range("jpeg_quality", recipe.jpeg_quality, 1, 100, (int,))
     if recipe.blur and recipe.blur_sigma[1] == 0:
         raise UserError("augment.blur_sigma: [0, 0] blurs nothing; set augment.blur=0 instead")

@@ -78,7 +78,7 @@ class Detector(LightningModule):
         self._collect(self.val_metric, batch, self.score_views(self.take(batch)))
 
     def on_validation_epoch_end(self) -> None:
-        """Log mAP, AP per generator and the loss on the validation split."""
+        """Log mAP, AP per generator, the loss and the accuracy at logit 0 on the validation split."""
         metric = self.val_metric
         assert isinstance(metric, GeneratorAveragePrecision)
         # From the gathered rows: exact over uneven ranks, and no rank can wait for one that has no rows.
@@ -86,6 +86,8 @@ class Detector(LightningModule):
         if len(rows["logit"]):
             loss = F.binary_cross_entropy_with_logits(rows["logit"], rows["label"].to(rows["logit"].dtype))
             self.log("val/loss", float(loss), batch_size=1)
+            right = (rows["logit"] > 0) == (rows["label"] == 1)
+            self.log("val/accuracy", float(right.double().mean()), batch_size=1)
         self._log_metric(metric, "val")
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:

@@ -12,7 +12,9 @@ from torch import nn
 
 from fakedet.errors import UserError, choose
 
-SCHEDULES = ("cosine", "constant")
+SHAPE = ("factor", "steps", "patience", "plateau_metric")
+
+SCHEDULES = ("cosine", "constant", "step", "plateau")
 
 
 def configure_optimiser(
@@ -23,7 +25,9 @@ def configure_optimiser(
     Args:
         parameters: what is learned; frozen ones are left out.
         settings: ``name`` (any optimiser of timm), ``lr``, ``weight_decay``, ``warmup`` (share of all steps)
-            and ``schedule`` ("cosine" or "constant"); everything else goes to the optimiser itself.
+            and ``schedule``; everything else goes to the optimiser itself. Schedules: "cosine"; "constant";
+            "step", times ``factor`` after each of ``steps`` equal parts of the training; "plateau", times ``factor``
+            when ``plateau_metric`` of the validation has not risen for ``patience`` epochs.
         total_steps: optimiser steps of the whole training.
 
     Raises:
@@ -35,11 +39,14 @@ def configure_optimiser(
     )
     warmup = float(options.pop("warmup", 0.0))
     schedule = choose(str(options.pop("schedule", "constant")), SCHEDULES, "model.optimizer.schedule")
+    shape = {key: options.pop(key) for key in SHAPE if key in options}
     learned = [parameter for parameter in parameters if parameter.requires_grad]
     try:
         optimiser = timm.optim.create_optimizer_v2(learned, opt=name, **options)
     except (TypeError, ValueError) as error:
         raise UserError(f"model.optimizer: '{name}' does not take these settings: {error}") from error
+    if schedule == "plateau":
+        return _plateau(optimiser, shape)
     warmup_steps = round(warmup * total_steps)
 
     def factor(step: int) -> float:
@@ -47,8 +54,18 @@ def configure_optimiser(
             return (step + 1) / warmup_steps
         if schedule == "constant":
             return 1.0
+        if schedule == "step":
+            return float(shape["factor"] ** (step * shape["steps"] // max(1, total_steps)))
         done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
         return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
     return {"optimizer": optimiser, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _plateau(optimiser: torch.optim.Optimizer, shape: Mapping[str, Any]) -> dict[str, Any]:
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimiser, mode="max", factor=float(shape["factor"]), patience=int(shape["patience"])
+    )
+    every = {"scheduler": scheduler, "interval": "epoch", "monitor": shape["plateau_metric"]}
+    return {"optimizer": optimiser, "lr_scheduler": every}

@@ -13,6 +13,7 @@ from fakedet.losses.supcon import supervised_contrastive_loss
 from fakedet.methods.detector import Detector, Scores
 from fakedet.methods.gather import gather_rows
 from fakedet.models.heads import Classifier, ProjectionHead
+from fakedet.models.weights import load_linear_head
 
 
 class SupervisedDetector(Detector):
@@ -26,6 +27,7 @@ class SupervisedDetector(Detector):
         hidden_dim: width of the projection head.
         projection_dim: dimension of z.
         temperature: τ of SupCon.
+        head: a file with a linear classifier's ``weight`` (1, D) and ``bias`` (1), as UnivFD publishes; None: drawn.
         optimizer: see :func:`fakedet.methods.optimiser.configure_optimiser`.
     """
 
@@ -37,12 +39,15 @@ class SupervisedDetector(Detector):
         projection_dim: int,
         temperature: float,
         optimizer: Mapping[str, Any],
+        head: str | None = None,
     ) -> None:
         super().__init__(optimizer)
         self.save_hyperparameters(ignore=["encoder"])
         self.encoder = encoder
         embedding_dim = int(encoder.embedding_dim)  # type: ignore[arg-type]
         self.classifier = Classifier(embedding_dim)
+        if head is not None:
+            load_linear_head(self.classifier, head)
         self.projection: nn.Module | None = None
         if contrastive_weight > 0:
             self.projection = ProjectionHead(embedding_dim, hidden_dim, projection_dim)

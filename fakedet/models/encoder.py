@@ -11,6 +11,8 @@ from fakedet.errors import UserError
 from fakedet.models.frontend import build_frontend
 from fakedet.models.stem import keep_full_resolution
 from fakedet.models.timm_model import create_timm_model, required_size
+from fakedet.models.trunk import cut_after as cut_model_after
+from fakedet.models.trunk import set_stem_kernel
 from fakedet.models.weights import load_weights
 
 
@@ -67,6 +69,10 @@ class TimmEncoder(nn.Module):
         pretrained: take timm's pretrained weights, from the local cache or the network.
         weights: a file with weights for this model, safetensors or PyTorch; replaces ``pretrained``.
         keep_resolution: set the stem's stride to 1 and take its pooling out, so that traces survive.
+        cut_after: the last stage that is kept ("layer2" for NPR and SAFE); None: all.
+        stem_kernel: kernel size of the first convolution, whose weights are then drawn anew; None: the model's own.
+        keep_head: embed as what the model's last linear layer gives (CLIP's projection), not as what enters it.
+        frozen: never train it, nor its batch statistics.
         kwargs: passed to ``timm.create_model``, such as ``img_size`` or ``drop_path_rate``.
 
     Raises:
@@ -81,20 +87,36 @@ class TimmEncoder(nn.Module):
         pretrained: bool = False,
         weights: str | None = None,
         keep_resolution: bool = False,
+        cut_after: str | None = None,
+        stem_kernel: int | None = None,
+        keep_head: bool = False,
+        frozen: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__()
         self.frontend = build_frontend(frontend)
         channels = int(self.frontend.out_channels)  # type: ignore[arg-type]
-        self.model = create_timm_model(name, channels, pretrained and weights is None, kwargs)
+        self.model = create_timm_model(name, channels, pretrained and weights is None, kwargs, keep_head)
         if weights is not None:
             load_weights(self.model, weights, channels)
         if keep_resolution:
             keep_full_resolution(self.model, name)
+        if cut_after is not None:
+            cut_model_after(self.model, cut_after, name)
+        if stem_kernel is not None:
+            set_stem_kernel(self.model, stem_kernel, name)
         self.name = name
         self.size = required_size(self.model, kwargs)
         # Some models (MobileNet) widen once more after pooling: num_features is then not what comes out.
-        self.embedding_dim = int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)  # type: ignore[arg-type]
+        width = getattr(self.model, "head_hidden_size", None) or self.model.num_features
+        self.embedding_dim = int(self.model.num_classes if keep_head else width)  # type: ignore[arg-type]
+        self.frozen = frozen
+        if frozen:
+            self.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> TimmEncoder:
+        """Follow the mode, unless frozen: batch statistics and dropout of a frozen encoder stay as in evaluation."""
+        return super().train(mode and not self.frozen)
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed float RGB (N, 3, H, W) in [0, 1] as (N, embedding_dim).
@@ -110,5 +132,6 @@ class TimmEncoder(nn.Module):
                 f"set data.crop_size={self.size[0]}, or +model.encoder.img_size={seen.shape[-1]} "
                 "to build the model for these"
             )
-        embedding: Tensor = self.model(seen)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            embedding: Tensor = self.model(seen)
         return embedding

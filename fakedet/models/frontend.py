@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 from fakedet.errors import choose
 
-FRONTENDS = ("rgb", "npr", "highpass")
+FRONTENDS = ("rgb", "clip", "npr", "highpass", "wavelet")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 # Residuals of photographs have a standard deviation of 0.02 to 0.1 (scikit-image's and scikit-learn's bundled
 # ones; images in [0, 1]); this brings them near the unit scale that encoders are initialised for. Behind a
@@ -104,11 +107,46 @@ class HighPassFrontend(nn.Module):
             return F.conv2d(padded, self.kernels.float(), groups=3)
 
 
+class WaveletFrontend(nn.Module):
+    """Keep the diagonal details of a wavelet transform, brought back to the image's size (SAFE; Li et al., KDD 2025).
+
+    The biorthogonal wavelet 1.3: its high-pass analysis filter is Haar's with zeros around it, so that the band is
+    (a − b − c + d) / 2 of each 2×2 block. The filters are six long, so the band has a mirrored block more at either
+    end; it is resized to the image's size, bilinear.
+
+    Args:
+        gain: see ``RESIDUAL_GAIN``; the authors' is 1.
+    """
+
+    out_channels = 3
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Give the details of float RGB (N, 3, H, W) in [0, 1] as (N, 3, H, W)."""
+        height, width = images.shape[-2:]
+        with torch.autocast(images.device.type, enabled=False):
+            # Symmetric extension: the edge twice.
+            x = images.float()
+            x = torch.cat([x[..., :2, :].flip(-2), x, x[..., -3:, :].flip(-2)], dim=-2)
+            x = torch.cat([x[..., :2].flip(-1), x, x[..., -3:].flip(-1)], dim=-1)
+            rows, columns = (height + 5) // 2 * 2, (width + 5) // 2 * 2
+            x = x[..., :rows, :columns]
+            band = x[..., ::2, ::2] - x[..., ::2, 1::2] - x[..., 1::2, ::2] + x[..., 1::2, 1::2]
+            resized = F.interpolate(band / 2, size=(height, width), mode="bilinear", antialias=True)
+            return resized * self.gain
+
+
 def build_frontend(name: str) -> nn.Module:
     """Build a frontend by name; it has ``out_channels``.
 
     Raises:
         UserError: an unknown name.
     """
-    made: dict[str, type[nn.Module]] = {"rgb": RgbFrontend, "npr": NprFrontend, "highpass": HighPassFrontend}
+    made: dict[str, Callable[[], nn.Module]] = {
+        "rgb": RgbFrontend, "clip": lambda: RgbFrontend(CLIP_MEAN, CLIP_STD), "npr": NprFrontend,
+        "highpass": HighPassFrontend, "wavelet": WaveletFrontend,
+    }  # fmt: skip
     return made[choose(name, FRONTENDS, "model.encoder.frontend")]()

@@ -12,7 +12,9 @@ from torch import nn
 from fakedet.errors import UserError, nearest
 
 
-def create_timm_model(name: str, channels: int, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
+def create_timm_model(
+    name: str, channels: int, pretrained: bool, options: Mapping[str, Any], keep_head: bool = False
+) -> nn.Module:
     """Build a timm model without its classifier.
 
     Args:
@@ -20,6 +22,7 @@ def create_timm_model(name: str, channels: int, pretrained: bool, options: Mappi
         channels: input channels.
         pretrained: with timm's pretrained weights, from the local cache or the network.
         options: further keyword arguments of ``timm.create_model``.
+        keep_head: keep the last linear layer: CLIP's is no classifier but its projection.
 
     Raises:
         UserError: an unknown name, tag or option, or pretrained weights that cannot be had.
@@ -31,8 +34,9 @@ def create_timm_model(name: str, channels: int, pretrained: bool, options: Mappi
             "or pass model.encoder.weights=FILE"
         )
     try:
+        head: dict[str, Any] = {} if keep_head else {"num_classes": 0}
         model: nn.Module = timm.create_model(
-            name, pretrained=pretrained, num_classes=0, in_chans=channels, **options
+            name, pretrained=pretrained, in_chans=channels, **head, **options
         )
     except Exception as error:  # whatever a builder, a hub client or the network raises
         if pretrained and not isinstance(error, TypeError):

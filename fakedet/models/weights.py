@@ -11,6 +11,7 @@ from timm.models import adapt_input_conv, load_state_dict
 from torch import Tensor, nn
 
 from fakedet.errors import UserError
+from fakedet.models.heads import Classifier
 
 
 def load_weights(model: nn.Module, file: str | Path, channels: int) -> None:
@@ -50,16 +51,41 @@ def load_weights(model: nn.Module, file: str | Path, channels: int) -> None:
         raise UserError(f"model.encoder.weights: {path} is of another model: {'; '.join(problems)}")
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def load_linear_head(classifier: Classifier, file: str | Path) -> None:
+    """Load a published linear classifier: a state dict with ``weight`` (1, D) and ``bias`` (1).
+
+    Args:
+        classifier: takes the weights.
+        file: safetensors or a PyTorch file; names may begin with the name of a layer, such as "fc.".
+
+    Raises:
+        UserError: no such file, or one of another shape.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"model.head: there is no file {path}; UnivFD's is pretrained_weights/fc_weights.pth of its repository"
+        )
+    state = {name.rpartition(".")[2]: value for name, value in _read(path, "model.head").items()}
+    wanted = {"weight": classifier.linear.weight.shape, "bias": classifier.linear.bias.shape}
+    if {name: value.shape for name, value in state.items()} != wanted:
+        got = ", ".join(f"{name} {tuple(value.shape)}" for name, value in state.items())
+        raise UserError(
+            f"model.head: {path} holds {got}; wanted are weight {tuple(wanted['weight'])} and bias (1,), for the "
+            "embedding of model.encoder"
+        )
+    classifier.linear.load_state_dict(state)
+
+
+def _read(path: Path, key: str = "model.encoder.weights") -> dict[str, Tensor]:
     try:
         state = load_state_dict(str(path), device="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file makes the reader raise
         raise UserError(
-            f"model.encoder.weights: {path} cannot be read as safetensors or as a PyTorch file of tensors: "
-            f"{_one_line(error)}"
+            f"{key}: {path} cannot be read as safetensors or as a PyTorch file of tensors: {_one_line(error)}"
         ) from error
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"model.encoder.weights: {path} does not hold a state dict: names with tensors")
+        raise UserError(f"{key}: {path} does not hold a state dict: names with tensors")
     return state
 
 

@@ -134,3 +134,35 @@ def test_mistakes_are_named(changes: dict, message: str) -> None:
 def test_a_recipe_can_be_changed_by_lists_as_configs_have_them() -> None:
     settings = Augmentation("cnndet", blur=0.1, jpeg=0.1, jpeg_quality=[50, 60]).settings
     assert (settings.blur, settings.jpeg_quality, settings.blur_sigma) == (0.1, (50, 60), (0.0, 3.0))
+
+
+def test_masks_are_the_published_ones() -> None:
+    """SAFE's code: int(h·w·ratio / 256) different squares of a grid of 16 pixels become black, the rest stays."""
+    image = np.full((100, 90, 3), 200, np.uint8)
+    shares = []
+    for seed in range(300):
+        masked = Augmentation("none", mask=1.0)(image, 90, seed)
+        black = (masked == 0).all(axis=2)
+        grid = black[:80, :80].reshape(5, 16, 5, 16).mean(axis=(1, 3))
+        assert set(np.unique(grid)) <= {0.0, 1.0}
+        assert black.sum() == 256 * grid.sum()
+        assert (masked[~black] == 200).all()
+        shares.append(grid.sum())
+    # Uniform in [0, 0.75] of 90×90 pixels, capped by the 25 squares that there are.
+    expected = np.minimum(np.floor(90 * 90 * np.linspace(0, 0.75, 10_001) / 256), 25)
+    assert abs(np.mean(shares) - expected.mean()) < 4 * expected.std() / 300**0.5
+    assert max(shares) > 20
+
+
+def test_safe_rotates_by_any_angle_and_blackens_the_corners() -> None:
+    image = np.full((64, 64, 3), 200, np.uint8)
+    turned = [Augmentation("none", rotate=1.0)(image, 64, seed) for seed in range(40)]
+    assert all((crop[32, 32] == 200).all() for crop in turned)
+    corners = np.mean([(crop[0, 0] == 0).all() for crop in turned])
+    assert corners > 0.8
+    assert len({crop.tobytes() for crop in turned}) > 30
+
+
+def test_cnndets_second_model_degrades_a_tenth() -> None:
+    settings = Augmentation("cnndet01").settings
+    assert (settings.blur, settings.jpeg, settings.flip, settings.whole_image) == (0.1, 0.1, 0.5, True)

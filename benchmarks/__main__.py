@@ -17,8 +17,8 @@ NAMES = ("decode", "augmentation", "average_precision", "manifest", "walk", "sha
 
 
 def is_result(line: str) -> bool:
-    """Say whether a line is of a table, or says what a step costs more."""
-    return line.startswith("|") or " ms a step (" in line
+    """Say whether a line is of a table or of a list below it."""
+    return line.startswith(("|", "- "))
 
 
 def tables(text: str) -> list[str]:
@@ -26,6 +26,8 @@ def tables(text: str) -> list[str]:
     lines: list[str] = []
     for line in text.splitlines():
         if is_result(line):
+            if lines and lines[-1][:1] not in ("", line[0]):
+                lines.append("")
             lines.append(line)
         elif lines and lines[-1]:
             lines.append("")

@@ -1,0 +1,155 @@
+"""An encoder of residual statistics: block spectra, whitened by real photographs, and a small net on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from fakedet.errors import UserError
+
+# Luma and the two chroma differences of JPEG (ITU-R BT.601), from RGB.
+YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+FLOOR = 0.1
+"""Added to the power of a frequency, in squared grey levels, before the logarithm: below it is rounding."""
+
+
+class BlockSpectra(nn.Module):
+    """Describe images by the mean and the spread of the log power of each spatial frequency over their blocks (ours).
+
+    Luma and chroma are cut into overlapping blocks, each with a Hann window and without its mean. Frequencies that
+    flips and quarter turns map onto each other are averaged: nothing is learned of a picture's orientation, and
+    there are eight times fewer numbers.
+
+    Args:
+        block: side of a block in pixels, even.
+    """
+
+    orbit: Tensor
+    weight: Tensor
+    window: Tensor
+    colours: Tensor
+
+    def __init__(self, block: int = 32) -> None:
+        super().__init__()
+        if block < 4 or block % 2:
+            raise UserError(
+                f"model.encoder.block={block}: needs an even number of at least 4 pixels; 32 is usual"
+            )
+        self.block = block
+        rows = (torch.fft.fftfreq(block) * block).abs().round()
+        columns = (torch.fft.rfftfreq(block) * block).abs().round()
+        high = torch.maximum(rows[:, None], columns[None])
+        low = torch.minimum(rows[:, None], columns[None])
+        names, orbit = torch.unique(high * block + low, return_inverse=True)
+        window = torch.hann_window(block, periodic=False)
+        window = window[:, None] * window[None]
+        self.register_buffer("orbit", orbit.flatten(), persistent=False)
+        self.register_buffer("weight", 1.0 / torch.bincount(orbit.flatten()), persistent=False)
+        self.register_buffer("window", window / window.square().sum().sqrt(), persistent=False)
+        self.register_buffer("colours", torch.tensor(YCBCR), persistent=False)
+        self.out_dim = 2 * 3 * len(names)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Describe float RGB (N, 3, H, W) in [0, 1], H and W at least a block, as (N, out_dim) without gradients."""
+        side = self.block
+        with torch.autocast(images.device.type, enabled=False):
+            planes = torch.einsum("dc,nchw->ndhw", self.colours, images.float() * 255.0)
+            blocks = planes.unfold(2, side, side // 2).unfold(3, side, side // 2).flatten(2, 3)
+            blocks = (blocks - blocks.mean(dim=(-2, -1), keepdim=True)) * self.window
+            power = torch.log(torch.fft.rfft2(blocks).abs().square() + FLOOR)
+            # One block has no spread; it is told as none, not as NaN.
+            spread = power.std(dim=2, correction=0)
+            return torch.cat([self._orbits(power.mean(dim=2)), self._orbits(spread)], dim=1)
+
+    def _orbits(self, spectrum: Tensor) -> Tensor:
+        flat = spectrum.flatten(2)
+        sums = flat.new_zeros(*flat.shape[:2], len(self.weight)).index_add(2, self.orbit, flat)
+        return (sums * self.weight).flatten(1)
+
+
+class SpectralEncoder(nn.Module):
+    """Embed images by their block spectra: whitened by real photographs, then one hidden layer.
+
+    The whitening is the simplest trace of all: mean and covariance of the spectra of real training photographs, in
+    which a direction counts by how far an image leaves what reals do. It is fitted once, on reals alone
+    (:meth:`fit_reals`), and travels in the checkpoint.
+
+    Args:
+        block: see :class:`BlockSpectra`.
+        components: directions of the reals' covariance that are kept.
+        hidden: of the net, and dimension of the embedding.
+        dropout: of the whitened components in training.
+        noise: standard deviation of Gaussian noise on them in training.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    mean: Tensor
+    whitening: Tensor
+    fitted: Tensor
+
+    def __init__(
+        self,
+        block: int = 32,
+        components: int = 250,
+        hidden: int = 256,
+        dropout: float = 0.5,
+        noise: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.spectra = BlockSpectra(block)
+        size = self.spectra.out_dim
+        if not 1 <= components <= size:
+            raise UserError(f"model.encoder.components={components}: valid are 1 to {size}")
+        self.components, self.noise = components, noise
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("whitening", torch.eye(size, components))
+        self.register_buffer("fitted", torch.tensor(False))
+        self.layers = nn.Sequential(
+            nn.Dropout(dropout), nn.Linear(components, hidden), nn.ReLU(), nn.Dropout(dropout)
+        )
+        self.embedding_dim = hidden
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed float RGB (N, 3, H, W) in [0, 1] as (N, embedding_dim)."""
+        whitened = self.whiten(self.spectra(images))
+        if self.training and self.noise > 0:
+            whitened = whitened + self.noise * torch.randn_like(whitened)
+        embedding: Tensor = self.layers(whitened)
+        return embedding.float()
+
+    def whiten(self, spectra: Tensor) -> Tensor:
+        """Express spectra (N, S) by how many of the reals' standard deviations they lie off along each component."""
+        return (spectra - self.mean) @ self.whitening
+
+    @torch.no_grad()
+    def fit_reals(self, batches: Iterable[Tensor]) -> None:
+        """Fit the whitening to real photographs; once fitted it stays.
+
+        Args:
+            batches: float RGB (N, 3, H, W) in [0, 1].
+
+        Raises:
+            UserError: fewer photographs than two.
+        """
+        if bool(self.fitted):
+            return
+        rows = torch.cat([self.spectra(images) for images in batches]).double()
+        if len(rows) < 2:
+            raise UserError(
+                "model.encoder: the whitening of block spectra needs at least two real photographs"
+            )
+        scale = rows.std(dim=0) + 1e-6
+        mean = rows.mean(dim=0)
+        _, singular, directions = torch.linalg.svd((rows - mean) / scale, full_matrices=False)
+        spread = singular / (len(rows) - 1) ** 0.5
+        # With few photographs there are fewer directions than components; the others see nothing.
+        kept = min(self.components, int((spread > 1e-6 * spread[0]).sum()))
+        self.whitening.zero_()
+        self.whitening[:, :kept] = ((directions[:kept] / spread[:kept, None]).T / scale[:, None]).float()
+        self.mean.copy_(mean.float())
+        self.fitted.fill_(True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
@@ -13,9 +12,10 @@ from torch import Tensor, nn
 from fakedet.losses.collapse import collapse_statistics
 from fakedet.losses.trace import heterogeneous_loss, homogeneous_loss
 from fakedet.methods.detector import Detector, Scores
+from fakedet.methods.draws import copy_draws
 from fakedet.methods.gather import gather_rows
 from fakedet.methods.traces import fill_bank
-from fakedet.models.destroyer import WIDTH, TraceDestroyer
+from fakedet.models.destroyer import TraceDestroyer
 from fakedet.models.heads import ProjectionHead
 from fakedet.models.trace_bank import TraceBank
 
@@ -39,6 +39,7 @@ class TracePretraining(Detector):
         bank_size: traces kept of real training photographs.
         distance: how the distance to the bank is measured, "knn" or "prototype".
         optimizer: see :func:`fakedet.methods.optimiser.configure_optimiser`.
+        recompress: JPEG qualities of the destroyed copies; see :class:`TraceDestroyer`.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class TracePretraining(Detector):
         bank_size: int,
         distance: str,
         optimizer: Mapping[str, Any],
+        recompress: Sequence[int] | None = None,
     ) -> None:
         super().__init__(optimizer)
         self.save_hyperparameters(ignore=["encoder"])
@@ -62,7 +64,7 @@ class TracePretraining(Detector):
         self.homogeneous = ProjectionHead(embedding_dim, hidden_dim, projection_dim)
         self.heterogeneous = ProjectionHead(embedding_dim, hidden_dim, projection_dim)
         self.bank = TraceBank(projection_dim, bank_size)
-        self.destroyer = TraceDestroyer(tuple(destroyers), min_strength) if destroyers else None
+        self.destroyer = TraceDestroyer(tuple(destroyers), min_strength, recompress) if destroyers else None
         self.temperature = temperature
         self.weights = (heterogeneous_weight, homogeneous_weight)
         self.distance = distance
@@ -86,7 +88,9 @@ class TracePretraining(Detector):
         n = len(views)
         images = views
         if self.destroyer is not None:
-            images = torch.cat([views, self.destroyer(pictures[:, 0], self._draws(len(pictures)))])
+            images = torch.cat(
+                [views, self.destroyer(pictures[:, 0], copy_draws(self, len(pictures), self.destroyer.width))]
+            )
         embedding = self.encoder(images)
         projected = self.homogeneous(embedding)
         a, destroyed = self._all_views(projected[:n]), None
@@ -98,14 +102,6 @@ class TracePretraining(Detector):
         loss: Tensor = self.weights[0] * het + self.weights[1] * hom
         self._log_training(loss, het, hom, a.detach())
         return loss
-
-    def _draws(self, count: int) -> torch.Generator:
-        """Give the randomness of this step's destroyed copies: of seed, step and place in the whole batch."""
-        seed = int(self.trainer.datamodule.seed)  # type: ignore[attr-defined]
-        state = np.random.SeedSequence([seed, self.global_step, 0]).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(state[0] >> 1))
-        torch.rand(self.global_rank * count, WIDTH, generator=generator)  # those of the ranks before this one
-        return generator
 
     def _all_views(self, rows: Tensor) -> Tensor:
         """Gather (2B, D) of every rank so that rows i and i + N stay the two views of one image."""

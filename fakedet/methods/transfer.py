@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fakedet.errors import choose
+from fakedet.errors import UserError, choose
 from fakedet.losses.soft_contrastive import soft_contrastive_loss
 from fakedet.methods.detector import Detector, Scores
+from fakedet.methods.draws import copy_draws
 from fakedet.methods.gather import gather_rows
 from fakedet.methods.traces import fill_bank
+from fakedet.models.destroyer import TraceDestroyer
 from fakedet.models.heads import Classifier, ProjectionHead
 from fakedet.models.trace_bank import TraceBank
 from fakedet.models.trace_source import TraceMemory, TraceSource
@@ -39,6 +41,14 @@ class ContrastiveTransfer(Detector):
         bank_size: traces kept of real training photographs.
         distance: how the distance of z to the bank is measured, "knn" or "prototype".
         optimizer: see :func:`fakedet.methods.optimiser.configure_optimiser`.
+        copies_per_real: trace-destroyed copies that join a batch's fakes, per real photograph in it (ours); they
+            and the fakes together weigh as much as the reals. 0: none.
+        destroyers: kinds of those copies; see :class:`TraceDestroyer`.
+        min_strength: least share of a destroyed copy in its blend with the original.
+        recompress: JPEG qualities of those copies; None: they are not compressed.
+
+    Raises:
+        UserError: ``copies_per_real`` is not between 0 and 1, or settings of the copies that cannot be.
     """
 
     def __init__(
@@ -56,6 +66,10 @@ class ContrastiveTransfer(Detector):
         bank_size: int,
         distance: str,
         optimizer: Mapping[str, Any],
+        copies_per_real: float = 0.0,
+        destroyers: Sequence[str] = (),
+        min_strength: float = 0.4,
+        recompress: Sequence[int] | None = None,
     ) -> None:
         super().__init__(optimizer)
         self.save_hyperparameters(ignore=["encoder", "source"])
@@ -70,6 +84,14 @@ class ContrastiveTransfer(Detector):
         self.contrastive_weight = contrastive_weight
         self.term_weights = (real_weight, fake_weight)
         self.distance = distance
+        if not 0.0 <= copies_per_real <= 1.0:
+            raise UserError(
+                f"model.copies_per_real={copies_per_real}: between 0 (none) and 1 (one of each real)"
+            )
+        self.copies_per_real = copies_per_real
+        self.destroyer = (
+            TraceDestroyer(tuple(destroyers), min_strength, recompress) if copies_per_real else None
+        )
         self._memory: TraceMemory | None = None
 
     def forward(self, images: Tensor) -> Scores:
@@ -79,16 +101,19 @@ class ContrastiveTransfer(Detector):
         return Scores(self.classifier(embedding), z.float(), self.bank.distance(z, self.distance))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Compute L over the global batch's contrastive rows."""
+        """Compute L over the global batch's contrastive rows, destroyed copies among its fakes if asked for."""
         images, labels = self.take(batch)[:, 0], batch["label"]
-        embedding = self.encoder(images)
-        bce = F.binary_cross_entropy_with_logits(self.classifier(embedding), labels.float())
+        copies = self._copies(images, labels)
+        pictures = torch.cat([images, copies])
+        is_fake = torch.cat([labels, labels.new_ones(len(copies))])
+        embedding = self.encoder(pictures)
+        bce = self._cross_entropy(self.classifier(embedding), is_fake, len(labels))
         if self.contrastive_weight == 0:
             self.log("train/loss", bce, prog_bar=True, batch_size=len(labels))
             return bce
         z = gather_rows(self, self.projection(embedding))
-        t = gather_rows(self, self._traces(images, batch))
-        real = gather_rows(self, labels) == 0
+        t = gather_rows(self, self._traces(images, copies, batch))
+        real = gather_rows(self, is_fake) == 0
         terms = soft_contrastive_loss(
             z[real], t[real], z[~real], t[~real], *self.temperatures, hard=self.hard
         )
@@ -97,9 +122,31 @@ class ContrastiveTransfer(Detector):
         self._log_training(loss, bce, terms.real, terms.fake)
         return loss
 
-    def _traces(self, images: Tensor, batch: dict[str, Any]) -> Tensor:
-        traces: Tensor = self.source(images) if self._memory is None else self._memory(images, batch["id"])
-        return traces
+    def _copies(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Make destroyed copies of a batch's reals: as many on every rank, of whatever reals it has.
+
+        A rank that has fewer reals than that copies fakes as well; a destroyed fake is no photograph either.
+        """
+        if self.destroyer is None:
+            return images[:0]
+        count = round(self.copies_per_real * len(labels) / 2)
+        reals_first = torch.argsort(labels, stable=True)[:count]
+        return self.destroyer(images[reals_first], copy_draws(self, count, self.destroyer.width))
+
+    def _cross_entropy(self, logits: Tensor, is_fake: Tensor, rows: int) -> Tensor:
+        """Average over a batch in which copies and fakes together weigh as much as the reals."""
+        target = is_fake.float()
+        if self.destroyer is None:
+            return F.binary_cross_entropy_with_logits(logits, target)
+        weight = torch.where(is_fake == 0, 1.0, 1.0 / (1.0 + self.copies_per_real))
+        return F.binary_cross_entropy_with_logits(logits, target, weight, reduction="sum") / rows
+
+    def _traces(self, images: Tensor, copies: Tensor, batch: dict[str, Any]) -> Tensor:
+        if self._memory is None:
+            traces: Tensor = self.source(torch.cat([images, copies]))
+            return traces
+        known = self._memory(images, batch["id"])
+        return torch.cat([known, self.source(copies)]) if len(copies) else known
 
     def _log_training(self, loss: Tensor, bce: Tensor, real: Tensor, fake: Tensor) -> None:
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False, batch_size=1)

@@ -9,10 +9,12 @@ import torch.nn.functional as F
 
 from fakedet import build
 from fakedet.errors import UserError
+from fakedet.losses.soft_contrastive import soft_contrastive_loss
 from fakedet.methods.optimiser import configure_optimiser
 from fakedet.methods.supervised import SupervisedDetector
 from fakedet.methods.trace import TracePretraining
 from fakedet.methods.transfer import ContrastiveTransfer
+from fakedet.models.destroyer import TraceDestroyer
 
 OPTIMIZER = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01, "warmup": 0.1, "schedule": "cosine"}
 ENCODER = {"_target_": "fakedet.models.encoder.SmallEncoder", "width": 8, "frontend": "npr"}
@@ -33,9 +35,13 @@ def quiet(method: Any) -> Any:
     """Let a method compute its loss without a trainer."""
     method.log = lambda *args, **kwargs: None
     method.log_dict = lambda *args, **kwargs: None
-    method._draws = lambda count: torch.Generator().manual_seed(0)
     method._log_training = lambda *args, **kwargs: None
     return method
+
+
+def seeded_draws(method: Any, count: int, width: int) -> torch.Generator:
+    """Stand for a trainer's seed and step."""
+    return torch.Generator().manual_seed(3)
 
 
 @pytest.fixture
@@ -76,6 +82,48 @@ def test_transfer_loss_is_the_documented_sum(batch: dict[str, torch.Tensor]) -> 
     assert float(loss.detach()) == pytest.approx(bce + 0.25 * (l_real + l_fake), abs=1e-5)
 
 
+def test_copies_are_fakes_that_share_the_fakes_weight(
+    batch: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fakedet.methods.transfer.copy_draws", seeded_draws)
+    torch.manual_seed(0)
+    trace = build.TraceCheckpoint(TRACE, build.build_method(TRACE))  # type: ignore[arg-type]
+    settings = {
+        **TRANSFER,
+        "copies_per_real": 0.5,
+        "destroyers": ["lowpass", "smooth"],
+        "recompress": [60, 80],
+    }
+    method = quiet(build.build_method(settings, trace)).eval()
+    loss = float(method.training_step(batch, 0).detach())
+
+    # The first half of the reals in the batch's order, which are rows 0, 2, 4 and 6.
+    reals = batch["image"][::2, 0]
+    copies = TraceDestroyer(("lowpass", "smooth"), 0.4, (60, 80))(reals[:2], seeded_draws(None, 2, 0))
+    assert not torch.equal(copies, reals[:2])
+    x = torch.cat([reals, batch["image"][1::2, 0], copies])
+    with torch.no_grad():
+        h = method.encoder(x)
+        z, logit, t = method.projection(h), method.classifier(h), method.source(x)
+    real = [math.log1p(math.exp(v)) for v in logit[:4]]
+    fake = [math.log1p(math.exp(-v)) for v in logit[4:]]
+    bce = 0.5 * sum(real) / 4 + 0.5 * sum(fake) / 6
+    terms = soft_contrastive_loss(z[:4], t[:4], z[4:], t[4:], 0.2, 0.3)
+    assert loss == pytest.approx(bce + 0.25 * float(terms.real + terms.fake), abs=1e-5)
+
+
+def test_copies_without_kinds_or_beyond_their_share_are_refused() -> None:
+    trace = build.TraceCheckpoint(TRACE, build.build_method(TRACE))  # type: ignore[arg-type]
+    upside_down = {"copies_per_real": 1.0, "destroyers": ["smooth"], "recompress": [90, 70]}
+    for wrong, told in (
+        ({"copies_per_real": 1.5}, "copies_per_real=1.5"),
+        ({"copies_per_real": 1.0}, "name at least one"),
+        (upside_down, r"recompress=\[90, 70\]"),
+    ):
+        with pytest.raises(UserError, match=told):
+            build.build_method({**TRANSFER, **wrong}, trace)
+
+
 def test_transfer_starts_from_stage_1_and_never_moves_its_source(batch: dict[str, torch.Tensor]) -> None:
     trace = build.TraceCheckpoint(TRACE, build.build_method(TRACE))  # type: ignore[arg-type]
     method = quiet(build.build_method(TRANSFER, trace))
@@ -103,11 +151,14 @@ def test_supervised_loss_with_and_without_contrast(batch: dict[str, torch.Tensor
     assert any("projection" in name for name, _ in with_contrast.named_parameters())
 
 
-def test_every_method_learns_from_one_step(batch: dict[str, torch.Tensor]) -> None:
+def test_every_method_learns_from_one_step(
+    batch: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     trace = build.TraceCheckpoint(TRACE, build.build_method(TRACE))  # type: ignore[arg-type]
     for method in (build.build_method(TRACE), build.build_method(TRANSFER, trace), build.build_method(BCE)):
         quiet(method).train()
         data = batch
+        monkeypatch.setattr("fakedet.methods.trace.copy_draws", seeded_draws)
         if isinstance(method, TracePretraining):
             data = {**batch, "image": batch["image"].expand(-1, 2, -1, -1, -1)}
         method.training_step(data, 0).backward()

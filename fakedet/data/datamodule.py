@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from fakedet.data.augment import Augmentation
 from fakedet.data.cells import Cells, make_cells
 from fakedet.data.dataset import EvaluationDataset, ImageDataset
+from fakedet.data.holdout import hold_out
 from fakedet.data.loader import cores, make_loader
 from fakedet.data.manifest import Manifest, load_manifest
 from fakedet.data.match import make_matcher
@@ -44,6 +45,8 @@ class ImageDataModule(LightningDataModule):
         max_quarantine: largest share of unreadable images.
         max_train_reals: train on at most this many reals, evenly thinned; None: all.
         allow_group_leak: see :func:`fakedet.data.manifest.load_manifest`.
+        hold_out: generators whose fakes are not trained on; see :func:`fakedet.data.holdout.hold_out`.
+        measure: what is tested where generators are held out, "test" or "held_out".
         match: settings of a :class:`fakedet.data.match.Matcher`; without a size, images are taken as they are.
         shard_window: shards of each stratum that are open at a time; see :class:`BalancedBatchSampler`.
         shard_cache: folder for shards of an object store; None: litdata's own.
@@ -67,6 +70,8 @@ class ImageDataModule(LightningDataModule):
         max_quarantine: float = 0.05,
         max_train_reals: int | None = None,
         allow_group_leak: bool = False,
+        hold_out: Sequence[str] = (),
+        measure: str = "test",
         match: Mapping[str, Any] | None = None,
         shard_window: int = 4,
         shard_cache: str | None = None,
@@ -88,6 +93,7 @@ class ImageDataModule(LightningDataModule):
         self.num_workers, self.steps_per_epoch = num_workers, steps_per_epoch
         self.max_quarantine, self.max_train_reals = max_quarantine, max_train_reals
         self.allow_group_leak = allow_group_leak
+        self.held_out = (tuple(hold_out), measure)
         self.augment = augment or Augmentation("none")
         self.views, self.real_only, self.seed = views, real_only, seed
         self.test_split = "test"
@@ -109,8 +115,9 @@ class ImageDataModule(LightningDataModule):
         """Read and check the manifest, once."""
         if self._manifest is None:
             path, root = self.locate()
-            self._manifest = load_manifest(path, root, self.allow_group_leak)
-            for note in self._manifest.notes:
+            manifest = load_manifest(path, root, self.allow_group_leak)
+            self._manifest = hold_out(manifest, *self.held_out)
+            for note in manifest.notes:
                 log.info("%s: %s", path.name, note)
             if self.num_workers > cores():
                 log.info("data.num_workers=%d on %d cores: rarely faster", self.num_workers, cores())

@@ -81,14 +81,14 @@ def header_audit(datamodule: ImageDataModule, split: str, pairs: Mapping[str, An
 
     Reads the headers of at most :data:`QUICK` images of each generator and collection.
     """
-    key = (datamodule.manifest.sha256, split)
+    key = (datamodule.manifest.sha256, split, datamodule.held_out)
     if key not in _MEASURED:
         _MEASURED[key] = _measure(datamodule, split, pairs)
     return _MEASURED[key]
 
 
 # Stage 1 and the method after it look at the same data.
-_MEASURED: dict[tuple[str, str], dict[str, Any]] = {}
+_MEASURED: dict[tuple[Any, ...], dict[str, Any]] = {}
 
 
 def _measure(datamodule: ImageDataModule, split: str, pairs: Mapping[str, Any] | None) -> dict[str, Any]:

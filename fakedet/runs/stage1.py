@@ -51,10 +51,12 @@ def stage1_key(config: DictConfig, manifest: Manifest) -> str:
         manifest: the data; its rows and its folder count, not its file's name.
     """
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    # Which fakes a run holds out is nothing to a stage 1 that no fake chooses the weights of.
+    aside = (*DATA_ASIDE, *(("hold_out", "measure") if plain["model"]["monitor"] is None else ()))
     content = {
         "model": plain["model"],
         "views": plain["view_augment"],
-        "data": {key: value for key, value in plain["data"].items() if key not in DATA_ASIDE},
+        "data": {key: value for key, value in plain["data"].items() if key not in aside},
         "rows": manifest.sha256,
         "files": _files(manifest),
         "root": str(manifest.root.resolve()),

@@ -11,7 +11,7 @@ export FAKEDET_CORPUS
 export NO_ALBUMENTATIONS_UPDATE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fast-test lint bench train train-ddp submit sweep sweep-slurm resume compare evaluate lock pins clean
+.PHONY: help setup demo study test fast-test lint bench train train-ddp submit sweep sweep-slurm resume compare evaluate lock pins clean
 
 help:  ## Show these targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ $(STAMP): requirements.lock pyproject.toml
 
 demo: $(STAMP)  ## Train and compare all methods on the embedded demo data; writes runs/demo/.../report.html.
 	@$(BIN)/fakedet study study=demo $(ARGS)
+
+study: $(STAMP)  ## Run conf/study/NAME.yaml, or go on with it: make study NAME=generalisation JOBS=2; writes runs/studies/NAME.
+	@$(BIN)/fakedet study study=$(NAME) jobs=$(JOBS) output_dir=runs/studies/$(NAME) $(ARGS)
 
 test: lint  ## Lint, check types and run all tests.
 	@$(BIN)/python -m pytest $(ARGS)

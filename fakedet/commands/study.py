@@ -36,23 +36,21 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     for result in results:
         if result.error:
             log.warning("FAILED %s: %s (%s/console.log)", result.job.name, result.error, result.job.folder)
-    comparison, finished = compare_jobs(results, study["baseline"], OmegaConf.to_container(config.bootstrap))  # type: ignore[arg-type]
-    report = write_report(
-        folder,
-        study,
-        comparison,
-        finished,
-        results,
-        time.perf_counter() - started,
-        ["fakedet", "study", *overrides],
-    )
+    bootstrap: dict[str, int] = OmegaConf.to_container(config.bootstrap)  # type: ignore[assignment]
     console = Console(width=None if Console().is_terminal else 130)
-    console.print(console_table(comparison, study["title"]))
-    for sentence in verdict(comparison):
-        console.print(sentence, soft_wrap=True, highlight=False)
+    reports = []
+    for other in (None, *(study.get("also") or {})):
+        comparison, finished = compare_jobs(results, study, bootstrap, other)
+        seconds = time.perf_counter() - started
+        command = ["fakedet", "study", *overrides]
+        reports.append(write_report(folder, study, comparison, finished, results, seconds, command, other))
+        console.print(console_table(comparison, f"{study['title']}: {other}" if other else study["title"]))
+        for sentence in verdict(comparison):
+            console.print(sentence, soft_wrap=True, highlight=False)
     log.info("time     %.0f s", time.perf_counter() - started)
     log.info("summary  %s", folder / "summary.json")
-    log.info("report   %s", report)
+    for report in reversed(reports):
+        log.info("report   %s", report)
     if any(result.error for result in results):
         raise SystemExit(1)
 

@@ -37,7 +37,17 @@ def _sentences(comparison: Comparison, mean: str, words: str) -> list[str]:
             else "cannot be told from it"
         )
         told.append(f"{method} ({_text(value)}) {says}: {gap}.")
-    return told
+    return [*told, _areas(comparison, mean)]
+
+
+def _areas(comparison: Comparison, mean: str) -> str:
+    """Tell the mean AUCs, which do not depend on how many fakes there are for a real."""
+    gaps = comparison.differences["auc"][mean]
+    told = [
+        f"{method} {_text(value)}" + (f" ({_text(gaps[method].interval, '+.3f')})" if method in gaps else "")
+        for method, value in comparison.values["auc"][mean].items()
+    ]
+    return f"Mean AUC there: {'; '.join(told)}."
 
 
 def _reservations(comparison: Comparison) -> list[str]:

@@ -13,16 +13,18 @@ import pandas as pd
 
 from fakedet.errors import UserError
 from fakedet.evaluation.comparison import Comparison, compare
+from fakedet.evaluation.heatmap import plot_matrix
 from fakedet.evaluation.html import Figure
 from fakedet.evaluation.page import Page, write_page
 from fakedet.evaluation.plots import plot_curves, plot_intervals
 from fakedet.evaluation.predictions import read_predictions
+from fakedet.evaluation.rescore import rescored
 from fakedet.evaluation.table import MEAN_NAMES, markdown, rows, write_csv
 from fakedet.evaluation.verdict import verdict
 from fakedet.metrics.bootstrap import Interval
 from fakedet.runs.curves import read_curves
 from fakedet.runs.folder import provenance, write_json
-from fakedet.runs.study import Job, JobResult
+from fakedet.runs.study_job import Job, JobResult
 
 
 @dataclass(frozen=True)
@@ -33,42 +35,60 @@ class Finished:
     facts: dict[str, Any]
     identity: dict[str, Any]
     frame: pd.DataFrame
+    metrics: dict[str, Any]
 
 
 def compare_jobs(
-    results: Sequence[JobResult], baseline: str, bootstrap: Mapping[str, int]
+    results: Sequence[JobResult],
+    study: Mapping[str, Any],
+    bootstrap: Mapping[str, int],
+    other: str | None = None,
 ) -> tuple[Comparison, list[Finished]]:
     """Compare the jobs that ended well, in the order of the study's methods.
+
+    Args:
+        results: how the jobs ended.
+        study: the resolved ``study`` node.
+        bootstrap: its settings.
+        other: the name of another manifest that they were scored on; None: their own test split.
 
     Raises:
         UserError: none ended well, or none of the baseline.
     """
-    finished = [_read(result.job) for result in results if result.error is None]
+    finished = [_read(result.job, other) for result in results if result.error is None]
     if not finished:
         raise UserError("no job ended well: " + "; ".join(f"{r.job.name}: {r.error}" for r in results))
-    runs: dict[str, list[tuple[int, pd.DataFrame]]] = {}
+    runs: dict[str, list[tuple[int, pd.DataFrame]]] = {method: [] for method in study["methods"]}
     for done in finished:
-        runs.setdefault(done.job.method, []).append((done.job.seed, done.frame))
-    # Stage 1 has seen no fakes at all; "seen" is what the detectors with fakes were trained on.
-    seen = sorted({name for done in finished for name in done.identity["seen_generators"]})
+        runs[done.job.method].append((done.job.seed, done.frame))
+    for name, derived in (study.get("derived") or {}).items():
+        runs[name] = [(seed, rescored(frame, derived["score"])) for seed, frame in runs[derived["of"]]]
+    runs = {method: found for method, found in runs.items() if found}
+    # Stage 1 has seen no fakes at all; "seen" is what the detectors with fakes were trained on. Where these differ,
+    # no generator is seen or unseen for all of them.
+    sets = set(_seen(finished).values()) - {()}
+    seen = list(sets.pop()) if len(sets) == 1 else None
     pairs = finished[0].identity["pairs"]
     known = finished[0].facts["reals"]
     comparison = compare(
-        runs, baseline, pairs, seen, bootstrap["resamples"], bootstrap["seed"], known_reals=known
+        runs, study["baseline"], pairs, seen, bootstrap["resamples"], bootstrap["seed"], known_reals=known
     )
     return comparison, finished
 
 
 def write_report(
-    folder: Path,
+    root: Path,
     study: Mapping[str, Any],
     comparison: Comparison,
     finished: Sequence[Finished],
     results: Sequence[JobResult],
     seconds: float,
     command: list[str],
+    other: str | None = None,
 ) -> Path:
-    """Write everything into the study's folder and give the report's path."""
+    """Write everything into the study's folder, or of another manifest into a folder in it; give the report's path."""
+    folder = root / f"on_{other}" if other else root
+    folder.mkdir(exist_ok=True)
     facts = provenance(command)
     failures = [f"{result.job.name}: {result.error}" for result in results if result.error]
     summary = {
@@ -77,16 +97,16 @@ def write_report(
         "failures": failures,
         "seconds": seconds,
         "provenance": facts,
-        "runs": [_run_row(done, folder) for done in finished],
+        "runs": [_run_row(done, root) for done in finished],
     }
     write_json(folder / "summary.json", summary)
     write_csv(comparison, folder / "table.csv")
     (folder / "table.md").write_text(markdown(comparison), encoding="utf-8")
     page = Page(
-        title=str(study["title"]),
+        title=f"{study['title']}: {other}" if other else str(study["title"]),
         comparison=comparison,
-        figures=_figures(folder, comparison, finished),
-        runs=[_run_row(done, folder) for done in finished],
+        figures=_figures(folder, comparison, finished, [] if other else finished),
+        runs=[_run_row(done, root) for done in finished],
         facts=_facts(facts, finished, seconds),
         command=" ".join(facts["command"]),
         caveats=list(study.get("caveats", ())),
@@ -97,13 +117,43 @@ def write_report(
     return folder / "report.html"
 
 
-def _read(job: Job) -> Finished:
-    frame, identity = read_predictions(job.folder / "predictions.parquet")
+def _read(job: Job, other: str | None) -> Finished:
+    frame, identity = read_predictions(job.results(other) / "predictions.parquet")
     facts = json.loads((job.folder / "run.json").read_text(encoding="utf-8"))
-    return Finished(job, facts, identity, frame)
+    metrics = json.loads((job.results(other) / "metrics.json").read_text(encoding="utf-8"))
+    return Finished(job, facts, identity, frame, metrics)
 
 
-def _figures(folder: Path, comparison: Comparison, finished: Sequence[Finished]) -> list[Figure]:
+def _seen(finished: Sequence[Finished]) -> dict[str, tuple[str, ...]]:
+    return {done.job.method: tuple(sorted(done.identity["seen_generators"])) for done in finished}
+
+
+def _figures(
+    folder: Path, comparison: Comparison, finished: Sequence[Finished], trained: Sequence[Finished]
+) -> list[Figure]:
+    seen = _seen(finished)
+    figures = [_intervals(folder, comparison)]
+    if len(set(seen.values()) - {()}) > 1:
+        cells = {name: comparison.values["auc"][name] for name in comparison.generators}
+        matrix = plot_matrix(
+            cells, seen, "AUC; a frame: fakes that this detector never saw", folder / "matrix.png"
+        )
+        figures.append(Figure(matrix, "AUC of each detector (row) on each generator (column)"))
+    first = finished[0].job.seed
+    curves = {done.job.method: read_curves(done.job.folder) for done in trained if done.job.seed == first}
+    if curves:
+        drawn = plot_curves(curves, folder / "curves.png")
+        figures.append(
+            Figure(drawn, f"Training curves, seed {first}; losses of different methods are not comparable")
+        )
+    for done in trained:
+        picture = done.job.folder / "embedding.png"
+        if done.job.seed == first and picture.is_file():
+            figures.append(Figure(picture, f"{done.job.method}, seed {first}: embeddings of test images"))
+    return figures
+
+
+def _intervals(folder: Path, comparison: Comparison) -> Figure:
     listed = {
         row.name: {method: cell.to_dict() for method, cell in row.cells.items()} for row in rows(comparison)
     }
@@ -115,22 +165,12 @@ def _figures(folder: Path, comparison: Comparison, finished: Sequence[Finished])
         sections=sections,
         chance={row.name: comparison.chance(row.key) for row in rows(comparison)},
     )
-    first = finished[0].job.seed
-    curves = {done.job.method: read_curves(done.job.folder) for done in finished if done.job.seed == first}
-    figures = [
-        Figure(intervals, f"AP per generator and means ({', '.join(MEAN_NAMES.values())}); dotted: chance"),
-        Figure(plot_curves(curves, folder / "curves.png"),
-               f"Training curves, seed {first}; losses of different methods are not comparable"),
-    ]  # fmt: skip
-    for done in finished:
-        picture = done.job.folder / "embedding.png"
-        if done.job.seed == first and picture.is_file():
-            figures.append(Figure(picture, f"{done.job.method}, seed {first}: embeddings of test images"))
-    return figures
+    means = ", ".join(MEAN_NAMES.values())
+    return Figure(intervals, f"AP per generator and means ({means}); dotted: chance")
 
 
 def _run_row(done: Finished, folder: Path) -> dict[str, Any]:
-    metrics = json.loads((done.job.folder / "metrics.json").read_text(encoding="utf-8"))
+    metrics = done.metrics
     unseen = metrics["map_unseen"]["value"]
     return {
         "method": done.job.method,
@@ -147,9 +187,8 @@ def _run_row(done: Finished, folder: Path) -> dict[str, Any]:
 
 def _shortcuts(finished: Sequence[Finished]) -> dict[str, Interval]:
     """Read what headers give away; the same for all jobs, whose data are the same."""
-    metrics = json.loads((finished[0].job.folder / "metrics.json").read_text(encoding="utf-8"))
     found = {}
-    for name, entry in metrics.get("shortcut", {}).items():
+    for name, entry in finished[0].metrics.get("shortcut", {}).items():
         numbers = [
             math.nan if entry["auc"][key] is None else entry["auc"][key] for key in ("value", "low", "high")
         ]

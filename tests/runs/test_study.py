@@ -9,15 +9,18 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from sklearn.metrics import roc_auc_score
 
 from fakedet.errors import UserError
+from fakedet.evaluation.predictions import read_predictions
 from fakedet.runs.study import plan
 
 STUDY = {
     "name": "small", "title": "small study", "seeds": [0, 1], "baseline": "bce", "first": ["trace"],
     "common": ["data=manifest", "data.crop_size=32", "data.batch_size=16", "debug=step", "threads=1"],
     "methods": {"trace": ["model=trace"], "bce": ["model=mine"], "bad": ["model=bce", "model.optimizer.name=adammw"]},
-    "caveats": ["small & quick"],
+    "derived": {"distance": {"of": "trace", "score": "trace_distance"}},
+    "also": {"same": ["data.manifest=${oc.env:SMALL_MANIFEST}"]}, "caveats": ["small & quick"],
 }  # fmt: skip
 
 
@@ -28,6 +31,7 @@ def run(folder: Path, manifest: Path, *overrides: str) -> subprocess.CompletedPr
     (configs.parent / "model").mkdir(exist_ok=True)
     (configs.parent / "model" / "mine.yaml").write_text("defaults: [bce, _self_]\nname: mine\n")
     environment = {key: value for key, value in os.environ.items() if key != "LOCAL_RANK"}
+    environment["SMALL_MANIFEST"] = str(manifest)
     return subprocess.run(
         [sys.executable, "-m", "fakedet", "study", "--config-dir", str(configs.parent), "study=small",
          f"extra=['data.manifest={manifest}']", "output_dir=out", "bootstrap.resamples=50", *overrides],
@@ -41,8 +45,8 @@ def test_a_study_compares_what_ended_well_and_tells_what_did_not(tiny_manifest: 
     assert done.returncode == 1, "a job failed, and a script must be able to tell"
     out = tmp_path / "out"
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["methods"] == ["trace", "bce"]
-    assert summary["seeds"] == {"trace": [0, 1], "bce": [0, 1]}
+    assert summary["methods"] == ["trace", "bce", "distance"]
+    assert summary["seeds"] == {"trace": [0, 1], "bce": [0, 1], "distance": [0, 1]}
     assert len(summary["failures"]) == 2
     assert "did you mean 'adamw'" in summary["failures"][0]
     assert summary["generators"]["gen_c"]["seen"] is False
@@ -57,14 +61,30 @@ def test_a_study_compares_what_ended_well_and_tells_what_did_not(tiny_manifest: 
     for name in ("ap.png", "curves.png", "table.csv", "table.md", "bce/seed0/predictions.parquet"):
         assert (out / name).stat().st_size > 0
     assert "Traceback" not in done.stdout + done.stderr
+    # The other manifest is the same one, so the trained detectors give the same table there.
+    other = json.loads((out / "on_same" / "summary.json").read_text())
+    assert other["values"] == summary["values"]
+    assert "small study: same" in (out / "on_same" / "report.html").read_text()
+    predictions = [read_predictions(out / f"trace/seed{seed}/predictions.parquet")[0] for seed in (0, 1)]
+    for name in ("gen_a", "gen_b", "gen_c"):
+        areas = []
+        for frame in predictions:
+            rows = frame[(frame["label"] == 0) | (frame["generator"] == name)]
+            areas.append(roc_auc_score(rows["label"], rows["trace_distance"]))
+        assert summary["values"]["auc"][name]["distance"]["value"] == pytest.approx(sum(areas) / 2, abs=1e-9)
 
     # The same command again: what is done is kept, what failed is tried again.
     stamp = (out / "bce" / "seed0" / "run.json").stat().st_mtime_ns
     (out / "bce" / "seed1" / "run.json").unlink()  # as if it had been killed
+    (out / "trace" / "seed1" / "on_same" / "run.json").unlink()
+    trained = (out / "trace" / "seed1" / "run.json").stat().st_mtime_ns
     again = run(tmp_path, tiny_manifest)
     assert (out / "bce" / "seed0" / "run.json").stat().st_mtime_ns == stamp
     assert (out / "bce" / "seed1" / "run.json").is_file()
+    assert (out / "trace" / "seed1" / "on_same" / "run.json").is_file(), "scored again ..."
+    assert (out / "trace" / "seed1" / "run.json").stat().st_mtime_ns == trained, "... and not trained again"
     values = json.loads((out / "summary.json").read_text())["values"]
+    assert (out / "on_same" / "summary.json").stat().st_mtime_ns > stamp
     assert values == summary["values"], "the same seeds give the same numbers"
     assert re.search(r"3/3|1/3", again.stdout), "two bad jobs and the killed one ran again, nothing else"
 

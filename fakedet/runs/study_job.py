@@ -1,0 +1,161 @@
+"""One job of a study: a method with a seed, trained, tested, and scored on the study's other manifests."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import traceback
+from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+
+@dataclass(frozen=True)
+class Job:
+    """One method with one seed."""
+
+    method: str
+    seed: int
+    overrides: tuple[str, ...]
+    folder: Path
+    search: tuple[str, ...] = ()
+    """Folders of configs besides fakedet's own (``--config-dir``)."""
+    also: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name → overrides of ``fakedet evaluate``: other manifests that the trained detector is scored on."""
+
+    @property
+    def changes(self) -> list[str]:
+        """What the job overrides, besides its folders and seed."""
+        kept = ("output_dir=", "trace_cache=", "overwrite=", "seed=")
+        return [override for override in self.overrides if not override.startswith(kept)]
+
+    @property
+    def name(self) -> str:
+        """What the job is called on the console."""
+        return f"{self.method} seed {self.seed}"
+
+    @property
+    def progress_file(self) -> Path:
+        """Where the job says how far it is."""
+        return self.folder.parent / f"{self.folder.name}.progress.json"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether an earlier start of the study finished this very job."""
+        return self.is_trained and all(self.is_scored(name) for name in self.also)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether an earlier start of the study began this very job."""
+        return _left_by(self.folder, self.overrides)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether an earlier start of the study trained and tested this very job."""
+        return (self.folder / "run.json").is_file() and self.is_begun
+
+    def is_scored(self, name: str) -> bool:
+        """Whether this very job has scored another manifest."""
+        folder = self.results(name)
+        return (folder / "run.json").is_file() and _left_by(folder, self.scoring(name))
+
+    def results(self, name: str | None = None) -> Path:
+        """Give the folder of the predictions of the job's own test split, or of another manifest."""
+        return self.folder / f"on_{name}" if name else self.folder
+
+    def scoring(self, name: str) -> tuple[str, ...]:
+        """Give the overrides of ``fakedet evaluate`` for another manifest, besides checkpoint and folder."""
+        threads = (override for override in self.overrides if override.startswith("threads="))
+        return (*threads, *self.also[name])
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """How a job ended."""
+
+    job: Job
+    seconds: float
+    error: str | None = None
+    """One line; the traceback is in the job's console.log."""
+
+
+def _left_by(folder: Path, overrides: tuple[str, ...]) -> bool:
+    try:
+        earlier = OmegaConf.to_container(OmegaConf.load(folder / "overrides.yaml"))
+    except (OSError, ValueError):
+        return False
+    return earlier == list(overrides)
+
+
+def run_job(job: Job) -> JobResult:
+    """Do what of a job is not done yet; what it prints goes into its console.log, and so does its traceback."""
+    from fakedet.runs.quiet import quiet_libraries
+
+    quiet_libraries()
+
+    started = time.perf_counter()
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with (job.folder / "console.log").open("a", encoding="utf-8") as console:
+        handler = logging.StreamHandler(console)
+        logger = logging.getLogger("fakedet")
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        try:
+            with redirect_stdout(console), redirect_stderr(console):
+                _train_and_score(job)
+            return JobResult(job, time.perf_counter() - started)
+        except BaseException as error:
+            traceback.print_exc(file=console)
+            return JobResult(job, time.perf_counter() - started, short(error))
+        finally:
+            logger.removeHandler(handler)
+            job.progress_file.unlink(missing_ok=True)
+
+
+def _train_and_score(job: Job) -> None:
+    from fakedet.runs.evaluation import evaluate
+    from fakedet.runs.training import train
+
+    if not job.is_trained:
+        train(compose_job(job), list(job.overrides))
+    checkpoint = json.loads((job.folder / "run.json").read_text(encoding="utf-8"))["checkpoint"]
+    for name in job.also:
+        if not job.is_scored(name):
+            target = [
+                f"checkpoint={job.folder / checkpoint}",
+                f"output_dir={job.results(name)}",
+                "overwrite=true",
+            ]
+            overrides = list(job.scoring(name))
+            evaluate(_compose("evaluate", [*overrides, *target], job.search), overrides)
+
+
+def compose_job(job: Job) -> DictConfig:
+    """Compose the config of a job's training."""
+    # What another study left in the folder is replaced; what this one left goes on.
+    settings = [
+        *job.overrides,
+        f"callbacks.progress.file={job.progress_file}",
+        f"overwrite={not job.is_begun}",
+    ]
+    return _compose("train", settings, job.search)
+
+
+def _compose(name: str, overrides: list[str], search: tuple[str, ...]) -> DictConfig:
+    if GlobalHydra.instance().is_initialized():
+        return compose(name, overrides=overrides)
+    with initialize_config_module("fakedet.conf", version_base="1.3"):
+        path = [f"hydra.searchpath=[{','.join(search)}]"] if search else []
+        return compose(name, overrides=[*path, *overrides])
+
+
+def short(error: BaseException) -> str:
+    """Tell an error in one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

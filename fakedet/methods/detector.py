@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from fakedet.methods.optimiser import configure_optimiser
+from fakedet.methods.traces import fit_encoder
 from fakedet.metrics.average_precision import GeneratorAveragePrecision
 from fakedet.models.trace_bank import TraceBank
 
@@ -34,6 +35,8 @@ class Detector(LightningModule):
     model's config, the generators seen in training and the crop, all that is needed to build the detector
     again and to say what it knows. It holds plain values only, so that checkpoints load with ``weights_only``.
     """
+
+    encoder: nn.Module
 
     def __init__(self, optimizer: Mapping[str, Any]) -> None:
         super().__init__()
@@ -63,6 +66,10 @@ class Detector(LightningModule):
         for name in ("val_metric", "test_metric"):
             metric = GeneratorAveragePrecision(cells.names, cells.is_fake, cells.counterparts)
             setattr(self, name, metric.to(self.device))
+
+    def on_fit_start(self) -> None:
+        """Fit the encoder to real photographs where it asks for that."""
+        fit_encoder(self.encoder, self)
 
     def configure_optimizers(self) -> Any:
         """Build the optimiser over everything that is not frozen."""

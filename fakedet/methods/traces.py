@@ -1,4 +1,4 @@
-"""Collect the traces of real training photographs into a bank."""
+"""Fit what is fitted to real training photographs before training: encoders that ask for it, and the bank of traces."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from fakedet.models.trace_bank import TraceBank
+
+FITTED_REALS = 4096
+"""Most photographs that an encoder is fitted to."""
 
 
 def fill_bank(bank: TraceBank, trace_of: Callable[[Tensor], Tensor], module: LightningModule) -> None:
@@ -29,6 +32,18 @@ def fill_bank(bank: TraceBank, trace_of: Callable[[Tensor], Tensor], module: Lig
             rows.append(trace_of(_first_view(batch).to(module.device)).float())
     module.train(was_training)
     bank.fit(torch.cat(rows))
+
+
+def fit_encoder(encoder: Any, module: LightningModule) -> None:
+    """Show an encoder that has a ``fit_reals`` real training photographs, seen as evaluation sees them.
+
+    Args:
+        encoder: any; those without ``fit_reals`` are left as they are.
+        module: the LightningModule, whose attached data module gives the photographs.
+    """
+    if hasattr(encoder, "fit_reals"):
+        loader = module.trainer.datamodule.bank_dataloader(FITTED_REALS)  # type: ignore[attr-defined]
+        encoder.fit_reals(_first_view(batch).to(module.device) for batch in loader if len(batch["id"]))
 
 
 def _first_view(batch: dict[str, Any]) -> Tensor:

@@ -157,6 +157,7 @@ class ContrastiveTransfer(Detector):
 
     def on_fit_start(self) -> None:
         """Fill the bank once: the source is frozen. Where images never change, their traces are kept too."""
+        super().on_fit_start()
         if self.trainer.datamodule.views_repeat:  # type: ignore[attr-defined]
             self._memory = TraceMemory(self.source)
         with torch.no_grad():

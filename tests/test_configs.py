@@ -26,6 +26,11 @@ OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / gro
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 
 
+@pytest.fixture(autouse=True)
+def _corpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKEDET_CORPUS", "/nowhere")
+
+
 def composed(verb: str, *overrides: str) -> DictConfig:
     register_resolvers()
     with initialize_config_module("fakedet.conf", version_base="1.3"):

@@ -6,6 +6,7 @@ import errno
 import importlib
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -53,7 +54,7 @@ def launch(verb: str, arguments: list[str]) -> int:
     except UserError as error:
         return _fail(str(error), 2)
     except (HydraException, OmegaConfBaseException) as error:
-        return _fail(" ".join(str(error).split()), 2)
+        return _fail(_config_error(error), 2)
     except (NotADirectoryError, PermissionError, FileExistsError) as error:
         # Hydra makes the output folder before the verb runs.
         return _fail(f"{error.filename}: {error.strerror}; name an output_dir that can be written", 2)
@@ -69,6 +70,16 @@ def launch(verb: str, arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted; what was written so far is kept", 130)
     return 0
+
+
+def _config_error(error: Exception) -> str:
+    told = " ".join(str(error).split())
+    unset = re.search(r"Environment variable '(\w+)' not found\W+full_key: (\S+)", told)
+    if unset:
+        return (
+            f"{unset[2]} needs the environment variable {unset[1]}, which is not set: export {unset[1]}=..."
+        )
+    return told
 
 
 class _Console(logging.StreamHandler[Any]):

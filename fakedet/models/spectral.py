@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from fakedet.errors import UserError
 
+CHUNK = 4
+"""Images whose blocks are looked at together on a CPU."""
 FLOOR = 0.1
 """Added to the power of a frequency, in squared grey levels, before the logarithm: below it is rounding."""
 
@@ -67,14 +69,21 @@ class BlockSpectra(nn.Module):
                 "data.crop_size to at least a block"
             )
         with torch.autocast(images.device.type, enabled=False):
-            blocks = (
-                (images.float() * 255.0).unfold(2, side, side // 2).unfold(3, side, side // 2).flatten(2, 3)
-            )
-            blocks = (blocks - blocks.mean(dim=(-2, -1), keepdim=True)) * self.window
-            power = torch.log(torch.fft.rfft2(blocks).abs().square() + FLOOR)
-            # One block has no spread; it is told as none, not as NaN.
-            spread = power.std(dim=2, correction=0)
-            return torch.cat([self._orbits(power.mean(dim=2)), self._orbits(spread)], dim=1)
+            if images.device.type != "cpu" or torch.compiler.is_compiling():
+                return self._describe(images)
+            # A few images at a time stay in the caches and need no fresh memory: three times faster.
+            return torch.cat([self._describe(some) for some in images.split(CHUNK)])
+
+    def _describe(self, images: Tensor) -> Tensor:
+        side = self.block
+        blocks = (images.float() * 255.0).unfold(2, side, side // 2).unfold(3, side, side // 2).flatten(2, 3)
+        blocks = (blocks - blocks.mean(dim=(-2, -1), keepdim=True)) * self.window
+        waves = torch.fft.rfft2(blocks)
+        # Squared by hand and the spread in two passes: half the time of abs() and std() on a CPU.
+        power = torch.log(waves.real.square() + waves.imag.square() + FLOOR)
+        mean = power.mean(dim=2)
+        spread = (power - mean[:, :, None]).square().mean(dim=2).sqrt()
+        return torch.cat([self._orbits(mean), self._orbits(spread)], dim=1)
 
     def _orbits(self, spectrum: Tensor) -> Tensor:
         flat = spectrum.flatten(2) * self.weight

@@ -95,10 +95,12 @@ def _left_by(folder: Path, overrides: tuple[str, ...]) -> bool:
 
 def run_job(job: Job) -> JobResult:
     """Do what of a job is not done yet; what it prints goes into its console.log, and so does its traceback."""
+    # Before the libraries are made quiet: Lightning's import sets the level of its own log.
+    from fakedet.runs.evaluation import evaluate
     from fakedet.runs.quiet import quiet_libraries
+    from fakedet.runs.training import train
 
     quiet_libraries()
-
     started = time.perf_counter()
     job.folder.mkdir(parents=True, exist_ok=True)
     with (job.folder / "console.log").open("a", encoding="utf-8") as console:
@@ -109,7 +111,11 @@ def run_job(job: Job) -> JobResult:
         logger.propagate = False
         try:
             with redirect_stdout(console), redirect_stderr(console):
-                _train_and_score(job)
+                if not job.is_trained:
+                    train(compose_job(job), list(job.overrides))
+                for name in job.also:
+                    if not job.is_scored(name):
+                        evaluate(compose_scoring(job, name), list(job.scoring(name)))
             return JobResult(job, time.perf_counter() - started)
         except BaseException as error:
             traceback.print_exc(file=console)
@@ -117,24 +123,6 @@ def run_job(job: Job) -> JobResult:
         finally:
             logger.removeHandler(handler)
             job.progress_file.unlink(missing_ok=True)
-
-
-def _train_and_score(job: Job) -> None:
-    from fakedet.runs.evaluation import evaluate
-    from fakedet.runs.training import train
-
-    if not job.is_trained:
-        train(compose_job(job), list(job.overrides))
-    checkpoint = json.loads((job.folder / "run.json").read_text(encoding="utf-8"))["checkpoint"]
-    for name in job.also:
-        if not job.is_scored(name):
-            target = [
-                f"checkpoint={job.folder / checkpoint}",
-                f"output_dir={job.results(name)}",
-                "overwrite=true",
-            ]
-            overrides = list(job.scoring(name))
-            evaluate(_compose("evaluate", [*overrides, *target], job.search), overrides)
 
 
 def compose_job(job: Job) -> DictConfig:
@@ -146,6 +134,13 @@ def compose_job(job: Job) -> DictConfig:
         f"overwrite={not job.is_begun}",
     ]
     return _compose("train", settings, job.search)
+
+
+def compose_scoring(job: Job, name: str) -> DictConfig:
+    """Compose the config that scores another manifest with the job's detector."""
+    checkpoint = json.loads((job.folder / "run.json").read_text(encoding="utf-8"))["checkpoint"]
+    target = [f"checkpoint={job.folder / checkpoint}", f"output_dir={job.results(name)}", "overwrite=true"]
+    return _compose("evaluate", [*job.scoring(name), *target], job.search)
 
 
 def _compose(name: str, overrides: list[str], search: tuple[str, ...]) -> DictConfig:

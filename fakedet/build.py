@@ -158,7 +158,15 @@ def load_detector(path: str | Path) -> Detector:
     Raises:
         UserError: no such file, not a checkpoint of fakedet, or weights that do not fit its own config.
     """
-    checkpoint = read_checkpoint(path)
+    return detector_of(read_checkpoint(path), path)
+
+
+def detector_of(checkpoint: Mapping[str, Any], path: str | Path) -> Detector:
+    """Build the detector of a checkpoint that was read.
+
+    Raises:
+        UserError: weights that do not fit the config beside them.
+    """
     identity = checkpoint["fakedet"]
     trace = None
     if needs_source(identity["model"]):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fakedet.errors import UserError
+from fakedet.published import ENDING, locate, read_published
 
 IDENTITY = (
     "model",
@@ -24,16 +25,31 @@ IDENTITY = (
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint file of fakedet as plain tensors and values.
+    """Read a checkpoint of fakedet as plain tensors and values.
+
+    Args:
+        path: of a file that training wrote, of a safetensors file that `fakedet export` wrote, or the name of one
+            that comes with fakedet.
 
     Raises:
         UserError: no such file, or not a checkpoint of fakedet.
     """
-    path = Path(path)
+    path = locate(path)
     if not path.is_file():
         raise UserError(
             f"no checkpoint at {path}; `fakedet train` writes checkpoints/best.ckpt in its folder"
         )
+    checkpoint = read_published(path) if path.suffix == ENDING else _unpickle(path)
+    identity = checkpoint["fakedet"]
+    lacking = [key for key in IDENTITY if not isinstance(identity, dict) or key not in identity]
+    if lacking or not isinstance(checkpoint.get("state_dict"), dict):
+        raise UserError(
+            f"{path} is damaged or of another version: it lacks {', '.join(lacking) or 'state_dict'}"
+        )
+    return checkpoint
+
+
+def _unpickle(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file makes the unpickler raise
@@ -42,12 +58,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "fakedet" not in checkpoint:
         raise UserError(f"{path} is not a checkpoint that fakedet wrote: it has no 'fakedet' entry")
     _check_whole(path)
-    identity = checkpoint["fakedet"]
-    lacking = [key for key in IDENTITY if not isinstance(identity, dict) or key not in identity]
-    if lacking or not isinstance(checkpoint.get("state_dict"), dict):
-        raise UserError(
-            f"{path} is damaged or of another version: it lacks {', '.join(lacking) or 'state_dict'}"
-        )
     return checkpoint
 
 

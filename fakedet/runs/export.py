@@ -1,4 +1,4 @@
-"""Write a detector for use without fakedet: ONNX or torch.export, checked against the original."""
+"""Write a detector to hand on: ONNX or torch.export for use without fakedet, safetensors with a model card for it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from fakedet import build
+from fakedet import build, published
 from fakedet.data.index.write import replacing
 from fakedet.errors import UserError
 from fakedet.methods.detector import Detector
 from fakedet.runs import operating
+from fakedet.runs.card import write_card
 from fakedet.runs.folder import provenance, write_json
 
 log = logging.getLogger("fakedet")
 
-ENDINGS = (".onnx", ".pt2")
+ENDINGS = (".onnx", ".pt2", published.ENDING)
 KEY = "fakedet"
 """Metadata of an ONNX file that holds the description."""
 TOLERANCE = 1e-4
@@ -68,7 +69,7 @@ def export(config: DictConfig, overrides: list[str]) -> tuple[Path, float]:
     """
     output = Path(config.output)
     if output.suffix not in ENDINGS:
-        raise UserError(f"output={output}: name a {' or a '.join(ENDINGS)} file")
+        raise UserError(f"output={output}: name a {', a '.join(ENDINGS[:-1])} or a {ENDINGS[-1]} file")
     if config.check < 1:
         raise UserError(f"check={config.check}: at least one image")
     method = build.load_detector(config.checkpoint).eval()
@@ -77,11 +78,7 @@ def export(config: DictConfig, overrides: list[str]) -> tuple[Path, float]:
     model = Exported(method).eval()
     images = np.random.default_rng(0).random((config.check, 3, size, size), dtype=np.float32)
     with replacing(output) as temporary:
-        run = (
-            _write_onnx(model, size, temporary, described)
-            if output.suffix == ".onnx"
-            else _write_pt2(model, size, temporary)
-        )
+        run = WRITERS[output.suffix](model, size, temporary, described)
         worst = _compare(model, run, images)
         if not worst <= TOLERANCE:
             raise UserError(
@@ -91,6 +88,8 @@ def export(config: DictConfig, overrides: list[str]) -> tuple[Path, float]:
         output.with_name(f"{output.name}.json"),
         {**described, "largest_difference": worst, "checked_on": config.check},
     )
+    if output.suffix == published.ENDING:
+        write_card(method, Path(config.checkpoint), output)
     return output, worst
 
 
@@ -133,7 +132,7 @@ def _traced(model: Exported, size: int) -> Any:
         ) from error
 
 
-def _write_pt2(model: Exported, size: int, path: Path) -> Run:
+def _write_pt2(model: Exported, size: int, path: Path, described: dict[str, Any]) -> Run:
     torch.export.save(_traced(model, size), path.with_suffix(".pt2"))
     os.replace(path.with_suffix(".pt2"), path)  # torch wants the ending
     with open(path, "rb") as file:
@@ -156,6 +155,15 @@ def _write_onnx(model: Exported, size: int, path: Path, described: dict[str, Any
     onnx.save(content, str(path))
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda images: np.asarray(session.run(["logit"], {"images": images})[0])
+
+
+def _write_safetensors(model: Exported, size: int, path: Path, described: dict[str, Any]) -> Run:
+    published.write_published(path, model.method.state_dict(), model.method.identity)
+    loaded = Exported(build.detector_of(published.read_published(path), path)).eval()
+    return lambda images: loaded(torch.from_numpy(images))[0].detach().numpy()
+
+
+WRITERS = {".onnx": _write_onnx, ".pt2": _write_pt2, published.ENDING: _write_safetensors}
 
 
 def _compare(model: Exported, run: Run, images: NDArray[np.float32]) -> float:

@@ -21,6 +21,7 @@ from fakedet.metrics.operating_point import OperatingPoint
 from fakedet.prediction.examiner import shown_path, write_heatmap
 from fakedet.prediction.files import list_images
 from fakedet.prediction.sink import Sink
+from fakedet.published import locate
 from fakedet.runs import operating
 from fakedet.runs.bar import bar
 from fakedet.runs.checks import check_config
@@ -118,7 +119,7 @@ def _about(
     identity = {key: value for key, value in method.identity.items() if key != operating.KEY}
     return {
         "config": OmegaConf.to_container(config, resolve=True), "detector": identity,
-        "checkpoint_sha256": hashlib.sha256(Path(config.checkpoint).read_bytes()).hexdigest(),
+        "checkpoint_sha256": hashlib.sha256(locate(config.checkpoint).read_bytes()).hexdigest(),
         "operating_point": {
             "rate": point.rate, "n_real": point.n_real, "n_fake": point.n_fake, "calibration": point.calibration.kind,
             "threshold": point.threshold if math.isfinite(point.threshold) else None,

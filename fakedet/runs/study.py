@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -91,7 +93,16 @@ def _watch(futures: Mapping[Future[JobResult], Job]) -> list[JobResult]:
 
 
 def _prepare_worker() -> None:
-    """Make a worker's process quiet and single-threaded: several of them share the machine's cores."""
+    """Make a worker's process single-threaded, several share the machine's cores, and let it end with its study."""
     import torch
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    """A study that is killed takes no leave of its workers: they would train on, unseen, in folders it wants again."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

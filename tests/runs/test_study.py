@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,13 @@ STUDY = {
 }  # fmt: skip
 
 
-def run(folder: Path, manifest: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, manifest: Path) -> subprocess.CompletedProcess[str]:
+    process = start(folder, manifest)
+    output, errors = process.communicate(timeout=400)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def start(folder: Path, manifest: Path) -> subprocess.Popen[str]:
     configs = folder / "configs" / "study"
     configs.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create(STUDY), configs / "small.yaml")
@@ -32,10 +39,10 @@ def run(folder: Path, manifest: Path, *overrides: str) -> subprocess.CompletedPr
     (configs.parent / "model" / "mine.yaml").write_text("defaults: [bce, _self_]\nname: mine\n")
     environment = {key: value for key, value in os.environ.items() if key != "LOCAL_RANK"}
     environment["SMALL_MANIFEST"] = str(manifest)
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "fakedet", "study", "--config-dir", str(configs.parent), "study=small",
-         f"extra=['data.manifest={manifest}']", "output_dir=out", "bootstrap.resamples=50", *overrides],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=400, check=False,
+         f"extra=['data.manifest={manifest}']", "output_dir=out", "bootstrap.resamples=50"],
+        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
@@ -87,6 +94,24 @@ def test_a_study_compares_what_ended_well_and_tells_what_did_not(tiny_manifest: 
     assert (out / "on_same" / "summary.json").stat().st_mtime_ns > stamp
     assert values == summary["values"], "the same seeds give the same numbers"
     assert re.search(r"3/3|1/3", again.stdout), "two bad jobs and the killed one ran again, nothing else"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the workers in /proc")
+def test_workers_end_with_a_study_that_is_killed(tiny_manifest: Path, tmp_path: Path) -> None:
+    process = start(tmp_path, tiny_manifest)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out" / "trace" / "seed0" / "config.yaml").is_file():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(workers) >= 2
+    process.kill()
+    process.communicate()  # closes its pipes too
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{worker}/cmdline").is_file() for worker in workers):
+        assert time.monotonic() < deadline, "they would train on, unseen"
+        time.sleep(0.1)
 
 
 def test_wrong_names_in_a_study_are_told(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,11 @@ def _watch(futures: Mapping[Future[JobResult], Job]) -> list[JobResult]:
             for future in [future for future in pending if future.done()]:
                 job = pending.pop(future)
                 error = future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    raise UserError(
+                        "a process of the study was killed, by a signal or for want of memory; finished jobs are kept, "
+                        "and the same command goes on (with jobs=1 they need less memory)"
+                    ) from error
                 result = JobResult(job, 0.0, short(error)) if error else future.result()
                 results.append(result)
                 progress.finish(job.name, result.seconds, result.error)

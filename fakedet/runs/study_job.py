@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import time
 import traceback
 from collections.abc import Mapping
@@ -14,6 +16,8 @@ from pathlib import Path
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
+
+from fakedet.errors import Preempted
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,10 @@ def run_job(job: Job) -> JobResult:
                     if not job.is_scored(name):
                         evaluate(compose_scoring(job, name), list(job.scoring(name)))
             return JobResult(job, time.perf_counter() - started)
+        except Preempted as stop:  # the worker was told to stop, not this job
+            signal.signal(stop.signal, signal.SIG_DFL)
+            os.kill(os.getpid(), stop.signal)
+            raise
         except BaseException as error:
             traceback.print_exc(file=console)
             return JobResult(job, time.perf_counter() - started, short(error))

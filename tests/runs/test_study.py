@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -98,7 +99,8 @@ def test_a_study_compares_what_ended_well_and_tells_what_did_not(tiny_manifest: 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the workers in /proc")
-def test_workers_end_with_a_study_that_is_killed(tiny_manifest: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("who", ["study", "worker"])
+def test_workers_end_with_a_study_that_is_killed(who: str, tiny_manifest: Path, tmp_path: Path) -> None:
     process = start(tmp_path, tiny_manifest)
     deadline = time.monotonic() + 120
     while not (tmp_path / "out" / "trace" / "seed0" / "config.yaml").is_file():
@@ -106,8 +108,16 @@ def test_workers_end_with_a_study_that_is_killed(tiny_manifest: Path, tmp_path: 
         time.sleep(0.05)
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(workers) >= 2
-    process.kill()
-    process.communicate()  # closes its pipes too
+    if who == "study":
+        process.kill()
+        process.communicate()  # closes its pipes too
+    else:
+        for worker in workers:  # multiprocessing's resource tracker among them lets the signal pass
+            os.kill(int(worker), signal.SIGTERM)
+        output, errors = process.communicate(timeout=100)
+        assert process.returncode == 2
+        assert "a process of the study was killed" in errors
+        assert "Traceback" not in output + errors
     deadline = time.monotonic() + 20
     while any(Path(f"/proc/{worker}/cmdline").is_file() for worker in workers):
         assert time.monotonic() < deadline, "they would train on, unseen"

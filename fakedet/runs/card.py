@@ -31,9 +31,13 @@ def write_card(method: Detector, checkpoint: Path, output: Path) -> Path:
     identity = method.identity
     path = output.with_suffix(".md")
     parts = [
-        f"# {output.stem}: a detector of AI-generated images", _origin(identity, method), _data(identity),
-        _results(_metrics(checkpoint)), _point(method), "## Limits\n\n" + LIMITS.format(size=identity["crop_size"]),
-    ]  # fmt: skip
+        f"# {output.stem}: a detector of AI-generated images",
+        _origin(identity, method) + _command(_of_run(checkpoint, "run.json")),
+        _data(identity),
+        _results(_of_run(checkpoint, "metrics.json")),
+        _point(method),
+        "## Limits\n\n" + LIMITS.format(size=identity["crop_size"]),
+    ]
     path.write_text("\n\n".join(part.rstrip() for part in parts) + "\n", encoding="utf-8")
     return path
 
@@ -58,14 +62,23 @@ def _data(identity: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _metrics(checkpoint: Path) -> dict[str, Any] | None:
+def _of_run(checkpoint: Path, name: str) -> dict[str, Any] | None:
+    """Read a file of the run that a checkpoint lies in, if it is there."""
     try:
-        found: dict[str, Any] = json.loads(
-            (checkpoint.parent.parent / "metrics.json").read_text(encoding="utf-8")
-        )
+        found: dict[str, Any] = json.loads((checkpoint.parent.parent / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found
+
+
+def _command(run: Mapping[str, Any] | None) -> str:
+    """Say how to train it again, without the folders that it was trained in."""
+    if run is None:
+        return ""
+    places = ("output_dir=", "trace_cache=", "trace_checkpoint=", "data.root=")
+    command = " ".join(word for word in run["command"] if not word.startswith(places))
+    commit = f", at commit {run['git']['commit'][:12]}" if run.get("git") else ""
+    return f"\n\nTrained by `{command}`{commit}."
 
 
 def _results(metrics: Mapping[str, Any] | None) -> str:

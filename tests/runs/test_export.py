@@ -69,7 +69,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert launch("export", [f"checkpoint={checkpoints['bce']}", f"output={tmp_path}/m.tflite"]) == 2
-    assert "name a .onnx or a .pt2 file" in capsys.readouterr().err
+    assert "name a .onnx, a .pt2 or a .safetensors file" in capsys.readouterr().err
     monkeypatch.setattr("fakedet.runs.export._compare", lambda *_: 0.5)
     assert launch("export", [f"checkpoint={checkpoints['bce']}", f"output={tmp_path}/m.onnx"]) == 2
     assert "differ from PyTorch's by up to 0.5" in capsys.readouterr().err

@@ -50,6 +50,8 @@ def test_the_card_says_what_metrics_say(run: Path) -> None:
         ap = row["ap"]
         told = f"| {name} ({seen}) | {row['n_real']} / {row['n_fake']} | {ap['value']:.2f} [{ap['low']:.2f}, "
         assert told in card
+    assert "Trained by `fakedet train model=transfer" in card
+    assert "output_dir" not in card
     counts = read_checkpoint(run / "one.safetensors")["fakedet"]["training_data"]
     for name, count in counts["fake"].items():
         assert f"| fake: {name} | {count} |" in card

@@ -126,6 +126,11 @@ class SpectralEncoder(nn.Module):
         size = self.spectra.out_dim
         if not 1 <= components <= size:
             raise UserError(f"model.encoder.components={components}: valid are 1 to {size}")
+        if hidden < 1 or not 0.0 <= dropout < 1.0 or not noise >= 0.0:
+            raise UserError(
+                f"model.encoder: hidden={hidden}, dropout={dropout}, noise={noise}: needs at least one hidden unit, a "
+                "dropout from 0 to below 1, and noise of at least 0"
+            )
         self.components, self.noise = components, noise
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("whitening", torch.eye(size, components))

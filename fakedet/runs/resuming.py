@@ -45,6 +45,11 @@ def open_or_resume(config: DictConfig) -> Path:
     saved = _plain(_load(folder))
     saved = _moved(saved, str(saved.get("output_dir", "")), str(config.output_dir))
     differing = list(_differences(saved, _plain(config)))
+    if differing and not any(folder.glob("**/*.ckpt")):
+        # It ended by a mistake in the config before it had learned anything: the corrected one may have its place.
+        lock(folder).release()
+        _forget(folder)
+        return open_folder(folder, overwrite=True)
     if differing:
         more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
         raise UserError(

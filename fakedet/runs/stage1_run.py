@@ -11,8 +11,10 @@ from pathlib import Path
 from filelock import FileLock
 from omegaconf import DictConfig
 
+from fakedet import build
+from fakedet.methods.trace import TracePretraining
 from fakedet.runs import dashboard, stage1
-from fakedet.runs.fitting import fit, make_datamodule
+from fakedet.runs.fitting import fit, make_datamodule, plain
 from fakedet.runs.folder import write_json
 from fakedet.runs.ranks import is_main_process, start_name
 
@@ -41,6 +43,19 @@ def obtain_trace(config: DictConfig, folder: Path) -> Path:
             log.info("stage 1 of identical config and data is reused: %s", cached)
             return cached
         return stage1.publish(_train_trace(wanted, folder), cache, key)
+
+
+def check_transfer(config: DictConfig) -> None:
+    """Find mistakes in what comes after stage 1 before that is trained.
+
+    Raises:
+        UserError: data that a detector cannot be trained on, or a model that cannot be built on such a stage 1.
+    """
+    make_datamodule(config).require("train", "val")
+    if not config.trace_checkpoint:
+        untrained = build.build_method(plain(config.stage1))
+        assert isinstance(untrained, TracePretraining)
+        build.build_method(plain(config.model), build.TraceCheckpoint(plain(config.stage1), untrained))
 
 
 # --- one decision for all ranks ------------------------------------------------------------------------

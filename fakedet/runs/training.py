@@ -25,7 +25,7 @@ from fakedet.runs.figures import write_figures
 from fakedet.runs.fitting import Fitted, fit, plain
 from fakedet.runs.folder import log_to_file, provenance, write_config, write_json
 from fakedet.runs.ranks import is_main_process
-from fakedet.runs.stage1_run import obtain_trace
+from fakedet.runs.stage1_run import check_transfer, obtain_trace
 from fakedet.runs.threads import threads
 
 log = logging.getLogger("fakedet")
@@ -91,7 +91,11 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
     facts = provenance(["fakedet", "train", *(overrides or [])])
     if is_main_process():
         write_config(folder, config, overrides)
-    trace_path = obtain_trace(config, folder) if build.needs_trace(config.model) else None
+    if build.needs_trace(config.model):
+        check_transfer(config)
+        trace_path = obtain_trace(config, folder)
+    else:
+        trace_path = None
     stage1_seconds = time.perf_counter() - started
     fitted = fit(config, folder, trace_path)
     fit_seconds = time.perf_counter() - started - stage1_seconds

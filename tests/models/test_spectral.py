@@ -89,6 +89,9 @@ def test_mistakes_are_told() -> None:
         BlockSpectra(7)
     with pytest.raises(UserError, match=r"components=2000: valid are 1 to 90"):
         SpectralEncoder(block=8, components=2000)
+    for wrong in ({"hidden": 0}, {"dropout": 1.0}, {"dropout": float("nan")}, {"noise": -1.0}):
+        with pytest.raises(UserError, match="at least one hidden unit"):
+            SpectralEncoder(block=8, components=12, **wrong)
     with pytest.raises(UserError, match=r"block=32: images of 24×24 are smaller"):
         BlockSpectra(32)(torch.rand(1, 3, 24, 24))
 

@@ -391,3 +391,25 @@ def test_a_torn_resume_point_says_what_to_do(tiny_manifest_module: Path, tmp_pat
     last.with_name("resume.ckpt").write_bytes(last.read_bytes()[:5000])
     with pytest.raises(UserError, match="overwrite=true"):
         train(config)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("model.copies_per_real=-1", "copies_per_real"),
+        ("model.copies_per_real=nan", "copies_per_real"),
+        ("data.hold_out=[gen_a,gen_b]", "no fake images"),
+        (
+            "stage1.encoder={_target_:fakedet.models.encoder.SmallEncoder,width:16,frontend:npr}",
+            "another encoder",
+        ),
+    ],
+)
+def test_mistakes_of_stage_2_are_found_before_stage_1_and_cost_no_folder(
+    wrong: str, told: str, tiny_manifest: Path, tmp_path: Path
+) -> None:
+    settings = ("model=transfer", f"data.manifest={tiny_manifest}")
+    with pytest.raises(UserError, match=told):
+        train(composed(tmp_path / "run", *settings, wrong))
+    assert not list(tmp_path.glob("**/*.ckpt"))
+    assert train(composed(tmp_path / "run", *settings, "test_after_fit=false")).checkpoint.is_file()

@@ -101,7 +101,8 @@ def write_report(
     }
     write_json(folder / "summary.json", summary)
     write_csv(comparison, folder / "table.csv")
-    (folder / "table.md").write_text(markdown(comparison), encoding="utf-8")
+    tables = (f"{metric.upper()}\n\n{markdown(comparison, metric)}" for metric in comparison.values)
+    (folder / "table.md").write_text("\n".join(tables), encoding="utf-8")
     page = Page(
         title=f"{study['title']}: {other}" if other else str(study["title"]),
         comparison=comparison,

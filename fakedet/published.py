@@ -27,7 +27,8 @@ def locate(checkpoint: str | Path) -> Path:
 def write_published(path: Path, weights: dict[str, Tensor], identity: dict[str, Any]) -> None:
     """Write weights, their checksum, and what the detector says of itself into one safetensors file."""
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
-    metadata = {"fakedet": json.dumps(identity), "sha256": _digest(whole)}
+    told = json.dumps(identity)
+    metadata = {"fakedet": told, "sha256": _digest(whole, told)}
     safetensors.torch.save_file(whole, path, metadata)
 
 
@@ -41,7 +42,8 @@ def read_published(path: Path) -> dict[str, Any]:
         with safetensors.safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-        identity = json.loads(metadata.get("fakedet", "null"))
+        told = metadata.get("fakedet", "null")
+        identity = json.loads(told)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read as safetensors: {' '.join(str(error).split())}; copy it anew"
@@ -51,15 +53,15 @@ def read_published(path: Path) -> dict[str, Any]:
             f"{path} holds weights alone, not a detector; `fakedet export output=x{ENDING}` writes those, and "
             "model.encoder.weights=FILE starts an encoder from weights"
         )
-    if metadata.get("sha256") != _digest(weights):
-        raise UserError(f"{path} is damaged: the weights' checksum is wrong; copy it anew")
+    if metadata.get("sha256") != _digest(weights, told):
+        raise UserError(f"{path} is damaged: its checksum is wrong; copy it anew")
     return {"state_dict": weights, "fakedet": identity}
 
 
-def _digest(weights: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(weights: dict[str, Tensor], told: str) -> str:
+    digest = hashlib.sha256(told.encode())
     for name in sorted(weights):
         tensor = weights[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(-1).numpy().tobytes())
+        digest.update(tensor.reshape(-1).numpy().tobytes())
     return digest.hexdigest()

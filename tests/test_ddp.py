@@ -102,6 +102,8 @@ def test_ctrl_c_says_what_is_kept(tiny_manifest: Path, tmp_path: Path) -> None:
         [sys.executable, "-m", "fakedet", "train", "model=bce", "data=manifest", f"data.manifest={tiny_manifest}",
          "data.crop_size=32", "data.batch_size=16", "trainer.max_epochs=10000", "threads=1", "output_dir=run"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell starts what runs in the background with Ctrl-C ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     last = tmp_path / "run" / "checkpoints" / "resume.ckpt"
     for _ in range(600):

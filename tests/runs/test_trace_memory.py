@@ -36,10 +36,12 @@ def test_traces_are_kept_where_images_never_change(
     calls: list[bool] = []
     original = ContrastiveTransfer._traces
 
-    def watched(self: ContrastiveTransfer, images: torch.Tensor, batch: dict) -> torch.Tensor:
+    def watched(
+        self: ContrastiveTransfer, images: torch.Tensor, copies: torch.Tensor, batch: dict
+    ) -> torch.Tensor:
         calls.append(self._memory is not None)
-        found = original(self, images, batch)
-        torch.testing.assert_close(found, self.source(images))
+        found = original(self, images, copies, batch)
+        torch.testing.assert_close(found, self.source(torch.cat([images, copies])))
         return found
 
     monkeypatch.setattr(ContrastiveTransfer, "_traces", watched)

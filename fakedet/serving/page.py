@@ -1,12 +1,14 @@
 """The page itself, made with Gradio: a place to drop pictures on, and what is said of them.
 
 Nothing a visitor shows is kept: Gradio writes an upload into a temporary folder, from where it is read once and
-removed; :func:`forget` takes what was uploaded and never looked at. The page asks nothing of other servers.
+removed two seconds later; :func:`forget` takes what was uploaded and never looked at. The page asks nothing of other
+servers.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,6 +19,8 @@ from fakedet.errors import UserError
 from fakedet.serving.card import Card, refusal, to_html
 from fakedet.serving.rate import RateLimit
 
+# Seconds between reading an upload and removing it: the browser may be fetching its preview.
+LINGER = 2.0
 # Visitors who may wait; the next one is told that the page is busy.
 QUEUE = 20
 # Gradio takes from the clipboard by its button alone, and only over HTTPS or on this machine; this is for Ctrl+V.
@@ -153,7 +157,7 @@ def _cards(
 
 
 def _take(paths: Sequence[str], at_most: int) -> dict[str, bytes | str]:
-    """Give the content of each upload, or why there is none, and remove them all.
+    """Give the content of each upload, or why there is none, and have them all removed soon.
 
     Gradio names uploads by their content, so the same picture shown twice is one file.
     """
@@ -164,9 +168,17 @@ def _take(paths: Sequence[str], at_most: int) -> dict[str, bytes | str]:
             contents[path] = (
                 f"The file is larger than {at_most // 2**20} MB." if large else Path(path).read_bytes()
             )
-            os.unlink(path)
-            with suppress(OSError):
-                os.rmdir(os.path.dirname(path))  # Gradio names it by the content
         except FileNotFoundError:
             contents[path] = "Somebody else showed the same picture at the same moment; please drop it again."
+    later = threading.Timer(LINGER, _remove, [list(contents)])
+    later.daemon = True  # the folder is removed with the server
+    later.start()
     return contents
+
+
+def _remove(paths: Sequence[str]) -> None:
+    """Remove uploads and the folders that Gradio made for them, named by their content."""
+    for path in paths:
+        with suppress(OSError):
+            os.unlink(path)
+            os.rmdir(os.path.dirname(path))

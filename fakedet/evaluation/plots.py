@@ -97,58 +97,6 @@ def plot_scores(frame: pd.DataFrame, path: Path, seen: set[str] | None = None) -
     return save(figure, path)
 
 
-def plot_intervals(
-    rows: Mapping[str, Mapping[str, Mapping[str, Any]]],
-    title: str,
-    path: Path,
-    sections: Mapping[str, str] | None = None,
-    chance: Mapping[str, float] | None = None,
-) -> Path:
-    """Draw values with their intervals, a row a generator and a colour a method.
-
-    Args:
-        rows: generator → method → {"value", "low", "high"}, None where undefined.
-        title: above the figure.
-        path: the PNG.
-        sections: of the rows ("seen", "unseen", "mean"); a stronger line parts them.
-        chance: of each row, marked by a grey tick; None: 0.5 for all, a dotted line.
-    """
-    methods = list(next(iter(rows.values()))) if rows else []
-    figure = new_figure(WIDTH, 1.2 + len(rows) * max(0.36, 0.13 * len(methods)))
-    axes = figure.subplots()
-    handles = [axes.plot([], [], marker_of(i) + "-", color=colour_of(i), markersize=5, label=plain(method))[0]
-               for i, method in enumerate(methods)]  # fmt: skip
-    for number, method in enumerate(methods):
-        offset = (number - (len(methods) - 1) / 2) * 0.8 / len(methods)
-        for place, values in enumerate(rows.values()):
-            entry = values[method]
-            if entry["value"] is None:
-                continue
-            at = place + offset
-            if entry["low"] is not None:
-                axes.plot([entry["low"], entry["high"]], [at, at], color=colour_of(number), linewidth=1.6)
-            axes.plot(entry["value"], at, marker_of(number), color=colour_of(number), markersize=5)
-    section = [(sections or {}).get(name, "") for name in rows]
-    shown = [
-        name + (", unseen" if part == "unseen" else "") for name, part in zip(rows, section, strict=True)
-    ]
-    axes.set_yticks(range(len(rows)), [plain(name) for name in shown])
-    axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
-    for border in range(1, len(rows)):
-        parted = section[border] != section[border - 1]
-        axes.axhline(border - 0.5, color="#888888" if parted else "#DDDDDD", linewidth=1 if parted else 0.6)
-    if chance is None:
-        axes.axvline(0.5, color="#777777", linewidth=0.9, linestyle=":")
-    for place, name in enumerate(rows):
-        if chance is not None and name in chance:
-            (tick,) = axes.plot([chance[name]] * 2, [place - 0.42, place + 0.42], color="#777777", linewidth=1.2,
-                                linestyle=":", label="chance")  # fmt: skip
-            handles = [handle for handle in handles if handle.get_label() != "chance"] + [tick]
-    dress(axes, title, "", "")
-    add_legend(figure, handles)
-    return save(figure, path)
-
-
 def _score_groups(frame: pd.DataFrame) -> list[tuple[str, int, NDArray[np.float64]]]:
     return [
         (str(name), label, rows["logit"].to_numpy(dtype=np.float64))

@@ -11,8 +11,9 @@ import pandas as pd
 from fakedet.evaluation.comparison import Comparison
 from fakedet.evaluation.confident_errors import confident_errors
 from fakedet.evaluation.html import Figure
+from fakedet.evaluation.intervals import plot_intervals
 from fakedet.evaluation.page import Gallery, Shown
-from fakedet.evaluation.plots import plot_intervals, plot_scores
+from fakedet.evaluation.plots import plot_scores
 from fakedet.evaluation.predictions import MAP
 from fakedet.evaluation.reliability import plot_curves_of_decision, plot_reliability
 from fakedet.evaluation.robustness_plot import plot_robustness

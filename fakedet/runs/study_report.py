@@ -15,8 +15,9 @@ from fakedet.errors import UserError
 from fakedet.evaluation.comparison import Comparison, compare
 from fakedet.evaluation.heatmap import plot_matrix
 from fakedet.evaluation.html import Figure
+from fakedet.evaluation.intervals import plot_intervals
 from fakedet.evaluation.page import Page, write_page
-from fakedet.evaluation.plots import plot_curves, plot_intervals
+from fakedet.evaluation.plots import plot_curves
 from fakedet.evaluation.predictions import read_predictions
 from fakedet.evaluation.rescore import rescored
 from fakedet.evaluation.table import MEAN_NAMES, markdown, rows, write_csv

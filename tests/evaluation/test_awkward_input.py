@@ -11,8 +11,9 @@ from rich.console import Console
 from fakedet.errors import UserError
 from fakedet.evaluation.comparison import compare
 from fakedet.evaluation.embedding_map import plot_map, project
+from fakedet.evaluation.intervals import plot_intervals
 from fakedet.evaluation.page import Page, write_page
-from fakedet.evaluation.plots import plot_intervals, plot_scores
+from fakedet.evaluation.plots import plot_scores
 from fakedet.evaluation.predictions import align, read_predictions, write_predictions
 from fakedet.evaluation.table import console_table, markdown, rows, text, write_csv
 from fakedet.evaluation.verdict import verdict

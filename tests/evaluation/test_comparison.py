@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,8 +15,9 @@ from fakedet.errors import UserError
 from fakedet.evaluation.comparison import _draw_seeds, compare
 from fakedet.evaluation.embedding_map import plot_map, project
 from fakedet.evaluation.html import Figure
+from fakedet.evaluation.intervals import plot_intervals
 from fakedet.evaluation.page import Page, write_page
-from fakedet.evaluation.plots import plot_curves, plot_intervals, plot_scores
+from fakedet.evaluation.plots import plot_curves, plot_scores
 from fakedet.evaluation.table import console_table, markdown, write_csv
 from fakedet.evaluation.verdict import verdict
 
@@ -131,6 +133,21 @@ def test_few_photographs_are_said() -> None:
     few = predictions(1.0, 0).assign(group=[f"photo{i % 7}" for i in range(180)])
     comparison = compare({"bce": [(0, few)]}, "bce", None, SEEN, n_resamples=20)
     assert any("only 7 photographs" in sentence for sentence in verdict(comparison))
+
+
+def test_many_methods_stand_in_panels_and_few_in_one(tmp_path: Path) -> None:
+    def size(methods: int) -> list[int]:
+        values = {f"m{number}": {"value": 0.5, "low": 0.4, "high": 0.6} for number in range(methods)}
+        values["m1"] = {"value": None, "low": None, "high": None}
+        listed = {f"g{number}": values for number in range(10)}
+        path = plot_intervals(listed, "AP", tmp_path / f"{methods}.png", chance={"g0": 0.3})
+        height, width = cv2.imread(str(path)).shape[:2]
+        return [height, width]
+
+    (few, narrow), (many, wide) = size(6), size(13)
+    assert wide > narrow
+    # In one row each, 13 methods would be twice as tall as 6.
+    assert many < 1.4 * few
 
 
 def test_report_is_one_file_that_escapes_and_asks_for_nothing(tmp_path: Path) -> None:

@@ -38,5 +38,6 @@ def run(config: DictConfig, overrides: list[str]) -> float | None:
         log.info("%-24s %s", key, interval(metrics[key]))
     log.info("predictions %s/predictions.parquet", config.output_dir)
     log.info("metrics     %s/metrics.json", config.output_dir)
+    log.info("next        fakedet report predictions=%s/predictions.parquet", config.output_dir)
     value = metrics["map"]["value"]
     return None if value is None else float(value)

@@ -32,6 +32,13 @@ def run(config: DictConfig, overrides: list[str]) -> None:
             "bytes still tell %s: at one quality their images are smoother or rougher than their reals, which "
             "is content and not format", ", ".join(loud),
         )  # fmt: skip
+    unknown = [name for name, shortcut in after.items() if math.isnan(shortcut.auc.low)]
+    if unknown:
+        log.warning("too few images to say whether headers still tell %s", ", ".join(unknown))
+    elif after and not loud:
+        log.info(
+            "verdict   no generator's headers are above an AUC of 0.7 by more than the interval any more"
+        )
     for (kind, name), count in sorted(matched.lost.items()):
         log.warning("left out: %6d  %s %s", count, kind, name)
     if matched.reasons:
@@ -39,3 +46,4 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     log.info("%d images of %d pixels", matched.written, matched.matcher.size)
     log.info("manifest  %s/manifest.parquet", matched.folder)
     log.info("evidence  %s/match.json", matched.folder)
+    log.info("next      fakedet audit data.manifest=%s/manifest.parquet", matched.folder)

@@ -23,4 +23,6 @@ def run(config: DictConfig, overrides: list[str]) -> float | None:
             log.info("test %-10s %s", key, interval(done.metrics[key]))
     log.info("checkpoint %s", done.checkpoint)
     log.info("run       %s", done.folder)
+    if done.metrics is not None:
+        log.info("next      fakedet report predictions=%s/predictions.parquet", done.folder)
     return done.validation

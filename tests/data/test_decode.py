@@ -67,7 +67,7 @@ def test_png_orientation_is_found_after_the_pixels_too() -> None:
 def test_plain_files_take_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "decode_pil", lambda *_: pytest.fail("PIL was asked"))
     for fmt in ("JPEG", "PNG", "WEBP", "BMP"):
-        decode_image(encoded(picture(), fmt))
+        assert decode_image(encoded(picture(), fmt)).shape == picture().shape
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

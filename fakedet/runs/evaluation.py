@@ -63,13 +63,21 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
     views = make_views(_plain(config.robustness))
     with threads(config.threads):
         frame = scoring.score(trainer, method, datamodule, config.split)
-        point = operating.of(method)
-        frame = operating.apply(point, frame)
+        frame = operating.apply(operating.of(method), frame)
         records = gather_records(method.quarantined)
         if not trainer.is_global_zero:
             return None
         swept = _degrade(config, method, datamodule, views, frame, folder) if len(views) > 1 else None
     quarantine = Quarantine.from_records(records, datamodule.manifest, (config.split,))
+    return _write(folder, config, method, datamodule, frame, swept, quarantine, used, facts)
+
+
+def _write(
+    folder: Path, config: DictConfig, method: Detector, datamodule: ImageDataModule, frame: pd.DataFrame,
+    swept: pd.DataFrame | None, quarantine: Quarantine, used: str, facts: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """Measure, write what an evaluation leaves behind, and give metrics.json's content."""
+    point = operating.of(method)
     metrics = scoring.measure(
         frame, datamodule, method.identity["seen_generators"], _plain(config.bootstrap), point
     )

@@ -61,34 +61,20 @@ def write(
         UserError: the files are of different data, or there is no such baseline.
     """
     started = time.perf_counter()
-    baseline = config.baseline or read[0].method
-    methods = list(dict.fromkeys(one.method for one in read))
-    if baseline not in methods:
-        raise UserError(f"baseline={baseline}: {nearest(baseline, methods)}")
-    runs: dict[str, Any] = {}
-    for one in read:
-        runs.setdefault(one.method, []).append((one.seed, one.original))
     seen = sorted({name for one in read for name in one.identity.get("seen_generators", [])})
     given_pairs: Any = OmegaConf.to_container(config.pairs) if config.pairs is not None else None
     pairs: Any = given_pairs or read[0].identity.get("pairs")
     bootstrap: dict[str, int] = OmegaConf.to_container(config.bootstrap)  # type: ignore[assignment]
-    reals = _reals(read)
-    comparison = compare(
-        runs, baseline, pairs, seen, bootstrap["resamples"], bootstrap["seed"], known_reals=reals
-    )  # type: ignore[arg-type]
+    comparison = _compare(read, config.baseline, pairs, seen, bootstrap)
     first = {one.method: one for one in reversed(read)}
     folder = open_folder(config.output_dir, config.overwrite)
     write_config(folder, config, command[2:])
-    write_csv(comparison, folder / "table.csv")
-    (folder / "table.md").write_text(markdown(comparison), encoding="utf-8")
     facts = provenance(command)
-    write_json(
-        folder / "summary.json", {**comparison.to_dict(), "verdict": verdict(comparison), "provenance": facts}
-    )
+    _write_tables(folder, comparison, facts)
     page = Page(
         title=str(config.title),
         comparison=comparison,
-        figures=figures(folder, comparison, first, pairs, seen, bootstrap, reals),
+        figures=figures(folder, comparison, first, pairs, seen, bootstrap, _reals(read)),
         galleries=galleries(first),
         provenance=provenance_of(read),
         runs=rows or [_row(one) for one in read],
@@ -101,6 +87,29 @@ def write(
     )  # fmt: skip
     write_page(page, folder / "report.html")
     return comparison, folder / "report.html"
+
+
+def _compare(
+    read: list[Read], baseline: str | None, pairs: Any, seen: list[str], bootstrap: dict[str, int]
+) -> Comparison:
+    methods = list(dict.fromkeys(one.method for one in read))
+    baseline = baseline or methods[0]
+    if baseline not in methods:
+        raise UserError(f"baseline={baseline}: {nearest(baseline, methods)}")
+    runs: dict[str, Any] = {}
+    for one in read:
+        runs.setdefault(one.method, []).append((one.seed, one.original))
+    return compare(
+        runs, baseline, pairs, seen, bootstrap["resamples"], bootstrap["seed"], known_reals=_reals(read)
+    )
+
+
+def _write_tables(folder: Path, comparison: Comparison, facts: Mapping[str, Any]) -> None:
+    write_csv(comparison, folder / "table.csv")
+    (folder / "table.md").write_text(markdown(comparison), encoding="utf-8")
+    write_json(
+        folder / "summary.json", {**comparison.to_dict(), "verdict": verdict(comparison), "provenance": facts}
+    )
 
 
 def _reals(read: list[Read]) -> set[str]:

@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.ratio import Timing, interleaved, table
 from fakedet import build
-from fakedet.commands.app import register_resolvers
+from fakedet.commands.session import register_resolvers
 from fakedet.methods.optimiser import configure_optimiser
 from fakedet.runs.fitting import make_datamodule
 from fakedet.runs.quiet import quiet_libraries

@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 from benchmarks.ratio import interleaved, table
 from benchmarks.training import manifest
-from fakedet.commands.app import register_resolvers
+from fakedet.commands.session import register_resolvers
 from fakedet.runs.fitting import fit
 from fakedet.runs.quiet import quiet_libraries
 from fakedet.runs.training import train

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
 from fakedet import build
-from fakedet.commands.app import register_resolvers
+from fakedet.commands.session import register_resolvers
 from fakedet.runs.training import train
 
 CONF = Path(__file__).parent.parent / "conf"

@@ -42,7 +42,7 @@ Every verb is a Hydra app: `fakedet <verb> --help` shows its config, `-m key=a,b
 def main() -> int:
     """Run the verb that the command line names and return its exit status."""
     if JOB in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0:
-        from fakedet.commands.app import join
+        from fakedet.commands.processes import join
 
         return join(os.environ[JOB])
     arguments = sys.argv[1:]

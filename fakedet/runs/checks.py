@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fakedet.errors import UserError
@@ -51,9 +52,19 @@ def check_config(config: DictConfig) -> None:
             _check_model(config, node)
     if OmegaConf.select(config, "trainer") is None:
         return
+    _check_devices(config)
+
+
+def _check_devices(config: DictConfig) -> None:
+    """Refuse more processes than CPU cores; more GPUs than there are, Lightning refuses."""
     devices, cores = config.trainer.devices, os.cpu_count() or 1
-    if config.trainer.accelerator == "cpu" and isinstance(devices, int) and not 1 <= devices <= cores:
-        raise UserError(f"trainer.devices={devices}: this machine has {cores} CPU cores; valid: 1 to {cores}")
+    asked = config.trainer.accelerator
+    on_cpu = asked == "cpu" or (asked == "auto" and not torch.accelerator.is_available())
+    if on_cpu and isinstance(devices, int) and not 1 <= devices <= cores:
+        found = "no GPU and " if asked == "auto" else ""
+        raise UserError(
+            f"trainer.devices={devices}: this machine has {found}{cores} CPU cores; valid: 1 to {cores}"
+        )
 
 
 def _check_length(config: DictConfig) -> None:

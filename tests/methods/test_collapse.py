@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_module
 
-from fakedet.commands.app import register_resolvers
+from fakedet.commands.session import register_resolvers
 from fakedet.runs.training import train
 
 

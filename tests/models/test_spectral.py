@@ -9,7 +9,7 @@ import torch
 from hydra import compose, initialize_config_module
 
 from fakedet import build
-from fakedet.commands.app import register_resolvers
+from fakedet.commands.session import register_resolvers
 from fakedet.data.datamodule import ImageDataModule
 from fakedet.errors import UserError
 from fakedet.models.spectral import BlockSpectra, SpectralEncoder

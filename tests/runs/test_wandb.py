@@ -10,7 +10,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from wandb.proto import wandb_internal_pb2
 
-from fakedet.commands.app import register_resolvers
+from fakedet.commands.session import register_resolvers
 from fakedet.runs.training import train
 
 

@@ -52,7 +52,8 @@ def test_a_sweep_over_two_ranks_runs_each_job_once_and_outlives_a_failed_one(
 ) -> None:
     done = fakedet("train", "-m", "model=bce", "model.optimizer.lr=1e-3,1e30,1e-2", "data=manifest",
                    f"data.manifest={tiny_manifest}", "data.crop_size=32", "data.batch_size=16",
-                   "data.steps_per_epoch=9", "trainer=ddp", "trainer.accelerator=cpu", "trainer.max_epochs=1", "trainer.gradient_clip_val=null",
+                   "data.steps_per_epoch=9", "trainer=ddp", "trainer.accelerator=cpu", "trainer.max_epochs=1",
+                   "trainer.gradient_clip_val=null",
                    "model.optimizer.warmup=0", "threads=1", "bootstrap.resamples=0", "header_audit=false",
                    "hydra.sweep.dir=sweep", "hydra.sweep.subdir=${hydra.job.num}", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 2, done.stdout + done.stderr

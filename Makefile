@@ -85,7 +85,7 @@ lock: $(STAMP)  ## Resolve the pins anew (maintainers).
 	@PATH="$(CURDIR)/$(BIN):$$PATH" uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --upgrade --quiet -o requirements.lock
 
 pins: $(STAMP)  ## Look the pinned packages up in PyPI's database of known vulnerabilities (needs a network).
-	@PATH="$(CURDIR)/$(BIN):$$PATH" uv tool run pip-audit --requirement requirements.lock --no-deps --disable-pip
+	@PATH="$(CURDIR)/$(BIN):$$PATH" uv tool run pip-audit --requirement requirements.lock --no-deps --disable-pip --format json --output - 2>/dev/null | $(BIN)/python .ci/pins.py
 
 clean:  ## Remove the environment and caches; runs/ stays.
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -3,7 +3,10 @@
 import json
 import sys
 
-packages = json.load(sys.stdin)["dependencies"]
+answer = sys.stdin.read()
+if not answer:
+    sys.exit("pins: pip-audit gave no answer")
+packages = json.loads(answer)["dependencies"]
 asked = [package for package in packages if "skip_reason" not in package]
 found = [package for package in asked if package["vulns"]]
 for package in found:

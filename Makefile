@@ -13,6 +13,9 @@ export NO_ALBUMENTATIONS_UPDATE = 1
 .DEFAULT_GOAL := help
 .PHONY: help setup demo study test fast-test lint bench train train-ddp submit sweep sweep-slurm resume compare evaluate lock pins clean
 
+# Ends with a line of its own where a target's variable is not given.
+need = $(if $($(1)),,$(error $(1)= is not given; `make help` shows an example))
+
 help:  ## Show these targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -32,6 +35,7 @@ demo: $(STAMP)  ## Train and compare all methods on the embedded demo data; writ
 	@$(BIN)/fakedet study study=demo $(ARGS)
 
 study: $(STAMP)  ## Run conf/study/NAME.yaml, or go on with it: make study NAME=generalisation JOBS=2; writes runs/studies/NAME.
+	$(call need,NAME)
 	@$(BIN)/fakedet study study=$(NAME) jobs=$(JOBS) output_dir=runs/studies/$(NAME) $(ARGS)
 
 test: lint  ## Lint, check types and run all tests.
@@ -67,18 +71,23 @@ submit: $(STAMP)  ## The same as a SLURM job, on one node or several: make submi
 	@$(BIN)/fakedet train -m hydra/launcher=slurm experiment=$(EXP) trainer=$(TRAINER) trainer.num_nodes=$(NODES) trainer.devices=$(GPUS) hydra.launcher.nodes=$(NODES) hydra.launcher.tasks_per_node=$(GPUS) hydra.launcher.gpus_per_node=$(GPUS) hydra.sweep.dir=runs/$(EXP)/$(NOW) hydra.sweep.subdir=run $(ARGS)
 
 sweep: $(STAMP)  ## Several jobs of conf/sweep at a time on this machine: make sweep SWEEP=seeds JOBS=2.
+	$(call need,SWEEP)
 	@$(BIN)/fakedet train -m sweep=$(SWEEP) hydra/launcher=local hydra.launcher.n_jobs=$(JOBS) threads=1 hydra.sweep.dir=runs/sweeps/$(SWEEP)-$(NOW) $(ARGS)
 
 sweep-slurm: $(STAMP)  ## One SLURM job for each set of overrides, as an array: make sweep-slurm SWEEP=seeds GPUS=1.
+	$(call need,SWEEP)
 	@$(BIN)/fakedet train -m sweep=$(SWEEP) hydra/launcher=slurm hydra.launcher.gpus_per_node=$(GPUS) hydra.sweep.dir=runs/sweeps/$(SWEEP)-$(NOW) $(ARGS)
 
 resume: $(STAMP)  ## Go on with a run that was stopped: make resume RUN=runs/ntf/2026-01-01_12-00-00.
+	$(call need,RUN)
 	@$(BIN)/fakedet resume run=$(RUN) $(ARGS)
 
 compare: $(STAMP)  ## One table of all runs below a folder: make compare RUNS=runs/sweeps/seeds-2026-01-01_12-00-00.
+	$(call need,RUNS)
 	@$(BIN)/fakedet compare runs=$(RUNS) $(ARGS)
 
 evaluate: $(STAMP)  ## Evaluate a checkpoint: make evaluate CKPT=path ARGS="data=manifest ...".
+	$(call need,CKPT)
 	@$(BIN)/fakedet evaluate checkpoint=$(CKPT) $(ARGS)
 
 lock: $(STAMP)  ## Resolve the pins anew (maintainers).

@@ -16,7 +16,12 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from fakedet.commands.mistakes import check_command_line
-from fakedet.commands.processes import job_for_further_ranks, needs_own_process, run_in_own_process
+from fakedet.commands.processes import (
+    end_with_parent,
+    job_for_further_ranks,
+    needs_own_process,
+    run_in_own_process,
+)
 from fakedet.commands.session import (
     FULL_OR_READ_ONLY,
     end_by_signal,
@@ -26,8 +31,12 @@ from fakedet.commands.session import (
     set_up_logging,
 )
 from fakedet.commands.shorthand import expand_encoders
+from fakedet.commands.sweep import failed_jobs, note_failure, remember_swept
 from fakedet.errors import Preempted, UserError
 from fakedet.runs.ranks import start_name
+
+_launched: list[str] = []
+"""What this process was started for; empty where a launcher of Hydra's started it for a job of a sweep."""
 
 
 def launch(verb: str, arguments: list[str]) -> int:
@@ -40,15 +49,17 @@ def launch(verb: str, arguments: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     set_up_logging()
     register_resolvers()
+    _launched.append(verb)
     try:
         arguments = expand_encoders(arguments)
         check_command_line(verb, arguments)
+        remember_swept(arguments)
         sys.argv = [sys.argv[0], *arguments]
         mistakes: list[UserError] = []
         hydra.main(version_base="1.3", config_path="pkg://fakedet.conf", config_name=verb)(
             _task(verb, mistakes)
         )()
-        if mistakes:
+        if mistakes or failed_jobs:
             return 2
     except UserError as error:
         return fail(str(error), 2)
@@ -83,28 +94,18 @@ def _config_error(error: Exception) -> str:
 
 def _task(verb: str, mistakes: list[UserError]) -> Any:
     def run(config: DictConfig) -> Any:
-        # Again: a launcher such as submitit's runs this in a process that has not passed through launch().
-        set_up_logging()
-        register_resolvers()
         settings = HydraConfig.get()
-        overrides = [str(override) for override in settings.overrides.task]
-        # Fixed here, once: the default holds the time, and each job of a sweep has its own folder below the
-        # sweep's. Other interpolations stay, because stage 1 resolves them with its own model and folder.
-        # A verb that makes its folder itself has Hydra run where the user is.
-        if "output_dir" in config and settings.runtime.output_dir != os.getcwd():
-            config.output_dir = settings.runtime.output_dir
+        sweep = settings.mode == RunMode.MULTIRUN
+        _begin(config, settings, sweep)
         try:
-            if "output_dir" in config and start_name() and settings.mode != RunMode.MULTIRUN:
-                _check_named(overrides)
-            if settings.mode == RunMode.MULTIRUN and needs_own_process(config):
-                return run_in_own_process(verb, config, overrides)
-            with job_for_further_ranks(verb, config, overrides):
-                return run_verb(verb, config, overrides)
+            return _do(verb, config, [str(override) for override in settings.overrides.task], sweep)
         except Preempted as stop:
             end_by_signal(stop)
         except UserError as error:
             # Told here: Hydra would print a page of its own, and a sweep goes on with its other jobs.
             mistakes.append(error)
+            if sweep:
+                note_failure(settings, error)
             _remove_if_empty(settings.runtime.output_dir)
             fail(str(error), 2)
             if start_name():  # the other processes of this start would wait for this one
@@ -112,6 +113,39 @@ def _task(verb: str, mistakes: list[UserError]) -> Any:
             return None
 
     return run
+
+
+def _begin(config: DictConfig, settings: Any, sweep: bool) -> None:
+    # Again: launchers run this in processes that have not passed through launch().
+    set_up_logging(settings.job.num if sweep else None)
+    register_resolvers()
+    if sweep and not _launched and "SLURM_JOB_ID" not in os.environ:
+        end_with_parent()
+    # Fixed here, once: the default holds the time, and each job of a sweep has its own folder below the
+    # sweep's. Other interpolations stay, because stage 1 resolves them with its own model and folder.
+    # A verb that makes its folder itself has Hydra run where the user is.
+    if "output_dir" in config and settings.runtime.output_dir != os.getcwd():
+        config.output_dir = settings.runtime.output_dir
+
+
+def _do(verb: str, config: DictConfig, overrides: list[str], sweep: bool) -> Any:
+    if not sweep and "output_dir" in config and start_name():
+        _check_named(overrides)
+    if sweep and (done := _finished(verb, config)) is not None:
+        return done["validation"]
+    if sweep and needs_own_process(config):
+        return run_in_own_process(verb, config, overrides)
+    with job_for_further_ranks(verb, config, overrides):
+        return run_verb(verb, config, overrides)
+
+
+def _finished(verb: str, config: DictConfig) -> dict[str, Any] | None:
+    """Give the facts of a sweep's job that an earlier start of the sweep finished."""
+    if verb != "train":
+        return None
+    from fakedet.runs import resuming  # late: it loads PyTorch
+
+    return resuming.finished(config)
 
 
 def _remove_if_empty(folder: str) -> None:

@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
@@ -66,6 +67,8 @@ def join(job: str) -> int:
         run_verb(saved.verb, config, list(saved.overrides))
     except UserError:
         return 2  # rank zero says it
+    except Preempted:
+        pass  # and so it does of this; a status of ours could end it before it has
     return 0
 
 
@@ -104,15 +107,18 @@ def run_in_own_process(verb: str, config: DictConfig, overrides: list[str]) -> A
 
 
 def end_with_parent() -> None:
-    """Let this process end when the one that started it does, however that ends."""
+    """Let this process be told to end (SIGTERM) when the one that started it has ended, however that was.
 
-    def wait() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
+    A training that is told so writes its resume point first.
+    """
+    parent = os.getppid()
 
-    threading.Thread(target=wait, daemon=True).start()
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _alone(verb: str, content: dict[str, Any], overrides: list[str], send: Connection) -> None:

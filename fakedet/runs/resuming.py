@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +41,8 @@ def open_or_resume(config: DictConfig) -> Path:
         return folder
     if (folder / "run.json").is_file():
         raise UserError(
-            f"output_dir={folder} holds a finished run; name another one, or pass overwrite=true to train it anew"
+            f"output_dir={folder} holds a finished run; name another one, or pass overwrite=true to `fakedet train` to "
+            "train it anew"
         )
     saved = _plain(_load(folder))
     saved = _moved(saved, str(saved.get("output_dir", "")), str(config.output_dir))
@@ -60,6 +62,18 @@ def open_or_resume(config: DictConfig) -> Path:
     return folder
 
 
+def finished(config: DictConfig) -> dict[str, Any] | None:
+    """Give what run.json says of the finished run of this very config in its folder; None where there is none."""
+    facts = Path(config.output_dir) / "run.json"
+    if config.overwrite or not facts.is_file() or not facts.with_name("config.yaml").is_file():
+        return None
+    if any(_differences(_plain(_load(facts.parent)), _plain(config))):
+        return None
+    log.info("%s holds this very run, finished: it is not trained again", facts.parent)
+    content: dict[str, Any] = json.loads(facts.read_text(encoding="utf-8"))
+    return content
+
+
 def config_of(run: str) -> tuple[DictConfig, list[str]]:
     """Give the config of a run's folder, made to go on, and what its user had overridden.
 
@@ -68,7 +82,9 @@ def config_of(run: str) -> tuple[DictConfig, list[str]]:
     """
     folder = Path(run)
     if not (folder / "config.yaml").is_file():
-        raise UserError(f"run={folder}: there is no run in this folder (no config.yaml)")
+        below = sorted(path.parent for path in folder.glob("*/config.yaml"))
+        more = f"; its jobs are in {below[0]} and so on" if below else ""
+        raise UserError(f"run={folder}: there is no run in this folder (no config.yaml){more}")
     config = _load(folder)
     if "callbacks" not in config or "model" not in config:
         raise UserError(f"run={folder} is no training run; only those can be resumed")
@@ -125,12 +141,13 @@ def point(config: DictConfig, manifest_sha256: str) -> Path | None:
         content = read_checkpoint(path)
     except UserError as error:
         raise UserError(
-            f"{error}. It is this run's resume point: bring it back whole, or pass overwrite=true to train anew"
+            f"{error}. It is this run's resume point: bring it back whole, or pass overwrite=true to `fakedet train` "
+            "to begin anew"
         ) from error
     if content["fakedet"]["manifest_sha256"] != manifest_sha256:
         raise UserError(
             f"{path} was written on other data: the manifest has changed since this run began. Bring it back, or pass "
-            "overwrite=true to train anew"
+            "overwrite=true to `fakedet train` to begin anew"
         )
     _bring_along(content, path)
     log.info("going on after step %d, in epoch %d", content["global_step"], content["epoch"] + 1)

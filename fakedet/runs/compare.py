@@ -22,7 +22,7 @@ from fakedet.runs.training import FAILURE
 log = logging.getLogger("fakedet")
 
 # They name a run or its place, not what it does.
-ASIDE = ("seed", "output_dir", "overwrite", "resume", "trace_cache", "threads", "logger")
+ASIDE = ("seed", "output_dir", "overwrite", "resume", "trace_cache", "threads", "logger", "sweep", "hydra")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fakedet.errors import UserError
 from fakedet.models.feature_memory import FeatureMemory
+from fakedet.models.reals import rows_of_reals
 from fakedet.models.timm_model import create_timm_model
 from fakedet.models.weights import load_weights
 
@@ -170,9 +171,7 @@ class FrozenEncoder(nn.Module):
         """
         if bool(self.fitted):
             return
-        rows = torch.cat([self.trunk(images) for images in batches]).double()
-        if len(rows) < 2:
-            raise UserError("model.encoder: the standardisation needs at least two real photographs")
+        rows = rows_of_reals(self.trunk, batches)
         self.mean.copy_(rows.mean(dim=0).float())
         self.scale.copy_((rows.std(dim=0) + 1e-6).float())
         self.fitted.fill_(True)

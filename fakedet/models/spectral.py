@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fakedet.errors import UserError
+from fakedet.models.reals import rows_of_reals
 
 CHUNK = 4
 """Images whose blocks are looked at together on a CPU."""
@@ -164,11 +165,7 @@ class SpectralEncoder(nn.Module):
         """
         if bool(self.fitted):
             return
-        rows = torch.cat([self.spectra(images) for images in batches]).double()
-        if len(rows) < 2:
-            raise UserError(
-                "model.encoder: the whitening of block spectra needs at least two real photographs"
-            )
+        rows = rows_of_reals(self.spectra, batches)
         scale = rows.std(dim=0) + 1e-6
         mean = rows.mean(dim=0)
         _, singular, directions = torch.linalg.svd((rows - mean) / scale, full_matrices=False)

@@ -41,7 +41,7 @@ def job_folder(root: Any) -> str:
     # Command lines hold what the sweep fixes, too; the swept ones alone tell its jobs apart.
     telling = [item for item in overrides if item.partition("=")[0].lstrip("+~") in swept] or overrides
     text = ",".join(telling)
-    return "".join(sign if sign.isalnum() or sign in "=.,-_" else "-" for sign in text)[:LONGEST]
+    return "".join(sign if sign.isalnum() or sign in "=.,-_+" else "-" for sign in text)[:LONGEST]
 
 
 def note_failure(settings: Any, error: Exception) -> None:

@@ -27,8 +27,8 @@ def test_folders_are_named_by_what_is_swept_and_failures_and_finished_jobs_are_t
     folders = {path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()}
     assert folders == {
         "0_model.optimizer.lr=0.001",
-        "1_model.optimizer.lr=1e-30",
-    }  # a plus is no sign of a folder
+        "1_model.optimizer.lr=1e+30",
+    }
     assert "[0] training bce on" in said
     assert "[1] training bce on" in said
     assert "1 job of this sweep has failed (1); `fakedet compare runs=sweep` gives" in said

@@ -83,7 +83,7 @@ class FrozenTrunk(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Describe float RGB (N, 3, H, W) in [0, 1] as float32 (N, out_dim), without gradients."""
-        if images.device.type != "cpu":
+        if images.device.type != "cpu" or torch.compiler.is_compiling():
             return self.describe(images)
         with torch.autocast("cpu", enabled=False):  # bfloat16 is slower for such nets on CPUs
             rows = [self.memory.features(self, image) for image in images]

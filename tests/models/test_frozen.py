@@ -109,6 +109,23 @@ def test_training_leaves_the_trunk_as_it_is() -> None:
     assert changed == {"layers.1.weight", "layers.1.bias"}
 
 
+def test_what_validation_saw_can_be_trained_on() -> None:
+    encoder = FrozenEncoder(NAME, pretrained=False, hidden=8)
+    images = torch.rand(2, 3, 40, 40)
+    with torch.inference_mode():
+        encoder.eval()(images)
+    encoder.train()(images).sum().backward()
+    assert encoder.layers[1].weight.grad is not None
+
+
+def test_an_exported_trunk_holds_no_memory() -> None:
+    net, images = trunk(), torch.rand(2, 3, 40, 40)
+    known = net(images)
+    exported = torch.export.export(net, (images,)).module()
+    torch.testing.assert_close(exported(images), known)
+    torch.testing.assert_close(exported(1.0 - images), net(1.0 - images))
+
+
 def test_reals_are_standardised_once() -> None:
     encoder = FrozenEncoder(NAME, pretrained=False, hidden=None)
     reals = torch.rand(16, 3, 40, 40)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fakedet.losses.collapse import collapse_statistics
 from fakedet.losses.trace import heterogeneous_loss, homogeneous_loss
 from fakedet.methods.detector import Detector, Scores
-from fakedet.methods.draws import copy_draws
+from fakedet.methods.draws import copy_draws, fixed_draws
 from fakedet.methods.gather import gather_rows
 from fakedet.methods.traces import fill_bank
 from fakedet.models.destroyer import TraceDestroyer
@@ -40,6 +40,8 @@ class TracePretraining(Detector):
         distance: how the distance to the bank is measured, "knn" or "prototype".
         optimizer: see :func:`fakedet.methods.optimiser.configure_optimiser`.
         recompress: JPEG qualities of the destroyed copies; see :class:`TraceDestroyer`.
+        fixed_copies: each photograph has one destroyed copy, the same in every epoch and run, so that an encoder on
+            a frozen trunk looks at it once; else a new one in each step.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class TracePretraining(Detector):
         distance: str,
         optimizer: Mapping[str, Any],
         recompress: Sequence[int] | None = None,
+        fixed_copies: bool = False,
     ) -> None:
         super().__init__(optimizer)
         self.save_hyperparameters(ignore=["encoder"])
@@ -65,6 +68,7 @@ class TracePretraining(Detector):
         self.heterogeneous = ProjectionHead(embedding_dim, hidden_dim, projection_dim)
         self.bank = TraceBank(projection_dim, bank_size)
         self.destroyer = TraceDestroyer(tuple(destroyers), min_strength, recompress) if destroyers else None
+        self.fixed_copies = fixed_copies
         self.temperature = temperature
         self.weights = (heterogeneous_weight, homogeneous_weight)
         self.distance = distance
@@ -88,9 +92,7 @@ class TracePretraining(Detector):
         n = len(views)
         images = views
         if self.destroyer is not None:
-            images = torch.cat(
-                [views, self.destroyer(pictures[:, 0], copy_draws(self, len(pictures), self.destroyer.width))]
-            )
+            images = torch.cat([views, self._copies(self.destroyer, pictures[:, 0], batch)])
         embedding = self.encoder(images)
         projected = self.homogeneous(embedding)
         a, destroyed = self._all_views(projected[:n]), None
@@ -102,6 +104,11 @@ class TracePretraining(Detector):
         loss: Tensor = self.weights[0] * het + self.weights[1] * hom
         self._log_training(loss, het, hom, a.detach())
         return loss
+
+    def _copies(self, destroyer: TraceDestroyer, images: Tensor, batch: dict[str, Any]) -> Tensor:
+        if self.fixed_copies:
+            return destroyer(images, draws=fixed_draws(batch["id"], destroyer.width))
+        return destroyer(images, copy_draws(self, len(images), destroyer.width))
 
     def _all_views(self, rows: Tensor) -> Tensor:
         """Gather (2B, D) of every rank so that rows i and i + N stay the two views of one image."""

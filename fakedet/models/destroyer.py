@@ -53,19 +53,23 @@ class TraceDestroyer(nn.Module):
         return _WIDTH + (GRID if self.qualities else 0)
 
     @torch.no_grad()
-    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(
+        self, images: Tensor, generator: torch.Generator | None = None, draws: Tensor | None = None
+    ) -> Tensor:
         """Destroy the traces of images; nothing here carries gradients.
 
         Args:
             images: float RGB (N, 3, H, W) in [0, 1], H and W at least 2.
             generator: a CPU generator, whose draws are the same whatever the images' device; None takes
                 PyTorch's global one.
+            draws: uniform (N, width) in [0, 1) on the CPU instead.
 
         Returns:
             (N, 3, H, W) of the images' dtype, in steps of 1/255 as every stored image is: values between the
             steps would give the copies away without any trace being learned.
         """
-        draws = torch.rand(len(images), self.width, generator=generator)
+        if draws is None:
+            draws = torch.rand(len(images), self.width, generator=generator)
         kind = (draws[:, 0] * len(self.kinds)).long()
         strength = self.min_strength + draws[:, 1] * (1.0 - self.min_strength)
         with torch.autocast(images.device.type, enabled=False):

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fakedet.errors import UserError
+from fakedet.errors import UserError, choose
 from fakedet.models.feature_memory import FeatureMemory
 from fakedet.models.reals import rows_of_reals
+from fakedet.models.smoothing import SMOOTHERS, smooth
 from fakedet.models.timm_model import create_timm_model
 from fakedet.models.weights import load_weights
 
@@ -32,9 +33,11 @@ class FrozenTrunk(nn.Module):
         weights: a file with weights, or ``package:NAME``; see :func:`load_weights`. Replaces ``pretrained``.
         input_size: side in pixels that crops are enlarged or shrunk to, the one that the weights know; None: none.
         levels: which of the model's depths, as timm counts them; -1 is the last.
+        responses: ways to smooth an image (:func:`fakedet.models.smoothing.smooth`); beside its features stands, for
+            each way, how they change when its fine texture is smoothed away while what it shows stays.
 
     Raises:
-        UserError: weights that are not there, a model without such levels, or a size out of range.
+        UserError: weights that are not there, a model without such levels, a size out of range, or no such way.
     """
 
     mean: Tensor
@@ -47,6 +50,7 @@ class FrozenTrunk(nn.Module):
         weights: str | None,
         input_size: int | None,
         levels: Sequence[int],
+        responses: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if input_size is not None and input_size < 32:
@@ -63,7 +67,8 @@ class FrozenTrunk(nn.Module):
                 "or -1 for the last"
             )
         self.levels = sorted({level % len(depths) for level in levels})
-        self.out_dim = sum(depths[level] for level in self.levels)
+        self.responses = tuple(choose(name, SMOOTHERS, "model.encoder.responses") for name in responses)
+        self.out_dim = sum(depths[level] for level in self.levels) * (1 + len(self.responses))
         self.input_size = input_size
         settings: dict[str, Any] = self.model.pretrained_cfg  # type: ignore[assignment]
         for key in ("mean", "std"):
@@ -90,7 +95,12 @@ class FrozenTrunk(nn.Module):
         return torch.stack(rows) if rows else images.new_zeros(0, self.out_dim)
 
     def describe(self, images: Tensor) -> Tensor:
-        """Give the mean over the image of each feature of each level, (N, out_dim)."""
+        """Give the mean over the image of each feature of each level, and the responses of each: (N, out_dim)."""
+        features = self._features(images)
+        changes = [self._features(smooth(images, name)) - features for name in self.responses]
+        return torch.cat([features, *changes], dim=1)
+
+    def _features(self, images: Tensor) -> Tensor:
         seen = images
         if self.input_size is not None and tuple(images.shape[-2:]) != (self.input_size, self.input_size):
             seen = F.interpolate(
@@ -110,11 +120,12 @@ class FrozenEncoder(nn.Module):
     checkpoint.
 
     Args:
-        name: see :class:`FrozenTrunk`, as are ``pretrained``, ``weights``, ``input_size`` and ``levels``.
+        name: see :class:`FrozenTrunk`; so are ``pretrained``, ``weights``, ``input_size``, ``levels``, ``responses``.
         pretrained: see there.
         weights: see there.
         input_size: see there.
         levels: see there.
+        responses: see there.
         hidden: of the layer, and dimension of the embedding; None: no layer, the standardised features themselves.
         dropout: in training, before and after the layer.
 
@@ -133,6 +144,7 @@ class FrozenEncoder(nn.Module):
         weights: str | None = None,
         input_size: int | None = None,
         levels: Sequence[int] = (-2, -1),
+        responses: Sequence[str] = (),
         hidden: int | None = 256,
         dropout: float = 0.5,
     ) -> None:
@@ -142,7 +154,7 @@ class FrozenEncoder(nn.Module):
                 f"model.encoder: hidden={hidden}, dropout={dropout}: needs at least one hidden unit (null: no layer) "
                 "and a dropout from 0 to below 1"
             )
-        self.trunk = FrozenTrunk(name, pretrained, weights, input_size, levels)
+        self.trunk = FrozenTrunk(name, pretrained, weights, input_size, levels, responses)
         size = self.trunk.out_dim
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))

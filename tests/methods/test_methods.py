@@ -168,6 +168,17 @@ def test_every_method_learns_from_one_step(
         assert not still, f"{type(method).__name__}: no gradient reaches {still}"
 
 
+def test_fixed_copies_are_the_images_own(batch: dict[str, torch.Tensor]) -> None:
+    """The same in any step and place of the batch; of two images alike, each has a copy of its own."""
+    method = quiet(build.build_method({**TRACE, "fixed_copies": True}))
+    images, ids = batch["image"][:, 0], torch.arange(len(batch["image"]))
+    copies = method._copies(method.destroyer, images, {"id": ids})
+    assert torch.equal(method._copies(method.destroyer, images.flip(0), {"id": ids.flip(0)}).flip(0), copies)
+    assert not torch.equal(copies, images)
+    alike = method._copies(method.destroyer, images[:1].expand(2, -1, -1, -1), {"id": torch.tensor([5, 6])})
+    assert not torch.equal(alike[0], alike[1])
+
+
 def test_views_are_averaged() -> None:
     method = build.build_method(BCE).eval()
     images = torch.rand(3, 5, 3, 32, 32)

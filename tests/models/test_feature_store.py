@@ -1,0 +1,67 @@
+"""The file of features: what one process stored, another finds; wrong files are told."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fakedet.errors import UserError
+from fakedet.models import feature_memory
+from fakedet.models.feature_store import BATCH, VARIABLE, FeatureStore
+from fakedet.models.frozen import FrozenTrunk
+
+PROGRAM = """
+import torch
+from fakedet.models.frozen import FrozenTrunk
+torch.manual_seed(0)
+net = FrozenTrunk("test_efficientnet", False, None, 48, [-1])
+torch.manual_seed(1)
+print(net(torch.rand(3, 3, 40, 40)).double().sum().item())
+"""
+
+
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_memory, "_known", {})
+    monkeypatch.setattr(feature_memory, "_stores", {})
+
+
+def test_another_process_finds_what_one_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "new folder" / "features.sqlite"
+    environment = {**os.environ, VARIABLE: str(file)}
+    said = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True
+    )
+    monkeypatch.setenv(VARIABLE, str(file))
+    forget(monkeypatch)
+    torch.manual_seed(0)
+    net = FrozenTrunk("test_efficientnet", False, None, 48, [-1])
+    monkeypatch.setattr(net, "describe", lambda images: pytest.fail("it looked again"))
+    torch.manual_seed(1)
+    assert net(torch.rand(3, 3, 40, 40)).double().sum().item() == float(said.stdout)
+
+
+def test_rows_come_back_as_they_were_and_by_net(tmp_path: Path) -> None:
+    store, rows = FeatureStore(tmp_path / "f.sqlite"), torch.randn(BATCH + 1, 7)
+    for index, row in enumerate(rows):
+        store.put(b"one", index.to_bytes(4, "big"), row)
+    store.put(b"two", b"x", rows[0] + 1)
+    other = FeatureStore(tmp_path / "f.sqlite")
+    assert len(list(other.of(b"one"))) == BATCH  # the rest waits
+    store.flush()
+    store.put(b"one", (0).to_bytes(4, "big"), rows[1])  # known already
+    store.flush()
+    known = dict(other.of(b"one"))
+    assert len(known) == BATCH + 1
+    assert all(torch.equal(known[index.to_bytes(4, "big")], row) for index, row in enumerate(rows))
+    assert [key for key, _ in other.of(b"two")] == [b"x"]
+
+
+def test_a_file_that_is_something_else_is_told(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("Dear all, " * 200)
+    for path in (tmp_path / "letter.txt", tmp_path, tmp_path / "letter.txt" / "f.sqlite"):
+        with pytest.raises(UserError, match=f"{VARIABLE}=.*cannot be used"):
+            FeatureStore(path)
+    assert (tmp_path / "letter.txt").read_text() == "Dear all, " * 200

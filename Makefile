@@ -39,7 +39,7 @@ study: $(STAMP)  ## Run conf/study/NAME.yaml, or go on with it: make study NAME=
 	@$(BIN)/fakedet study study=$(NAME) jobs=$(JOBS) output_dir=runs/studies/$(NAME) $(ARGS)
 
 test: lint  ## Lint, check types and run all tests.
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 fast-test: $(STAMP)  ## Only the unit tests (seconds).
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)

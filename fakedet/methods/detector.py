@@ -114,7 +114,7 @@ class Detector(LightningModule):
         """
         self.quarantined.extend(batch.get("quarantined", ()))
         image: Tensor = batch["image"]
-        return image.float().div(255.0) if image.dtype == torch.uint8 else image
+        return image.float().div_(255.0) if image.dtype == torch.uint8 else image
 
     def score_views(self, images: Tensor) -> Scores:
         """Score (B, V, 3, H, W) and average each image's V views."""

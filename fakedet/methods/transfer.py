@@ -46,9 +46,12 @@ class ContrastiveTransfer(Detector):
         destroyers: kinds of those copies; see :class:`TraceDestroyer`.
         min_strength: least share of a destroyed copy in its blend with the original.
         recompress: JPEG qualities of those copies; None: they are not compressed.
+        score: what ranks images, and is calibrated, validated and kept by: "logit", the classifier's, or
+            "trace_distance", that distance in the spread of the bank's.
 
     Raises:
-        UserError: ``copies_per_real`` is not between 0 and 1, or settings of the copies that cannot be.
+        UserError: ``copies_per_real`` is not between 0 and 1, settings of the copies that cannot be, or a score by
+            distance without the contrastive term that trains it.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class ContrastiveTransfer(Detector):
         destroyers: Sequence[str] = (),
         min_strength: float = 0.4,
         recompress: Sequence[int] | None = None,
+        score: str = "logit",
     ) -> None:
         super().__init__(optimizer)
         self.save_hyperparameters(ignore=["encoder", "source"])
@@ -84,6 +88,11 @@ class ContrastiveTransfer(Detector):
         self.contrastive_weight = contrastive_weight
         self.term_weights = (real_weight, fake_weight)
         self.distance = distance
+        self.by_distance = choose(score, ("logit", "trace_distance"), "model.score") == "trace_distance"
+        if self.by_distance and contrastive_weight == 0:
+            raise UserError(
+                "model.score=trace_distance needs the contrastive term: model.contrastive_weight > 0"
+            )
         if not 0.0 <= copies_per_real <= 1.0:
             raise UserError(
                 f"model.copies_per_real={copies_per_real}: between 0 (none) and 1 (one of each real)"
@@ -95,10 +104,11 @@ class ContrastiveTransfer(Detector):
         self._memory: TraceMemory | None = None
 
     def forward(self, images: Tensor) -> Scores:
-        """Score images by the logit, and beside it by the distance of z from the traces."""
+        """Score images by the logit or what takes its place, and beside it by the distance of z from the traces."""
         embedding = self.encoder(images)
         z = self.projection(embedding)
-        return Scores(self.classifier(embedding), z.float(), self.bank.distance(z, self.distance))
+        logit = self.bank.standardised(z, self.distance) if self.by_distance else self.classifier(embedding)
+        return Scores(logit, z.float(), self.bank.distance(z, self.distance))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Compute L over the global batch's contrastive rows, destroyed copies among its fakes if asked for."""

@@ -41,7 +41,7 @@ class FeatureMemory:
             self._name = _fingerprint(net)
         if self._name not in _stores:
             _open_store(self._name)
-        content = hashlib.sha256(image.contiguous().numpy())
+        content = hashlib.sha256(image.contiguous().view(-1).numpy().data)
         content.update(repr((self._name, tuple(image.shape))).encode())
         key = content.digest()
         known = _known.get(key)

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -122,6 +123,31 @@ def test_copies_without_kinds_or_beyond_their_share_are_refused() -> None:
     ):
         with pytest.raises(UserError, match=told):
             build.build_method({**TRANSFER, **wrong}, trace)
+
+
+def test_the_trace_distance_can_take_the_logits_place(batch: dict[str, torch.Tensor]) -> None:
+    trace = build.TraceCheckpoint(TRACE, build.build_method(TRACE))  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    method = build.build_method({**TRANSFER, "score": "trace_distance"}, trace).eval()
+    images = batch["image"][:, 0]
+    with torch.no_grad():
+        reals = method.source(torch.rand(12, 3, 32, 32))
+        method.bank.fit(reals)
+        z = torch.nn.functional.normalize(method.projection(method.encoder(images)), dim=1)
+        scores = method(images)
+
+    def nearest(row: torch.Tensor, others: list[torch.Tensor]) -> float:
+        return 1 - sum(sorted(float(row @ other) for other in others)[-10:]) / 10
+
+    distance = [nearest(row, list(reals)) for row in z]
+    own = [nearest(row, [*reals[:i], *reals[i + 1 :]]) for i, row in enumerate(reals)]
+    wanted = [(value - np.mean(own)) / np.std(own, ddof=1) for value in distance]
+    np.testing.assert_allclose(scores.trace_distance, distance, atol=1e-5)
+    np.testing.assert_allclose(scores.logit, wanted, rtol=1e-2, atol=1e-2)
+    with pytest.raises(UserError, match="needs the contrastive term"):
+        build.build_method({**TRANSFER, "score": "trace_distance", "contrastive_weight": 0}, trace)
+    with pytest.raises(UserError, match=r"model\.score: 'distance'"):
+        build.build_method({**TRANSFER, "score": "distance"}, trace)
 
 
 def test_transfer_starts_from_stage_1_and_never_moves_its_source(batch: dict[str, torch.Tensor]) -> None:

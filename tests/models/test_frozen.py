@@ -135,8 +135,9 @@ def test_what_validation_saw_can_be_trained_on() -> None:
     assert encoder.layers[1].weight.grad is not None
 
 
-def test_an_exported_trunk_holds_no_memory() -> None:
-    net, images = trunk(), torch.rand(2, 3, 40, 40)
+@pytest.mark.parametrize("responses", [[], ["bilateral", "median"]])
+def test_an_exported_trunk_holds_no_memory(responses: list[str]) -> None:
+    net, images = trunk(responses=responses), torch.rand(2, 3, 40, 40)
     known = net(images)
     exported = torch.export.export(net, (images,)).module()
     torch.testing.assert_close(exported(images), known)

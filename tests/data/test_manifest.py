@@ -196,7 +196,7 @@ def change(column: str, row: int, value):
     (change("path", 2, "./real//image 0.x.png"), "rows 1 and 3 have the same path 'real/image 0.x.png'"),
     (change("split", 2, "tset"), "row 3 has the split 'tset'; did you mean 'test'"),
     (change("split", 2, None), "row 3 has no split, though others have one"),
-], ids=str)  # fmt: skip
+], ids=lambda value: None if callable(value) else str(value))  # fmt: skip
 @pytest.mark.parametrize("name", ["manifest.csv", "manifest.parquet"])
 def test_mistakes_in_the_table_are_named(table: pd.DataFrame, load, mistake, message: str, name: str) -> None:
     changed = mistake(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from fakedet.errors import UserError
+
+log = logging.getLogger("fakedet")
 
 VARIABLE = "FAKEDET_FEATURES"
 """Environment variable that names the file; unset: nothing is kept beyond the process."""
@@ -25,13 +28,16 @@ class FeatureStore:
     Args:
         path: of the file; made with its folders if it is not there.
 
+    A file that can no longer be written costs a warning and not the run: nothing more is kept then.
+
     Raises:
-        UserError: the file cannot be made, opened or written, or is something else.
+        UserError: the file cannot be made or read, or is something else.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._waiting: list[tuple[bytes, bytes, bytes]] = []
+        self._broken = False
         self._do(
             "CREATE TABLE IF NOT EXISTS features (net BLOB, image BLOB, value BLOB, PRIMARY KEY (net, image))"
         )
@@ -49,15 +55,22 @@ class FeatureStore:
 
     def put(self, net: bytes, image: bytes, features: Tensor) -> None:
         """Keep an image's features, sooner or later."""
+        if self._broken:
+            return
         self._waiting.append((net, image, features.numpy().astype("<f4").tobytes()))
         if len(self._waiting) >= BATCH:
             self.flush()
 
     def flush(self) -> None:
         """Write what waits."""
-        if self._waiting:
-            self._do("INSERT OR IGNORE INTO features VALUES (?, ?, ?)", self._waiting)
-            self._waiting.clear()
+        rows, self._waiting = self._waiting, []
+        if not rows:
+            return
+        try:
+            self._do("INSERT OR IGNORE INTO features VALUES (?, ?, ?)", rows)
+        except UserError as error:
+            self._broken = True
+            log.warning("%s; features are no longer kept there", error)
 
     def _do(
         self, statement: str, rows: Sequence[tuple[bytes, ...]] | None = None

@@ -1,5 +1,6 @@
 """The file of features: what one process stored, another finds; wrong files are told."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -65,3 +66,17 @@ def test_a_file_that_is_something_else_is_told(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"{VARIABLE}=.*cannot be used"):
             FeatureStore(path)
     assert (tmp_path / "letter.txt").read_text() == "Dear all, " * 200
+
+
+def test_a_file_that_can_no_longer_be_written_costs_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("fakedet"), "propagate", True)
+    file = tmp_path / "f.sqlite"
+    store = FeatureStore(file)
+    file.write_text("Dear all, " * 200)  # somebody's mistake, or a full disk
+    for _ in range(2):
+        store.put(b"one", b"x", torch.ones(3))
+        store.flush()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "no longer kept" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import hashlib
 from typing import Any
 
@@ -15,8 +16,6 @@ CAPACITY = 65_536
 """Images remembered by a process; some 250 MB of features. The oldest are forgotten first."""
 
 _known: dict[bytes, Tensor] = {}
-_stores: dict[bytes, FeatureStore | None] = {}
-"""Of each net: the file that was read for it."""
 
 
 class FeatureMemory:
@@ -39,38 +38,40 @@ class FeatureMemory:
         """
         if self._name is None:
             self._name = _fingerprint(net)
-        if self._name not in _stores:
-            _open_store(self._name)
         content = hashlib.sha256(image.contiguous().view(-1).numpy().data)
         content.update(repr((self._name, tuple(image.shape))).encode())
         key = content.digest()
         known = _known.get(key)
         if known is None:
-            known = net.describe(image[None])[0].clone()
-            _remember(key, known)
-            store = _stores[self._name]
-            if store is not None:
-                store.put(self._name, key, known)
+            known = self._ask(net, image, self._name, key)
+            while len(_known) >= CAPACITY:
+                del _known[next(iter(_known))]
+            _known[key] = known
         return known
+
+    @staticmethod
+    def _ask(net: Any, image: Tensor, name: bytes, key: bytes) -> Tensor:
+        store = _open_store()
+        stored = store.get(name, key) if store else None
+        if stored is not None:
+            return stored
+        features: Tensor = net.describe(image[None])[0].clone()
+        if store:
+            store.put(name, key, features)
+        return features
 
     def forget(self) -> None:
         """Say that the net has other weights now."""
         self._name = None
 
 
-def _remember(key: bytes, features: Tensor) -> None:
-    while len(_known) >= CAPACITY:
-        del _known[next(iter(_known))]
-    _known[key] = features
-
-
-def _open_store(net: bytes) -> None:
-    """Read what earlier processes stored of a net, and write what is new at the latest when this one ends."""
-    store = _stores[net] = FeatureStore.from_environment()
+@functools.cache
+def _open_store() -> FeatureStore | None:
+    """Open this process's file of features, if it has one; what waits is written at the latest when it ends."""
+    store = FeatureStore.from_environment()
     if store is not None:
-        for key, features in store.of(net):
-            _remember(key, features)
         atexit.register(store.flush)
+    return store
 
 
 def _fingerprint(net: Any) -> bytes:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,10 @@ class FeatureStore:
     Args:
         path: of the file; made with its folders if it is not there.
 
-    A file that can no longer be written costs a warning and not the run: nothing more is kept then.
+    A file that breaks later costs a warning and not the run: it is left alone then.
 
     Raises:
-        UserError: the file cannot be made or read, or is something else.
+        UserError: the file cannot be made or is something else.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,15 +49,13 @@ class FeatureStore:
         name = os.environ.get(VARIABLE)
         return cls(Path(name)) if name else None
 
-    def of(self, net: bytes) -> Iterator[tuple[bytes, Tensor]]:
-        """Give all that is known of a net: each image's key and features."""
-        for image, value in self._do("SELECT image, value FROM features WHERE net = ?", [(net,)]):
-            yield image, torch.from_numpy(np.frombuffer(value, dtype="<f4").copy())
+    def get(self, net: bytes, image: bytes) -> Tensor | None:
+        """Give what any process has stored of an image, if one has."""
+        rows = self._try("SELECT value FROM features WHERE net = ? AND image = ?", [(net, image)])
+        return torch.from_numpy(np.frombuffer(rows[0][0], dtype="<f4").copy()) if rows else None
 
     def put(self, net: bytes, image: bytes, features: Tensor) -> None:
         """Keep an image's features, sooner or later."""
-        if self._broken:
-            return
         self._waiting.append((net, image, features.numpy().astype("<f4").tobytes()))
         if len(self._waiting) >= BATCH:
             self.flush()
@@ -64,34 +63,28 @@ class FeatureStore:
     def flush(self) -> None:
         """Write what waits."""
         rows, self._waiting = self._waiting, []
-        if not rows:
-            return
+        if rows:
+            self._try("INSERT OR IGNORE INTO features VALUES (?, ?, ?)", rows)
+
+    def _try(self, statement: str, rows: Sequence[tuple[bytes, ...]]) -> list[tuple[bytes, ...]]:
+        """Run a statement in the middle of work, which a broken file must not stop."""
+        if self._broken:
+            return []
         try:
-            self._do("INSERT OR IGNORE INTO features VALUES (?, ?, ?)", rows)
+            return self._do(statement, rows)
         except UserError as error:
             self._broken = True
             log.warning("%s; features are no longer kept there", error)
+            return []
 
-    def _do(
-        self, statement: str, rows: Sequence[tuple[bytes, ...]] | None = None
-    ) -> list[tuple[bytes, bytes]]:
+    def _do(self, statement: str, rows: Sequence[tuple[bytes, ...]] = ((),)) -> list[tuple[bytes, ...]]:
         """Run a statement on a connection of its own: none is open when a process forks."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(self.path, timeout=60.0)
-            try:
-                with connection:
-                    if rows is None:
-                        connection.execute(statement)
-                    elif statement.startswith("SELECT"):
-                        return connection.execute(statement, rows[0]).fetchall()
-                    else:
-                        connection.executemany(statement, rows)
-            finally:
-                connection.close()
+            with contextlib.closing(sqlite3.connect(self.path, timeout=60.0)) as connection, connection:
+                return [found for row in rows for found in connection.execute(statement, row)]
         except (OSError, sqlite3.Error) as error:
             raise UserError(
                 f"{VARIABLE}={self.path}: cannot be used as a file of features ({error}); "
                 "name another file, or unset it"
             ) from error
-        return []

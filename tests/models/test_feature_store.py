@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,12 @@ print(net(torch.rand(3, 3, 40, 40)).double().sum().item())
 """
 
 
-def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(feature_memory, "_known", {})
-    monkeypatch.setattr(feature_memory, "_stores", {})
+    feature_memory._open_store.cache_clear()
+    yield
+    feature_memory._open_store.cache_clear()
 
 
 def test_another_process_finds_what_one_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,12 +40,21 @@ def test_another_process_finds_what_one_stored(tmp_path: Path, monkeypatch: pyte
         [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True
     )
     monkeypatch.setenv(VARIABLE, str(file))
-    forget(monkeypatch)
     torch.manual_seed(0)
     net = FrozenTrunk("test_efficientnet", False, None, 48, [-1])
     monkeypatch.setattr(net, "describe", lambda images: pytest.fail("it looked again"))
     torch.manual_seed(1)
     assert net(torch.rand(3, 3, 40, 40)).double().sum().item() == float(said.stdout)
+
+
+def test_what_memory_forgot_the_file_still_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "f.sqlite"))
+    monkeypatch.setattr(feature_memory, "CAPACITY", 1)
+    monkeypatch.setattr("fakedet.models.feature_store.BATCH", 1)
+    net, images = FrozenTrunk("test_efficientnet", False, None, 48, [-1]), torch.rand(2, 3, 40, 40)
+    known = net(images)
+    monkeypatch.setattr(net, "describe", lambda images: pytest.fail("it looked again"))
+    assert torch.equal(net(images), known)
 
 
 def test_rows_come_back_as_they_were_and_by_net(tmp_path: Path) -> None:
@@ -50,14 +63,16 @@ def test_rows_come_back_as_they_were_and_by_net(tmp_path: Path) -> None:
         store.put(b"one", index.to_bytes(4, "big"), row)
     store.put(b"two", b"x", rows[0] + 1)
     other = FeatureStore(tmp_path / "f.sqlite")
-    assert len(list(other.of(b"one"))) == BATCH  # the rest waits
+    assert other.get(b"one", BATCH.to_bytes(4, "big")) is None  # it waits
     store.flush()
     store.put(b"one", (0).to_bytes(4, "big"), rows[1])  # known already
     store.flush()
-    known = dict(other.of(b"one"))
-    assert len(known) == BATCH + 1
-    assert all(torch.equal(known[index.to_bytes(4, "big")], row) for index, row in enumerate(rows))
-    assert [key for key, _ in other.of(b"two")] == [b"x"]
+    for index, row in enumerate(rows):
+        found = other.get(b"one", index.to_bytes(4, "big"))
+        assert found is not None
+        assert torch.equal(found, row)
+    assert torch.equal(other.get(b"two", b"x"), rows[0] + 1)
+    assert other.get(b"one", b"x") is None
 
 
 def test_a_file_that_is_something_else_is_told(tmp_path: Path) -> None:
@@ -78,5 +93,6 @@ def test_a_file_that_can_no_longer_be_written_costs_a_warning(
     for _ in range(2):
         store.put(b"one", b"x", torch.ones(3))
         store.flush()
+        assert store.get(b"one", b"x") is None
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "no longer kept" in caplog.text

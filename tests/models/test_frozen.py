@@ -26,7 +26,7 @@ needs_weights = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feature_memory, "_known", {})
-    monkeypatch.setattr(feature_memory, "_stores", {})
+    feature_memory._open_store.cache_clear()
     monkeypatch.delenv("FAKEDET_FEATURES", raising=False)
 
 

@@ -33,7 +33,8 @@ class FeatureMemory:
         """Give the features (D,) of an image (3, H, W) on the CPU.
 
         Args:
-            net: has ``describe``, which maps (1, 3, H, W) to (1, D), ``levels``, ``input_size`` and ``responses``.
+            net: has ``describe``, which maps (1, 3, H, W) to (1, D), ``levels``, ``input_size``,
+                ``responses`` and ``pool``.
             image: float.
         """
         if self._name is None:
@@ -77,7 +78,7 @@ def _open_store() -> FeatureStore | None:
 def _fingerprint(net: Any) -> bytes:
     """Name weights and settings; 16 bytes."""
     digest = hashlib.blake2b(repr(net).encode(), digest_size=16)
-    digest.update(repr([net.levels, net.input_size, net.responses]).encode())
+    digest.update(repr([net.levels, net.input_size, net.responses, net.pool]).encode())
     for name, value in net.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -13,7 +13,7 @@ from fakedet.errors import UserError, choose
 from fakedet.models.feature_memory import FeatureMemory
 from fakedet.models.reals import rows_of_reals
 from fakedet.models.smoothing import SMOOTHERS, smooth
-from fakedet.models.timm_model import create_timm_model
+from fakedet.models.timm_model import create_timm_model, required_size
 from fakedet.models.weights import load_weights
 
 
@@ -35,9 +35,12 @@ class FrozenTrunk(nn.Module):
         levels: which of the model's depths, as timm counts them; -1 is the last.
         responses: ways to smooth an image (:func:`fakedet.models.smoothing.smooth`); beside its features stands, for
             each way, how they change when its fine texture is smoothed away while what it shows stays.
+        pool: what stands for a level: "mean", of each feature over the image; or "class", the class token of a
+            transformer at that depth, which tells more where there is one (Koutlis and Papadopoulos, ECCV 2024).
 
     Raises:
-        UserError: weights that are not there, a model without such levels, a size out of range, or no such way.
+        UserError: weights that are not there, a model without such levels or without a class token, a size that is
+            out of range or not the model's, or no such way.
     """
 
     mean: Tensor
@@ -51,13 +54,16 @@ class FrozenTrunk(nn.Module):
         input_size: int | None,
         levels: Sequence[int],
         responses: Sequence[str] = (),
+        pool: str = "mean",
     ) -> None:
         super().__init__()
-        if input_size is not None and input_size < 32:
-            raise UserError(f"model.encoder.input_size={input_size}: at least 32 pixels")
+        self.pool = choose(pool, ("mean", "class"), "model.encoder.pool")
         self.model = create_timm_model(name, 3, pretrained and weights is None, {})
         if weights is not None:
             load_weights(self.model, weights, 3)
+        _check_size(self.model, name, input_size)
+        if pool == "class" and getattr(self.model, "cls_token", None) is None:
+            raise UserError(f"model.encoder.pool=class: '{name}' has no class token; use pool=mean")
         depths = [int(stage["num_chs"]) for stage in getattr(self.model, "feature_info", ())]
         if not hasattr(self.model, "forward_intermediates") or not depths:
             raise UserError(f"model.encoder.name: '{name}' does not give its features at several depths")
@@ -95,7 +101,7 @@ class FrozenTrunk(nn.Module):
         return torch.stack(rows) if rows else images.new_zeros(0, self.out_dim)
 
     def describe(self, images: Tensor) -> Tensor:
-        """Give the mean over the image of each feature of each level, and the responses of each: (N, out_dim)."""
+        """Give each level's features, pooled over the image, and the responses of each: (N, out_dim)."""
         features = self._features(images)
         changes = [self._features(smooth(images, name)) - features for name in self.responses]
         return torch.cat([features, *changes], dim=1)
@@ -107,10 +113,15 @@ class FrozenTrunk(nn.Module):
                 images, size=(self.input_size, self.input_size), mode="bicubic", align_corners=False
             )
         seen = ((seen - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        options = {"return_prefix_tokens": True} if self.pool == "class" else {}
         levels = self.model.forward_intermediates(  # type: ignore[operator]
-            seen, indices=self.levels, intermediates_only=True
+            seen, indices=self.levels, intermediates_only=True, **options
         )
-        return torch.cat([level.float().mean(dim=(2, 3)) for level in levels], dim=1)
+        if self.pool == "class":
+            pooled = [tokens[:, 0] for _, tokens in levels]
+        else:
+            pooled = [level.mean(dim=(2, 3)) for level in levels]
+        return torch.cat([features.float() for features in pooled], dim=1)
 
 
 class FrozenEncoder(nn.Module):
@@ -120,12 +131,14 @@ class FrozenEncoder(nn.Module):
     checkpoint.
 
     Args:
-        name: see :class:`FrozenTrunk`; so are ``pretrained``, ``weights``, ``input_size``, ``levels``, ``responses``.
+        name: see :class:`FrozenTrunk`; so are ``pretrained``, ``weights``, ``input_size``, ``levels``,
+            ``responses``, ``pool``.
         pretrained: see there.
         weights: see there.
         input_size: see there.
         levels: see there.
         responses: see there.
+        pool: see there.
         hidden: of the layer, and dimension of the embedding; None: no layer, the standardised features themselves.
         dropout: in training, before and after the layer.
 
@@ -147,6 +160,7 @@ class FrozenEncoder(nn.Module):
         responses: Sequence[str] = (),
         hidden: int | None = 256,
         dropout: float = 0.5,
+        pool: str = "mean",
     ) -> None:
         super().__init__()
         if (hidden is not None and hidden < 1) or not 0.0 <= dropout < 1.0:
@@ -154,7 +168,7 @@ class FrozenEncoder(nn.Module):
                 f"model.encoder: hidden={hidden}, dropout={dropout}: needs at least one hidden unit (null: no layer) "
                 "and a dropout from 0 to below 1"
             )
-        self.trunk = FrozenTrunk(name, pretrained, weights, input_size, levels, responses)
+        self.trunk = FrozenTrunk(name, pretrained, weights, input_size, levels, responses, pool)
         size = self.trunk.out_dim
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
@@ -187,3 +201,16 @@ class FrozenEncoder(nn.Module):
         self.mean.copy_(rows.mean(dim=0).float())
         self.scale.copy_((rows.std(dim=0) + 1e-6).float())
         self.fitted.fill_(True)
+
+
+def _check_size(model: nn.Module, name: str, input_size: int | None) -> None:
+    if input_size is None:
+        return  # the crop's own size then, which is known when the first comes
+    if input_size < 32:
+        raise UserError(f"model.encoder.input_size={input_size}: at least 32 pixels")
+    size = required_size(model, {})
+    if size is not None and size != (input_size, input_size):
+        raise UserError(
+            f"model.encoder.input_size={input_size}: '{name}' takes images of {size[0]}x{size[1]} pixels alone; "
+            f"set it to {size[0]}"
+        )

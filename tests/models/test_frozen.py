@@ -1,6 +1,7 @@
 """The frozen trunk against timm's own feature extractor, and what it remembers."""
 
 import copy
+import functools
 import importlib.util
 import types
 from pathlib import Path
@@ -56,6 +57,25 @@ def test_features_are_the_means_of_timms_feature_maps() -> None:
         wanted = torch.cat([level.mean(dim=(2, 3)) for level in maps.eval()(seen)], dim=1)
     torch.testing.assert_close(net(images), wanted, rtol=1e-4, atol=1e-5)
     assert net.out_dim == wanted.shape[1]
+
+
+def test_class_tokens_are_what_the_blocks_of_timms_transformer_say_of_them() -> None:
+    torch.manual_seed(0)
+    net = FrozenTrunk("test_vit", False, None, 160, [1, -1], pool="class")
+    torch.manual_seed(0)
+    other = timm.create_model("test_vit", num_classes=0).eval()
+    said: list[torch.Tensor] = []
+    for block in other.blocks:
+        block.register_forward_hook(lambda module, inputs, output: said.append(output[:, 0]))
+    images = torch.rand(2, 3, 96, 96)
+    mean, std = (torch.tensor(other.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        other((F.interpolate(images, (160, 160), mode="bicubic", align_corners=False) - mean) / std)
+    torch.testing.assert_close(net(images), torch.cat([said[1], said[-1]], dim=1), rtol=1e-4, atol=1e-5)
+    torch.manual_seed(0)
+    means = FrozenTrunk("test_vit", False, None, 160, [1, -1])
+    assert means.out_dim == net.out_dim
+    assert not torch.allclose(means(images), net(images))  # not what is remembered of the other
 
 
 def test_responses_are_what_smoothing_changes() -> None:
@@ -135,9 +155,14 @@ def test_what_validation_saw_can_be_trained_on() -> None:
     assert encoder.layers[1].weight.grad is not None
 
 
-@pytest.mark.parametrize("responses", [[], ["bilateral", "median"]])
-def test_an_exported_trunk_holds_no_memory(responses: list[str]) -> None:
-    net, images = trunk(responses=responses), torch.rand(2, 3, 40, 40)
+@pytest.mark.parametrize("kind", ["plain", "responses", "class"])
+def test_an_exported_trunk_holds_no_memory(kind: str) -> None:
+    net = {
+        "plain": trunk,
+        "responses": functools.partial(trunk, responses=["bilateral", "median"]),
+        "class": lambda: FrozenTrunk("test_vit", False, None, 160, [-1], pool="class"),
+    }[kind]()
+    images = torch.rand(2, 3, 40, 40)
     known = net(images)
     exported = torch.export.export(net, (images,)).module()
     torch.testing.assert_close(exported(images), known)
@@ -161,6 +186,9 @@ def test_reals_are_standardised_once() -> None:
         ({"levels": [7]}, "levels"),
         ({"levels": []}, "levels"),
         ({"input_size": 8}, "at least 32"),
+        ({"name": "test_vit", "input_size": 128}, "takes images of 160x160 pixels alone; set it to 160"),
+        ({"pool": "class"}, "has no class token; use pool=mean"),
+        ({"pool": "clas"}, "did you mean 'class'"),
         ({"hidden": 0}, "hidden=0"),
         ({"dropout": 1.0}, r"dropout=1\.0"),
         (
@@ -172,7 +200,7 @@ def test_reals_are_standardised_once() -> None:
 )
 def test_settings_that_cannot_be_are_told(settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        FrozenEncoder(NAME, **{"pretrained": False, **settings})
+        FrozenEncoder(**{"name": NAME, "pretrained": False, **settings})
 
 
 def test_a_port_under_other_names_fits_and_another_model_does_not(tmp_path: Path) -> None:

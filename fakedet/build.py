@@ -25,6 +25,7 @@ from fakedet.errors import UserError
 from fakedet.methods.detector import Detector
 from fakedet.methods.trace import TracePretraining
 from fakedet.models.trace_source import TraceSource
+from fakedet.models.weights import find_weights
 
 log = logging.getLogger("fakedet")
 
@@ -170,15 +171,10 @@ def detector_of(checkpoint: Mapping[str, Any], path: str | Path) -> Detector:
     identity = checkpoint["fakedet"]
     trace = None
     if needs_source(identity["model"]):
-        untrained = build_method(identity["stage1"])
+        untrained = build_method(_without_weights(identity["stage1"]))
         assert isinstance(untrained, TracePretraining)
         trace = TraceCheckpoint(identity["stage1"], untrained)
-    # The weights come from the checkpoint: nothing pretrained is looked up again.
-    model = {
-        **identity["model"],
-        "init": "scratch",
-        "encoder": _without_weights(identity["model"]["encoder"]),
-    }
+    model = {**_without_weights(identity["model"]), "init": "scratch"}
     if "head" in model:
         model["head"] = None
     method = build_method(model, trace)
@@ -205,11 +201,17 @@ def load_trace(path: str | Path) -> TraceCheckpoint:
     return TraceCheckpoint(method.identity["model"], method)
 
 
-def _without_weights(encoder: Mapping[str, Any]) -> dict[str, Any]:
-    changed = dict(encoder)
-    if "pretrained" in changed:
-        changed |= {"pretrained": False, "weights": None}
-    return changed
+def _without_weights(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Change a model config so that nothing pretrained is looked up again: the weights come from the checkpoint."""
+    encoder = dict(model["encoder"])
+    if "pretrained" in encoder:
+        encoder |= {"pretrained": False, "weights": None}
+    return {**model, "encoder": encoder}
+
+
+def weights_file(named: str) -> Path:
+    """Give the file that ``model.encoder.weights`` names; see :func:`fakedet.models.weights.find_weights`."""
+    return find_weights(named)
 
 
 def _start_from(encoder: nn.Module, config: Mapping[str, Any], trace: TraceCheckpoint) -> None:

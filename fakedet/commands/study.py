@@ -14,6 +14,7 @@ from rich.console import Console
 from fakedet.evaluation.table import console_table
 from fakedet.evaluation.verdict import verdict
 from fakedet.runs.folder import open_folder, write_config
+from fakedet.runs.resuming import lock
 from fakedet.runs.study import plan, prepare_data, run_jobs
 from fakedet.runs.study_report import compare_jobs, write_report
 
@@ -25,6 +26,11 @@ def run(config: DictConfig, overrides: list[str]) -> None:
     started = time.perf_counter()
     # A study that was stopped goes on in its folder, so an occupied one is not refused.
     folder = open_folder(Path(config.output_dir), overwrite=True).resolve()
+    with lock(folder, "running a study"):
+        _run(config, overrides, folder, started)
+
+
+def _run(config: DictConfig, overrides: list[str], folder: Path, started: float) -> None:
     write_config(folder, config, overrides)
     study: dict[str, Any] = OmegaConf.to_container(config.study, resolve=True)  # type: ignore[assignment]
     first, rest = plan(study, folder, list(config.extra), _search())

@@ -96,9 +96,9 @@ class ImageDataModule(LightningDataModule):
         self.held_out = (tuple(hold_out), measure)
         self.augment = augment or Augmentation("none")
         self.views, self.real_only, self.seed = views, real_only, seed
-        self.test_split = "test"
-        self.shard_window, self.shard_cache = shard_window, shard_cache
+        self.test_split, self.shard_window, self.shard_cache = "test", shard_window, shard_cache
         self._manifest: Manifest | None = None
+        self.as_read: Manifest | None = None  # before anything is held out
         self._image_source: Source | None = None
         self._cells: dict[str, Cells] = {}
         self._measured = "val"
@@ -116,7 +116,7 @@ class ImageDataModule(LightningDataModule):
         if self._manifest is None:
             path, root = self.locate()
             manifest = load_manifest(path, root, self.allow_group_leak)
-            self._manifest = hold_out(manifest, *self.held_out)
+            self._manifest, self.as_read = hold_out(manifest, *self.held_out), manifest
             for note in manifest.notes:
                 log.info("%s: %s", path.name, note)
             if self.num_workers > cores():
@@ -201,7 +201,8 @@ class ImageDataModule(LightningDataModule):
         """Count images per split and class in one line."""
         parts = []
         for split in ("train", "val", "test"):
-            labels = self.manifest.rows(split)["label"]
+            rows = self._training_rows() if split == "train" else self.manifest.rows(split)
+            labels = rows["label"]
             parts.append(f"{split} {int((labels == 0).sum())} real + {int((labels == 1).sum())} fake")
         return ", ".join(parts)
 

@@ -89,9 +89,10 @@ class ContrastiveTransfer(Detector):
         self.term_weights = (real_weight, fake_weight)
         self.distance = distance
         self.by_distance = choose(score, ("logit", "trace_distance"), "model.score") == "trace_distance"
-        if self.by_distance and contrastive_weight == 0:
+        if self.by_distance and contrastive_weight * (real_weight + fake_weight) == 0:
             raise UserError(
-                "model.score=trace_distance needs the contrastive term: model.contrastive_weight > 0"
+                "model.score=trace_distance needs the contrastive term, which trains it: model.contrastive_weight and "
+                "model.real_weight or model.fake_weight above 0"
             )
         if not 0.0 <= copies_per_real <= 1.0:
             raise UserError(

@@ -14,6 +14,8 @@ from fakedet.models.feature_store import FeatureStore
 
 CAPACITY = 65_536
 """Images remembered by a process; some 250 MB of features. The oldest are forgotten first."""
+FORMAT = 2
+"""Of what is remembered; to be raised where the same settings come to mean other features."""
 
 _known: dict[bytes, Tensor] = {}
 
@@ -78,8 +80,9 @@ def _open_store() -> FeatureStore | None:
 def _fingerprint(net: Any) -> bytes:
     """Name weights and settings; 16 bytes."""
     digest = hashlib.blake2b(repr(net).encode(), digest_size=16)
-    digest.update(repr([net.levels, net.input_size, net.responses, net.pool]).encode())
-    for name, value in net.state_dict().items():
+    digest.update(repr([FORMAT, net.levels, net.input_size, net.responses, net.pool]).encode())
+    # Not state_dict(): mean and std of what the trunk sees are buffers that it leaves out.
+    for name, value in (*net.named_parameters(), *net.named_buffers()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.digest()

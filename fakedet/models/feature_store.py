@@ -6,8 +6,10 @@ import contextlib
 import logging
 import os
 import sqlite3
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,10 @@ VARIABLE = "FAKEDET_FEATURES"
 """Environment variable that names the file; unset: nothing is kept beyond the process."""
 BATCH = 256
 """New features are written that many at a time; what a killed process had not written is computed again."""
+
+
+CHECK = 4
+"""Bytes of the checksum that each row ends with."""
 
 
 class FeatureStore:
@@ -38,7 +44,7 @@ class FeatureStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._waiting: list[tuple[bytes, bytes, bytes]] = []
-        self._broken = False
+        self._readable = self._writable = True
         self._do(
             "CREATE TABLE IF NOT EXISTS features (net BLOB, image BLOB, value BLOB, PRIMARY KEY (net, image))"
         )
@@ -50,34 +56,41 @@ class FeatureStore:
         return cls(Path(name)) if name else None
 
     def get(self, net: bytes, image: bytes) -> Tensor | None:
-        """Give what any process has stored of an image, if one has."""
-        rows = self._try("SELECT value FROM features WHERE net = ? AND image = ?", [(net, image)])
-        return torch.from_numpy(np.frombuffer(rows[0][0], dtype="<f4").copy()) if rows else None
+        """Give what any process has stored of an image, if one has and it is whole."""
+        if not self._readable:
+            return None
+        try:
+            rows = self._do("SELECT value FROM features WHERE net = ? AND image = ?", [(net, image)])
+        except UserError as error:
+            self._give_up(error)
+            self._readable = False
+            return None
+        return _unpack(rows[0][0]) if rows else None
 
     def put(self, net: bytes, image: bytes, features: Tensor) -> None:
         """Keep an image's features, sooner or later."""
-        self._waiting.append((net, image, features.numpy().astype("<f4").tobytes()))
+        self._waiting.append((net, image, _pack(features)))
         if len(self._waiting) >= BATCH:
             self.flush()
 
     def flush(self) -> None:
         """Write what waits."""
         rows, self._waiting = self._waiting, []
-        if rows:
-            self._try("INSERT OR IGNORE INTO features VALUES (?, ?, ?)", rows)
-
-    def _try(self, statement: str, rows: Sequence[tuple[bytes, ...]]) -> list[tuple[bytes, ...]]:
-        """Run a statement in the middle of work, which a broken file must not stop."""
-        if self._broken:
-            return []
+        if not rows or not self._writable:
+            return
         try:
-            return self._do(statement, rows)
-        except UserError as error:
-            self._broken = True
-            log.warning("%s; features are no longer kept there", error)
-            return []
+            # A row that was damaged is replaced.
+            self._do("INSERT OR REPLACE INTO features VALUES (?, ?, ?)", rows)
+        except UserError as error:  # a full disk, say: what it holds can still be read
+            self._give_up(error)
 
-    def _do(self, statement: str, rows: Sequence[tuple[bytes, ...]] = ((),)) -> list[tuple[bytes, ...]]:
+    def _give_up(self, error: UserError) -> None:
+        """Write no more, and say so once."""
+        if self._writable:
+            log.warning("%s; features are no longer kept there", error)
+        self._writable = False
+
+    def _do(self, statement: str, rows: Sequence[tuple[bytes, ...]] = ((),)) -> list[tuple[Any, ...]]:
         """Run a statement on a connection of its own: none is open when a process forks."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,3 +101,18 @@ class FeatureStore:
                 f"{VARIABLE}={self.path}: cannot be used as a file of features ({error}); "
                 "name another file, or unset it"
             ) from error
+
+
+def _pack(features: Tensor) -> bytes:
+    values = features.numpy().astype("<f4").tobytes()
+    return values + zlib.crc32(values).to_bytes(CHECK, "little")
+
+
+def _unpack(row: Any) -> Tensor | None:
+    """Read a row; None where a bad disk or a stranger has changed it."""
+    if not isinstance(row, bytes) or len(row) <= CHECK:
+        return None
+    values, check = row[:-CHECK], row[-CHECK:]
+    if zlib.crc32(values).to_bytes(CHECK, "little") != check or len(values) % 4:
+        return None
+    return torch.from_numpy(np.frombuffer(values, dtype="<f4").copy())

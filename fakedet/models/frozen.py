@@ -67,13 +67,15 @@ class FrozenTrunk(nn.Module):
         depths = [int(stage["num_chs"]) for stage in getattr(self.model, "feature_info", ())]
         if not hasattr(self.model, "forward_intermediates") or not depths:
             raise UserError(f"model.encoder.name: '{name}' does not give its features at several depths")
-        if not levels or not all(-len(depths) <= level < len(depths) for level in levels):
+        if not levels or not all(
+            isinstance(level, int) and -len(depths) <= level < len(depths) for level in levels
+        ):
             raise UserError(
-                f"model.encoder.levels={list(levels)}: '{name}' has the levels 0 to {len(depths) - 1}, "
-                "or -1 for the last"
+                f"model.encoder.levels={levels if levels is None else list(levels)}: a list of levels; '{name}' has "
+                f"0 to {len(depths) - 1}, or -1 for the last"
             )
         self.levels = sorted({level % len(depths) for level in levels})
-        self.responses = tuple(choose(name, SMOOTHERS, "model.encoder.responses") for name in responses)
+        self.responses = tuple(choose(name, SMOOTHERS, "model.encoder.responses") for name in responses or ())
         self.out_dim = sum(depths[level] for level in self.levels) * (1 + len(self.responses))
         self.input_size = input_size
         settings: dict[str, Any] = self.model.pretrained_cfg  # type: ignore[assignment]
@@ -163,7 +165,7 @@ class FrozenEncoder(nn.Module):
         pool: str = "mean",
     ) -> None:
         super().__init__()
-        if (hidden is not None and hidden < 1) or not 0.0 <= dropout < 1.0:
+        if (hidden is not None and hidden < 1) or dropout is None or not 0.0 <= dropout < 1.0:
             raise UserError(
                 f"model.encoder: hidden={hidden}, dropout={dropout}: needs at least one hidden unit (null: no layer) "
                 "and a dropout from 0 to below 1"

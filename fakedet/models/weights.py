@@ -34,13 +34,7 @@ def load_weights(model: nn.Module, file: str | Path, channels: int) -> None:
     Raises:
         UserError: no such file, a file that cannot be read, or weights that do not fit.
     """
-    path = (
-        _packaged(str(file).removeprefix(PACKAGE))
-        if str(file).startswith(PACKAGE)
-        else Path(file).expanduser()
-    )
-    if not path.is_file():
-        raise UserError(f"model.encoder.weights: there is no file {path}")
+    path = find_weights(file)
     state = _renamed(_read(path), model)
     try:
         state = _convert(model, state, channels)
@@ -59,6 +53,19 @@ def load_weights(model: nn.Module, file: str | Path, channels: int) -> None:
     ]
     if problems:
         raise UserError(f"model.encoder.weights: {path} is of another model: {'; '.join(problems)}")
+
+
+def find_weights(file: str | Path) -> Path:
+    """Give the path of a file of weights, or of the one in the package that ``package:NAME`` names.
+
+    Raises:
+        UserError: there is no such file or package, or it has not one file of weights.
+    """
+    name = str(file)
+    path = _packaged(name.removeprefix(PACKAGE)) if name.startswith(PACKAGE) else Path(file).expanduser()
+    if not path.is_file():
+        raise UserError(f"model.encoder.weights: there is no file {path}")
+    return path
 
 
 def load_linear_head(classifier: Classifier, file: str | Path) -> None:
@@ -101,6 +108,8 @@ def _read(path: Path, key: str = "model.encoder.weights") -> dict[str, Tensor]:
 
 def _packaged(name: str) -> Path:
     """Find the one file of weights in a package, without importing it."""
+    if not name:
+        raise UserError(f"model.encoder.weights={PACKAGE}: name the package: {PACKAGE}NAME")
     try:
         found = importlib.util.find_spec(name)
     except (ImportError, ValueError):

@@ -12,6 +12,8 @@ from fakedet.errors import UserError
 
 # Smaller crops leave strided encoders nothing to look at.
 LEAST_CROP = 16
+# Not bf16-true and its like: weights in 16 bits lose what small steps add.
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "64-true", "32", "16", "bf16", "64")
 POSITIVE = ("temperature", "weight_temperature", "epochs", "hidden_dim", "projection_dim", "bank_size", "lr")
 NOT_NEGATIVE = ("contrastive_weight", "real_weight", "fake_weight", "weight_decay", "heterogeneous_weight",
                 "homogeneous_weight")  # fmt: skip
@@ -53,6 +55,9 @@ def check_config(config: DictConfig) -> None:
     if OmegaConf.select(config, "trainer") is None:
         return
     _check_devices(config)
+    precision = config.trainer.get("precision")
+    if precision is not None and str(precision) not in PRECISIONS:
+        raise UserError(f"trainer.precision={precision}: valid: {', '.join(PRECISIONS)}")
 
 
 def _check_devices(config: DictConfig) -> None:

@@ -33,6 +33,7 @@ ENDINGS = (".onnx", ".pt2", published.ENDING)
 KEY = "fakedet"
 """Metadata of an ONNX file that holds the description."""
 TOLERANCE = 1e-4
+"""Of a logit, or of its own size where that is above 1: a trace distance as the score may be tens."""
 BATCH = 50
 MOST = 4096
 """Images at a time that an exported model takes."""
@@ -61,7 +62,7 @@ def export(config: DictConfig, overrides: list[str]) -> tuple[Path, float]:
     """Write ``output`` and ``<output>.json``, its description, and check both against the checkpoint.
 
     Returns:
-        The file, and the largest difference of a logit on ``check`` images.
+        The file, and the largest difference of a logit on ``check`` images, in parts of its size where that is above 1.
 
     Raises:
         UserError: another ending, a library that is missing, a model that cannot be exported, or one whose logits
@@ -172,7 +173,8 @@ def _compare(model: Exported, run: Run, images: NDArray[np.float32]) -> float:
         part = images[start : start + BATCH]
         with torch.no_grad():
             original = model(torch.from_numpy(part))[0].numpy()
-        worst = max(worst, float(np.abs(run(part) - original).max()))
+        difference = np.abs(run(part) - original) / np.maximum(np.abs(original), 1.0)
+        worst = float(np.maximum(worst, difference.max()))  # max() would lose a NaN
     return worst
 
 

@@ -167,6 +167,7 @@ def _identity(
         "match": datamodule.matcher.to_dict() if datamodule.matcher else None,
         "manifest_sha256": datamodule.manifest.sha256,
         "pairs": plain(config.data.pairs) if OmegaConf.is_config(config.data.pairs) else config.data.pairs,
+        "held_out": [list(datamodule.held_out[0]), datamodule.held_out[1]],
         "training_data": describe_training(datamodule),
         "seed": config.seed,
         "name": config.name,

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from fakedet.callbacks.atomic import write_whole
 from fakedet.checkpoint import read_checkpoint
 from fakedet.data.datamodule import ImageDataModule
+from fakedet.data.holdout import hold_out
 from fakedet.errors import UserError
 from fakedet.methods.detector import Detector
 from fakedet.metrics.calibration import KINDS
@@ -84,14 +85,23 @@ def of(method: Detector) -> OperatingPoint | None:
 
 
 def used_for_fitting(method: Detector, datamodule: ImageDataModule, split: str) -> str:
-    """Say what a split was used for when the detector was made: "training", "fitting" or "" for nothing."""
+    """Say what images of a split were used for when the detector was made: "training", "fitting" or "" for nothing.
+
+    Each row is asked for, not the split's name: which rows a name stands for depends on what is held out.
+    """
     sha256 = datamodule.manifest.sha256
-    point = of(method)
-    if point is not None and (point.manifest, point.split) == (sha256, split):
-        return "fitting"
-    return (
-        "training" if method.identity.get("manifest_sha256") == sha256 and split in ("train", "val") else ""
+    if method.identity.get("manifest_sha256") != sha256:
+        return ""
+    rows = datamodule.manifest.rows(split).index
+    assert datamodule.as_read is not None
+    made_with = (
+        hold_out(datamodule.as_read, *method.identity.get("held_out", ((), "test"))).frame["split"].loc[rows]
     )
+    point = of(method)
+    fitted = () if point is None else (point.split,)
+    if (made_with.isin(("train", "val")) & ~made_with.isin(fitted)).any():
+        return "training"
+    return "fitting" if made_with.isin(fitted).any() else ""
 
 
 def apply(point: OperatingPoint | None, frame: pd.DataFrame) -> pd.DataFrame:

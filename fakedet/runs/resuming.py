@@ -111,8 +111,12 @@ def _load(folder: Path) -> DictConfig:
     return config
 
 
-def lock(folder: Path) -> FileLock:
+def lock(folder: Path, doing: str = "training") -> FileLock:
     """Take the folder for this process alone.
+
+    Args:
+        folder: that is there.
+        doing: what another process is told to be doing there.
 
     Raises:
         UserError: another process has it.
@@ -121,9 +125,7 @@ def lock(folder: Path) -> FileLock:
     try:
         taken.acquire(timeout=0)
     except Timeout as error:
-        raise UserError(
-            f"output_dir={folder}: another process is training in it; name another one"
-        ) from error
+        raise UserError(f"output_dir={folder}: another process is {doing} in it; name another one") from error
     return taken
 
 

@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import fakedet
+from fakedet import build
 from fakedet.data.manifest import Manifest
 
 # Settings that change how fast stage 1 is trained or what is measured beside it, but not its weights.
@@ -25,8 +27,9 @@ DATA_ASIDE = (
     "eval_batch_size",
     "max_quarantine",
 )
-TRAINER_KEPT = ("max_epochs", "max_steps", "limit_train_batches", "precision", "gradient_clip_val",
-                "accumulate_grad_batches", "devices", "num_nodes", "accelerator", "sync_batchnorm")  # fmt: skip
+TRAINER_ASIDE = ("_target_", "limit_val_batches", "limit_test_batches", "check_val_every_n_epoch", "log_every_n_steps",
+                 "detect_anomaly", "num_sanity_val_steps", "use_distributed_sampler", "enable_model_summary",
+                 "enable_progress_bar", "logger", "callbacks", "default_root_dir", "profiler")  # fmt: skip
 
 
 def stage1_config(config: DictConfig, folder: Path) -> DictConfig:
@@ -60,12 +63,26 @@ def stage1_key(config: DictConfig, manifest: Manifest) -> str:
         "rows": manifest.sha256,
         "files": _files(manifest),
         "root": str(manifest.root.resolve()),
-        "trainer": {key: plain["trainer"].get(key) for key in TRAINER_KEPT},
+        "pretrained": _pretrained(plain["model"]["encoder"]),
+        "trainer": {key: value for key, value in plain["trainer"].items() if key not in TRAINER_ASIDE},
         "seed": plain["seed"],
         "threads": plain["threads"],
         "version": fakedet.__version__,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def may_be_reused(config: DictConfig) -> bool:
+    """Say whether the same config always gives the same stage 1; one that is stopped by the clock does not."""
+    return not config.trainer.get("max_time")
+
+
+def _pretrained(encoder: Mapping[str, Any]) -> str | None:
+    """Fingerprint the file of weights that the encoder starts from: another one may come to have its name."""
+    if not encoder.get("weights"):
+        return None
+    with build.weights_file(encoder["weights"]).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(manifest: Manifest) -> str:

@@ -29,7 +29,7 @@ def obtain_trace(config: DictConfig, folder: Path) -> Path:
         return Path(config.trace_checkpoint)
     wanted = stage1.stage1_config(config, folder / "stage1")
     datamodule = make_datamodule(wanted)
-    if not config.trace_cache:
+    if not config.trace_cache or not stage1.may_be_reused(wanted):
         return _train_trace(wanted, folder)
     cache, key = Path(config.trace_cache), stage1.stage1_key(wanted, datamodule.manifest)
     cached = cache / f"{key}.ckpt"

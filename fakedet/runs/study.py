@@ -32,12 +32,16 @@ def plan(
         search: folders of configs besides fakedet's own.
 
     Raises:
-        UserError: a ``first`` or ``baseline`` that is not among the methods.
+        UserError: a ``first`` or ``baseline`` that is not among the methods, or a seed twice.
     """
     methods: Mapping[str, Sequence[str]] = config["methods"]
     for name in [*config.get("first", ()), config["baseline"]]:
         if name not in methods:
             raise UserError(f"study: '{name}' is not among its methods: {', '.join(methods)}")
+    if len(set(config["seeds"])) < len(config["seeds"]):
+        raise UserError(
+            f"study.seeds={list(config['seeds'])}: each seed once; the same seed gives the same run"
+        )
 
     also = {name: tuple(overrides) for name, overrides in (config.get("also") or {}).items()}
 

@@ -1,9 +1,11 @@
 """The file of features: what one process stored, another finds; wrong files are told."""
 
+import contextlib
 import os
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -64,7 +66,7 @@ def test_rows_come_back_as_they_were_and_by_net(tmp_path: Path) -> None:
     other = FeatureStore(tmp_path / "f.sqlite")
     assert other.get(b"one", BATCH.to_bytes(4, "big")) is None  # it waits
     store.flush()
-    store.put(b"one", (0).to_bytes(4, "big"), rows[1])  # known already
+    store.put(b"one", (0).to_bytes(4, "big"), rows[0])  # known already
     store.flush()
     for index, row in enumerate(rows):
         found = other.get(b"one", index.to_bytes(4, "big"))
@@ -72,6 +74,45 @@ def test_rows_come_back_as_they_were_and_by_net(tmp_path: Path) -> None:
         assert torch.equal(found, row)
     assert torch.equal(other.get(b"two", b"x"), rows[0] + 1)
     assert other.get(b"one", b"x") is None
+
+
+@pytest.mark.parametrize("harm", [
+    lambda row: row[:9] + bytes([row[9] ^ 1]) + row[10:], lambda row: row[:-5], lambda row: row + b"x", lambda row: b"",
+    lambda row: None, lambda row: "text",
+], ids=["flipped", "short", "long", "empty", "null", "text"])  # fmt: skip
+def test_a_damaged_row_is_looked_up_again(harm: Callable[[bytes], object], tmp_path: Path) -> None:
+    store, rows = FeatureStore(tmp_path / "f.sqlite"), torch.randn(2, 7)
+    for row, name in zip(rows, (b"x", b"y"), strict=True):
+        store.put(b"one", name, row)
+    store.flush()
+    with contextlib.closing(sqlite3.connect(tmp_path / "f.sqlite")) as connection, connection:
+        (value,) = connection.execute("SELECT value FROM features WHERE image = ?", (b"x",)).fetchone()
+        connection.execute("UPDATE features SET value = ? WHERE image = ?", (harm(value), b"x"))
+    assert store.get(b"one", b"x") is None
+    whole = store.get(b"one", b"y")
+    assert whole is not None
+    assert torch.equal(whole, rows[1])
+    store.put(b"one", b"x", rows[0])
+    store.flush()
+    mended = store.get(b"one", b"x")
+    assert mended is not None
+    assert torch.equal(mended, rows[0])
+
+
+def test_what_is_there_is_read_though_nothing_can_be_written(tmp_path: Path) -> None:
+    store, row = FeatureStore(tmp_path / "f.sqlite"), torch.randn(7)
+    store.put(b"one", b"x", row)
+    store.flush()
+    with contextlib.closing(sqlite3.connect(tmp_path / "f.sqlite")) as connection, connection:
+        connection.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON features BEGIN SELECT RAISE(FAIL, 'disk full'); END"
+        )
+    store.put(b"one", b"y", row)
+    store.flush()
+    found = store.get(b"one", b"x")
+    assert found is not None
+    assert torch.equal(found, row)
+    assert store.get(b"one", b"y") is None
 
 
 def test_a_file_that_is_something_else_is_told(tmp_path: Path) -> None:

@@ -121,6 +121,9 @@ def test_nets_share_what_they_know_by_their_weights_alone() -> None:
     assert torch.equal(other(images), known)
     assert len(calls[2]) == 2
     assert not torch.equal(trunk(0, input_size=64)(images), known)
+    brighter = trunk(0)
+    brighter.mean += 0.1  # not among the weights
+    assert not torch.allclose(brighter(images), known)
 
 
 def test_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +188,10 @@ def test_reals_are_standardised_once() -> None:
     [
         ({"levels": [7]}, "levels"),
         ({"levels": []}, "levels"),
+        ({"levels": [1.5]}, "a list of levels"),
+        ({"levels": None}, "levels=None: a list of levels"),
+        ({"dropout": None}, "dropout=None"),
+        ({"weights": "package:"}, "name the package"),
         ({"input_size": 8}, "at least 32"),
         ({"name": "test_vit", "input_size": 128}, "takes images of 160x160 pixels alone; set it to 160"),
         ({"pool": "class"}, "has no class token; use pool=mean"),

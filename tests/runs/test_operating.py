@@ -75,6 +75,23 @@ def test_data_of_its_own_are_refused_unless_forced_and_then_marked(
     assert read_predictions(tmp_path / "b" / "predictions.parquet")[1]["data_was_used_for"] == use
 
 
+def test_rows_it_was_made_with_are_no_test_under_another_name(
+    run: Path, tiny_manifest_module: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Held out only now, a generator's training fakes become the split "test"."""
+    hold_out = ["data.hold_out=[gen_a]", "data.measure=held_out"]
+    assert evaluated(run, tiny_manifest_module, tmp_path / "a", *hold_out) == 2
+    assert "split=test: this split was used for training this detector" in capsys.readouterr().err
+    assert evaluated(run, tiny_manifest_module, tmp_path / "b", *hold_out, "force=true") == 0
+    assert json.loads((tmp_path / "b" / "metrics.json").read_text())["data_was_used_for"] == "training"
+    made = launch("train", ["model=bce", *BASE, *hold_out, f"data.manifest={tiny_manifest_module}",
+                            f"output_dir={tmp_path}/without", "test_after_fit=false"])  # fmt: skip
+    assert made == 0
+    assert evaluated(tmp_path / "without", tiny_manifest_module, tmp_path / "c", *hold_out) == 0
+    assert evaluated(tmp_path / "without", tiny_manifest_module, tmp_path / "d") == 0
+    assert evaluated(tmp_path / "without", tiny_manifest_module, tmp_path / "e", "split=val") == 2
+
+
 def test_checkpoint_without_an_operating_point(
     run: Path, tiny_manifest_module: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -109,6 +109,11 @@ def test_workers_end_with_a_study_that_is_killed(who: str, tiny_manifest: Path, 
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(workers) >= 2
     if who == "study":
+        os.kill(process.pid, signal.SIGSTOP)  # or it may be done before the second has started
+        second = run(tmp_path, tiny_manifest)
+        os.kill(process.pid, signal.SIGCONT)
+        assert second.returncode == 2
+        assert "another process is running a study in it" in second.stderr
         process.kill()
         process.communicate()  # closes its pipes too
     else:
@@ -127,6 +132,8 @@ def test_workers_end_with_a_study_that_is_killed(who: str, tiny_manifest: Path, 
 def test_wrong_names_in_a_study_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'bse' is not among its methods: trace, bce, bad"):
         plan({**STUDY, "baseline": "bse"}, tmp_path, [])
+    with pytest.raises(UserError, match=r"study.seeds=\[0, 1, 0\]: each seed once"):
+        plan({**STUDY, "seeds": [0, 1, 0]}, tmp_path, [])
     first, rest = plan(STUDY, tmp_path, ["seed=5"])
     assert [job.name for job in first] == ["trace seed 0", "trace seed 1"]
     assert len(rest) == 4

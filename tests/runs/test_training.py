@@ -7,16 +7,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
+from safetensors.torch import save_file
 
 from fakedet import build
 from fakedet.commands.session import register_resolvers
+from fakedet.data.manifest import load_manifest
 from fakedet.errors import UserError
 from fakedet.evaluation.predictions import read_predictions
 from fakedet.metrics.operating_point import OperatingPoint
 from fakedet.runs.evaluation import evaluate
+from fakedet.runs.stage1 import stage1_config, stage1_key
 from fakedet.runs.training import train
 
 
@@ -113,6 +117,60 @@ def test_stage1_is_trained_anew_when_a_photograph_changed(tiny_manifest: Path, t
     other = frame.loc[(frame["label"] == 0) & (frame["split"] == "val"), "path"].iloc[0]
     shutil.copyfile(tiny_manifest.parent / other, tiny_manifest.parent / photo)
     assert run("third")
+
+
+def test_pretrained_weights_are_known_by_their_content_and_needed_once(
+    tiny_manifest: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "weights.safetensors"
+
+    def run(name: str, seed: int) -> bool:
+        torch.manual_seed(seed)
+        save_file(timm.create_model("test_efficientnet", num_classes=0).state_dict(), file)
+        config = composed(tmp_path / name, "experiment=ntf_frozen", "model/encoder=frozen", "data=manifest",
+                          f"data.manifest={tiny_manifest}", "data.crop_size=32", "data.batch_size=16",
+                          "model.encoder.name=test_efficientnet", f"model.encoder.weights={file}",
+                          "model.encoder.input_size=null", "model.encoder.hidden=8", "model.score=logit",
+                          "stage1.epochs=1", "model.epochs=1", "trainer.max_epochs=1",
+                          "test_after_fit=false")  # fmt: skip
+        return (train(config).folder / "stage1").exists()
+
+    assert run("first", 0)
+    assert not run("second", 0)
+    assert run("third", 1), "other weights under the same name"
+    file.unlink()
+    method = build.load_detector(tmp_path / "third" / "checkpoints" / "best.ckpt")
+    assert torch.equal(
+        method.encoder.trunk.model.conv_stem.weight, method.source.encoder.trunk.model.conv_stem.weight
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ("trainer.log_every_n_steps=3", True),
+        ("+trainer.overfit_batches=1", False),
+        ("trainer.gradient_clip_val=2", False),
+        ("model.hidden_dim=8", True),
+        ("stage1.hidden_dim=8", False),
+        ("data.hold_out=[gen_a]", True),
+    ],
+)
+def test_a_stage1_is_named_by_what_changes_its_weights(
+    change: str, same: bool, tiny_manifest_module: Path, tmp_path: Path
+) -> None:
+    def key(*changes: str) -> str:
+        given = f"data.manifest={tiny_manifest_module}"
+        wanted = stage1_config(composed(tmp_path / "run", "model=transfer", given, *changes), tmp_path)
+        return stage1_key(wanted, load_manifest(tiny_manifest_module))
+
+    assert (key(change) == key()) is same
+
+
+def test_a_stage1_that_the_clock_stopped_is_not_handed_on(tiny_manifest: Path, tmp_path: Path) -> None:
+    train(composed(tmp_path / "run", "model=bce", "model.init=trace", f"data.manifest={tiny_manifest}",
+                   "+trainer.max_time={minutes: 9}", "debug=step", "test_after_fit=false"))  # fmt: skip
+    assert not list((tmp_path / "stage1").glob("*.ckpt"))
 
 
 def test_stage1_trained_or_reused_gives_the_same_detector(
@@ -285,7 +343,8 @@ def test_targets_outside_the_allow_list_are_refused() -> None:
         ("trainer.devices=9999", r"trainer.devices=9999: this machine has \d+ CPU cores"),
         ("trainer=ddp trainer.devices=9999", "trainer.devices=9999: this machine has no GPU and"),
         ("data.batch_size=15", "data.batch_size: 15 does not divide"),
-        ("trainer.precision=bf17", "trainer: Precision 'bf17' is invalid"),
+        ("trainer.precision=bf16-true", "trainer.precision=bf16-true: valid: 32-true"),
+        ("trainer.precision=bf17", "trainer.precision=bf17: valid: 32-true"),
         ("trainer=gpu", "trainer: .*gpu"),
     ],
 )
@@ -372,7 +431,6 @@ def test_values_that_fail_only_later_are_refused_at_once(mistake: str, tmp_path:
     ("model.monitor=val/nothing", "val/nothing"),
     pytest.param("+trainer.max_steps=1", "max_steps=1 ended the training",
                  marks=pytest.mark.filterwarnings("ignore:.*could not find the monitored key")),
-    ("trainer.precision=fp4", "fp4"),
 ])  # fmt: skip
 def test_what_only_the_trainer_finds_is_one_line(
     tiny_manifest_module: Path, mistake: str, told: str, tmp_path: Path

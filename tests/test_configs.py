@@ -63,6 +63,15 @@ def test_evaluate_composes() -> None:
 
 # No weights can be fetched here, and CLIP's encoder is large.
 STAND_INS = {
+    "ntf_clip": [
+        "model.encoder.pretrained=false",
+        "model.encoder.weights=null",
+        "model.encoder.name=test_vit",
+        "model.encoder.input_size=160",
+        "model.encoder.levels=[-1]",
+        "model.residual.dims=3",
+        "model.residual.neighbours=2",
+    ],
     "cnndet": ["model.encoder.pretrained=false", "model.encoder.name=resnet10t"],
     "univfd": ["model.encoder.pretrained=false", "model.encoder.name=test_vit", "data.crop_size=160"],
 }

@@ -236,10 +236,10 @@ class ImageDataModule(LightningDataModule):
         """Load every image of a split once over all ranks, in order, nothing padded or dropped."""
         return self._eval_loader(self.manifest.rows(split).index.to_numpy(), *_ranks())
 
-    def bank_dataloader(self, limit: int) -> DataLoader[Any]:
-        """Load at most ``limit`` training reals, evenly thinned, as evaluation sees them, on every rank."""
+    def bank_dataloader(self, limit: int, label: int = 0) -> DataLoader[Any]:
+        """Load at most ``limit`` training reals (label 1: fakes), evenly thinned, as evaluation sees them."""
         rows = self._training_rows()
-        return self._eval_loader(_thinned(rows.index[rows["label"] == 0].to_numpy(), limit), 0, 1)
+        return self._eval_loader(_thinned(rows.index[rows["label"] == label].to_numpy(), limit), 0, 1)
 
     def subset_dataloader(self, ids: NDArray[np.int64]) -> DataLoader[Any]:
         """Load these rows, as evaluation sees them, on every rank alike."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from fakedet.models.trace_bank import TraceBank
+from fakedet.models.trace_residual import HALVES, TraceResidual
 
 FITTED_REALS = 4096
 """Most photographs that an encoder is fitted to."""
@@ -32,6 +34,24 @@ def fill_bank(bank: TraceBank, trace_of: Callable[[Tensor], Tensor], module: Lig
             rows.append(trace_of(_first_view(batch).to(module.device)).float())
     module.train(was_training)
     bank.fit(torch.cat(rows))
+
+
+def fit_residual(residual: TraceResidual, encoder: Any, module: LightningModule) -> None:
+    """Fit ``residual`` on the features of training reals and fakes; photographs of one group stay in one half.
+
+    Args:
+        residual: what is fitted.
+        encoder: has ``features``.
+        module: the LightningModule, whose attached data module gives the images.
+    """
+    data = module.trainer.datamodule  # type: ignore[attr-defined]
+    rows, ids = {}, {}
+    for label, limit in ((0, HALVES * residual.size), (1, residual.size)):
+        batches = [batch for batch in data.bank_dataloader(limit, label) if len(batch["id"])]
+        rows[label] = torch.cat([encoder.features(_first_view(batch).to(module.device)) for batch in batches])
+        ids[label] = torch.cat([batch["id"] for batch in batches]).cpu().numpy()
+    groups, _ = pd.factorize(data.manifest.frame["group"].loc[ids[0]])
+    residual.fit(rows[0], torch.from_numpy(groups % HALVES).to(module.device), rows[1])
 
 
 def fit_encoder(encoder: Any, module: LightningModule) -> None:

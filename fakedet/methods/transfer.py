@@ -14,10 +14,11 @@ from fakedet.losses.soft_contrastive import soft_contrastive_loss
 from fakedet.methods.detector import Detector, Scores
 from fakedet.methods.draws import copy_draws
 from fakedet.methods.gather import gather_rows
-from fakedet.methods.traces import fill_bank
+from fakedet.methods.traces import fill_bank, fit_residual
 from fakedet.models.destroyer import TraceDestroyer
 from fakedet.models.heads import Classifier, ProjectionHead
 from fakedet.models.trace_bank import TraceBank
+from fakedet.models.trace_residual import TraceResidual
 from fakedet.models.trace_source import TraceMemory, TraceSource
 
 
@@ -48,6 +49,8 @@ class ContrastiveTransfer(Detector):
         recompress: JPEG qualities of those copies; None: they are not compressed.
         score: what ranks images, and is calibrated, validated and kept by: "logit", the classifier's, or
             "trace_distance", that distance in the spread of the bank's.
+        residual: ``weight`` of the evidence of a :class:`TraceResidual` in the logit (ours; 0: none) and its settings;
+            needs an encoder with ``features``, on a frozen trunk.
 
     Raises:
         UserError: ``copies_per_real`` is not between 0 and 1, settings of the copies that cannot be, or a score by
@@ -74,6 +77,7 @@ class ContrastiveTransfer(Detector):
         min_strength: float = 0.4,
         recompress: Sequence[int] | None = None,
         score: str = "logit",
+        residual: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(optimizer)
         self.save_hyperparameters(ignore=["encoder", "source"])
@@ -102,13 +106,20 @@ class ContrastiveTransfer(Detector):
         self.destroyer = (
             TraceDestroyer(tuple(destroyers), min_strength, recompress) if copies_per_real else None
         )
+        self.residual_weight, self.residual = _make_residual(encoder, dict(residual or {}))
         self._memory: TraceMemory | None = None
 
     def forward(self, images: Tensor) -> Scores:
         """Score images by the logit or what takes its place, and beside it by the distance of z from the traces."""
-        embedding = self.encoder(images)
+        if self.residual is None:
+            embedding, evidence = self.encoder(images), 0.0
+        else:
+            features = self.encoder.features(images)  # type: ignore[operator]
+            embedding = self.encoder.embed(features)  # type: ignore[operator]
+            evidence = self.residual_weight * self.residual(features)
         z = self.projection(embedding)
         logit = self.bank.standardised(z, self.distance) if self.by_distance else self.classifier(embedding)
+        logit = logit + evidence
         return Scores(logit, z.float(), self.bank.distance(z, self.distance))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -173,3 +184,16 @@ class ContrastiveTransfer(Detector):
             self._memory = TraceMemory(self.source)
         with torch.no_grad():
             fill_bank(self.bank, self.source, self)
+            if self.residual is not None:
+                fit_residual(self.residual, self.encoder, self)
+
+
+def _make_residual(encoder: nn.Module, settings: dict[str, Any]) -> tuple[float, TraceResidual | None]:
+    weight = float(settings.pop("weight", 0.0))
+    if weight == 0:
+        return 0.0, None
+    if not hasattr(encoder, "features"):
+        raise UserError(
+            f"model.residual.weight={weight}: needs features that training leaves alone: model/encoder=frozen or clip"
+        )
+    return weight, TraceResidual(int(encoder.feature_dim), **settings)  # type: ignore[arg-type]

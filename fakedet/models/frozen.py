@@ -180,11 +180,21 @@ class FrozenEncoder(nn.Module):
             self.layers = nn.Sequential(
                 nn.Dropout(dropout), nn.Linear(size, hidden), nn.ReLU(), nn.Dropout(dropout)
             )
+        self.feature_dim = size
         self.embedding_dim = hidden or size
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed float RGB (N, 3, H, W) in [0, 1] as (N, embedding_dim)."""
-        embedding: Tensor = self.layers((self.trunk(images) - self.mean) / self.scale)
+        return self.embed(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Give the trunk's features (N, feature_dim) of images, standardised; they are the same in training."""
+        standardised: Tensor = (self.trunk(images) - self.mean) / self.scale
+        return standardised
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Embed :meth:`features`."""
+        embedding: Tensor = self.layers(features)
         return embedding.float()
 
     @torch.no_grad()

@@ -176,6 +176,11 @@ def test_stage_1_and_the_bank_see_training_reals_only(tiny_manifest: Path) -> No
     assert set(labels[bank]) == {0}
     assert set(splits[bank]) == {"train"}
     assert sum(len(batch["id"]) for batch in data.bank_dataloader(4)) == 4
+    both = module(tiny_manifest)
+    fakes = [row for batch in both.bank_dataloader(100, 1) for row in batch["id"].tolist()]
+    assert set(labels[fakes]) == {1}
+    assert set(splits[fakes]) == {"train"}
+    assert len(fakes) == 16
 
 
 def test_required_splits_and_classes_are_named(tiny_manifest: Path) -> None:

@@ -1,0 +1,102 @@
+"""The trace residual against scikit-learn's PCA and naive loops, and what it is for."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from sklearn.metrics import roc_auc_score
+
+from fakedet.errors import UserError
+from fakedet.models.trace_residual import TraceResidual
+
+
+def rows(seed: int, count: int, noise: float = 0.3, offset: float = 0.0) -> torch.Tensor:
+    """Draw features that vary in six directions out of twenty, and a little in the others."""
+    random, directions = np.random.default_rng(seed), np.random.default_rng(0).normal(size=(6, 20))
+    content = random.normal(offset, 1.0, size=(count, 6)) @ directions
+    return torch.from_numpy(content + noise * random.normal(size=(count, 20))).float()
+
+
+def naive(
+    reals: np.ndarray, half: np.ndarray, fakes: np.ndarray, image: np.ndarray, dims: int, k: int
+) -> float:
+    """Follow the class's description, one image and one half at a time."""
+    sides = []
+    for side in (0, 1):
+        pca = PCA(dims, svd_solver="full").fit(reals[half == side].astype(np.float64))
+
+        def look(row: np.ndarray, pca: PCA = pca) -> tuple[np.ndarray, float]:
+            place = pca.transform(row[None])[0]
+            rebuilt = pca.inverse_transform(place[None])[0]
+            return place / np.linalg.norm(place), float(np.log(((row - rebuilt) ** 2).sum()))
+
+        references = [[look(row) for row in group] for group in (reals[half != side], fakes)]
+        own = np.array([residual for _, residual in references[0]])
+        place, residual = look(image)
+        near = []
+        for group in references:
+            ordered = sorted(group, key=lambda entry: -float(entry[0] @ place))[:k]
+            near.append(np.mean([value for _, value in ordered]))
+        spread = own.std(ddof=1)
+        sides.append((near[1] - near[0]) / spread * (residual - own.mean()) / spread)
+    return float(np.mean(sides))
+
+
+def fitted(reals: torch.Tensor, fakes: torch.Tensor, **settings: int) -> TraceResidual:
+    residual = TraceResidual(20, **{"dims": 6, "neighbours": 5, "size": 100, **settings})
+    residual.fit(reals, torch.arange(len(reals)) % 2, fakes)
+    return residual
+
+
+def test_evidence_is_what_its_description_says() -> None:
+    reals, fakes, images = rows(1, 61), rows(2, 40, noise=0.6), torch.cat([rows(3, 5), rows(4, 5, noise=0.9)])
+    residual = fitted(reals, fakes)
+    half = np.arange(61) % 2
+    wanted = [
+        naive(reals.numpy(), half, fakes.numpy(), image, 6, 5) for image in images.numpy().astype(np.float64)
+    ]
+    np.testing.assert_allclose(residual(images), wanted, rtol=2e-3, atol=2e-3)
+    assert residual(images[:0]).shape == (0,)
+
+
+def test_fakes_outside_the_directions_are_told_and_content_alone_is_not() -> None:
+    residual = fitted(rows(1, 200), rows(2, 100, noise=0.6))
+    new_fakes, other_content = rows(5, 100, noise=0.5), rows(6, 100, offset=1.0)
+    labels = np.repeat([0, 1], 100)
+    assert roc_auc_score(labels, residual(torch.cat([rows(7, 100), new_fakes]))) > 0.95
+    assert abs(roc_auc_score(labels, residual(torch.cat([rows(7, 100), other_content]))) - 0.5) < 0.15
+
+
+def test_where_known_fakes_lie_nearer_than_reals_a_distance_speaks_for_real() -> None:
+    """Two kinds of content: fakes of one lie outside, fakes of the other are more regular than its photographs."""
+    near, far = {"offset": -4.0}, {"offset": 4.0}
+    reals = torch.stack([rows(1, 100, **near), rows(2, 100, **far)], dim=1).flatten(0, 1)
+    half = torch.arange(200) // 2 % 2
+    residual = TraceResidual(20, dims=6, neighbours=5, size=200)
+    residual.fit(reals, half, torch.cat([rows(3, 60, noise=0.6, **near), rows(4, 60, noise=0.15, **far)]))
+    labels = np.repeat([0, 1], 50)
+    for content, noise in ((near, 0.6), (far, 0.15)):
+        seen = residual(torch.cat([rows(5, 50, **content), rows(6, 50, noise=noise, **content)]))
+        assert roc_auc_score(labels, seen) > 0.9, content
+
+
+def test_only_so_many_are_kept_and_a_checkpoint_carries_them() -> None:
+    residual, images = fitted(rows(1, 90), rows(2, 64, noise=0.6), size=16), rows(3, 7)
+    assert residual.counts.tolist() == [[16, 16], [16, 16]]
+    other = TraceResidual(20, dims=6, neighbours=5, size=16)
+    other.load_state_dict(residual.state_dict())
+    assert torch.equal(other(images), residual(images))
+    exported = torch.export.export(residual, (images,)).module()
+    torch.testing.assert_close(exported(images), residual(images))
+
+
+def test_what_cannot_be_is_told() -> None:
+    for settings in ({"dims": 20}, {"dims": 0}, {"neighbours": 0}, {"size": 3}):
+        with pytest.raises(UserError, match=r"model\.residual: dims="):
+            TraceResidual(20, **{"dims": 6, "neighbours": 5, "size": 100, **settings})
+    with pytest.raises(UserError, match="here are 6 and 40; lower"):
+        fitted(rows(1, 13), rows(2, 40))
+    with pytest.raises(UserError, match="here are 20 and 4; lower"):
+        fitted(rows(1, 40), rows(2, 4))
+    with pytest.raises(RuntimeError, match="not fitted"):
+        TraceResidual(20, dims=6, neighbours=5, size=100)(rows(1, 2))

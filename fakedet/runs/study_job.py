@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -131,6 +132,7 @@ def run_job(job: Job) -> JobResult:
         finally:
             logger.removeHandler(handler)
             job.progress_file.unlink(missing_ok=True)
+            gc.collect()  # a trainer and its nets refer to each other; large trunks would pile up job after job
 
 
 def compose_job(job: Job) -> DictConfig:

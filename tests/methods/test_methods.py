@@ -150,6 +150,35 @@ def test_the_trace_distance_can_take_the_logits_place(batch: dict[str, torch.Ten
         build.build_method({**TRANSFER, "score": "distance"}, trace)
 
 
+def test_the_residuals_evidence_is_added_to_the_logit_and_trains_nothing() -> None:
+    encoder = {"_target_": "fakedet.models.frozen.FrozenEncoder", "name": "test_efficientnet", "pretrained": False,
+               "hidden": 8}  # fmt: skip
+    trace = build.TraceCheckpoint(
+        {**TRACE, "encoder": encoder},
+        build.build_method({**TRACE, "encoder": encoder}),  # type: ignore[arg-type]
+    )
+    config = {
+        **TRANSFER,
+        "encoder": encoder,
+        "residual": {"weight": 3, "dims": 4, "neighbours": 2, "size": 8},
+    }
+    method = build.build_method(config, trace).eval()
+    images = torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    features = method.encoder.features(images)
+    method.bank.fit(method.source(images[:4]))
+    method.residual.fit(features[:14], torch.arange(14) % 2, features[14:])
+    scores = method(images)
+    alone = method.classifier(method.encoder(images))
+    evidence = method.residual(features)
+    torch.testing.assert_close(scores.logit, alone + 3 * evidence)
+    assert evidence.abs().max() > 0.01
+    assert not list(method.residual.parameters())
+    with pytest.raises(UserError, match=r"model\.residual\.weight=3\.0: needs features"):
+        build.build_method(
+            {**config, "encoder": ENCODER}, build.TraceCheckpoint(TRACE, build.build_method(TRACE))
+        )
+
+
 def test_transfer_starts_from_stage_1_and_never_moves_its_source(batch: dict[str, torch.Tensor]) -> None:
     trace = build.TraceCheckpoint(TRACE, build.build_method(TRACE))  # type: ignore[arg-type]
     method = quiet(build.build_method(TRANSFER, trace))

@@ -20,7 +20,7 @@ def fakedet(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         key: value for key, value in os.environ.items() if not key.startswith(("LOCAL_", "MASTER_"))
     }
     return subprocess.run([sys.executable, "-m", "fakedet", *arguments], cwd=cwd, env=environment,
-                          capture_output=True, text=True, timeout=300, check=False)  # fmt: skip
+                          capture_output=True, text=True, timeout=900, check=False)  # fmt: skip
 
 
 @pytest.mark.slow
@@ -135,7 +135,7 @@ def test_ctrl_c_says_what_is_kept(tiny_manifest: Path, tmp_path: Path) -> None:
             break
         time.sleep(0.1)
     run.send_signal(signal.SIGINT)
-    _, errors = run.communicate(timeout=60)
+    _, errors = run.communicate(timeout=180)
     assert run.returncode == 130
     assert "fakedet: interrupted; what was written so far is kept" in errors
     assert "Traceback" not in errors

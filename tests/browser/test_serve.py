@@ -172,7 +172,7 @@ def test_a_taken_port_is_said(served: Served, checkpoint: Path) -> None:
     # Gradio leaves a socket open when it finds its port taken: in a process of its own.
     port = served.address.rstrip("/").rsplit(":", 1)[1]
     command = [sys.executable, "-m", "fakedet", "serve", f"checkpoint={checkpoint}", f"port={port}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 2
     assert "choose another port" in done.stderr
     assert "Traceback" not in done.stderr

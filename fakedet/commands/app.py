@@ -78,7 +78,8 @@ def launch(verb: str, arguments: list[str]) -> int:
         return fail(f"{error.filename or 'a file of this run'} cannot be written: {error.strerror}; what was written "
                      "before is whole", 1)  # fmt: skip
     except KeyboardInterrupt:
-        return fail("interrupted; what was written so far is kept", 130)
+        more = ", and the same command goes on" if verb == "study" else ""
+        return fail(f"interrupted; what was written so far is kept{more}", 130)
     return 0
 
 

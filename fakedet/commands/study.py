@@ -15,7 +15,7 @@ from fakedet.evaluation.table import console_table
 from fakedet.evaluation.verdict import verdict
 from fakedet.runs.folder import open_folder, write_config
 from fakedet.runs.resuming import lock
-from fakedet.runs.study import plan, prepare_data, run_jobs
+from fakedet.runs.study import check, plan, run_jobs
 from fakedet.runs.study_report import compare_jobs, write_report
 
 log = logging.getLogger("fakedet")
@@ -31,13 +31,13 @@ def run(config: DictConfig, overrides: list[str]) -> None:
 
 
 def _run(config: DictConfig, overrides: list[str], folder: Path, started: float) -> None:
-    write_config(folder, config, overrides)
     study: dict[str, Any] = OmegaConf.to_container(config.study, resolve=True)  # type: ignore[assignment]
-    first, rest = plan(study, folder, list(config.extra), _search())
+    first, rest = plan(study, folder, list(config.extra), _search(), config.overwrite)
     log.info(
         "study '%s': %d jobs, %d at a time, into %s", study["name"], len(first + rest), config.jobs, folder
     )
-    prepare_data((first + rest)[0])
+    check(first + rest)
+    write_config(folder, config, overrides)
     results = run_jobs([first, rest], config.jobs)
     for result in results:
         if result.error:

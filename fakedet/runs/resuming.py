@@ -44,9 +44,7 @@ def open_or_resume(config: DictConfig) -> Path:
             f"output_dir={folder} holds a finished run; name another one, or pass overwrite=true to `fakedet train` to "
             "train it anew"
         )
-    saved = _plain(_load(folder))
-    saved = _moved(saved, str(saved.get("output_dir", "")), str(config.output_dir))
-    differing = list(_differences(saved, _plain(config)))
+    differing = _differing(folder, config)
     if differing and not any(folder.glob("**/*.ckpt")):
         # It ended by a mistake in the config before it had learned anything: the corrected one may have its place.
         lock(folder).release()
@@ -60,6 +58,18 @@ def open_or_resume(config: DictConfig) -> Path:
         )
     log.info("%s holds an unfinished run of this config: it goes on", folder)
     return folder
+
+
+def is_of_another_config(config: DictConfig) -> bool:
+    """Say whether the folder of a config's run holds a run of another config."""
+    folder = Path(config.output_dir)
+    return (folder / "config.yaml").is_file() and bool(_differing(folder, config))
+
+
+def _differing(folder: Path, config: DictConfig) -> list[str]:
+    saved = _plain(_load(folder))
+    saved = _moved(saved, str(saved.get("output_dir", "")), str(config.output_dir))
+    return list(_differences(saved, _plain(config)))
 
 
 def finished(config: DictConfig) -> dict[str, Any] | None:

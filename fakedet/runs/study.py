@@ -13,6 +13,9 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
 from fakedet.errors import UserError
 from fakedet.runs.study_job import Job, JobResult, compose_job, run_job, short
 from fakedet.runs.study_progress import StudyProgress
@@ -21,7 +24,11 @@ log = logging.getLogger("fakedet")
 
 
 def plan(
-    config: Mapping[str, Any], folder: Path, extra: Sequence[str], search: Sequence[str] = ()
+    config: Mapping[str, Any],
+    folder: Path,
+    extra: Sequence[str],
+    search: Sequence[str] = (),
+    overwrite: bool = False,
 ) -> tuple[list[Job], list[Job]]:
     """List the jobs of a study: those whose stage 1 others reuse, then the rest.
 
@@ -30,9 +37,10 @@ def plan(
         folder: the study's folder.
         extra: overrides added to every job.
         search: folders of configs besides fakedet's own.
+        overwrite: whether jobs may take the place of what other overrides trained in their folders.
 
     Raises:
-        UserError: a ``first`` or ``baseline`` that is not among the methods, or a seed twice.
+        UserError: a ``first`` or ``baseline`` that is not among the methods, a seed twice, or a place that is taken.
     """
     methods: Mapping[str, Sequence[str]] = config["methods"]
     for name in [*config.get("first", ()), config["baseline"]]:
@@ -49,19 +57,41 @@ def plan(
         target = folder / method / f"seed{seed}"
         shared = [f"trace_cache={folder / 'stage1'}", f"seed={seed}", f"output_dir={target}"]
         overrides = (*config["common"], *methods[method], *extra, *shared)
-        return Job(method, seed, overrides, target, tuple(search), also)
+        return Job(method, seed, overrides, target, tuple(search), also, overwrite)
 
     first = [job(method, seed) for seed in config["seeds"] for method in config.get("first", ())]
     rest = [job(method, seed) for seed in config["seeds"] for method in methods
             if method not in config.get("first", ())]  # fmt: skip
+    if not overwrite:
+        _check_free([*first, *rest], folder)
     return first, rest
 
 
-def prepare_data(job: Job) -> None:
-    """Read and check a job's data here first: demo data are made once, and mistakes stop the study at once."""
+def _check_free(jobs: Sequence[Job], folder: Path) -> None:
+    taken = [job for job in jobs if job.is_taken]
+    if taken:
+        more = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
+        raise UserError(
+            f"output_dir={folder} holds what other settings trained: {taken[0].name}{more} (see overrides.yaml in "
+            f"{taken[0].folder}); name another output_dir, or pass overwrite=true to train those jobs anew"
+        )
+
+
+def check(jobs: Sequence[Job]) -> None:
+    """Compose each method once and read the first one's data: mistakes stop the study at once, and data are made once.
+
+    Raises:
+        UserError: overrides that no config knows, or data that cannot be read.
+    """
     from fakedet.runs.fitting import make_datamodule
 
-    make_datamodule(compose_job(job))
+    composed = []
+    for job in {job.method: job for job in reversed(jobs)}.values():
+        try:
+            composed.append(compose_job(job))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(f"study: the overrides of '{job.method}': {short(error)}") from error
+    make_datamodule(composed[-1])
 
 
 def run_jobs(phases: Iterable[Sequence[Job]], workers: int) -> list[JobResult]:

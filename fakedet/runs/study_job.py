@@ -9,16 +9,18 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from fakedet.errors import Preempted
+from fakedet.runs.resuming import is_of_another_config
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Job:
     """Folders of configs besides fakedet's own (``--config-dir``)."""
     also: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Name → overrides of ``fakedet evaluate``: other manifests that the trained detector is scored on."""
+    replace: bool = False
+    """Whether what another config has left in the folder may be replaced."""
 
     @property
     def changes(self) -> list[str]:
@@ -59,6 +63,12 @@ class Job:
     def is_begun(self) -> bool:
         """Whether an earlier start of the study began this very job."""
         return _left_by(self.folder, self.overrides)
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether the folder holds what other overrides have trained, in full or in part."""
+        trained = (self.folder / "run.json").is_file() or any(self.folder.glob("**/*.ckpt"))
+        return trained and not self.is_begun
 
     @property
     def is_trained(self) -> bool:
@@ -91,11 +101,16 @@ class JobResult:
 
 
 def _left_by(folder: Path, overrides: tuple[str, ...]) -> bool:
+    """Say whether these overrides left a folder; the study's own place among them may have changed since."""
     try:
         earlier = OmegaConf.to_container(OmegaConf.load(folder / "overrides.yaml"))
     except (OSError, ValueError):
         return False
-    return earlier == list(overrides)
+    return isinstance(earlier, list) and _without_places(earlier) == _without_places(overrides)
+
+
+def _without_places(overrides: Iterable[Any]) -> list[str]:
+    return [text for text in map(str, overrides) if not text.startswith(("output_dir=", "trace_cache="))]
 
 
 def run_job(job: Job) -> JobResult:
@@ -126,6 +141,9 @@ def run_job(job: Job) -> JobResult:
             signal.signal(stop.signal, signal.SIG_DFL)
             os.kill(os.getpid(), stop.signal)
             raise
+        except KeyboardInterrupt:
+            logger.warning("interrupted")
+            return JobResult(job, time.perf_counter() - started, "interrupted")
         except BaseException as error:
             traceback.print_exc(file=console)
             return JobResult(job, time.perf_counter() - started, short(error))
@@ -137,13 +155,12 @@ def run_job(job: Job) -> JobResult:
 
 def compose_job(job: Job) -> DictConfig:
     """Compose the config of a job's training."""
-    # What another study left in the folder is replaced; what this one left goes on.
-    settings = [
-        *job.overrides,
-        f"callbacks.progress.file={job.progress_file}",
-        f"overwrite={not job.is_begun}",
-    ]
-    return _compose("train", settings, job.search)
+    # What this study left goes on; what else is there was refused, is no training, or may be replaced.
+    settings = [*job.overrides, f"callbacks.progress.file={job.progress_file}"]
+    config = _compose("train", [*settings, f"overwrite={not job.is_begun}"], job.search)
+    if job.replace and is_of_another_config(config):  # the same overrides, composed by an older version
+        config.overwrite = True
+    return config
 
 
 def compose_scoring(job: Job, name: str) -> DictConfig:

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from fakedet.errors import UserError
 from fakedet.evaluation.predictions import read_predictions
-from fakedet.runs.study import plan
+from fakedet.runs.study import check, plan
 
 STUDY = {
     "name": "small", "title": "small study", "seeds": [0, 1], "baseline": "bce", "first": ["trace"],
@@ -127,6 +127,31 @@ def test_workers_end_with_a_study_that_is_killed(who: str, tiny_manifest: Path, 
     while any(Path(f"/proc/{worker}/cmdline").is_file() for worker in workers):
         assert time.monotonic() < deadline, "they would train on, unseen"
         time.sleep(0.1)
+
+
+def test_what_other_settings_trained_is_not_replaced_without_a_word(tmp_path: Path) -> None:
+    first, rest = plan(STUDY, tmp_path, [])
+    done = (first + rest)[2]
+    done.folder.mkdir(parents=True)
+    OmegaConf.save(OmegaConf.create(list(done.overrides)), done.folder / "overrides.yaml")
+    (done.folder / "run.json").write_text("{}")
+    assert done.is_trained
+    plan(STUDY, tmp_path, [])
+    with pytest.raises(UserError, match=rf"{done.name} \(see overrides.yaml.*overwrite=true"):
+        plan(STUDY, tmp_path, ["model.optimizer.lr=0.1"])
+    first, rest = plan(STUDY, tmp_path, ["model.optimizer.lr=0.1"], overwrite=True)
+    assert not (first + rest)[2].is_trained
+    # A study that was moved is the same study.
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    first, rest = plan(STUDY, moved, [])
+    assert [job.is_trained for job in first + rest] == [False, False, True, False, False, False]
+
+
+def test_a_mistake_in_a_method_stops_the_study_before_it_trains(tmp_path: Path) -> None:
+    methods = {"trace": ["model=trace"], "bce": ["model=bce"], "worse": ["model=bce", "model/encoder=smal"]}
+    first, rest = plan({**STUDY, "methods": methods}, tmp_path, ["data.manifest=none.csv"])
+    with pytest.raises(UserError, match=r"the overrides of 'worse': .*smal"):
+        check(first + rest)
 
 
 def test_wrong_names_in_a_study_are_told(tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ def write_published(path: Path, weights: dict[str, Tensor], identity: dict[str, 
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
     told = json.dumps(identity)
     metadata = {"fakedet": told, "sha256": _digest(whole, told)}
-    safetensors.torch.save_file(whole, path, metadata)
+    # Not save_file, whose files no other user may read, whatever the umask.
+    path.write_bytes(safetensors.torch.save(whole, metadata))
 
 
 def read_published(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import logging
 
 from omegaconf import DictConfig
 
-from fakedet.commands.wording import interval
+from fakedet.commands.wording import interval, means_of
 from fakedet.runs.evaluation import evaluate
 
 log = logging.getLogger("fakedet")
@@ -31,11 +31,13 @@ def run(config: DictConfig, overrides: list[str]) -> float | None:
     if point := metrics["operating_point"]:
         fitted = f"{point['split']}: {point['n_real']} real, {point['n_fake']} fake"
         log.info("at the threshold for %g %% of reals (fitted on %s):", 100 * point["rate"], fitted)
+        for note in point["notes"]:
+            log.info("note: %s", note)
         for name, entry in metrics["per_generator"].items():
             log.info("%-24s reals called real %s  fakes called fake %s", name, interval(entry["acc_real"]),
                      interval(entry["acc_fake"]))  # fmt: skip
-    for key in ("map_seen", "map_unseen", "map"):
-        log.info("%-24s %s", key, interval(metrics[key]))
+    for key, means in means_of(metrics).items():
+        log.info("%-24s %s", key, means)
     log.info("predictions %s/predictions.parquet", config.output_dir)
     log.info("metrics     %s/metrics.json", config.output_dir)
     log.info("next        fakedet report predictions=%s/predictions.parquet", config.output_dir)

@@ -6,7 +6,7 @@ import logging
 
 from omegaconf import DictConfig
 
-from fakedet.commands.wording import interval
+from fakedet.commands.wording import means_of
 from fakedet.runs.ranks import is_main_process
 from fakedet.runs.training import train
 
@@ -19,8 +19,8 @@ def run(config: DictConfig, overrides: list[str]) -> float | None:
     if not is_main_process():
         return None
     if done.metrics is not None:
-        for key in ("map_seen", "map_unseen", "map"):
-            log.info("test %-10s %s", key, interval(done.metrics[key]))
+        for key, means in means_of(done.metrics).items():
+            log.info("test %-12s %s", key, means)
     log.info("checkpoint %s", done.checkpoint)
     log.info("run       %s", done.folder)
     if done.metrics is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 
 def interval(value: Mapping[str, float | None]) -> str:
@@ -13,3 +14,11 @@ def interval(value: Mapping[str, float | None]) -> str:
     if value["low"] is not None and value["high"] is not None:
         text += f" [{value['low']:.3f}, {value['high']:.3f}]"
     return text
+
+
+def means_of(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Word the means of metrics.json over seen, unseen and all generators."""
+    return {
+        f"mean, {words}": f"AP {interval(metrics[f'map{kind}'])}  AUC {interval(metrics[f'mauc{kind}'])}"
+        for kind, words in (("_seen", "seen"), ("_unseen", "unseen"), ("", "all"))
+    }

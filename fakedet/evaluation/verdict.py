@@ -43,11 +43,12 @@ def _sentences(comparison: Comparison, mean: str, words: str) -> list[str]:
 def _areas(comparison: Comparison, mean: str) -> str:
     """Tell the mean AUCs, which do not depend on how many fakes there are for a real."""
     gaps = comparison.differences["auc"][mean]
-    told = [
-        f"{method} {_text(value)}" + (f" ({_text(gaps[method].interval, '+.3f')})" if method in gaps else "")
-        for method, value in comparison.values["auc"][mean].items()
-    ]
-    return f"Mean AUC there: {'; '.join(told)}."
+    told = []
+    for method, value in comparison.values["auc"][mean].items():
+        gap = gaps.get(method)
+        way = f", {gap.way} it by more than the interval" if gap and gap.way else ""
+        told.append(f"{method} {_text(value)}" + (f" ({_text(gap.interval, '+.3f')}{way})" if gap else ""))
+    return f"Mean AUC there, where a guess is 0.5 however many fakes there are: {'; '.join(told)}."
 
 
 def _reservations(comparison: Comparison) -> list[str]:

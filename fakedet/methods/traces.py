@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from fakedet.models.trace_bank import TraceBank
 from fakedet.models.trace_residual import HALVES, TraceResidual
+
+log = logging.getLogger("fakedet")
 
 FITTED_REALS = 4096
 """Most photographs that an encoder is fitted to."""
@@ -62,6 +65,7 @@ def fit_encoder(encoder: Any, module: LightningModule) -> None:
         module: the LightningModule, whose attached data module gives the photographs.
     """
     if hasattr(encoder, "fit_reals"):
+        log.info("the encoder is fitted to training photographs; a trunk that is new to them takes a while")
         loader = module.trainer.datamodule.bank_dataloader(FITTED_REALS)  # type: ignore[attr-defined]
         encoder.fit_reals(_first_view(batch).to(module.device) for batch in loader if len(batch["id"]))
 

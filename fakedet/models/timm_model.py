@@ -80,8 +80,13 @@ def _how_to_get_weights(name: str, error: BaseException) -> str:
     return (
         f"model.encoder.pretrained: the weights '{place or name}' are neither in the local cache nor can be "
         f"downloaded here ({cause}); fetch them where there is a network, place the file on this "
-        "machine and pass model.encoder.weights=FILE, or set model.encoder.pretrained=false"
+        f"machine and pass model.encoder.weights=FILE{_variable(name)}, or set model.encoder.pretrained=false. "
+        "HF_HUB_OFFLINE=1 keeps the hub's client from trying again and again"
     )
+
+
+def _variable(name: str) -> str:
+    return " (or export FAKEDET_CLIP=FILE; see experiments/clip)" if "clip" in name else ""
 
 
 def _one_line(error: BaseException) -> str:

@@ -43,11 +43,24 @@ def write_card(method: Detector, checkpoint: Path, output: Path) -> Path:
 
 
 def _origin(identity: Mapping[str, Any], method: Detector) -> str:
-    encoder = str(identity["model"]["encoder"]["_target_"]).rsplit(".", 1)[-1]
+    settings = identity["model"]["encoder"]
+    encoder = str(settings["_target_"]).rsplit(".", 1)[-1]
     count = sum(parameter.numel() for parameter in method.parameters())
     return (
         f"fakedet {fakedet.__version__}, method `{identity['model']['name']}`, {encoder}, {count:,} parameters, seed "
-        f"{identity['seed']}. Label 0 = real, 1 = fake; score = P(fake)."
+        f"{identity['seed']}. Label 0 = real, 1 = fake; score = P(fake).{_pretraining(settings)}"
+    )
+
+
+def _pretraining(encoder: Mapping[str, Any]) -> str:
+    """Say which weights the encoder began with or kept: their licence, and what they saw, hold for the detector too."""
+    weights = encoder.get("weights")
+    if not weights and not encoder.get("pretrained"):
+        return ""
+    source = f"`{Path(weights).name}`" if weights else "timm's weights of that name"
+    return (
+        f"\n\nIts encoder is timm's `{encoder.get('name')}`, pretrained ({source}): what those weights were "
+        "trained on, it has seen too, and their licence holds for this file as well."
     )
 
 
@@ -104,7 +117,7 @@ def _point(method: Detector) -> str:
         return "## Operating point\n\nNone: it ranks images, and says nothing of single ones."
     return (
         f"## Operating point\n\nAn image is called fake above a logit of {point.threshold:.3f}, which {point.rate:.0%} "
-        f"of {point.n_real} validation photographs may exceed; calibration `{point.calibration.kind}`, fitted to these "
+        f"of {point.n_real} real validation images may exceed; calibration `{point.calibration.kind}`, fitted to these "
         f"and {point.n_fake} fakes."
     )
 

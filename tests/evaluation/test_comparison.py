@@ -107,6 +107,9 @@ def test_a_better_method_is_found_and_a_worse_one() -> None:
     told = " ".join(verdict(comparison))
     assert re.search(r"good \(.*?\) is above it by more than the interval", told)
     assert re.search(r"bad \(.*?\) is below it by more than the interval", told)
+    areas = next(sentence for sentence in verdict(comparison) if "Mean AUC" in sentence)
+    assert re.search(r"bce 0\.\d+ \[[^(]*; good .*\(\+[^)]*, above it by more than the interval\)", areas)
+    assert re.search(r"bad .*\(-[^)]*, below it by more than the interval\)", areas)
 
 
 def test_rows_that_one_run_could_not_read_are_left_out_of_all() -> None:

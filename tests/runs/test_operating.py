@@ -1,6 +1,7 @@
 """The operating point travels in the checkpoint, and data that it was fitted on are no test."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,23 @@ def test_data_of_its_own_are_refused_unless_forced_and_then_marked(
     assert "its results flatter" in capsys.readouterr().out
     assert json.loads((tmp_path / "b" / "metrics.json").read_text())["data_was_used_for"] == use
     assert read_predictions(tmp_path / "b" / "predictions.parquet")[1]["data_was_used_for"] == use
+
+
+def test_what_is_not_scored_is_told_and_the_mean_auc_is_printed(
+    run: Path, tiny_manifest_module: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluated(run, tiny_manifest_module, tmp_path / "a") == 0
+    told = capsys.readouterr().out
+    frame = pd.read_csv(tiny_manifest_module)
+    counts = frame["split"].value_counts()
+    assert f"scoring {counts['test']} images of the split test alone" in told
+    assert f"train {counts['train']}" in told
+    value = json.loads((tmp_path / "a" / "metrics.json").read_text())["mauc_unseen"]["value"]
+    assert re.search(rf"mean, unseen +AP .* AUC {value:.3f}", told)
+    frame.assign(split="test").to_csv(tmp_path / "all.csv", index=False)
+    root = f"data.root={tiny_manifest_module.parent}"
+    assert evaluated(run, tmp_path / "all.csv", tmp_path / "b", root) == 0
+    assert "alone" not in capsys.readouterr().out
 
 
 def test_rows_it_was_made_with_are_no_test_under_another_name(

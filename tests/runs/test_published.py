@@ -13,6 +13,7 @@ from fakedet import build
 from fakedet.checkpoint import read_checkpoint
 from fakedet.commands.app import launch
 from fakedet.errors import UserError
+from fakedet.runs.card import write_card
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +53,29 @@ def test_the_card_says_what_metrics_say(run: Path) -> None:
         assert told in card
     assert "Trained by `fakedet train model=transfer" in card
     assert "output_dir" not in card
+    assert "pretrained" not in card, "its encoder began from nothing"
     counts = read_checkpoint(run / "one.safetensors")["fakedet"]["training_data"]
     for name, count in counts["fake"].items():
         assert f"| fake: {name} | {count} |" in card
+
+
+def test_the_card_names_a_pretrained_encoder(run: Path) -> None:
+    method = build.load_detector(run / "one.safetensors")
+    encoder = {"_target_": "fakedet.models.frozen.FrozenEncoder", "name": "vit_tiny", "pretrained": True}
+    for weights, told in (
+        (None, "timm's weights of that name"),
+        ("/somewhere/clip.safetensors", "`clip.safetensors`"),
+    ):
+        method.identity["model"]["encoder"] = {**encoder, "weights": weights}
+        card = write_card(method, run / "nowhere" / "x.ckpt", run / "two.safetensors").read_text()
+        assert f"timm's `vit_tiny`, pretrained ({told})" in card
+        assert "/somewhere" not in card
+
+
+def test_others_may_read_what_was_handed_on(run: Path) -> None:
+    plain = run / "plain.txt"
+    plain.touch()
+    assert (run / "one.safetensors").stat().st_mode == plain.stat().st_mode
 
 
 @pytest.mark.parametrize("place", [0, 20, 100, 1000, 2000, 3000, -5, -4000])

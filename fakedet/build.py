@@ -24,7 +24,7 @@ from fakedet.data.augment import Augmentation
 from fakedet.errors import UserError
 from fakedet.methods.detector import Detector
 from fakedet.methods.trace import TracePretraining
-from fakedet.models.trace_source import TraceSource
+from fakedet.models.trace_source import TraceSource, share_trunk
 from fakedet.models.weights import find_weights
 
 log = logging.getLogger("fakedet")
@@ -63,6 +63,7 @@ def build_method(config: Mapping[str, Any], trace: TraceCheckpoint | None = None
     if needs_source(config):
         assert trace is not None
         parts["source"] = TraceSource(trace.method.encoder, trace.method.homogeneous)
+        share_trunk(parts["source"], encoder)
         parts["trace_dim"] = trace.config["projection_dim"]
     settings = {key: value for key, value in config.items() if key not in (*TRAINING_KEYS, "encoder")}
     method = _instantiate(settings, "model", **parts)
@@ -183,6 +184,8 @@ def detector_of(checkpoint: Mapping[str, Any], path: str | Path) -> Detector:
     except RuntimeError as error:
         raise UserError(f"{path}: the weights do not fit the config inside it: {_one_line(error)}") from error
     method.identity = identity
+    if isinstance(source := getattr(method, "source", None), TraceSource):
+        share_trunk(source, method.encoder)
     return method.eval()
 
 

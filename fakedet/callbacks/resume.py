@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,13 @@ class ResumePoint(Checkpoint):
     Args:
         path: the file; the last point replaces the one before it.
         every_steps: batches between two points within an epoch.
+        min_seconds: an epoch that ends sooner than that after the last point writes none, unless it is the last one:
+            of a net that is large and an epoch that is short, points would be most of the time.
     """
 
-    def __init__(self, path: str, every_steps: int = 200) -> None:
-        self.path, self.every_steps = Path(path), every_steps
+    def __init__(self, path: str, every_steps: int = 200, min_seconds: float = 0.0) -> None:
+        self.path, self.every_steps, self.min_seconds = Path(path), every_steps, min_seconds
+        self._saved_at, self._is_behind = -float("inf"), False
         self._trainer: Trainer | None = None
         self._saving = False
         self._loaded: dict[str, Any] = {}
@@ -96,13 +100,19 @@ class ResumePoint(Checkpoint):
             raise Preempted(stop, self.path)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write a point; validation has run and the other checkpoints of the epoch are written."""
-        self.save(trainer)
-        if stop := self._asked_to_stop(trainer, 0):
+        """Write a point if one is due; validation has run and the other checkpoints of the epoch are written."""
+        stop = self._asked_to_stop(trainer, 0)
+        due = time.monotonic() - self._saved_at >= self.min_seconds
+        self._is_behind = not (stop or trainer.strategy.broadcast(due))
+        if not self._is_behind:
+            self.save(trainer)
+        if stop:
             raise Preempted(stop, self.path)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the signals back."""
+        """Write the last point, and give the signals back."""
+        if self._is_behind:
+            self.save(trainer)
         self._stop_listening()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -143,6 +153,7 @@ class ResumePoint(Checkpoint):
         self._saving, self._unlogged = True, unlogged or []
         try:
             trainer.save_checkpoint(self.path)
+            self._saved_at, self._is_behind = time.monotonic(), False
         finally:
             self._saving = False
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from fakedet.errors import UserError, choose
@@ -51,6 +52,7 @@ class ContrastiveTransfer(Detector):
             "trace_distance", that distance in the spread of the bank's.
         residual: ``weight`` of the evidence of a :class:`TraceResidual` in the logit (ours; 0: none) and its settings;
             needs an encoder with ``features``, on a frozen trunk.
+        train_source: the source is trained along (ablation) instead of frozen.
 
     Raises:
         UserError: ``copies_per_real`` is not between 0 and 1, settings of the copies that cannot be, or a score by
@@ -78,11 +80,14 @@ class ContrastiveTransfer(Detector):
         recompress: Sequence[int] | None = None,
         score: str = "logit",
         residual: Mapping[str, Any] | None = None,
+        train_source: bool = False,
     ) -> None:
         super().__init__(optimizer)
         self.save_hyperparameters(ignore=["encoder", "source"])
         self.encoder = encoder
         self.source = source
+        if train_source:
+            source.let_learn()
         embedding_dim = int(encoder.embedding_dim)  # type: ignore[arg-type]
         self.projection = ProjectionHead(embedding_dim, hidden_dim, trace_dim)
         self.classifier = Classifier(embedding_dim)
@@ -178,14 +183,19 @@ class ContrastiveTransfer(Detector):
         self.log_dict({"train/bce": bce, "train/loss_real": real, "train/loss_fake": fake}, batch_size=1)
 
     def on_fit_start(self) -> None:
-        """Fill the bank once: the source is frozen. Where images never change, their traces are kept too."""
+        """Fill the bank, once if the source is frozen. Where images never change, their traces are kept too."""
         super().on_fit_start()
-        if self.trainer.datamodule.views_repeat:  # type: ignore[attr-defined]
+        if self.trainer.datamodule.views_repeat and not self.source.learns:  # type: ignore[attr-defined]
             self._memory = TraceMemory(self.source)
         with torch.no_grad():
             fill_bank(self.bank, self.source, self)
             if self.residual is not None:
                 fit_residual(self.residual, self.encoder, self)
+
+    def on_validation_epoch_start(self) -> None:
+        """Refill the bank where the source learns."""
+        if self.source.learns and self.trainer.state.fn == TrainerFn.FITTING:
+            fill_bank(self.bank, self.source, self)
 
 
 def _make_residual(encoder: nn.Module, settings: dict[str, Any]) -> tuple[float, TraceResidual | None]:

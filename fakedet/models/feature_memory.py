@@ -40,7 +40,7 @@ class FeatureMemory:
             image: float.
         """
         if self._name is None:
-            self._name = _fingerprint(net)
+            self._name = fingerprint(net)
         content = hashlib.sha256(image.contiguous().view(-1).numpy().data)
         content.update(repr((self._name, tuple(image.shape))).encode())
         key = content.digest()
@@ -77,7 +77,7 @@ def _open_store() -> FeatureStore | None:
     return store
 
 
-def _fingerprint(net: Any) -> bytes:
+def fingerprint(net: Any) -> bytes:
     """Name weights and settings; 16 bytes."""
     digest = hashlib.blake2b(repr(net).encode(), digest_size=16)
     digest.update(repr([FORMAT, net.levels, net.input_size, net.responses, net.pool]).encode())

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fakedet.errors import UserError, choose
-from fakedet.models.feature_memory import FeatureMemory
+from fakedet.models.feature_memory import FeatureMemory, fingerprint
 from fakedet.models.reals import rows_of_reals
 from fakedet.models.smoothing import SMOOTHERS, smooth
 from fakedet.models.timm_model import create_timm_model, required_size
@@ -107,6 +107,10 @@ class FrozenTrunk(nn.Module):
         features = self._features(images)
         changes = [self._features(smooth(images, name)) - features for name in self.responses]
         return torch.cat([features, *changes], dim=1)
+
+    def says_the_same(self, other: FrozenTrunk) -> bool:
+        """Say whether another trunk would describe every image alike."""
+        return fingerprint(self) == fingerprint(other)
 
     def _features(self, images: Tensor) -> Tensor:
         seen = images

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,8 +18,9 @@ class TraceResidual(nn.Module):
     """Tell fakes by the energy of their features outside the principal directions of real photographs (ours).
 
     The directions of a half of the training reals are natural traces learned from real images alone; the other half
-    says what residual r = log |x − c|² − |V(x − c)|² real photographs leave that the directions were not fitted to, in
-    whose mean m and spread s residuals are measured: d(x) = (r(x) − m) / s.
+    says what residual r = log(|x − c|² − |V(x − c)|²) real photographs leave that the directions were not fitted to, in
+    whose mean m and spread s residuals are measured: d(x) = (r(x) − m) / s, held between −``bound`` and ``bound``: one
+    odd photograph, far from all others, is one odd photograph and no more.
 
     A distance from the real is no sign of fakes as such: faces of GANs are more alike than faces. So it is weighed by
     what known images of like content say: g(x) = (mean r of the fakes − mean r of the other half's reals) / s, each
@@ -29,9 +32,10 @@ class TraceResidual(nn.Module):
         dims: principal directions.
         neighbours: images of like content that are asked, of each class.
         size: most images kept of each half of the reals, and of the fakes.
+        bound: of d; None: none.
 
     Raises:
-        UserError: a number below 1, or no fewer directions than features.
+        UserError: a number below 1, a bound that is not above 0, or no fewer directions than features.
     """
 
     center: Tensor
@@ -44,14 +48,24 @@ class TraceResidual(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, features: int, dims: int = 100, neighbours: int = 30, size: int = 2048) -> None:
+    def __init__(
+        self,
+        features: int,
+        dims: int = 100,
+        neighbours: int = 30,
+        size: int = 2048,
+        bound: float | None = None,
+    ) -> None:
         super().__init__()
+        if bound is not None and not bound > 0:
+            raise UserError(f"model.residual: bound={bound}: above 0, or null for none")
         if not 1 <= dims < features or neighbours < 1 or size < neighbours:
             raise UserError(
                 f"model.residual: dims={dims}, neighbours={neighbours}, size={size}: needs 1 to {features - 1} "
                 "directions and as many images as neighbours"
             )
         self.neighbours, self.size = neighbours, size
+        self.bound = math.inf if bound is None else bound
         self.register_buffer("center", torch.zeros(HALVES, features))
         self.register_buffer("basis", torch.zeros(HALVES, features, dims))
         for kind in ("real", "fake"):
@@ -111,7 +125,8 @@ class TraceResidual(nn.Module):
         place = F.normalize(place, dim=1)
         real = self._nearest(place, self.real_place[side], self.real_residual[side], self.counts[side, 0])
         fake = self._nearest(place, self.fake_place[side], self.fake_residual[side], self.counts[side, 1])
-        return (fake - real) / self.std[side] * (residual - self.mean[side]) / self.std[side]
+        distance = ((residual - self.mean[side]) / self.std[side]).clamp(-self.bound, self.bound)
+        return (fake - real) / self.std[side] * distance
 
     def _nearest(self, place: Tensor, places: Tensor, residuals: Tensor, count: Tensor) -> Tensor:
         """Average the residuals of the nearest; unused rows are never near."""

@@ -7,9 +7,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from fakedet.models.frozen import FrozenTrunk
+
 
 class TraceSource(nn.Module):
-    """Give the natural traces of images from a trained stage 1 that never changes again.
+    """Give the natural traces of images from a trained stage 1 that never changes again, unless it is told to learn.
 
     Holds copies, so that freezing them does not freeze the modules that were passed.
 
@@ -21,18 +23,40 @@ class TraceSource(nn.Module):
     def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.encoder, self.head = copy.deepcopy(encoder), copy.deepcopy(head)
+        self.learns = False
         self.requires_grad_(False)
         self.train(False)
 
+    def let_learn(self) -> None:
+        """Train it along with the detector (ablation); a frozen trunk in it stays as it is."""
+        self.learns = True
+        self.requires_grad_(True)
+        for module in self.modules():
+            if isinstance(module, FrozenTrunk):
+                module.requires_grad_(False)
+        self.train(True)
+
     def train(self, mode: bool = True) -> TraceSource:
         """Stay in evaluation mode whatever ``mode`` is: a frozen source's batch statistics must not drift."""
-        return super().train(False)
+        return super().train(mode and self.learns)
 
-    @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Map float RGB (N, 3, H, W) in [0, 1] to L2-normalised traces (N, D), without gradients."""
-        traces: Tensor = self.head(self.encoder(images))
+        """Map float RGB (N, 3, H, W) in [0, 1] to L2-normalised traces (N, D), without gradients if it is frozen."""
+        with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
+            traces: Tensor = self.head(self.encoder(images))
         return traces
+
+
+def share_trunk(source: TraceSource, encoder: nn.Module) -> None:
+    """Let a source over the same frozen trunk as the detector's encoder use that one: in memory and in files once.
+
+    Args:
+        source: its encoder's trunk is replaced, where it has one that says the same.
+        encoder: the detector's.
+    """
+    own, other = getattr(source.encoder, "trunk", None), getattr(encoder, "trunk", None)
+    if isinstance(own, FrozenTrunk) and isinstance(other, FrozenTrunk) and own.says_the_same(other):
+        source.encoder.trunk = other
 
 
 class TraceMemory:

@@ -1,6 +1,7 @@
 """The methods' training losses against formulas written out naively from the modules' own outputs."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -177,6 +178,47 @@ def test_the_residuals_evidence_is_added_to_the_logit_and_trains_nothing() -> No
         build.build_method(
             {**config, "encoder": ENCODER}, build.TraceCheckpoint(TRACE, build.build_method(TRACE))
         )
+
+
+def test_a_source_may_learn_too(batch: dict[str, torch.Tensor]) -> None:
+    trace = build.TraceCheckpoint(TRACE, build.build_method(TRACE))  # type: ignore[arg-type]
+    method = quiet(build.build_method({**TRANSFER, "train_source": True}, trace)).train()
+    assert method.source.training
+    before = {name: value.clone() for name, value in method.source.named_parameters()}
+    theirs = {name: value.clone() for name, value in trace.method.named_parameters()}
+    optimiser = configure_optimiser(method.parameters(), OPTIMIZER, 10)["optimizer"]
+    method.training_step(batch, 0).backward()
+    optimiser.step()
+    moved = [name for name, value in method.source.named_parameters() if not torch.equal(before[name], value)]
+    assert {name.split(".")[0] for name in moved} == {"encoder", "head"}
+    for name, value in trace.method.named_parameters():
+        assert torch.equal(theirs[name], value), "what was passed stays"
+
+
+def test_a_frozen_trunk_stands_once_in_memory_and_in_files(tmp_path: Path) -> None:
+    encoder = {"_target_": "fakedet.models.frozen.FrozenEncoder", "name": "test_efficientnet", "pretrained": False,
+               "hidden": 8}  # fmt: skip
+    trace = build.TraceCheckpoint(
+        {**TRACE, "encoder": encoder},
+        build.build_method({**TRACE, "encoder": encoder}),  # type: ignore[arg-type]
+    )
+    apart = build.build_method({**TRANSFER, "encoder": encoder, "init": "scratch"}, trace)
+    assert apart.source.encoder.trunk is not apart.encoder.trunk, "random weights, which differ"
+    shared = build.build_method({**TRANSFER, "encoder": encoder, "init": "trace"}, trace)
+    assert shared.source.encoder.trunk is shared.encoder.trunk
+    assert shared.source.encoder.layers is not shared.encoder.layers
+    shared.identity = {"model": {**TRANSFER, "encoder": encoder}, "stage1": {**TRACE, "encoder": encoder}}
+    sizes = {}
+    for name, method in (("apart", apart), ("shared", shared)):
+        torch.save({"state_dict": method.state_dict()}, tmp_path / name)
+        sizes[name] = (tmp_path / name).stat().st_size
+    trunk = sum(value.numel() * value.element_size() for value in shared.encoder.trunk.state_dict().values())
+    assert sizes["apart"] - sizes["shared"] > 0.9 * trunk
+    content = {"state_dict": shared.state_dict(), "fakedet": shared.identity}
+    loaded = build.detector_of(content, "x.ckpt")
+    assert loaded.source.encoder.trunk is loaded.encoder.trunk
+    for name, value in shared.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
 
 
 def test_transfer_starts_from_stage_1_and_never_moves_its_source(batch: dict[str, torch.Tensor]) -> None:

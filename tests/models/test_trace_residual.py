@@ -18,7 +18,13 @@ def rows(seed: int, count: int, noise: float = 0.3, offset: float = 0.0) -> torc
 
 
 def naive(
-    reals: np.ndarray, half: np.ndarray, fakes: np.ndarray, image: np.ndarray, dims: int, k: int
+    reals: np.ndarray,
+    half: np.ndarray,
+    fakes: np.ndarray,
+    image: np.ndarray,
+    dims: int,
+    k: int,
+    bound: float = np.inf,
 ) -> float:
     """Follow the class's description, one image and one half at a time."""
     sides = []
@@ -38,23 +44,28 @@ def naive(
             ordered = sorted(group, key=lambda entry: -float(entry[0] @ place))[:k]
             near.append(np.mean([value for _, value in ordered]))
         spread = own.std(ddof=1)
-        sides.append((near[1] - near[0]) / spread * (residual - own.mean()) / spread)
+        sides.append((near[1] - near[0]) / spread * min(max((residual - own.mean()) / spread, -bound), bound))
     return float(np.mean(sides))
 
 
-def fitted(reals: torch.Tensor, fakes: torch.Tensor, **settings: int) -> TraceResidual:
+def fitted(reals: torch.Tensor, fakes: torch.Tensor, **settings: float | None) -> TraceResidual:
     residual = TraceResidual(20, **{"dims": 6, "neighbours": 5, "size": 100, **settings})
     residual.fit(reals, torch.arange(len(reals)) % 2, fakes)
     return residual
 
 
-def test_evidence_is_what_its_description_says() -> None:
+@pytest.mark.parametrize("bound", [None, 1.0])
+def test_evidence_is_what_its_description_says(bound: float | None) -> None:
     reals, fakes, images = rows(1, 61), rows(2, 40, noise=0.6), torch.cat([rows(3, 5), rows(4, 5, noise=0.9)])
-    residual = fitted(reals, fakes)
+    residual = fitted(reals, fakes, bound=bound)
     half = np.arange(61) % 2
+    limit = np.inf if bound is None else bound
     wanted = [
-        naive(reals.numpy(), half, fakes.numpy(), image, 6, 5) for image in images.numpy().astype(np.float64)
+        naive(reals.numpy(), half, fakes.numpy(), image, 6, 5, limit)
+        for image in images.numpy().astype(np.float64)
     ]
+    unbounded = fitted(reals, fakes)(images).numpy()
+    assert (bound is None) == np.allclose(residual(images), unbounded)
     np.testing.assert_allclose(residual(images), wanted, rtol=2e-3, atol=2e-3)
     assert residual(images[:0]).shape == (0,)
 

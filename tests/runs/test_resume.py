@@ -18,8 +18,8 @@ CONTEXT.set_forkserver_preload(["fakedet.runs.training", "fakedet.commands.app",
 
 # Five steps an epoch, three epochs; dropout draws from PyTorch's own generator, the recipe from the sampler's.
 COMMON = ["data=manifest", "data.crop_size=32", "data.batch_size=8", "data.steps_per_epoch=5", "trainer.max_epochs=3",
-          "trainer.log_every_n_steps=1", "callbacks.resume.every_steps=2", "threads=1", "bootstrap.resamples=20",
-          "header_audit=false", "augment=cnndet"]  # fmt: skip
+          "trainer.log_every_n_steps=1", "callbacks.resume.every_steps=2", "callbacks.resume.min_seconds=0",
+          "threads=1", "bootstrap.resamples=20", "header_audit=false", "augment=cnndet"]  # fmt: skip
 DROPOUT = ["model/encoder=timm", "model.encoder.name=test_resnet", "model.encoder.pretrained=false",
            "+model.encoder.drop_rate=0.3"]  # fmt: skip
 
@@ -193,6 +193,20 @@ def test_a_killed_run_ends_with_the_same_bits(whole, what: str, number: int, tmp
     assert run(own, tmp_path / "log") == 0, (tmp_path / "log").read_text()
     assert_same(results(tmp_path / "run"), expected)
     assert not list((tmp_path / "run").glob("**/resume.ckpt"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "number"), [(None, 0), ("step", 11), ("write", 2), ("results", 1)])
+def test_epochs_that_are_short_write_no_point_but_the_last(
+    whole, what: str | None, number: int, tmp_path: Path
+) -> None:
+    arguments, expected = whole("bce", "model=bce", *DROPOUT)
+    own = [*arguments, "callbacks.resume.every_steps=1000", "callbacks.resume.min_seconds=1000",
+           f"output_dir={tmp_path / 'run'}"]  # fmt: skip
+    if what:
+        assert run(own, tmp_path / "log", what, number) == -signal.SIGKILL, (tmp_path / "log").read_text()
+    assert run(own, tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    assert_same(results(tmp_path / "run"), expected)
 
 
 @pytest.mark.slow

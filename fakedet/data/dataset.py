@@ -16,6 +16,7 @@ from fakedet.data.augment import Augmentation
 from fakedet.data.crop import POLICIES, evaluation_views
 from fakedet.data.decode import DecodeError, decode_image
 from fakedet.data.manifest import Manifest
+from fakedet.data.picture_memory import PictureMemory
 from fakedet.data.sampler import Draw
 from fakedet.data.sources import Source, make_source
 from fakedet.data.stall import Reading
@@ -38,7 +39,7 @@ class _Images(Dataset[dict[str, Any]]):
         self.labels = manifest.frame["label"].to_numpy()
         self.views, self.size = views, size
         # Set anew by the loader, which knows how many workers there are.
-        self.reading = Reading(0)
+        self.reading, self.memory = Reading(0), PictureMemory(0)
 
     def path_of(self, row: int) -> str:
         """Name the file of a row."""
@@ -54,11 +55,16 @@ class _Images(Dataset[dict[str, Any]]):
 
     def read(self, row: int) -> NDArray[np.uint8] | dict[str, Any]:
         """Give the pixels of a row, or its record for the quarantine."""
+        kept = self.memory.get(row)
+        if kept is not None:
+            return kept
         try:
             with self.reading.of(row):
-                return decode_image(self.source.read(row))
+                pixels = decode_image(self.source.read(row))
         except DecodeError as error:
             return {"id": row, "path": self.paths[row].as_py(), "reason": error.reason}
+        self.memory.keep(row, pixels)
+        return pixels
 
     def item(
         self, row: int, views: list[NDArray[np.uint8]], quarantined: list[dict[str, Any]]

@@ -10,6 +10,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader
 
+from fakedet.data.picture_memory import PictureMemory
 from fakedet.data.stall import Reading, StallWatch
 from fakedet.errors import UserError
 
@@ -53,6 +54,8 @@ class ImageLoader(DataLoader[Any]):
 def make_loader(dataset: Any, sampler: Any, num_workers: int, seed: int) -> ImageLoader:
     """Load what ``sampler`` draws from one of the datasets of :mod:`fakedet.data.dataset`."""
     dataset.reading = Reading(num_workers)
+    # Workers would each keep what they happened to draw.
+    dataset.memory = PictureMemory() if num_workers == 0 else PictureMemory(0)
     with warnings.catch_warnings():
         # More workers than cores can pay where reading waits for a disk.
         warnings.filterwarnings("ignore", "This DataLoader will create")

@@ -102,7 +102,7 @@ class ResumePoint(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write a point if one is due; validation has run and the other checkpoints of the epoch are written."""
         stop = self._asked_to_stop(trainer, 0)
-        due = time.monotonic() - self._saved_at >= self.min_seconds
+        due = _is_last_epoch(trainer) or time.monotonic() - self._saved_at >= self.min_seconds
         self._is_behind = not (stop or trainer.strategy.broadcast(due))
         if not self._is_behind:
             self.save(trainer)
@@ -110,7 +110,7 @@ class ResumePoint(Checkpoint):
             raise Preempted(stop, self.path)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the last point, and give the signals back."""
+        """Write the last point if the last epoch was not known to be the last, and give the signals back."""
         if self._is_behind:
             self.save(trainer)
         self._stop_listening()
@@ -174,6 +174,13 @@ class ResumePoint(Checkpoint):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+
+
+def _is_last_epoch(trainer: Trainer) -> bool:
+    """Say whether training ends with this epoch; what stops it has had its turn, as checkpoints have theirs last."""
+    enough_epochs = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= trainer.max_epochs
+    enough_steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+    return bool(trainer.should_stop or enough_epochs or enough_steps)
 
 
 def _take_up_the_epoch(trainer: Trainer) -> None:

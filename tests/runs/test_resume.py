@@ -177,7 +177,7 @@ def points() -> list[tuple[str, int]]:
         "validation": 3,
         "write": 10,
         "rename": 12,
-        "image": 200,
+        "image": 60,
         "results": 1,
     }
     return [(what, int(number)) for what, last in most.items()

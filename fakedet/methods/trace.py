@@ -15,6 +15,7 @@ from fakedet.methods.detector import Detector, Scores
 from fakedet.methods.draws import copy_draws, fixed_draws
 from fakedet.methods.gather import gather_rows
 from fakedet.methods.traces import fill_bank
+from fakedet.models.copy_memory import CopyMemory
 from fakedet.models.destroyer import TraceDestroyer
 from fakedet.models.heads import ProjectionHead
 from fakedet.models.trace_bank import TraceBank
@@ -69,6 +70,7 @@ class TracePretraining(Detector):
         self.bank = TraceBank(projection_dim, bank_size)
         self.destroyer = TraceDestroyer(tuple(destroyers), min_strength, recompress) if destroyers else None
         self.fixed_copies = fixed_copies
+        self._memory: CopyMemory | None = None
         self.temperature = temperature
         self.weights = (heterogeneous_weight, homogeneous_weight)
         self.distance = distance
@@ -107,7 +109,10 @@ class TracePretraining(Detector):
 
     def _copies(self, destroyer: TraceDestroyer, images: Tensor, batch: dict[str, Any]) -> Tensor:
         if self.fixed_copies:
-            return destroyer(images, draws=fixed_draws(batch["id"], destroyer.width))
+            draws = fixed_draws(batch["id"], destroyer.width)
+            if self._memory is not None:
+                return self._memory(images, batch["id"], draws)
+            return destroyer(images, draws=draws)
         return destroyer(images, copy_draws(self, len(images), destroyer.width))
 
     def _all_views(self, rows: Tensor) -> Tensor:
@@ -124,6 +129,12 @@ class TracePretraining(Detector):
         values = {"train/loss_heterogeneous": het, "train/loss_homogeneous": hom}
         values |= {f"collapse/{key}": value for key, value in collapse_statistics(a).items()}
         self.log_dict(values, batch_size=n)
+
+    def on_fit_start(self) -> None:
+        """Keep each photograph's copy where it has one, and always looks the same itself."""
+        super().on_fit_start()
+        if self.fixed_copies and self.destroyer and self.trainer.datamodule.views_repeat:  # type: ignore[attr-defined]
+            self._memory = CopyMemory(self.destroyer)
 
     def on_validation_epoch_start(self) -> None:
         """Refill the bank, so that every checkpoint holds the traces of its own weights."""

@@ -134,7 +134,7 @@ def _figures(
     folder: Path, comparison: Comparison, finished: Sequence[Finished], trained: Sequence[Finished]
 ) -> list[Figure]:
     seen = _seen(finished)
-    figures = [_intervals(folder, comparison)]
+    figures = [_intervals(folder, comparison, metric) for metric in comparison.values]
     if len(set(seen.values()) - {()}) > 1:
         cells = {name: comparison.values["auc"][name] for name in comparison.generators}
         matrix = plot_matrix(
@@ -155,20 +155,19 @@ def _figures(
     return figures
 
 
-def _intervals(folder: Path, comparison: Comparison) -> Figure:
-    listed = {
-        row.name: {method: cell.to_dict() for method, cell in row.cells.items()} for row in rows(comparison)
-    }
-    sections = {row.name: row.section for row in rows(comparison)}
+def _intervals(folder: Path, comparison: Comparison, metric: str) -> Figure:
+    found = rows(comparison, metric)
+    listed = {row.name: {method: cell.to_dict() for method, cell in row.cells.items()} for row in found}
+    sections = {row.name: row.section for row in found}
     intervals = plot_intervals(
         listed,
-        "AP with 95 % intervals",
-        folder / "ap.png",
+        f"{metric.upper()} with 95 % intervals",
+        folder / f"{metric}.png",
         sections=sections,
-        chance={row.name: comparison.chance(row.key) for row in rows(comparison)},
+        chance={row.name: comparison.chance(row.key) if metric == "ap" else 0.5 for row in found},
     )
     means = ", ".join(MEAN_NAMES.values())
-    return Figure(intervals, f"AP per generator and means ({means}); dotted: chance")
+    return Figure(intervals, f"{metric.upper()} per generator and means ({means}); dotted: chance")
 
 
 def _run_row(done: Finished, folder: Path) -> dict[str, Any]:

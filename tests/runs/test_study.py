@@ -66,7 +66,7 @@ def test_a_study_compares_what_ended_well_and_tells_what_did_not(tiny_manifest: 
     html = (out / "report.html").read_text()
     assert "small &amp; quick" in html
     assert "did you mean" in html
-    for name in ("ap.png", "curves.png", "table.csv", "table.md", "bce/seed0/predictions.parquet"):
+    for name in ("ap.png", "auc.png", "curves.png", "table.csv", "table.md", "bce/seed0/predictions.parquet"):
         assert (out / name).stat().st_size > 0
     assert "Traceback" not in done.stdout + done.stderr
     # The other manifest is the same one, so the trained detectors give the same table there.

@@ -131,7 +131,7 @@ class ContrastiveTransfer(Detector):
         """Compute L over the global batch's contrastive rows, destroyed copies among its fakes if asked for."""
         images, labels = self.take(batch)[:, 0], batch["label"]
         copies = self._copies(images, labels)
-        pictures = torch.cat([images, copies])
+        pictures = torch.cat([images, copies]) if len(copies) else images
         is_fake = torch.cat([labels, labels.new_ones(len(copies))])
         embedding = self.encoder(pictures)
         bce = self._cross_entropy(self.classifier(embedding), is_fake, len(labels))

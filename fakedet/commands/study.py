@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from fakedet.errors import UserError
 from fakedet.evaluation.table import console_table
 from fakedet.evaluation.verdict import verdict
 from fakedet.runs.folder import open_folder, write_config
@@ -31,6 +32,8 @@ def run(config: DictConfig, overrides: list[str]) -> None:
 
 
 def _run(config: DictConfig, overrides: list[str], folder: Path, started: float) -> None:
+    if config.jobs < 1:
+        raise UserError(f"jobs={config.jobs}: at least 1")
     study: dict[str, Any] = OmegaConf.to_container(config.study, resolve=True)  # type: ignore[assignment]
     first, rest = plan(study, folder, list(config.extra), _search(), config.overwrite)
     log.info(

@@ -102,7 +102,7 @@ def test_a_study_compares_what_ended_well_and_tells_what_did_not(tiny_manifest: 
 @pytest.mark.parametrize("who", ["study", "worker"])
 def test_workers_end_with_a_study_that_is_killed(who: str, tiny_manifest: Path, tmp_path: Path) -> None:
     process = start(tmp_path, tiny_manifest)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (tmp_path / "out" / "trace" / "seed0" / "config.yaml").is_file():
         assert time.monotonic() < deadline
         time.sleep(0.05)

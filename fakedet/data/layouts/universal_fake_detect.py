@@ -50,7 +50,8 @@ class UniversalFakeDetect(Layout):
     @cached_property
     def _is_root(self) -> bool:
         """Say whether the root is the folder of the diffusion sets under another name."""
-        lowered = {tuple(part.lower() for part in parts[:2]) for parts in self.folders}
+        # Pictures may lie in the root itself, below no folder.
+        lowered = {tuple(part.lower() for part in parts[:2]) for parts in self.folders if parts}
         shared = any((name, "0_real") in lowered for name in REALS)
         lonely = all(name in REALS or (name, "0_real") not in lowered for name, *_ in lowered)
         return shared and lonely

@@ -181,6 +181,12 @@ def test_reals_can_be_named(tmp_path: Path) -> None:
     assert frame["label"].to_dict() == {"coco/1.png": 0, "flickr/1.png": 0, "sd/1.png": 1}
 
 
+def test_pictures_in_the_root_itself_are_told(tmp_path: Path) -> None:
+    make(tmp_path / "flat", ["one.png", "two.png"])
+    with pytest.raises(UserError, match=r"cannot be told. Seen: \. \(2 images\).*real_fake:"):
+        indexed(tmp_path / "flat", tmp_path)
+
+
 def test_unseen_generators_and_their_siblings_go_to_test(tmp_path: Path) -> None:
     names = [f"{kind}/{number:04d}.png" for kind in ("real", "sd", "dalle2") for number in range(40)]
     make(tmp_path / "d", names)

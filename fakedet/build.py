@@ -53,7 +53,7 @@ def build_method(config: Mapping[str, Any], trace: TraceCheckpoint | None = None
     Raises:
         UserError: a wrong value, or a stage 1 whose encoder is another one.
     """
-    encoder = _instantiate(config["encoder"], "model.encoder")
+    encoder = build_encoder(config["encoder"])
     init = config.get("init", "scratch")
     if init not in ("scratch", "trace"):
         raise UserError(f"model.init: '{init}' is not known; valid: scratch, trace")
@@ -69,6 +69,17 @@ def build_method(config: Mapping[str, Any], trace: TraceCheckpoint | None = None
     method = _instantiate(settings, "model", **parts)
     assert isinstance(method, Detector)
     return method
+
+
+def build_encoder(config: Mapping[str, Any]) -> nn.Module:
+    """Build the encoder of a model config, with its pretrained weights.
+
+    Raises:
+        UserError: a wrong value, or weights that are not there.
+    """
+    encoder = _instantiate(config, "model.encoder")
+    assert isinstance(encoder, nn.Module)
+    return encoder
 
 
 def needs_source(config: Mapping[str, Any]) -> bool:

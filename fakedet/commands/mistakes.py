@@ -56,6 +56,9 @@ def check_command_line(verb: str, arguments: list[str]) -> None:
         groups = [override for override in overrides if _options(override)]
         for override in groups:
             _check_option(override)
+        if verb == "study" and not any(override.key_or_group == "study" for override in groups):
+            names = ", ".join(GlobalHydra.instance().config_loader().get_group_options("study"))
+            raise UserError(f"which study? pass study=NAME: {names}")
         config = compose(verb, overrides=[_first(override) for override in groups])
         for override in overrides:
             if override not in groups:

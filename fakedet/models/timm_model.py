@@ -78,10 +78,9 @@ def _how_to_get_weights(name: str, error: BaseException) -> str:
     place = (settings.hf_hub_id or settings.url) if settings is not None else None
     cause = shorten(_one_line(error), 160, placeholder=" …")
     return (
-        f"model.encoder.pretrained: the weights '{place or name}' are neither in the local cache nor can be "
-        f"downloaded here ({cause}); fetch them where there is a network, place the file on this "
-        f"machine and pass model.encoder.weights=FILE{_variable(name)}, or set model.encoder.pretrained=false. "
-        "HF_HUB_OFFLINE=1 keeps the hub's client from trying again and again"
+        f"model.encoder.pretrained: no weights '{place or name}' on this machine: put the file here and pass "
+        f"model.encoder.weights=FILE{_variable(name)}, or set model.encoder.pretrained=false. They are neither in the "
+        f"local cache nor can be downloaded ({cause}); HF_HUB_OFFLINE=1 keeps the hub's client from trying again"
     )
 
 

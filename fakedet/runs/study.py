@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fakedet.errors import UserError
@@ -78,20 +80,39 @@ def _check_free(jobs: Sequence[Job], folder: Path) -> None:
 
 
 def check(jobs: Sequence[Job]) -> None:
-    """Compose each method once and read the first one's data: mistakes stop the study at once, and data are made once.
+    """Compose each method, build each encoder and read the first method's data, once.
+
+    Mistakes and missing weights so stop the study at once, and data are made once.
 
     Raises:
-        UserError: overrides that no config knows, or data that cannot be read.
+        UserError: overrides that no config knows, an encoder that cannot be built, or data that cannot be read.
     """
     from fakedet.runs.fitting import make_datamodule
 
-    composed = []
+    composed = {}
     for job in {job.method: job for job in reversed(jobs)}.values():
         try:
-            composed.append(compose_job(job))
+            composed[job.method] = compose_job(job)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(f"study: the overrides of '{job.method}': {short(error)}") from error
-    make_datamodule(composed[-1])
+    _check_encoders({job.method: composed[job.method] for job in jobs if not job.is_done})
+    make_datamodule(composed[jobs[0].method])
+
+
+def _check_encoders(configs: Mapping[str, DictConfig]) -> None:
+    """Build every encoder that is not the same as one before."""
+    from fakedet.build import build_encoder
+
+    seen = set()
+    for method, config in configs.items():
+        encoder = OmegaConf.to_container(config.model.encoder, resolve=True)
+        if (key := json.dumps(encoder, sort_keys=True)) in seen:
+            continue
+        seen.add(key)
+        try:
+            build_encoder(encoder)  # type: ignore[arg-type]
+        except UserError as error:
+            raise UserError(f"study: '{method}': {error}") from error
 
 
 def run_jobs(phases: Iterable[Sequence[Job]], workers: int) -> list[JobResult]:

@@ -154,6 +154,24 @@ def test_a_mistake_in_a_method_stops_the_study_before_it_trains(tmp_path: Path) 
         check(first + rest)
 
 
+def test_missing_weights_stop_the_study_before_it_trains(tmp_path: Path) -> None:
+    methods = {"trace": ["model=trace"], "clip": ["model=bce", "model.encoder.weights=none.safetensors"]}
+    config = {**STUDY, "methods": methods, "baseline": "trace"}
+    first, rest = plan(config, tmp_path, ["data.manifest=none.csv", "model/encoder=timm"])
+    with pytest.raises(UserError, match=r"study: 'clip': model.encoder.weights: there is no file none"):
+        check(first + rest)
+    # A method that is done needs them no more: what is wrong next is the manifest.
+    for job in rest:
+        job.folder.mkdir(parents=True)
+        OmegaConf.save(OmegaConf.create(list(job.overrides)), job.folder / "overrides.yaml")
+        for folder in (job.folder, job.results("same")):
+            folder.mkdir(exist_ok=True)
+            (folder / "run.json").write_text("{}")
+        OmegaConf.save(OmegaConf.create(list(job.scoring("same"))), job.results("same") / "overrides.yaml")
+    with pytest.raises(UserError, match=r"none\.csv"):
+        check(first + rest)
+
+
 def test_wrong_names_in_a_study_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'bse' is not among its methods: trace, bce, bad"):
         plan({**STUDY, "baseline": "bse"}, tmp_path, [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,18 +88,46 @@ def write_csv(comparison: Comparison, path: Path) -> None:
 
 def markdown(comparison: Comparison, metric: str = "ap") -> str:
     """Write the table in Markdown."""
+    return _markdown(comparison, metric, comparison.methods, lambda row, method: text(row.cells[method]))
+
+
+def markdown_differences(comparison: Comparison, metric: str = "ap") -> str:
+    """Write the paired differences to the baseline in Markdown; empty where there is no other method."""
+    differences = comparison.differences[metric]
+    others = [method for method in comparison.methods if method != comparison.baseline]
+    if not others:
+        return ""
+    return _markdown(
+        comparison,
+        metric,
+        others,
+        lambda row, method: text(differences[row.key][method].interval, "+.3f"),
+    )
+
+
+def write_markdown(comparison: Comparison, path: Path) -> None:
+    """Write every metric's table, and below it the paired differences to the baseline where there are any."""
+    parts = []
+    for metric in comparison.values:
+        parts.append(f"{metric.upper()}\n\n{markdown(comparison, metric)}")
+        if differences := markdown_differences(comparison, metric):
+            parts.append(f"{metric.upper()}: paired differences to {comparison.baseline}\n\n{differences}")
+    path.write_text("\n".join(parts), encoding="utf-8")
+
+
+def _markdown(
+    comparison: Comparison, metric: str, methods: Sequence[str], cell: Callable[[Row, str], str]
+) -> str:
     lines = [
-        "| generator | " + " | ".join(_escape(method) for method in comparison.methods) + " |",
-        "|---|" + "---:|" * len(comparison.methods),
+        "| generator | " + " | ".join(_escape(method) for method in methods) + " |",
+        "|---|" + "---:|" * len(methods),
     ]
     for row in rows(comparison, metric):
         name = _escape(row.name)
         head = f"**{name}** ({_escape(row.counts)})"
         if row.section != "mean":
             head = f"{name} ({row.section}, {row.counts})"
-        lines.append(
-            f"| {head} | " + " | ".join(text(row.cells[method]) for method in comparison.methods) + " |"
-        )
+        lines.append(f"| {head} | " + " | ".join(cell(row, method) for method in methods) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from fakedet.errors import UserError, nearest
 from fakedet.evaluation.comparison import Comparison, compare
 from fakedet.evaluation.page import Page, write_page
-from fakedet.evaluation.table import markdown, write_csv
+from fakedet.evaluation.table import write_csv, write_markdown
 from fakedet.evaluation.verdict import verdict
 from fakedet.metrics.bootstrap import Interval
 from fakedet.runs.checks import check_config
@@ -106,7 +106,7 @@ def _compare(
 
 def _write_tables(folder: Path, comparison: Comparison, facts: Mapping[str, Any]) -> None:
     write_csv(comparison, folder / "table.csv")
-    (folder / "table.md").write_text(markdown(comparison), encoding="utf-8")
+    write_markdown(comparison, folder / "table.md")
     write_json(
         folder / "summary.json", {**comparison.to_dict(), "verdict": verdict(comparison), "provenance": facts}
     )

@@ -20,7 +20,7 @@ from fakedet.evaluation.page import Page, write_page
 from fakedet.evaluation.plots import plot_curves
 from fakedet.evaluation.predictions import read_predictions
 from fakedet.evaluation.rescore import rescored
-from fakedet.evaluation.table import MEAN_NAMES, markdown, rows, write_csv
+from fakedet.evaluation.table import MEAN_NAMES, rows, write_csv, write_markdown
 from fakedet.evaluation.verdict import verdict
 from fakedet.metrics.bootstrap import Interval
 from fakedet.runs.curves import read_curves
@@ -102,8 +102,7 @@ def write_report(
     }
     write_json(folder / "summary.json", summary)
     write_csv(comparison, folder / "table.csv")
-    tables = (f"{metric.upper()}\n\n{markdown(comparison, metric)}" for metric in comparison.values)
-    (folder / "table.md").write_text("\n".join(tables), encoding="utf-8")
+    write_markdown(comparison, folder / "table.md")
     page = Page(
         title=f"{study['title']}: {other}" if other else str(study["title"]),
         comparison=comparison,

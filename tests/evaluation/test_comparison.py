@@ -18,7 +18,7 @@ from fakedet.evaluation.html import Figure
 from fakedet.evaluation.intervals import plot_intervals
 from fakedet.evaluation.page import Page, write_page
 from fakedet.evaluation.plots import plot_curves, plot_scores
-from fakedet.evaluation.table import console_table, markdown, write_csv
+from fakedet.evaluation.table import console_table, markdown, write_csv, write_markdown
 from fakedet.evaluation.verdict import verdict
 
 SEEN = ["gen_a"]
@@ -189,6 +189,11 @@ def test_tables_and_summary_tell_the_same_numbers(tmp_path: Path) -> None:
     assert f"{value:.2f}" in shown
     assert shown.index("gen_a") < shown.index("gen_b") < shown.index("mean, unseen")
     assert f"{value:.2f} [" in markdown(comparison)
+    gap = summary["differences_to_baseline"]["auc"]["gen_b"]["good"]
+    write_markdown(comparison, tmp_path / "table.md")
+    written = (tmp_path / "table.md").read_text()
+    assert written.count("| gen_b (unseen") == 4, "AP, AUC, and the differences in both"
+    assert f"{gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]" in written
     write_csv(comparison, tmp_path / "table.csv")
     table = pd.read_csv(tmp_path / "table.csv").set_index(["metric", "name", "method"])
     assert table.loc[("ap", "gen_b", "good"), "value"] == pytest.approx(value)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fakedet.errors import UserError
 
 HALVES = 2
+KINDS = ("real", "fake")
 TINY = 1e-12
 
 
@@ -27,15 +28,19 @@ class TraceResidual(nn.Module):
     over the nearest ``neighbours`` by the cosine of V(x − c). The evidence is g(x) d(x), averaged over both ways of
     taking halves; below zero where fakes of such content lie nearer than reals and this image is far, say.
 
+    Of a content of which photographs are known and fakes are not, known fakes say little. With ``reach`` g(x) is
+    multiplied by exp(−max(0, c_real − c_fake) / reach), c the mean cosine to the nearest of a class.
+
     Args:
         features: dimension D of the features.
         dims: principal directions.
         neighbours: images of like content that are asked, of each class.
         size: most images kept of each half of the reals, and of the fakes.
         bound: of d; None: none.
+        reach: a cosine; None: fakes speak for whatever they are the nearest to, however far.
 
     Raises:
-        UserError: a number below 1, a bound that is not above 0, or no fewer directions than features.
+        UserError: a number below 1, a bound or reach that is not above 0, or no fewer directions than features.
     """
 
     center: Tensor
@@ -55,10 +60,12 @@ class TraceResidual(nn.Module):
         neighbours: int = 30,
         size: int = 2048,
         bound: float | None = None,
+        reach: float | None = None,
     ) -> None:
         super().__init__()
-        if bound is not None and not bound > 0:
-            raise UserError(f"model.residual: bound={bound}: above 0, or null for none")
+        for name, value in (("bound", bound), ("reach", reach)):
+            if value is not None and not value > 0:
+                raise UserError(f"model.residual: {name}={value}: above 0, or null for none")
         if not 1 <= dims < features or neighbours < 1 or size < neighbours:
             raise UserError(
                 f"model.residual: dims={dims}, neighbours={neighbours}, size={size}: needs 1 to {features - 1} "
@@ -66,9 +73,10 @@ class TraceResidual(nn.Module):
             )
         self.neighbours, self.size = neighbours, size
         self.bound = math.inf if bound is None else bound
+        self.reach = math.inf if reach is None else reach
         self.register_buffer("center", torch.zeros(HALVES, features))
         self.register_buffer("basis", torch.zeros(HALVES, features, dims))
-        for kind in ("real", "fake"):
+        for kind in KINDS:
             self.register_buffer(f"{kind}_place", torch.zeros(HALVES, size, dims))
             self.register_buffer(f"{kind}_residual", torch.zeros(HALVES, size))
         self.register_buffer("counts", torch.zeros(HALVES, 2, dtype=torch.long))
@@ -100,7 +108,9 @@ class TraceResidual(nn.Module):
             self.center[side] = own.mean(dim=0)
             directions = torch.linalg.svd(own - own.mean(dim=0), full_matrices=False).Vh
             self.basis[side] = directions[: self.basis.shape[2]].T
-            for index, (kind, rows) in enumerate((("real", others), ("fake", _thinned(fakes, self.size)))):
+            for index, (kind, rows) in enumerate(
+                zip(KINDS, (others, _thinned(fakes, self.size)), strict=True)
+            ):
                 place, residual = self._look(rows, side)
                 getattr(self, f"{kind}_place")[side, : len(rows)] = F.normalize(place, dim=1)
                 getattr(self, f"{kind}_residual")[side, : len(rows)] = residual
@@ -123,16 +133,18 @@ class TraceResidual(nn.Module):
     def _evidence(self, features: Tensor, side: int) -> Tensor:
         place, residual = self._look(features, side)
         place = F.normalize(place, dim=1)
-        real = self._nearest(place, self.real_place[side], self.real_residual[side], self.counts[side, 0])
-        fake = self._nearest(place, self.fake_place[side], self.fake_residual[side], self.counts[side, 1])
+        real, real_cosine = self._nearest(place, "real", side)
+        fake, fake_cosine = self._nearest(place, "fake", side)
+        known = torch.exp(-(real_cosine - fake_cosine).clamp(min=0) / self.reach)
         distance = ((residual - self.mean[side]) / self.std[side]).clamp(-self.bound, self.bound)
-        return (fake - real) / self.std[side] * distance
+        return known * (fake - real) / self.std[side] * distance
 
-    def _nearest(self, place: Tensor, places: Tensor, residuals: Tensor, count: Tensor) -> Tensor:
-        """Average the residuals of the nearest; unused rows are never near."""
-        unused = torch.arange(self.size, device=place.device) >= count
-        cosine = (place @ places.T).masked_fill(unused, -2.0)
-        return residuals[cosine.topk(self.neighbours, dim=1).indices].mean(dim=1)
+    def _nearest(self, place: Tensor, kind: str, side: int) -> tuple[Tensor, Tensor]:
+        """Average the residuals of the nearest, and the cosines to them; unused rows are never near."""
+        places, residuals = getattr(self, f"{kind}_place")[side], getattr(self, f"{kind}_residual")[side]
+        unused = torch.arange(self.size, device=place.device) >= self.counts[side, KINDS.index(kind)]
+        nearest = (place @ places.T).masked_fill(unused, -2.0).topk(self.neighbours, dim=1)
+        return residuals[nearest.indices].mean(dim=1), nearest.values.mean(dim=1)
 
     def _look(self, rows: Tensor, side: int) -> tuple[Tensor, Tensor]:
         """Give the place of rows within the directions, (N, dims), and the log energy outside, (N,)."""

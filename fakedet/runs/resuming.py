@@ -60,10 +60,10 @@ def open_or_resume(config: DictConfig) -> Path:
     return folder
 
 
-def is_of_another_config(config: DictConfig) -> bool:
-    """Say whether the folder of a config's run holds a run of another config."""
+def differences(config: DictConfig) -> list[str]:
+    """List as "key: old → new" what the run in the folder of a config was told otherwise; empty without a run."""
     folder = Path(config.output_dir)
-    return (folder / "config.yaml").is_file() and bool(_differing(folder, config))
+    return _differing(folder, config) if (folder / "config.yaml").is_file() else []
 
 
 def _differing(folder: Path, config: DictConfig) -> list[str]:

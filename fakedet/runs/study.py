@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fakedet.errors import UserError
+from fakedet.runs.resuming import differences
 from fakedet.runs.study_job import Job, JobResult, compose_job, run_job, short
 from fakedet.runs.study_progress import StudyProgress
 
@@ -82,10 +83,12 @@ def _check_free(jobs: Sequence[Job], folder: Path) -> None:
 def check(jobs: Sequence[Job]) -> None:
     """Compose each method, build each encoder and read the first method's data, once.
 
-    Mistakes and missing weights so stop the study at once, and data are made once.
+    Mistakes and missing weights so stop the study at once, and data are made once. Where jobs may be replaced, those
+    whose config has changed since count as not done.
 
     Raises:
-        UserError: overrides that no config knows, an encoder that cannot be built, or data that cannot be read.
+        UserError: overrides that no config knows, a finished job of a config that has changed since, an encoder that
+            cannot be built, or data that cannot be read.
     """
     from fakedet.runs.fitting import make_datamodule
 
@@ -95,8 +98,24 @@ def check(jobs: Sequence[Job]) -> None:
             composed[job.method] = compose_job(job)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(f"study: the overrides of '{job.method}': {short(error)}") from error
+    _check_configs([(job, composed[job.method]) for job in jobs if job.is_trained])
     _check_encoders({job.method: composed[job.method] for job in jobs if not job.is_done})
     make_datamodule(composed[jobs[0].method])
+
+
+def _check_configs(trained: Sequence[tuple[Job, DictConfig]]) -> None:
+    """Compare what trained each job with what its overrides mean today: a config may have been edited since."""
+    for job, config in trained:
+        config.output_dir, config.seed = str(job.folder), job.seed
+        changes = differences(config)
+        if changes and job.replace:
+            (job.folder / "run.json").unlink()
+        elif changes:
+            more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
+            raise UserError(
+                f"{job.folder} was trained by another config than '{job.method}' is now: {changes[0]}{more}; name "
+                "another output_dir, or pass overwrite=true to train such jobs anew"
+            )
 
 
 def _check_encoders(configs: Mapping[str, DictConfig]) -> None:

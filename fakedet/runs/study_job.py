@@ -20,7 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from fakedet.errors import Preempted
-from fakedet.runs.resuming import is_of_another_config
+from fakedet.runs.resuming import differences
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def compose_job(job: Job) -> DictConfig:
     # What this study left goes on; what else is there was refused, is no training, or may be replaced.
     settings = [*job.overrides, f"callbacks.progress.file={job.progress_file}"]
     config = _compose("train", [*settings, f"overwrite={not job.is_begun}"], job.search)
-    if job.replace and is_of_another_config(config):  # the same overrides, composed by an older version
+    if job.replace and differences(config):  # the same overrides, composed by an older version
         config.overwrite = True
     return config
 

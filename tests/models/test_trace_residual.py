@@ -25,6 +25,7 @@ def naive(
     dims: int,
     k: int,
     bound: float = np.inf,
+    reach: float = np.inf,
 ) -> float:
     """Follow the class's description, one image and one half at a time."""
     sides = []
@@ -39,12 +40,16 @@ def naive(
         references = [[look(row) for row in group] for group in (reals[half != side], fakes)]
         own = np.array([residual for _, residual in references[0]])
         place, residual = look(image)
-        near = []
+        near, like = [], []
         for group in references:
             ordered = sorted(group, key=lambda entry: -float(entry[0] @ place))[:k]
             near.append(np.mean([value for _, value in ordered]))
+            like.append(np.mean([float(other @ place) for other, _ in ordered]))
         spread = own.std(ddof=1)
-        sides.append((near[1] - near[0]) / spread * min(max((residual - own.mean()) / spread, -bound), bound))
+        known = np.exp(-max(0.0, like[0] - like[1]) / reach)
+        sides.append(
+            known * (near[1] - near[0]) / spread * min(max((residual - own.mean()) / spread, -bound), bound)
+        )
     return float(np.mean(sides))
 
 
@@ -54,20 +59,35 @@ def fitted(reals: torch.Tensor, fakes: torch.Tensor, **settings: float | None) -
     return residual
 
 
-@pytest.mark.parametrize("bound", [None, 1.0])
-def test_evidence_is_what_its_description_says(bound: float | None) -> None:
+@pytest.mark.parametrize(("bound", "reach"), [(None, None), (1.0, None), (None, 0.1), (1.0, 0.02)])
+def test_evidence_is_what_its_description_says(bound: float | None, reach: float | None) -> None:
     reals, fakes, images = rows(1, 61), rows(2, 40, noise=0.6), torch.cat([rows(3, 5), rows(4, 5, noise=0.9)])
-    residual = fitted(reals, fakes, bound=bound)
+    residual = fitted(reals, fakes, bound=bound, reach=reach)
     half = np.arange(61) % 2
-    limit = np.inf if bound is None else bound
+    limits = (np.inf if bound is None else bound, np.inf if reach is None else reach)
     wanted = [
-        naive(reals.numpy(), half, fakes.numpy(), image, 6, 5, limit)
+        naive(reals.numpy(), half, fakes.numpy(), image, 6, 5, *limits)
         for image in images.numpy().astype(np.float64)
     ]
-    unbounded = fitted(reals, fakes)(images).numpy()
-    assert (bound is None) == np.allclose(residual(images), unbounded)
+    plain = fitted(reals, fakes)(images).numpy()
+    assert (bound is None and reach is None) == np.allclose(residual(images), plain)
     np.testing.assert_allclose(residual(images), wanted, rtol=2e-3, atol=2e-3)
     assert residual(images[:0]).shape == (0,)
+
+
+def test_of_content_without_known_fakes_little_is_said() -> None:
+    """Photographs of two kinds of content, fakes of one: of the other, as far outside, there is little evidence."""
+    known, unknown = {"offset": -4.0}, {"offset": 4.0}
+    reals = torch.stack([rows(1, 100, **known), rows(2, 100, **unknown)], dim=1).flatten(0, 1)
+    images = [rows(4, 50, noise=0.6, **content) for content in (known, unknown)]
+    said = {}
+    for reach in (None, 0.02):
+        residual = TraceResidual(20, dims=6, neighbours=5, size=200, reach=reach)
+        residual.fit(reals, torch.arange(200) // 2 % 2, rows(3, 60, noise=0.6, **known))
+        said[reach] = [residual(image).abs().mean().item() for image in images]
+    assert said[0.02][0] > 0.5 * said[None][0], "where fakes are known it speaks as before"
+    assert said[None][1] > 1, "without reach, fakes of other content speak loudly"
+    assert said[0.02][1] < 0.01 * said[None][1]
 
 
 def test_fakes_outside_the_directions_are_told_and_content_alone_is_not() -> None:
@@ -105,6 +125,9 @@ def test_what_cannot_be_is_told() -> None:
     for settings in ({"dims": 20}, {"dims": 0}, {"neighbours": 0}, {"size": 3}):
         with pytest.raises(UserError, match=r"model\.residual: dims="):
             TraceResidual(20, **{"dims": 6, "neighbours": 5, "size": 100, **settings})
+    for name in ("bound", "reach"):
+        with pytest.raises(UserError, match=rf"model\.residual: {name}=-1: above 0, or null"):
+            TraceResidual(20, dims=6, neighbours=5, size=100, **{name: -1})
     with pytest.raises(UserError, match="here are 6 and 40; lower"):
         fitted(rows(1, 13), rows(2, 40))
     with pytest.raises(UserError, match="here are 20 and 4; lower"):

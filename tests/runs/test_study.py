@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 from fakedet.errors import UserError
 from fakedet.evaluation.predictions import read_predictions
 from fakedet.runs.study import check, plan
+from fakedet.runs.study_job import Job, compose_job
 
 STUDY = {
     "name": "small", "title": "small study", "seeds": [0, 1], "baseline": "bce", "first": ["trace"],
@@ -145,6 +146,35 @@ def test_what_other_settings_trained_is_not_replaced_without_a_word(tmp_path: Pa
     moved = tmp_path.rename(tmp_path.with_name("moved"))
     first, rest = plan(STUDY, moved, [])
     assert [job.is_trained for job in first + rest] == [False, False, True, False, False, False]
+
+
+def test_what_a_config_trained_that_was_edited_since_is_not_taken_for_its_result(tmp_path: Path) -> None:
+    methods = {"trace": ["model=trace"], "bce": ["model=bce"]}
+
+    def jobs(overwrite: bool = False) -> list[Job]:
+        settings = {**STUDY, "methods": methods}
+        first, rest = plan(settings, tmp_path, ["data.manifest=none.csv"], overwrite=overwrite)
+        return first + rest
+
+    done = jobs()[3]
+    done.folder.mkdir(parents=True)
+    OmegaConf.save(OmegaConf.create(list(done.overrides)), done.folder / "overrides.yaml")
+    config = compose_job(done)
+    (done.folder / "run.json").write_text("{}")
+    OmegaConf.save(config, done.folder / "config.yaml")
+    with pytest.raises(UserError, match=r"none\.csv"):
+        check(jobs())
+    assert done.is_trained, "the same config: kept, and what is wrong is the manifest alone"
+    config.model.epochs = 77
+    OmegaConf.save(config, done.folder / "config.yaml")
+    with pytest.raises(
+        UserError, match=r"seed1 was trained by another config than 'bce' is now: .*77 → .*overwrite"
+    ):
+        check(jobs())
+    assert done.is_trained
+    with pytest.raises(UserError, match=r"none\.csv"):
+        check(jobs(overwrite=True))
+    assert not done.is_trained
 
 
 def test_a_mistake_in_a_method_stops_the_study_before_it_trains(tmp_path: Path) -> None:

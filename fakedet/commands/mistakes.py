@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from fakedet.errors import UserError, nearest
 
 MISSING_HINTS = {
-    "data.manifest": "a parquet or CSV table with the columns path, label, generator",
+    "data.manifest": "a parquet or CSV table with the columns path, label, generator; data=demo has its own",
     "source": "the images: a file, a folder, a table ..., see --help",
     "output": "the file to write",
     "predictions": "a predictions.parquet that `fakedet train` or `evaluate` wrote, or a list of them",

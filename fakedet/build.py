@@ -1,4 +1,4 @@
-"""From configs to objects: the only caller of Hydra's instantiate."""
+"""From configs to objects."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fakedet.callbacks.atomic import AtomicCheckpointIO
@@ -22,6 +19,7 @@ from fakedet.callbacks.layer_sync import CpuLayerSync
 from fakedet.checkpoint import read_checkpoint
 from fakedet.data.augment import Augmentation
 from fakedet.errors import UserError
+from fakedet.instantiation import instantiated
 from fakedet.methods.detector import Detector
 from fakedet.methods.trace import TracePretraining
 from fakedet.models.trace_source import TraceSource, share_trunk
@@ -29,8 +27,6 @@ from fakedet.models.weights import find_weights
 
 log = logging.getLogger("fakedet")
 
-# A config or a checkpoint may name only these as _target_: anything else could run a stranger's code.
-ALLOWED_TARGETS = ("fakedet.", "lightning.pytorch.")
 # Keys of a model's config that say how it is trained, not how it is built.
 TRAINING_KEYS = ("name", "epochs", "batch", "init", "monitor")
 
@@ -66,7 +62,7 @@ def build_method(config: Mapping[str, Any], trace: TraceCheckpoint | None = None
         share_trunk(parts["source"], encoder)
         parts["trace_dim"] = trace.config["projection_dim"]
     settings = {key: value for key, value in config.items() if key not in (*TRAINING_KEYS, "encoder")}
-    method = _instantiate(settings, "model", **parts)
+    method = instantiated(settings, "model", **parts)
     assert isinstance(method, Detector)
     return method
 
@@ -77,7 +73,7 @@ def build_encoder(config: Mapping[str, Any]) -> nn.Module:
     Raises:
         UserError: a wrong value, or weights that are not there.
     """
-    encoder = _instantiate(config, "model.encoder")
+    encoder = instantiated(config, "model.encoder")
     assert isinstance(encoder, nn.Module)
     return encoder
 
@@ -94,26 +90,26 @@ def needs_trace(config: Mapping[str, Any]) -> bool:
 
 def build_datamodule(config: Mapping[str, Any], **settings: Any) -> LightningDataModule:
     """Build the data module of a data config; ``settings`` are what the method asks of it."""
-    module = _instantiate(config, "data", **settings)
+    module = instantiated(config, "data", **settings)
     assert isinstance(module, LightningDataModule)
     return module
 
 
 def build_augmentation(config: Mapping[str, Any]) -> Augmentation:
     """Build the augmentation of an augment config."""
-    augmentation = _instantiate({"_target_": "fakedet.data.augment.Augmentation", **config}, "augment")
+    augmentation = instantiated({"_target_": "fakedet.data.augment.Augmentation", **config}, "augment")
     assert isinstance(augmentation, Augmentation)
     return augmentation
 
 
 def build_callbacks(config: Mapping[str, Any]) -> dict[str, Any]:
     """Build every callback of a callbacks config, by name."""
-    return {name: _instantiate(node, f"callbacks.{name}") for name, node in config.items() if node}
+    return {name: instantiated(node, f"callbacks.{name}") for name, node in config.items() if node}
 
 
 def build_logger(config: Mapping[str, Any]) -> Any:
     """Build the experiment logger."""
-    return _instantiate(config, "logger")
+    return instantiated(config, "logger")
 
 
 def build_trainer(config: Mapping[str, Any], **parts: Any) -> Trainer:
@@ -129,7 +125,7 @@ def build_trainer(config: Mapping[str, Any], **parts: Any) -> Trainer:
         plugins.append(CpuLayerSync())
     parts = {"plugins": plugins, **parts}
     try:
-        trainer = _instantiate(config, "trainer", **parts)
+        trainer = instantiated(config, "trainer", **parts)
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"trainer: {_one_line(error)}") from error
     assert isinstance(trainer, Trainer)
@@ -242,38 +238,6 @@ def _start_from(encoder: nn.Module, config: Mapping[str, Any], trace: TraceCheck
 def _describe(encoder: Mapping[str, Any]) -> str:
     values = [f"{key}={value}" for key, value in encoder.items() if key != "_target_"]
     return f"{str(encoder['_target_']).rsplit('.', 1)[-1]}: {', '.join(values)}"
-
-
-def _instantiate(config: Mapping[str, Any], where: str, **parts: Any) -> Any:
-    container = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
-    assert isinstance(container, Mapping)
-    _check_targets(container, where)
-    try:
-        return instantiate(dict(container), **parts, _convert_="all", _recursive_=False)
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, UserError):
-            raise cause from None
-        if isinstance(cause, MisconfigurationException):
-            hint = "; without one: trainer=cpu" if "No supported gpu" in str(cause) else ""
-            raise UserError(f"{where}: {_one_line(cause)}{hint}") from error
-        if isinstance(cause, TypeError | ValueError) or cause is None:
-            raise UserError(f"{where}: {_one_line(cause or error)}") from error
-        raise
-
-
-def _check_targets(node: Any, where: str) -> None:
-    if isinstance(node, Mapping):
-        target = node.get("_target_")
-        if target is not None and not str(target).startswith(ALLOWED_TARGETS):
-            raise UserError(
-                f"{where}._target_: '{target}' is refused; only {' and '.join(ALLOWED_TARGETS)} are built"
-            )
-        for key, value in node.items():
-            _check_targets(value, f"{where}.{key}")
-    elif isinstance(node, list | tuple):
-        for value in node:
-            _check_targets(value, where)
 
 
 def _one_line(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from fakedet.commands.mistakes import check_command_line
 from fakedet.errors import UserError
 from fakedet.evaluation.table import console_table
 from fakedet.evaluation.verdict import verdict
 from fakedet.runs.folder import open_folder, write_config
 from fakedet.runs.resuming import lock
-from fakedet.runs.study import check, plan, run_jobs
+from fakedet.runs.study import plan, run_jobs
+from fakedet.runs.study_check import OverridesError, check_jobs
+from fakedet.runs.study_job import Job
 from fakedet.runs.study_report import compare_jobs, write_report
 
 log = logging.getLogger("fakedet")
@@ -39,7 +43,7 @@ def _run(config: DictConfig, overrides: list[str], folder: Path, started: float)
     log.info(
         "study '%s': %d jobs, %d at a time, into %s", study["name"], len(first + rest), config.jobs, folder
     )
-    check(first + rest)
+    _check(first + rest)
     write_config(folder, config, overrides)
     results = run_jobs([first, rest], config.jobs)
     for result in results:
@@ -49,7 +53,13 @@ def _run(config: DictConfig, overrides: list[str], folder: Path, started: float)
     console = Console(width=None if Console().is_terminal else 130)
     reports = []
     for other in (None, *(study.get("also") or {})):
-        comparison, finished = compare_jobs(results, study, bootstrap, other)
+        try:
+            comparison, finished = compare_jobs(results, study, bootstrap, other)
+        except UserError as error:
+            if other is None:
+                raise
+            log.warning("no comparison on %s: %s", other, error)
+            continue
         seconds = time.perf_counter() - started
         command = ["fakedet", "study", *overrides]
         reports.append(write_report(folder, study, comparison, finished, results, seconds, command, other))
@@ -62,6 +72,18 @@ def _run(config: DictConfig, overrides: list[str], folder: Path, started: float)
         log.info("report   %s", report)
     if any(result.error for result in results):
         raise SystemExit(1)
+
+
+def _check(jobs: Sequence[Job]) -> None:
+    try:
+        check_jobs(jobs)
+    except OverridesError as mistake:
+        folders = [part for source in _search() for part in ("--config-dir", source.removeprefix("file://"))]
+        try:
+            check_command_line("train", [*folders, *mistake.job.overrides])
+        except UserError as error:  # it knows the nearest valid name
+            raise UserError(f"study: '{mistake.job.method}': {error}") from mistake
+        raise
 
 
 def _search() -> list[str]:

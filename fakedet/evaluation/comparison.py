@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fakedet.errors import UserError, nearest
+from fakedet.evaluation.over_seeds import Draws, OverSeeds
 from fakedet.evaluation.predictions import align, group_codes
 from fakedet.metrics.bootstrap import Interval, percentile_interval
 from fakedet.metrics.pairing import Counterparts, Pairs, real_counterparts
@@ -134,8 +135,9 @@ def compare(
 ) -> Comparison:
     """Compare methods on the rows that all their runs scored.
 
-    Every resample draws whole groups of images and, where a method has several, seeds; methods with the same
-    number of seeds draw the same ones, so that differences are paired over both.
+    Every resample draws whole groups of images and, where a method has several, seeds. A difference is paired over
+    both: it is over the seeds that method and baseline share, the same ones drawn for both. Where they share none,
+    seeds are drawn apart.
 
     Args:
         runs: method → (seed, predictions frame) of each of its runs.
@@ -161,7 +163,7 @@ def compare(
     frame, logits, left_out = align(frames)
     table = bootstrap_statistics(frame, logits, pairs, seen, n_resamples, seed, known_reals)
     seeds = {method: [int(number) for number, _ in rows] for method, rows in ordered.items()}
-    values, differences = _statistics(table, _draw_seeds(ordered, n_resamples, seed), baseline, level)
+    values, differences = _statistics(table, seeds, baseline, Draws(n_resamples, seed), level)
     groups = group_codes(frame)
     support = _support(real_counterparts(frame, pairs, known_reals), groups, table)
     return Comparison(
@@ -170,43 +172,26 @@ def compare(
     )  # fmt: skip
 
 
-def _draw_seeds(runs: Runs, n_resamples: int, seed: int) -> dict[str, NDArray[np.int64]]:
-    """Draw seeds with replacement for every resample: the same draw for methods with as many seeds."""
-    return {
-        method: np.random.default_rng([seed, len(rows)]).integers(len(rows), size=(n_resamples, len(rows)))
-        for method, rows in runs.items()
-    }
-
-
 def _statistics(
-    table: BootstrapTable, drawn: Mapping[str, NDArray[np.int64]], baseline: str, level: float
+    table: BootstrapTable, seeds: Mapping[str, list[int]], baseline: str, draws: Draws, level: float
 ) -> tuple[Values, Differences]:
     values: Values = {metric: {} for metric in METRICS}
     differences: Differences = {metric: {} for metric in METRICS}
     for metric in METRICS:
         for name in (*table.generators, *MEANS):
-            found = {method: _method(table, method, metric, name, drawn[method]) for method in drawn}
-            base, base_samples = found[baseline]
+            found = {
+                method: OverSeeds.read(table, method, metric, name, own) for method, own in seeds.items()
+            }
             values[metric][name] = {
-                method: percentile_interval(value, samples, level)
-                for method, (value, samples) in found.items()
+                method: percentile_interval(*one.mean(list(one.values), draws), level)
+                for method, one in found.items()
             }
             differences[metric][name] = {
-                method: _difference(value - base, samples - base_samples, level)
-                for method, (value, samples) in found.items()
+                method: _difference(*one.less(found[baseline], draws), level)
+                for method, one in found.items()
                 if method != baseline
             }
     return values, differences
-
-
-def _method(
-    table: BootstrapTable, method: str, metric: str, name: str, drawn: NDArray[np.int64]
-) -> tuple[float, NDArray[np.float64]]:
-    """Give a method's mean over its seeds and the (R,) means over the seeds drawn in each resample."""
-    keys = [f"{method}#{i}" for i in range(drawn.shape[1])]
-    by_seed = np.stack([table.samples(key, metric, name) for key in keys], axis=1)
-    value = float(np.mean([table.value(key, metric, name) for key in keys]))
-    return value, np.take_along_axis(by_seed, drawn, axis=1).mean(axis=1)
 
 
 def _difference(value: float, samples: NDArray[np.float64], level: float) -> Difference:

@@ -68,8 +68,20 @@ def _reservations(comparison: Comparison) -> list[str]:
         told.append("With one seed a method, the intervals leave out how much training varies.")
     elif fewest < FEW_SEEDS:
         told.append(f"With {fewest} seeds a method, the intervals understate how much training varies.")
+    base = comparison.seeds[comparison.baseline]
+    for method, seeds in comparison.seeds.items():
+        if seeds != base:
+            shared = ", ".join(str(seed) for seed in seeds if seed in base)
+            over = (
+                f"over the seeds that both have ({shared})"
+                if shared
+                else "not paired over seeds: they share none"
+            )
+            told.append(
+                f"{method} and {comparison.baseline} have not the same seeds; their difference is {over}."
+            )
     if comparison.n_left_out:
-        told.append(f"{comparison.n_left_out} images that not every run could read are left out of all.")
+        told.append(f"{comparison.n_left_out} images that not every run has scored are left out of all.")
     return told
 
 

@@ -33,12 +33,9 @@ def configure_optimiser(
     Raises:
         UserError: an unknown optimiser or schedule, or settings that the optimiser does not take.
     """
-    options = dict(settings)
-    name = choose(
-        str(options.pop("name")).lower(), map(str, timm.optim.list_optimizers()), "model.optimizer.name"
-    )
+    name, schedule = check_names(settings)
+    options = {key: value for key, value in settings.items() if key not in ("name", "schedule")}
     warmup = float(options.pop("warmup", 0.0))
-    schedule = choose(str(options.pop("schedule", "constant")), SCHEDULES, "model.optimizer.schedule")
     shape = {key: options.pop(key) for key in SHAPE if key in options}
     learned = [parameter for parameter in parameters if parameter.requires_grad]
     try:
@@ -61,6 +58,17 @@ def configure_optimiser(
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
     return {"optimizer": optimiser, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def check_names(settings: Mapping[str, Any], where: str = "model.optimizer") -> tuple[str, str]:
+    """Give the names of optimiser and schedule.
+
+    Raises:
+        UserError: one is unknown; the message names the nearest.
+    """
+    known = map(str, timm.optim.list_optimizers())
+    name = choose(str(settings["name"]).lower(), known, f"{where}.name")
+    return name, choose(str(settings.get("schedule", "constant")), SCHEDULES, f"{where}.schedule")
 
 
 def _plateau(optimiser: torch.optim.Optimizer, shape: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fakedet.errors import UserError
+from fakedet.methods.optimiser import check_names
 
 # Smaller crops leave strided encoders nothing to look at.
 LEAST_CROP = 16
@@ -93,6 +94,8 @@ def _check_length(config: DictConfig) -> None:
 
 
 def _check_model(config: DictConfig, node: str) -> None:
+    if "optimizer" in config[node]:
+        check_names(config[node].optimizer, f"{node}.optimizer")
     for key, value in _numbers(config[node], f"{node}."):
         name = key.rpartition(".")[2]
         if name in POSITIVE and value <= 0:

@@ -21,7 +21,7 @@ from fakedet.runs.ranks import is_main_process, was_requeued
 log = logging.getLogger("fakedet")
 
 # They may differ between the starts of one run.
-ASIDE = ("overwrite", "resume", "callbacks.progress")
+ASIDE = ("overwrite", "resume", "callbacks.progress", "trace_cache")
 SHOWN = 3
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,16 +14,15 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from fakedet.errors import UserError
-from fakedet.runs.resuming import differences
-from fakedet.runs.study_job import Job, JobResult, compose_job, run_job, short
+from fakedet.runs.study_check import ANEW, check_study
+from fakedet.runs.study_job import Job, JobResult, run_job, short
 from fakedet.runs.study_progress import StudyProgress
 
 log = logging.getLogger("fakedet")
+
+GRACE = 60
+"""Seconds that a worker has for its resume point."""
 
 
 def plan(
@@ -43,17 +42,11 @@ def plan(
         overwrite: whether jobs may take the place of what other overrides trained in their folders.
 
     Raises:
-        UserError: a ``first`` or ``baseline`` that is not among the methods, a seed twice, or a place that is taken.
+        UserError: a study that nobody could follow, or a place that is taken.
     """
+    check_study(config)
     methods: Mapping[str, Sequence[str]] = config["methods"]
-    for name in [*config.get("first", ()), config["baseline"]]:
-        if name not in methods:
-            raise UserError(f"study: '{name}' is not among its methods: {', '.join(methods)}")
-    if len(set(config["seeds"])) < len(config["seeds"]):
-        raise UserError(
-            f"study.seeds={list(config['seeds'])}: each seed once; the same seed gives the same run"
-        )
-
+    early = config.get("first") or ()
     also = {name: tuple(overrides) for name, overrides in (config.get("also") or {}).items()}
 
     def job(method: str, seed: int) -> Job:
@@ -62,9 +55,9 @@ def plan(
         overrides = (*config["common"], *methods[method], *extra, *shared)
         return Job(method, seed, overrides, target, tuple(search), also, overwrite)
 
-    first = [job(method, seed) for seed in config["seeds"] for method in config.get("first", ())]
+    first = [job(method, seed) for seed in config["seeds"] for method in early]
     rest = [job(method, seed) for seed in config["seeds"] for method in methods
-            if method not in config.get("first", ())]  # fmt: skip
+            if method not in early]  # fmt: skip
     if not overwrite:
         _check_free([*first, *rest], folder)
     return first, rest
@@ -76,62 +69,8 @@ def _check_free(jobs: Sequence[Job], folder: Path) -> None:
         more = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
         raise UserError(
             f"output_dir={folder} holds what other settings trained: {taken[0].name}{more} (see overrides.yaml in "
-            f"{taken[0].folder}); name another output_dir, or pass overwrite=true to train those jobs anew"
+            f"{taken[0].folder}); {ANEW}"
         )
-
-
-def check(jobs: Sequence[Job]) -> None:
-    """Compose each method, build each encoder and read the first method's data, once.
-
-    Mistakes and missing weights so stop the study at once, and data are made once. Where jobs may be replaced, those
-    whose config has changed since count as not done.
-
-    Raises:
-        UserError: overrides that no config knows, a finished job of a config that has changed since, an encoder that
-            cannot be built, or data that cannot be read.
-    """
-    from fakedet.runs.fitting import make_datamodule
-
-    composed = {}
-    for job in {job.method: job for job in reversed(jobs)}.values():
-        try:
-            composed[job.method] = compose_job(job)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(f"study: the overrides of '{job.method}': {short(error)}") from error
-    _check_configs([(job, composed[job.method]) for job in jobs if job.is_trained])
-    _check_encoders({job.method: composed[job.method] for job in jobs if not job.is_done})
-    make_datamodule(composed[jobs[0].method])
-
-
-def _check_configs(trained: Sequence[tuple[Job, DictConfig]]) -> None:
-    """Compare what trained each job with what its overrides mean today: a config may have been edited since."""
-    for job, config in trained:
-        config.output_dir, config.seed = str(job.folder), job.seed
-        changes = differences(config)
-        if changes and job.replace:
-            (job.folder / "run.json").unlink()
-        elif changes:
-            more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
-            raise UserError(
-                f"{job.folder} was trained by another config than '{job.method}' is now: {changes[0]}{more}; name "
-                "another output_dir, or pass overwrite=true to train such jobs anew"
-            )
-
-
-def _check_encoders(configs: Mapping[str, DictConfig]) -> None:
-    """Build every encoder that is not the same as one before."""
-    from fakedet.build import build_encoder
-
-    seen = set()
-    for method, config in configs.items():
-        encoder = OmegaConf.to_container(config.model.encoder, resolve=True)
-        if (key := json.dumps(encoder, sort_keys=True)) in seen:
-            continue
-        seen.add(key)
-        try:
-            build_encoder(encoder)  # type: ignore[arg-type]
-        except UserError as error:
-            raise UserError(f"study: '{method}': {error}") from error
 
 
 def run_jobs(phases: Iterable[Sequence[Job]], workers: int) -> list[JobResult]:
@@ -143,12 +82,41 @@ def run_jobs(phases: Iterable[Sequence[Job]], workers: int) -> list[JobResult]:
     context = multiprocessing.get_context("spawn")
     results = []
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool:
-        for jobs in phases:
-            waiting = [job for job in jobs if not job.is_done]
-            results += [JobResult(job, 0.0) for job in jobs if job.is_done]
-            futures = {pool.submit(run_job, job): job for job in waiting}
-            results += _watch(futures)
+        try:
+            for jobs in phases:
+                waiting = [job for job in jobs if not job.is_done]
+                results += [JobResult(job, 0.0) for job in jobs if job.is_done]
+                results += _watch(_submit(pool, waiting))
+        except KeyboardInterrupt:
+            _stop(pool)
+            raise
     return results
+
+
+def _submit(pool: ProcessPoolExecutor, jobs: Sequence[Job]) -> dict[Future[JobResult], Job]:
+    """Start jobs in workers that leave Ctrl-C, which a terminal sends to all, to this process."""
+    ours = signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # what is started inherits it, before any code of ours
+    try:
+        return {pool.submit(run_job, job): job for job in jobs}
+    finally:
+        signal.signal(signal.SIGINT, ours)
+
+
+def _stop(pool: ProcessPoolExecutor) -> None:
+    """End the workers as SLURM would: those that train write a resume point, and no other job begins."""
+    pool.shutdown(wait=False, cancel_futures=True)
+    log.warning("stopping: running jobs write what they go on from")
+    workers = multiprocessing.active_children()
+    try:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.join(GRACE)
+    finally:  # also where Ctrl-C came again
+        for worker in workers:
+            worker.kill()
 
 
 def _watch(futures: Mapping[Future[JobResult], Job]) -> list[JobResult]:

@@ -80,6 +80,15 @@ class Job:
         folder = self.results(name)
         return (folder / "run.json").is_file() and _left_by(folder, self.scoring(name))
 
+    def facts(self, name: str | None = None) -> dict[str, Any]:
+        """Read run.json of the training, or of the scoring of another manifest."""
+        content: dict[str, Any] = json.loads((self.results(name) / "run.json").read_text(encoding="utf-8"))
+        return content
+
+    def forget(self, name: str | None = None) -> None:
+        """Let the training, or the scoring of another manifest, count as not done."""
+        (self.results(name) / "run.json").unlink(missing_ok=True)
+
     def results(self, name: str | None = None) -> Path:
         """Give the folder of the predictions of the job's own test split, or of another manifest."""
         return self.folder / f"on_{name}" if name else self.folder
@@ -132,6 +141,8 @@ def run_job(job: Job) -> JobResult:
         try:
             with redirect_stdout(console), redirect_stderr(console):
                 if not job.is_trained:
+                    for name in job.also:
+                        job.forget(name)  # what an earlier detector scored
                     train(compose_job(job), list(job.overrides))
                 for name in job.also:
                     if not job.is_scored(name):
@@ -141,9 +152,6 @@ def run_job(job: Job) -> JobResult:
             signal.signal(stop.signal, signal.SIG_DFL)
             os.kill(os.getpid(), stop.signal)
             raise
-        except KeyboardInterrupt:
-            logger.warning("interrupted")
-            return JobResult(job, time.perf_counter() - started, "interrupted")
         except BaseException as error:
             traceback.print_exc(file=console)
             return JobResult(job, time.perf_counter() - started, short(error))
@@ -163,11 +171,17 @@ def compose_job(job: Job) -> DictConfig:
     return config
 
 
+def compose_also(job: Job, name: str) -> DictConfig:
+    """Compose the config that scores another manifest, as yet without a detector."""
+    target = [f"output_dir={job.results(name)}", "overwrite=true"]
+    return _compose("evaluate", [*job.scoring(name), *target], job.search)
+
+
 def compose_scoring(job: Job, name: str) -> DictConfig:
     """Compose the config that scores another manifest with the job's detector."""
-    checkpoint = json.loads((job.folder / "run.json").read_text(encoding="utf-8"))["checkpoint"]
-    target = [f"checkpoint={job.folder / checkpoint}", f"output_dir={job.results(name)}", "overwrite=true"]
-    return _compose("evaluate", [*job.scoring(name), *target], job.search)
+    config = compose_also(job, name)
+    config.checkpoint = str(job.folder / job.facts()["checkpoint"])
+    return config
 
 
 def _compose(name: str, overrides: list[str], search: tuple[str, ...]) -> DictConfig:

@@ -56,7 +56,8 @@ def compare_jobs(
     Raises:
         UserError: none ended well, or none of the baseline.
     """
-    finished = [_read(result.job, other) for result in results if result.error is None]
+    jobs = [result.job for result in results]
+    finished = [_read(job, other) for job in jobs if (job.is_scored(other) if other else job.is_trained)]
     if not finished:
         raise UserError("no job ended well: " + "; ".join(f"{r.job.name}: {r.error}" for r in results))
     runs: dict[str, list[tuple[int, pd.DataFrame]]] = {method: [] for method in study["methods"]}

@@ -12,7 +12,7 @@ from rich.console import Console
 from sklearn.metrics import average_precision_score
 
 from fakedet.errors import UserError
-from fakedet.evaluation.comparison import _draw_seeds, compare
+from fakedet.evaluation.comparison import compare
 from fakedet.evaluation.embedding_map import plot_map, project
 from fakedet.evaluation.html import Figure
 from fakedet.evaluation.intervals import plot_intervals
@@ -60,7 +60,7 @@ def test_intervals_follow_a_loop_over_the_same_draws() -> None:
     frame = runs["bce"][0][1]
     strata = stratify_groups(frame["group"], frame["label"], frame["generator"])
     weights = np.concatenate(list(resample_weights(strata, n, np.random.default_rng(3))))[:, strata.codes]
-    drawn = _draw_seeds(runs, n, 3)
+    drawn = np.random.default_rng([3, 2]).integers(2, size=(n, 2))  # the same seeds for both
     keep = frame["generator"].isin(["real", "gen_b"]).to_numpy()
     differences = []
     for resample in range(n):
@@ -72,7 +72,7 @@ def test_intervals_follow_a_loop_over_the_same_draws() -> None:
                 )
                 for _, f in rows
             ]
-            means[method] = np.mean([by_seed[i] for i in drawn[method][resample]])
+            means[method] = np.mean([by_seed[i] for i in drawn[resample]])
         differences.append(means["new"] - means["bce"])
     low, high = np.percentile(differences, [2.5, 97.5])
     found = comparison.differences["ap"]["gen_b"]["new"].interval
@@ -88,6 +88,29 @@ def test_the_same_method_twice_differs_by_exactly_nothing() -> None:
     assert difference.p == 1
     assert any(
         "copy" in sentence and "cannot be told from it" in sentence for sentence in verdict(comparison)
+    )
+
+
+def test_differences_are_over_the_seeds_that_both_methods_have() -> None:
+    frames = [(seed, predictions(1.0, seed)) for seed in (0, 1, 2)]
+    runs = {"bce": frames[:2], "same": frames[1:2], "more": frames[1:], "other": frames[2:]}
+    comparison = compare(runs, "bce", None, SEEN, n_resamples=50)
+    for method in ("same", "more"):  # with bce they share seed 1, which is the same run
+        interval = comparison.differences["auc"]["map"][method].interval
+        assert (interval.value, interval.low, interval.high) == (0, 0, 0)
+    values = comparison.values["auc"]["map"]
+    gap = comparison.differences["auc"]["map"]["other"].interval
+    assert gap.value == pytest.approx(values["other"].value - values["bce"].value)
+    told = " ".join(verdict(comparison))
+    assert (
+        "more and bce have not the same seeds; their difference is over the seeds that both have (1)" in told
+    )
+    assert "other and bce have not the same seeds; their difference is not paired over seeds" in told
+    twice = compare(
+        {"bce": [frames[0], frames[0]], "new": [frames[0], frames[1]]}, "bce", None, SEEN, n_resamples=9
+    )
+    assert twice.differences["auc"]["map"]["new"].interval.value == 0, (
+        "of runs with one seed, the first is paired"
     )
 
 

@@ -13,15 +13,17 @@ import pytest
 from omegaconf import OmegaConf
 from sklearn.metrics import roc_auc_score
 
+from fakedet.data.manifest import load_manifest
 from fakedet.errors import UserError
 from fakedet.evaluation.predictions import read_predictions
-from fakedet.runs.study import check, plan
+from fakedet.runs.study import plan
+from fakedet.runs.study_check import check_jobs
 from fakedet.runs.study_job import Job, compose_job
 
 STUDY = {
     "name": "small", "title": "small study", "seeds": [0, 1], "baseline": "bce", "first": ["trace"],
     "common": ["data=manifest", "data.crop_size=32", "data.batch_size=16", "debug=step", "threads=1"],
-    "methods": {"trace": ["model=trace"], "bce": ["model=mine"], "bad": ["model=bce", "model.optimizer.name=adammw"]},
+    "methods": {"trace": ["model=trace"], "bce": ["model=mine"], "bad": ["model=bce", "+model.optimizer.no=1"]},
     "derived": {"distance": {"of": "trace", "score": "trace_distance"}},
     "also": {"same": ["data.manifest=${oc.env:SMALL_MANIFEST}"]}, "caveats": ["small & quick"],
 }  # fmt: skip
@@ -44,7 +46,8 @@ def start(folder: Path, manifest: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "fakedet", "study", "--config-dir", str(configs.parent), "study=small",
          f"extra=['data.manifest={manifest}']", "output_dir=out", "bootstrap.resamples=50"],
-        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what starts the tests may ignore it
     )  # fmt: skip
 
 
@@ -57,7 +60,7 @@ def test_a_study_compares_what_ended_well_and_tells_what_did_not(tiny_manifest: 
     assert summary["methods"] == ["trace", "bce", "distance"]
     assert summary["seeds"] == {"trace": [0, 1], "bce": [0, 1], "distance": [0, 1]}
     assert len(summary["failures"]) == 2
-    assert "did you mean 'adamw'" in summary["failures"][0]
+    assert "'adamw' does not take these settings" in summary["failures"][0]
     assert summary["generators"]["gen_c"]["seen"] is False
     assert summary["generators"]["gen_a"]["seen"] is True
     assert "FAILED bad seed 0" in done.stdout
@@ -66,7 +69,7 @@ def test_a_study_compares_what_ended_well_and_tells_what_did_not(tiny_manifest: 
     assert done.stdout.strip().splitlines()[-1].endswith("out/report.html")
     html = (out / "report.html").read_text()
     assert "small &amp; quick" in html
-    assert "did you mean" in html
+    assert "does not take these settings" in html
     for name in ("ap.png", "auc.png", "curves.png", "table.csv", "table.md", "bce/seed0/predictions.parquet"):
         assert (out / name).stat().st_size > 0
     assert "Traceback" not in done.stdout + done.stderr
@@ -100,7 +103,7 @@ def test_a_study_compares_what_ended_well_and_tells_what_did_not(tiny_manifest: 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the workers in /proc")
-@pytest.mark.parametrize("who", ["study", "worker"])
+@pytest.mark.parametrize("who", ["study", "worker", "terminal"])
 def test_workers_end_with_a_study_that_is_killed(who: str, tiny_manifest: Path, tmp_path: Path) -> None:
     process = start(tmp_path, tiny_manifest)
     deadline = time.monotonic() + 300
@@ -117,6 +120,13 @@ def test_workers_end_with_a_study_that_is_killed(who: str, tiny_manifest: Path, 
         assert "another process is running a study in it" in second.stderr
         process.kill()
         process.communicate()  # closes its pipes too
+    elif who == "terminal":
+        os.killpg(process.pid, signal.SIGINT)
+        output, errors = process.communicate(timeout=100)
+        assert process.returncode == 130
+        assert "the same command goes on" in errors
+        assert "Traceback" not in output + errors
+        assert len(list((tmp_path / "out").glob("*/seed*/config.yaml"))) <= 2, "no further job was begun"
     else:
         for worker in workers:  # multiprocessing's resource tracker among them lets the signal pass
             os.kill(int(worker), signal.SIGTERM)
@@ -148,58 +158,114 @@ def test_what_other_settings_trained_is_not_replaced_without_a_word(tmp_path: Pa
     assert [job.is_trained for job in first + rest] == [False, False, True, False, False, False]
 
 
-def test_what_a_config_trained_that_was_edited_since_is_not_taken_for_its_result(tmp_path: Path) -> None:
-    methods = {"trace": ["model=trace"], "bce": ["model=bce"]}
+def test_what_a_config_trained_that_was_edited_since_is_not_taken_for_its_result(
+    tiny_manifest: Path, tmp_path: Path
+) -> None:
+    study = {**STUDY, "methods": {"trace": ["model=trace"], "bce": ["model=bce"]}, "also": {"same": []}}
+    study["also"]["same"] = [f"data.manifest={tiny_manifest}"]
+    place = tmp_path / "out"
 
     def jobs(overwrite: bool = False) -> list[Job]:
-        settings = {**STUDY, "methods": methods}
-        first, rest = plan(settings, tmp_path, ["data.manifest=none.csv"], overwrite=overwrite)
+        first, rest = plan(study, place, [f"data.manifest={tiny_manifest}"], overwrite=overwrite)
         return first + rest
 
-    done = jobs()[3]
-    done.folder.mkdir(parents=True)
-    OmegaConf.save(OmegaConf.create(list(done.overrides)), done.folder / "overrides.yaml")
-    config = compose_job(done)
-    (done.folder / "run.json").write_text("{}")
-    OmegaConf.save(config, done.folder / "config.yaml")
-    with pytest.raises(UserError, match=r"none\.csv"):
-        check(jobs())
-    assert done.is_trained, "the same config: kept, and what is wrong is the manifest alone"
+    for job in jobs():
+        finish(job, manifest=sha256(tiny_manifest))
+        finish(job, "same", manifest=sha256(tiny_manifest))
+        OmegaConf.save(compose_job(job), job.folder / "config.yaml")
+    check_jobs(jobs())
+    assert all(job.is_done for job in jobs())
+    # A study that was moved is the same study.
+    place = place.rename(tmp_path / "moved")
+    check_jobs(jobs())
+    assert all(job.is_done for job in jobs())
+    edited = jobs()[3]
+    config = OmegaConf.load(edited.folder / "config.yaml")
     config.model.epochs = 77
-    OmegaConf.save(config, done.folder / "config.yaml")
+    OmegaConf.save(config, edited.folder / "config.yaml")
     with pytest.raises(
         UserError, match=r"seed1 was trained by another config than 'bce' is now: .*77 → .*overwrite"
     ):
-        check(jobs())
-    assert done.is_trained
-    with pytest.raises(UserError, match=r"none\.csv"):
-        check(jobs(overwrite=True))
-    assert not done.is_trained
+        check_jobs(jobs())
+    assert edited.is_trained
+    check_jobs(jobs(overwrite=True))
+    assert [job.is_trained for job in jobs()] == [True, True, True, False]
 
 
 def test_a_mistake_in_a_method_stops_the_study_before_it_trains(tmp_path: Path) -> None:
-    methods = {"trace": ["model=trace"], "bce": ["model=bce"], "worse": ["model=bce", "model/encoder=smal"]}
-    first, rest = plan({**STUDY, "methods": methods}, tmp_path, ["data.manifest=none.csv"])
-    with pytest.raises(UserError, match=r"the overrides of 'worse': .*smal"):
-        check(first + rest)
+    for worse, message in (
+        ("model/encoder=smal", r"the overrides of 'worse': .*smal"),
+        ("model.temperature=-1", r"study: 'worse': model.temperature=-1: must be above 0"),
+        (
+            "model.optimizer.schedule=cosin",
+            r"study: 'worse': model.optimizer.schedule: 'cosin' .*did you mean 'cosine'",
+        ),
+        (
+            "stage1.optimizer.name=adammw",
+            r"study: 'worse': stage1.optimizer.name: 'adammw' .*did you mean 'adamw'",
+        ),
+    ):
+        methods = {"trace": ["model=trace"], "bce": ["model=bce"], "worse": ["model=transfer", worse]}
+        first, rest = plan({**STUDY, "methods": methods}, tmp_path, ["data.manifest=none.csv"])
+        with pytest.raises(UserError, match=message):
+            check_jobs(first + rest)
 
 
-def test_missing_weights_stop_the_study_before_it_trains(tmp_path: Path) -> None:
+def finish(job: Job, name: str | None = None, manifest: str = "") -> None:
+    """Leave what a finished job leaves that its study looks at."""
+    folder = job.results(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(
+        OmegaConf.create(list(job.scoring(name) if name else job.overrides)), folder / "overrides.yaml"
+    )
+    (folder / "run.json").write_text(json.dumps({"manifest_sha256": manifest}))
+
+
+def test_missing_weights_stop_the_study_before_it_trains(tiny_manifest: Path, tmp_path: Path) -> None:
     methods = {"trace": ["model=trace"], "clip": ["model=bce", "model.encoder.weights=none.safetensors"]}
-    config = {**STUDY, "methods": methods, "baseline": "trace"}
-    first, rest = plan(config, tmp_path, ["data.manifest=none.csv", "model/encoder=timm"])
+    config = {**STUDY, "methods": methods, "baseline": "trace", "also": {}}
+    first, rest = plan(config, tmp_path, [f"data.manifest={tiny_manifest}", "model/encoder=timm"])
     with pytest.raises(UserError, match=r"study: 'clip': model.encoder.weights: there is no file none"):
-        check(first + rest)
-    # A method that is done needs them no more: what is wrong next is the manifest.
-    for job in rest:
-        job.folder.mkdir(parents=True)
-        OmegaConf.save(OmegaConf.create(list(job.overrides)), job.folder / "overrides.yaml")
-        for folder in (job.folder, job.results("same")):
-            folder.mkdir(exist_ok=True)
-            (folder / "run.json").write_text("{}")
-        OmegaConf.save(OmegaConf.create(list(job.scoring("same"))), job.results("same") / "overrides.yaml")
-    with pytest.raises(UserError, match=r"none\.csv"):
-        check(first + rest)
+        check_jobs(first + rest)
+    for job in rest:  # a method that is trained needs them no more
+        finish(job, manifest=sha256(tiny_manifest))
+    check_jobs(first + rest)
+
+
+def test_what_other_data_trained_is_not_compared(tiny_manifest: Path, tmp_path: Path) -> None:
+    other = tiny_manifest.with_name("other.csv")
+    rows = tiny_manifest.read_text()
+    other.write_text(rows + "\n")
+    config = {**STUDY, "methods": {"bce": ["model=bce"], "trace": ["model=trace"]}}
+    config["also"] = {"other": [f"data.manifest={other}"]}
+
+    def jobs(overwrite: bool = False) -> list[Job]:
+        first, rest = plan(config, tmp_path / "out", [f"data.manifest={tiny_manifest}"], overwrite=overwrite)
+        return first + rest
+
+    for job in jobs():
+        finish(job, manifest=sha256(tiny_manifest))
+        finish(job, "other", manifest=sha256(other))
+    check_jobs(jobs())
+    assert all(job.is_done for job in jobs())
+    other.write_text("\n".join(rows.splitlines()[:-1]) + "\n")
+    check_jobs(jobs())
+    assert not any(job.is_scored("other") for job in jobs()), "scored anew, by the same detectors"
+    assert all(job.is_trained for job in jobs())
+    finish(jobs()[0], manifest="of other data")
+    with pytest.raises(
+        UserError, match=r"trained by another manifest: .*has changed since; .*overwrite=true"
+    ):
+        check_jobs(jobs())
+    check_jobs(jobs(overwrite=True))
+    assert [job.is_trained for job in jobs()] == [False, True, True, True]
+    other.unlink()
+    with pytest.raises(UserError, match=r"study\.also\.other: .*other\.csv"):
+        check_jobs(jobs())
+
+
+def sha256(path: Path) -> str:
+    return load_manifest(path).sha256
 
 
 def test_wrong_names_in_a_study_are_told(tmp_path: Path) -> None:
@@ -207,6 +273,30 @@ def test_wrong_names_in_a_study_are_told(tmp_path: Path) -> None:
         plan({**STUDY, "baseline": "bse"}, tmp_path, [])
     with pytest.raises(UserError, match=r"study.seeds=\[0, 1, 0\]: each seed once"):
         plan({**STUDY, "seeds": [0, 1, 0]}, tmp_path, [])
+    for changes, message in (
+        ({"seeds": []}, r"study.seeds=\[\]: a list of whole numbers"),
+        ({"seeds": ["a"]}, r"study.seeds=\['a'\]: a list of whole"),
+        ({"methods": {}}, r"study.methods: name"),
+        ({"methods": {"bce": None}}, r"study.methods.bce=None: a list of overrides"),
+        ({"methods": {"bce": "model=bce"}}, r"study.methods.bce=model=bce: a list of overrides"),
+        ({"also": {"x": "data=demo"}}, r"study.also.x=data=demo: a list"),
+        (
+            {"derived": {"bce": {"of": "trace", "score": "both"}}},
+            r"study.derived.bce: a method has this name",
+        ),
+        (
+            {"derived": {"d": {"of": "trase", "score": "both"}}},
+            r"derived.d.of: 'trase' .*did you mean 'trace'",
+        ),
+        (
+            {"derived": {"d": {"of": "trace", "score": "bot"}}},
+            r"derived.d.score: 'bot' .*did you mean 'both'",
+        ),
+        ({"derived": {"d": "trace"}}, r"derived.d: is {of: METHOD, score: trace_distance or both}"),
+    ):
+        with pytest.raises(UserError, match=message):
+            plan({**STUDY, **changes}, tmp_path, [])
+    plan({**STUDY, "first": None, "derived": None, "also": None}, tmp_path, [])
     first, rest = plan(STUDY, tmp_path, ["seed=5"])
     assert [job.name for job in first] == ["trace seed 0", "trace seed 1"]
     assert len(rest) == 4

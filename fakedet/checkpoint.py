@@ -53,6 +53,11 @@ def _unpickle(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file makes the unpickler raise
+        if path.suffix in (".onnx", ".pt2"):
+            raise UserError(
+                f"{path} is an export for other programs; fakedet reads the .ckpt that it was made from, or an export "
+                "to .safetensors"
+            ) from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path} cannot be read as a checkpoint: {reason}") from error
     if not isinstance(checkpoint, dict) or "fakedet" not in checkpoint:

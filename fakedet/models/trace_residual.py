@@ -64,9 +64,14 @@ class TraceResidual(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("bound", bound), ("reach", reach)):
-            if value is not None and not value > 0:
-                raise UserError(f"model.residual: {name}={value}: above 0, or null for none")
-        if not 1 <= dims < features or neighbours < 1 or size < neighbours:
+            if value is not None and (not isinstance(value, int | float) or not value > 0):
+                raise UserError(f"model.residual: {name}={value}: a number above 0, or null for none")
+        if (
+            not all(isinstance(value, int) for value in (dims, neighbours, size))
+            or not 1 <= dims < features
+            or neighbours < 1
+            or size < neighbours
+        ):
             raise UserError(
                 f"model.residual: dims={dims}, neighbours={neighbours}, size={size}: needs 1 to {features - 1} "
                 "directions and as many images as neighbours"
@@ -93,7 +98,7 @@ class TraceResidual(nn.Module):
             fakes: (K, D).
 
         Raises:
-            UserError: fewer images than directions or neighbours ask for.
+            UserError: fewer images than directions or neighbours ask for, or features that are not finite.
         """
         least = max(self.basis.shape[2] + 1, self.neighbours)
         smaller = min(int((half == side).sum()) for side in range(HALVES))
@@ -102,6 +107,11 @@ class TraceResidual(nn.Module):
                 f"model.residual: each half of the training reals must hold {least} or more for so many directions and "
                 f"neighbours, and there must be {self.neighbours} fakes; here are {smaller} and {len(fakes)}; lower "
                 "model.residual.dims and model.residual.neighbours, or set model.residual.weight=0"
+            )
+        if not (reals.isfinite().all() and fakes.isfinite().all()):
+            raise UserError(
+                "model.residual: the encoder gives features that are not finite (NaN or infinite) for training images; "
+                "look at its weights (model.encoder.weights) and trainer.precision"
             )
         for side in range(HALVES):
             own, others = reals[half == side].double(), _thinned(reals[half != side], self.size)

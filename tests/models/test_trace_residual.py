@@ -122,12 +122,20 @@ def test_only_so_many_are_kept_and_a_checkpoint_carries_them() -> None:
 
 
 def test_what_cannot_be_is_told() -> None:
-    for settings in ({"dims": 20}, {"dims": 0}, {"neighbours": 0}, {"size": 3}):
+    for settings in ({"dims": 20}, {"dims": 2.5}, {"dims": 0}, {"neighbours": 0}, {"size": 3}):
         with pytest.raises(UserError, match=r"model\.residual: dims="):
             TraceResidual(20, **{"dims": 6, "neighbours": 5, "size": 100, **settings})
     for name in ("bound", "reach"):
-        with pytest.raises(UserError, match=rf"model\.residual: {name}=-1: above 0, or null"):
-            TraceResidual(20, dims=6, neighbours=5, size=100, **{name: -1})
+        for value in (-1, 0, "a"):
+            with pytest.raises(
+                UserError, match=rf"model\.residual: {name}={value}: a number above 0, or null"
+            ):
+                TraceResidual(20, dims=6, neighbours=5, size=100, **{name: value})
+    for place in (0, 1):
+        features = [rows(1, 40), rows(2, 40)]
+        features[place][3, 3] = float("nan")
+        with pytest.raises(UserError, match="features that are not finite"):
+            fitted(*features)
     with pytest.raises(UserError, match="here are 6 and 40; lower"):
         fitted(rows(1, 13), rows(2, 40))
     with pytest.raises(UserError, match="here are 20 and 4; lower"):

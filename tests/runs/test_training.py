@@ -304,6 +304,9 @@ def test_checkpoints_of_others_are_refused(
     (tmp_path / "torn.ckpt").write_bytes(best.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot be read as a checkpoint"):
         build.load_detector(tmp_path / "torn.ckpt")
+    (tmp_path / "best.onnx").write_bytes(b"\x08\x0a\x12\x07pytorch")
+    with pytest.raises(UserError, match=r"best.onnx is an export for other programs; .* the \.ckpt"):
+        build.load_detector(tmp_path / "best.onnx")
     changed = torch.load(best, weights_only=True)
     changed["state_dict"].pop(next(iter(changed["state_dict"])))
     torch.save(changed, tmp_path / "changed.ckpt")

@@ -131,6 +131,7 @@ def _check_value(override: Override, config: DictConfig) -> None:
     if override.is_hydra_override() or override.is_add() or override.is_force_add():
         return
     key = override.key_or_group
+    _check_followed(key, config)
     if not _has(config, key):
         raise UserError(f"there is no key '{key}'; {_nearest_key(key, config)}")
     if override.is_delete() or _is_missing(config, key):
@@ -139,6 +140,20 @@ def _check_value(override: Override, config: DictConfig) -> None:
     default = INSTEAD_OF_NULL.get(key) if default is None else default
     for value in _values(override):
         _check_type(key, value, default)
+
+
+def _check_followed(key: str, config: DictConfig) -> None:
+    """Refuse a key below a node that is another's: Hydra finds none there, although the config shows it."""
+    names = key.split(".")
+    for place in range(1, len(names)):
+        *above, name = names[:place]
+        node = OmegaConf.select(config, ".".join(above)) if above else config
+        if not isinstance(node, DictConfig) or name not in node:
+            return
+        if OmegaConf.is_interpolation(node, name):
+            there = node._get_node(name)._value().removeprefix("${").removesuffix("}")  # type: ignore[union-attr]
+            rest = ".".join([there, *names[place:]])
+            raise UserError(f"{key}: {'.'.join(names[:place])} is the same as {there}; pass {rest}=")
 
 
 def _check_type(key: str, value: Any, default: Any) -> None:

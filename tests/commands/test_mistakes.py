@@ -23,6 +23,7 @@ MISTAKES = [
     (["seed=1,x", "-m"], "seed=x: expected a whole number"),
     (["model=trace,bse", "-m"], "model=bse: there is no such config; did you mean 'bce'?"),
     (["data=manifest"], "data.manifest is not given; pass data.manifest="),
+    (["stage1.encoder.width=9"], "stage1.encoder is the same as model.encoder; pass model.encoder.width="),
     (["seed"], "'seed' is not of the form key=value"),
     (["logger=null"], "logger=null: a group is left out with ~logger"),
     (["model.optimizer=adam"], "expected a list or mapping"),

@@ -59,6 +59,8 @@ def _unpickle(path: Path) -> dict[str, Any]:
                 "to .safetensors"
             ) from error
         reason = " ".join(str(error).split()) or type(error).__name__
+        if "weights_only" in reason:  # PyTorch's advice is to let the file run code
+            reason = "it is damaged, or holds more than tensors and plain values"
         raise UserError(f"{path} cannot be read as a checkpoint: {reason}") from error
     if not isinstance(checkpoint, dict) or "fakedet" not in checkpoint:
         raise UserError(f"{path} is not a checkpoint that fakedet wrote: it has no 'fakedet' entry")

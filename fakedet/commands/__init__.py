@@ -59,4 +59,10 @@ def main() -> int:
     # Imported late: Hydra and PyTorch take seconds that `fakedet --help` need not.
     from fakedet.commands.app import launch
 
-    return launch(verb, arguments[1:])
+    try:
+        return launch(verb, arguments[1:])
+    except (
+        BrokenPipeError
+    ):  # what is shown is not read to its end, as by head; nor may the last flush be told of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

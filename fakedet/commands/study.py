@@ -21,7 +21,7 @@ from fakedet.runs.resuming import lock
 from fakedet.runs.study import plan, run_jobs
 from fakedet.runs.study_check import OverridesError, check_jobs
 from fakedet.runs.study_job import Job
-from fakedet.runs.study_report import compare_jobs, write_report
+from fakedet.runs.study_report import compare_jobs, told_by_headers, write_report
 
 log = logging.getLogger("fakedet")
 
@@ -64,7 +64,7 @@ def _run(config: DictConfig, overrides: list[str], folder: Path, started: float)
         command = ["fakedet", "study", *overrides]
         reports.append(write_report(folder, study, comparison, finished, results, seconds, command, other))
         console.print(console_table(comparison, f"{study['title']}: {other}" if other else study["title"]))
-        for sentence in verdict(comparison):
+        for sentence in [*verdict(comparison), *told_by_headers(finished)]:
             console.print(sentence, soft_wrap=True, highlight=False)
     log.info("time     %.0f s", time.perf_counter() - started)
     log.info("summary  %s", folder / "summary.json")

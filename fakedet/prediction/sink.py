@@ -39,6 +39,8 @@ class Sink:
         self.done: set[str] = set()
         self.counts: Counter[str] = Counter()
         self.first_error = ""
+        self.written = path.stat().st_mtime if path.exists() else math.inf
+        """When the rows that were there already were written, in seconds since the epoch."""
         if path.exists() and path.stat().st_size:
             if not resume:
                 raise UserError(f"output={path} is there already; name another one, or pass resume=true")

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -61,8 +62,9 @@ def predict(config: DictConfig, overrides: list[str]) -> Predicted:
     desk = make_examiner(config, method, point, draw)
     output = Path(config.output)
     with Sink(output, config.resume) as sink, threads(config.threads), bar("looking at images") as shown:
-        todo = (path for path in list_images(sources, _tell_left_out) if shown_path(path) not in sink.done)
-        resumed, done = len(sink.done), 0
+        changed: list[str] = []
+        todo = _todo(list_images(sources, _tell_left_out), sink, changed)
+        resumed, done, errors = len(sink.done), 0, sink.counts["error"]
         about = output.with_name(f"{output.name}.about.json")
         content = _about(config, overrides, method, point)
         if resumed:
@@ -72,10 +74,34 @@ def predict(config: DictConfig, overrides: list[str]) -> Predicted:
             sink.write(desk.rows(part))
             done += len(part)
             shown.show(done, ", ".join(f"{count} {what}" for what, count in sorted(sink.counts.items())))
+    _tell_kept(output, resumed, errors, changed, bool(draw))
     if sink.first_error:
         log.warning("%d files could not be looked at, the first: %s; the column 'error' says why", sink.counts["error"],
                     sink.first_error)  # fmt: skip
     return Predicted(output, sink.counts, resumed)
+
+
+def _todo(paths: Iterable[str], sink: Sink, changed: list[str]) -> Iterator[str]:
+    """Give the images without a row; note those that were written after their row."""
+    for path in paths:
+        if shown_path(path) not in sink.done:
+            yield path
+        elif (file := Path(path)).exists() and file.stat().st_mtime > sink.written:
+            changed.append(path)
+
+
+def _tell_kept(output: Path, resumed: int, errors: int, changed: list[str], heatmaps: bool) -> None:
+    """Say what the rows that were there before leave out."""
+    if changed:
+        log.warning("%d images were changed after their rows in %s were written, the first: %s; the rows are of "
+                    "what was there before: name another output to look at them",
+                    len(changed), output, changed[0])  # fmt: skip
+    if errors:
+        log.warning("%d of the rows in %s are errors of an earlier start, not tried again: name another output to try",
+                    errors, output)  # fmt: skip
+    if heatmaps and resumed:
+        log.warning("heatmaps are drawn while an image is looked at: of the %d done before there are none new; name "
+                    "another output for theirs", resumed)  # fmt: skip
 
 
 def _tell_left_out(kinds: Counter[str]) -> None:

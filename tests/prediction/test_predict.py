@@ -94,6 +94,26 @@ def test_scores_are_those_of_evaluate(checkpoint: Path, tiny_manifest_module: Pa
         assert row.p_value == pytest.approx(own["p_value"], abs=1e-5)
 
 
+def test_rows_of_pictures_that_have_changed_since_are_told(
+    checkpoint: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict(checkpoint, images, tmp_path / "p.csv")
+    first = rows(tmp_path / "p.csv")
+    capsys.readouterr()
+    predict(checkpoint, images, tmp_path / "p.csv")
+    told = "".join(capsys.readouterr())
+    assert "changed" not in told
+    assert "2 of the rows in" in told, "two errors, not tried again"
+    later = (tmp_path / "p.csv").stat().st_mtime + 5
+    os.utime(images / "a.png", (later, later))
+    predict(checkpoint, images, tmp_path / "p.csv", f"heatmaps={tmp_path / 'maps'}")
+    told = " ".join("".join(capsys.readouterr()).split())
+    assert "1 images were changed after their rows in" in told
+    assert f"the first: {images / 'a.png'}" in told
+    assert "of the 6 done before there are none new" in told
+    assert rows(tmp_path / "p.csv") == first
+
+
 def test_an_interrupted_run_goes_on(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     assert predict(checkpoint, images, tmp_path / "whole.csv") == 1
     whole = (tmp_path / "whole.csv").read_bytes()

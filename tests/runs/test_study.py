@@ -63,6 +63,10 @@ def test_a_study_compares_what_ended_well_and_tells_what_did_not(tiny_manifest: 
     assert "'adamw' does not take these settings" in summary["failures"][0]
     assert summary["generators"]["gen_c"]["seen"] is False
     assert summary["generators"]["gen_a"]["seen"] is True
+    for method in ("trace", "bce"):  # of the same unseen generators, also where stage 1 saw no fakes
+        rows_of = [run["mAP unseen"] for run in summary["runs"] if run["method"] == method]
+        mean = summary["values"]["ap"]["map_unseen"][method]["value"]
+        assert sum(rows_of) / len(rows_of) == pytest.approx(mean, abs=1e-4)
     assert "FAILED bad seed 0" in done.stdout
     assert "mean, unseen" in done.stdout
     assert summary["verdict"][0] in " ".join(done.stdout.split())

@@ -75,9 +75,10 @@ def _introduce(method: Detector, point: OperatingPoint, rules: Rules) -> None:
     log.info("detector '%s', trained on fakes of: %s", method.identity["name"],
              ", ".join(method.identity["seen_generators"]) or "none (it knows reals only)")  # fmt: skip
     if data:
-        log.info("and on reals of: %s", ", ".join(data["real"]))
-    log.info("of photographs like its %d validation reals at most %g %% are called fake; of fakes like its %d "
-             "validation fakes at most %g %% are called real; of other generators nothing is promised",
+        log.info("and on reals of the sources: %s", ", ".join(data["real"]))
+    log.info("of photographs like its %d validation reals (the same sources) about %g %% are called fake; of fakes "
+             "like its %d validation fakes about %g %% are called real; of other photographs and generators nothing "
+             "is promised",
              point.n_real, 100 * rules.false_alarm, point.n_fake, 100 * rules.miss)  # fmt: skip
     if resolution(point) > rules.false_alarm:
         log.warning("with %d validation reals no p-value can be below %.3f: nothing will be called fake",

@@ -41,8 +41,8 @@ study: $(STAMP)  ## Run conf/study/NAME.yaml, or go on with it: make study NAME=
 test: lint  ## Lint, check types and run all tests.
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-fast-test: $(STAMP)  ## Only the unit tests (seconds).
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+fast-test: $(STAMP)  ## Only the unit tests (minutes).
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 lint: $(STAMP)  ## Ruff and mypy.
 	@$(BIN)/ruff check .

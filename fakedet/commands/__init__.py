@@ -61,8 +61,7 @@ def main() -> int:
 
     try:
         return launch(verb, arguments[1:])
-    except (
-        BrokenPipeError
-    ):  # what is shown is not read to its end, as by head; nor may the last flush be told of it
+    except BrokenPipeError:
+        # What is shown is not read to its end, as by head; nor may the last flush be told of it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

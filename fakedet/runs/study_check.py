@@ -78,7 +78,7 @@ def check_jobs(jobs: Sequence[Job]) -> None:
     data = _Manifests()
     for job in jobs:
         config = configs[job.method]
-        stale = next(_stale(job, config, data), None) if job.is_trained else None
+        stale = _stale(job, config, data) if job.is_trained else ""
         if stale and job.replace:
             job.forget()
         elif stale:
@@ -105,15 +105,16 @@ def _composed(jobs: Sequence[Job]) -> Iterator[tuple[str, DictConfig]]:
         yield job.method, config
 
 
-def _stale(job: Job, config: DictConfig, data: _Manifests) -> Iterator[str]:
-    """Say in what a finished job differs from what its overrides mean today."""
+def _stale(job: Job, config: DictConfig, data: _Manifests) -> str:
+    """Say in what a finished job differs from what its overrides mean today; "" if in nothing."""
     ours = config.copy()
     ours.output_dir, ours.seed = str(job.folder), job.seed
     if changes := differences(ours):
         more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
-        yield f"config than '{job.method}' is now: {changes[0]}{more}"
+        return f"config than '{job.method}' is now: {changes[0]}{more}"
     if job.facts().get("manifest_sha256") != data.of_training(config):
-        yield f"manifest: {config.data.manifest} has changed since"
+        return f"manifest: {config.data.manifest} has changed since"
+    return ""
 
 
 def _check_also(jobs: Sequence[Job], data: _Manifests) -> None:

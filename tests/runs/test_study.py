@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 from sklearn.metrics import roc_auc_score
@@ -19,6 +20,7 @@ from fakedet.evaluation.predictions import read_predictions
 from fakedet.runs.study import plan
 from fakedet.runs.study_check import check_jobs
 from fakedet.runs.study_job import Job, compose_job
+from fakedet.runs.study_report import Finished, told_by_headers
 
 STUDY = {
     "name": "small", "title": "small study", "seeds": [0, 1], "baseline": "bce", "first": ["trace"],
@@ -305,3 +307,14 @@ def test_wrong_names_in_a_study_are_told(tmp_path: Path) -> None:
     assert [job.name for job in first] == ["trace seed 0", "trace seed 1"]
     assert len(rest) == 4
     assert len({job.folder for job in first + rest}) == 6
+
+
+def test_what_headers_give_away_is_said() -> None:
+    def finished(**areas: float | None) -> list[Finished]:
+        shortcut = {name: {"auc": {"value": area, "low": area, "high": area}} for name, area in areas.items()}
+        job = Job("bce", 0, (), Path("nowhere"))
+        return [Finished(job, {}, {}, pd.DataFrame(), {"shortcut": shortcut})]
+
+    (told,) = told_by_headers(finished(gen_a=0.9, gen_b=0.6, gen_c=0.71, gen_d=None))
+    assert told.startswith("Format, size and compression alone tell gen_a, gen_c (AUC above 0.7)")
+    assert told_by_headers(finished(gen_b=0.6)) == []

@@ -85,8 +85,10 @@ def run_jobs(phases: Iterable[Sequence[Job]], workers: int) -> list[JobResult]:
         try:
             for jobs in phases:
                 waiting = [job for job in jobs if not job.is_done]
-                results += [JobResult(job, 0.0) for job in jobs if job.is_done]
-                results += _watch(_submit(pool, waiting))
+                ended = [JobResult(job, 0.0) for job in jobs if job not in waiting]
+                ended += _watch(_submit(pool, waiting))
+                # As planned, not as they ended: a report must not depend on which job was the faster.
+                results += sorted(ended, key=lambda result: jobs.index(result.job))
         except KeyboardInterrupt:
             _stop(pool)
             raise

@@ -65,6 +65,10 @@ def test_a_study_compares_what_ended_well_and_tells_what_did_not(tiny_manifest: 
     assert "'adamw' does not take these settings" in summary["failures"][0]
     assert summary["generators"]["gen_c"]["seen"] is False
     assert summary["generators"]["gen_a"]["seen"] is True
+    order = [(run["method"], run["seed"]) for run in summary["runs"]]
+    assert order == [("trace", 0), ("trace", 1), ("bce", 0), ("bce", 1)], (
+        "as planned, whichever was the faster"
+    )
     for method in ("trace", "bce"):  # of the same unseen generators, also where stage 1 saw no fakes
         rows_of = [run["mAP unseen"] for run in summary["runs"] if run["method"] == method]
         mean = summary["values"]["ap"]["map_unseen"][method]["value"]

@@ -26,7 +26,7 @@ from torchvision import transforms
 
 from benchmarks.photographs import photographs
 from benchmarks.ratio import interleaved, table
-from fakedet.data.augment import Augmentation
+from fakedet.data.transforms import Augmentation
 
 SIZES = ((256, 256), (500, 375))
 CROP = 224

@@ -17,9 +17,9 @@ import pandas as pd
 
 from benchmarks.photographs import photographs
 from benchmarks.ratio import interleaved, table
-from fakedet.data.augment import Augmentation
 from fakedet.data.datamodule import ImageDataModule
-from fakedet.data.picture_memory import PictureMemory
+from fakedet.data.dataset import PictureMemory
+from fakedet.data.transforms import Augmentation
 
 COUNT, ROUNDS = 1024, 7
 

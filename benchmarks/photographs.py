@@ -9,7 +9,7 @@ import skimage
 from numpy.typing import NDArray
 from PIL import Image
 
-from fakedet.data.crop import pad_to, random_crop
+from fakedet.data.transforms import pad_to, random_crop
 
 NAMES = (
     "astronaut.png",

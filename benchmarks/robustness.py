@@ -18,12 +18,12 @@ import torch
 
 from benchmarks.photographs import photographs
 from benchmarks.ratio import interleaved, table
-from fakedet.data.crop import evaluation_views
+from fakedet.data.dataset import RobustDataset
 from fakedet.data.decode import read_image
 from fakedet.data.degrade import FAMILIES, ORIGINAL, make_views
-from fakedet.data.robust_dataset import RobustDataset
 from fakedet.data.sampler import Draw
 from fakedet.data.sources import FileSource
+from fakedet.data.transforms import evaluation_views
 
 VIEWS = {
     "jpeg": [95, 75, 50, 30], "webp": [80], "blur": [1, 2], "resize": [0.5, 1.5], "noise": [5], "brightness": [1.2],

@@ -17,9 +17,9 @@ import pandas as pd
 
 from benchmarks.photographs import photographs
 from benchmarks.ratio import interleaved, table
-from fakedet.commands.app import launch
-from fakedet.data.augment import Augmentation
+from fakedet.cli.app import launch
 from fakedet.data.datamodule import ImageDataModule
+from fakedet.data.transforms import Augmentation
 
 IMAGES = 2000
 

@@ -27,11 +27,11 @@ from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.ratio import Timing, interleaved, table
-from fakedet import build
-from fakedet.commands.session import register_resolvers
-from fakedet.methods.optimiser import configure_optimiser
-from fakedet.runs.fitting import make_datamodule
-from fakedet.runs.quiet import quiet_libraries
+from fakedet.build import build_callbacks, build_method, build_trainer
+from fakedet.cli.app import register_resolvers
+from fakedet.methods.base import configure_optimiser
+from fakedet.training.fit import make_datamodule
+from fakedet.utils import quiet_libraries
 
 CASES = {
     # name: width of the encoder, crop, batch, steps
@@ -70,10 +70,10 @@ def settings(
 def ours(config: DictConfig) -> None:
     """Train with everything that a run has."""
     datamodule = make_datamodule(config)
-    method = build.build_method(_plain(config.model))
+    method = build_method(_plain(config.model))
     method.identity = {"manifest_sha256": ""}
-    callbacks = build.build_callbacks(_plain(config.callbacks))
-    trainer = build.build_trainer(
+    callbacks = build_callbacks(_plain(config.callbacks))
+    trainer = build_trainer(
         _plain(config.trainer), logger=CSVLogger(config.output_dir, name="logs", version=""),
         callbacks=list(callbacks.values()),
         enable_progress_bar=False, default_root_dir=str(config.output_dir), enable_checkpointing=True,
@@ -94,7 +94,7 @@ def waits(config: DictConfig, rounds: int) -> str:
 def bare(config: DictConfig) -> float:
     """Train the same steps by hand; give the seconds spent waiting for batches."""
     datamodule = make_datamodule(config)
-    method: Any = build.build_method(_plain(config.model))
+    method: Any = build_method(_plain(config.model))
     both = configure_optimiser(
         method.parameters(), _plain(config.model.optimizer), config.data.steps_per_epoch
     )

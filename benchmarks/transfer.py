@@ -22,10 +22,10 @@ from omegaconf import DictConfig
 
 from benchmarks.ratio import interleaved, table
 from benchmarks.training import manifest
-from fakedet.commands.session import register_resolvers
-from fakedet.runs.fitting import fit
-from fakedet.runs.quiet import quiet_libraries
-from fakedet.runs.training import train
+from fakedet.cli.app import register_resolvers
+from fakedet.training.fit import fit
+from fakedet.training.train import train
+from fakedet.utils import quiet_libraries
 
 CROP, BATCH, STEPS, ROUNDS = 96, 64, 12, 5
 

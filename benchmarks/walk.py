@@ -18,8 +18,8 @@ from PIL import Image
 
 from benchmarks.manifest import FILES, FOLDERS, walk
 from benchmarks.ratio import interleaved, table
-from fakedet.data.index.folder import Settings, index_folder
-from fakedet.data.index.walk import walk as our_walk
+from fakedet.data.index import Settings, index_folder
+from fakedet.data.scan import walk as our_walk
 
 LEAST = 1 / 1.3
 

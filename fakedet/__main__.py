@@ -2,6 +2,6 @@
 
 import sys
 
-from fakedet.commands import main
+from fakedet.cli import main
 
 sys.exit(main())

@@ -1,4 +1,4 @@
-"""From configs to objects."""
+"""build"""
 
 from __future__ import annotations
 
@@ -14,16 +14,13 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from torch import nn
 
-from fakedet.callbacks.atomic import AtomicCheckpointIO
-from fakedet.callbacks.layer_sync import CpuLayerSync
-from fakedet.checkpoint import read_checkpoint
-from fakedet.data.augment import Augmentation
+from fakedet.checkpoint import AtomicCheckpointIO, read_checkpoint
+from fakedet.config import instantiated
+from fakedet.data.transforms import Augmentation
 from fakedet.errors import UserError
-from fakedet.instantiation import instantiated
-from fakedet.methods.detector import Detector
-from fakedet.methods.trace import TracePretraining
-from fakedet.models.trace_source import TraceSource, share_trunk
-from fakedet.models.weights import find_weights
+from fakedet.methods.base import Detector
+from fakedet.methods.ntf import TracePretraining, TraceSource, share_trunk
+from fakedet.models.backbones import find_weights
 
 log = logging.getLogger("fakedet")
 
@@ -97,7 +94,7 @@ def build_datamodule(config: Mapping[str, Any], **settings: Any) -> LightningDat
 
 def build_augmentation(config: Mapping[str, Any]) -> Augmentation:
     """Build the augmentation of an augment config."""
-    augmentation = instantiated({"_target_": "fakedet.data.augment.Augmentation", **config}, "augment")
+    augmentation = instantiated({"_target_": "fakedet.data.transforms.Augmentation", **config}, "augment")
     assert isinstance(augmentation, Augmentation)
     return augmentation
 
@@ -122,7 +119,6 @@ def build_trainer(config: Mapping[str, Any], **parts: Any) -> Trainer:
     plugins = _plugins()
     if config.get("sync_batchnorm") and (config.get("accelerator") == "cpu" or not torch.cuda.is_available()):
         config = {**config, "sync_batchnorm": False}  # PyTorch has it for GPUs alone
-        plugins.append(CpuLayerSync())
     parts = {"plugins": plugins, **parts}
     try:
         trainer = instantiated(config, "trainer", **parts)
@@ -220,7 +216,7 @@ def _without_weights(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def weights_file(named: str) -> Path:
-    """Give the file that ``model.encoder.weights`` names; see :func:`fakedet.models.weights.find_weights`."""
+    """Give the file that ``model.encoder.weights`` names; see :func:`fakedet.models.backbones.find_weights`."""
     return find_weights(named)
 
 

@@ -8,40 +8,22 @@ import pytest
 import fakedet
 
 ROOT = Path(fakedet.__file__).parent
-# Each package or module of fakedet and those that it may import, besides its own.
-ALLOWED = {
-    "errors": set(),
-    "losses": {"errors"},
-    "metrics": {"errors"},
-    "models": {"errors"},
-    "methods": {"models", "losses", "metrics", "errors"},
-    "data": {"models", "losses", "metrics", "errors"},
-    "audit": {"data", "evaluation", "metrics", "errors"},
-    "prediction": {"methods", "data", "metrics", "errors"},
-    "serving": {"prediction", "errors"},
-    "evaluation": {"models", "losses", "metrics", "errors"},
-    "callbacks": {"models", "errors"},
-    "published": {"errors"},
-    "checkpoint": {"published", "errors"},
-    "instantiation": {"errors"},
-    "build": {"instantiation", "checkpoint", "methods", "data", "models", "callbacks", "errors"},
-    "runs": {
-        "build",
-        "checkpoint",
-        "published",
-        "methods",
-        "data",
-        "evaluation",
-        "audit",
-        "prediction",
-        "serving",
-        "metrics",
-        "callbacks",
-        "errors",
-    },
-    "commands": {"runs", "evaluation", "errors"},
-    "__main__": {"commands"},
-}
+# From the ground up. A module imports what stands on a lower level, and its own package; never sideways or up.
+LEVELS = (
+    {"errors"},
+    {"utils", "losses", "metrics"},
+    {"models", "pages"},
+    {"methods", "data"},
+    {"config"},
+    {"checkpoint"},
+    {"build"},
+    {"audit"},
+    {"evaluation", "detector"},
+    {"training", "export"},
+    {"cli"},
+    {"__main__"},
+)
+LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 
@@ -49,42 +31,68 @@ def part(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
-def imports(path: Path) -> set[str]:
+def module(path: Path) -> str:
+    return ".".join(("fakedet", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+
+
+MODULES = {module(path) for path in FILES}
+
+
+def imports(path: Path, everywhere: bool = True) -> set[str]:
+    """Modules of fakedet that a file imports, anywhere or only when it is itself imported."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree) if everywhere else tree.body:
         names = []
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        for name in names:
-            pieces = name.split(".")
-            if pieces[0] == "fakedet" and len(pieces) > 1 and pieces[1] in ALLOWED:
-                found.add(pieces[1])
-    return found
+        found |= MODULES.intersection(names)
+    return found - {module(path)}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_arrows_run_one_way(path: Path) -> None:
     here = part(path)
-    forbidden = imports(path) - ALLOWED[here] - {here}
-    assert not forbidden, f"{path.relative_to(ROOT)} imports {sorted(forbidden)}"
+    parts = {name.split(".")[1] for name in imports(path)} - {here}
+    wrong = {name for name in parts if LEVEL[name] >= LEVEL[here]}
+    assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
 
 
-def test_every_part_has_its_rule() -> None:
-    assert {part(path) for path in FILES} <= set(ALLOWED)
+def test_every_part_has_its_level() -> None:
+    assert {part(path) for path in FILES} == set(LEVEL)
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    graph = {module(path): imports(path, everywhere=False) for path in FILES}
+    depth: dict[str, int] = {}
+
+    def descend(name: str, above: tuple[str, ...]) -> int:
+        assert name not in above, " -> ".join([*above, name])
+        if name not in depth:
+            depth[name] = 1 + max((descend(one, (*above, name)) for one in graph[name]), default=0)
+        return depth[name]
+
+    assert max(descend(name, ()) for name in graph) <= 11
 
 
 def test_one_module_calls_instantiate() -> None:
     callers = {
-        str(path.relative_to(ROOT))
+        module(path)
         for path in FILES
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.ImportFrom) and node.module == "hydra.utils"
     }
-    assert callers == {"instantiation.py"}
+    assert callers == {"fakedet.config"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_modules_stay_small(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 280
+def test_the_package_imports_no_experiment() -> None:
+    roots = {
+        alias.name.split(".")[0] if isinstance(node, ast.Import) else str(node.module).split(".")[0]
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    assert not roots & {"experiments", "benchmarks", "tests", "examples"}

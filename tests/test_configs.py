@@ -6,9 +6,9 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
-from fakedet import build
-from fakedet.commands.session import register_resolvers
-from fakedet.runs.training import train
+from fakedet.build import load_detector
+from fakedet.cli.app import register_resolvers
+from fakedet.training.train import train
 
 CONF = Path(__file__).parent.parent / "conf"
 GROUPS = [
@@ -86,7 +86,7 @@ def test_every_model_takes_a_step(model: str, tiny_manifest: Path, tmp_path: Pat
     assert done.checkpoint.is_file()
     assert done.metrics is not None
     assert set(done.metrics["per_generator"]) == {"gen_a", "gen_b", "gen_c"}
-    assert build.load_detector(done.checkpoint).identity["model"]["name"] == config.model.name
+    assert load_detector(done.checkpoint).identity["model"]["name"] == config.model.name
 
 
 @pytest.mark.slow

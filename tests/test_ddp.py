@@ -112,7 +112,7 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path: Path) -> None:
 
 
 def test_help_is_quick_and_imports_no_torch(tmp_path: Path) -> None:
-    program = "import sys; sys.argv = ['fakedet', '--help']; from fakedet.commands import main; main(); " \
+    program = "import sys; sys.argv = ['fakedet', '--help']; from fakedet.cli import main; main(); " \
               "assert 'torch' not in sys.modules and 'hydra' not in sys.modules"  # fmt: skip
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

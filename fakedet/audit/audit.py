@@ -1,17 +1,18 @@
-"""The audit of a manifest: everything that is checked, in one place."""
+"""audit/audit"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from fakedet.audit.content import GeneratorAudit, audit_generators
-from fakedet.audit.finding import Finding, ordered
-from fakedet.audit.leaks import alike, crossing_groups, equal_contents, unseen_generators
-from fakedet.audit.looks import Looks, Read, look, sample_rows
+from fakedet.audit.checks import Finding, alike, crossing_groups, equal_contents, ordered, unseen_generators
+from fakedet.audit.features import Looks, Read, look, sample_rows
+from fakedet.audit.shortcuts import WARN, GeneratorAudit, audit_generators, generator_dict
+from fakedet.data.datamodule import ImageDataModule
 
 IMBALANCE = 10.0
 """How many times one class may outnumber the other in a split before it is said."""
@@ -42,7 +43,7 @@ class Audit:
         return "Nothing was found that a detector could cheat on."
 
 
-def audit(
+def audit_frame(
     frame: pd.DataFrame,
     digests: pd.Series | None,
     pairs: Mapping[str, Any] | None,
@@ -112,3 +113,92 @@ def _balance(frame: pd.DataFrame) -> list[Finding]:
                 {"split": split, "real": reals, "fake": fakes},
             ))  # fmt: skip
     return findings
+
+
+log = logging.getLogger("fakedet")
+
+LOUD = 20
+"""Images of each class below which a shortcut is stored but not warned of."""
+QUICK = 300
+"""Images of each cell whose headers training and evaluation look at."""
+
+
+def header_audit(datamodule: ImageDataModule, split: str, pairs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Measure what the headers of a split give away, say so where it is much, and return it for metrics.json.
+
+    Reads the headers of at most :data:`QUICK` images of each generator and collection.
+    """
+    key = (datamodule.manifest.sha256, split, datamodule.held_out)
+    if key not in _MEASURED:
+        _MEASURED[key] = _measure(datamodule, split, pairs)
+    return _MEASURED[key]
+
+
+# Stage 1 and the method after it look at the same data.
+_MEASURED: dict[tuple[Any, ...], dict[str, Any]] = {}
+
+
+def _measure(datamodule: ImageDataModule, split: str, pairs: Mapping[str, Any] | None) -> dict[str, Any]:
+    rows = datamodule.manifest.rows(split)
+    if set(rows["label"]) != {0, 1}:
+        return {}
+    looks = look(sample_rows(rows, QUICK), datamodule.read_bytes, pixels=False)
+    _warn_of_unreadable(datamodule, split, looks)
+    audits, _ = audit_generators(rows, looks, pairs, resamples=300)
+    told = {entry.generator: entry.header for entry in audits}
+    loud = {
+        name: shortcut
+        for name, shortcut in told.items()
+        if shortcut.auc.value > WARN and min(shortcut.n_real, shortcut.n_fake) >= LOUD
+    }
+    if loud:
+        worst = max(loud, key=lambda name: loud[name].auc.value)
+        auc = loud[worst].auc
+        log.warning(
+            "shortcut in the split '%s': format, size or compression alone tell %d of %d generators from their reals "
+            "(most: %s, AUC %s, %d real, %d fake); see fakedet audit%s",
+            split, len(loud), len(told), worst, auc.text(), loud[worst].n_real, loud[worst].n_fake,
+            "" if datamodule.matcher else " and fakedet match; where its reals are of another kind, data.pairs",
+        )  # fmt: skip
+    return {entry.generator: generator_dict(entry)["header"] for entry in audits}
+
+
+def describe_training(datamodule: ImageDataModule) -> dict[str, Any]:
+    """Say what a detector is trained on, for those who will ask it about other images.
+
+    Returns:
+        Manifest, images of each class and generator, and percentiles of a sample's sizes and JPEG qualities.
+    """
+    rows = datamodule.manifest.rows("train")
+    counts = {
+        kind: {
+            str(name): int(n)
+            for name, n in rows.loc[rows["label"] == label, "generator"].value_counts().items()
+        }
+        for label, kind in ((0, "real"), (1, "fake"))
+    }
+    looks = look(sample_rows(rows, QUICK), datamodule.read_bytes, pixels=False).frame
+    looks = looks[looks["problem"] == ""]
+    jpeg = looks.loc[looks["jpeg_quality"] > 0, "jpeg_quality"]
+    shorter = looks[["width", "height"]].min(axis=1)
+    return {
+        "manifest": datamodule.locate()[0].name, **counts,
+        "jpeg_share": float((looks["jpeg_quality"] > 0).mean()) if len(looks) else None,
+        "jpeg_quality": _percentiles(jpeg), "shorter_side": _percentiles(shorter),
+    }  # fmt: skip
+
+
+def _percentiles(values: pd.Series) -> list[float] | None:
+    return [float(value) for value in values.quantile([0.05, 0.5, 0.95])] if len(values) else None
+
+
+def _warn_of_unreadable(datamodule: ImageDataModule, split: str, looks: Looks) -> None:
+    """Say before hours are spent that a run will fail for what it cannot read."""
+    bad = looks.frame[looks.frame["problem"] != ""]
+    if len(bad) > datamodule.max_quarantine * len(looks.frame):
+        first = datamodule.manifest.frame.loc[bad.index[0], "path"]
+        log.warning(
+            "%d of %d images looked at in the split '%s' cannot be used, the first: %s: %s; a run fails above "
+            "data.max_quarantine=%s of a split",
+            len(bad), len(looks.frame), split, first, bad["problem"].iloc[0], datamodule.max_quarantine,
+        )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The LightningDataModule: a manifest in, balanced training batches and unpadded evaluation batches out."""
+"""data/datamodule"""
 
 from __future__ import annotations
 
@@ -14,17 +14,40 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from fakedet.data.augment import Augmentation
-from fakedet.data.cells import Cells, make_cells
-from fakedet.data.dataset import EvaluationDataset, ImageDataset
-from fakedet.data.holdout import hold_out
-from fakedet.data.loader import cores, make_loader
-from fakedet.data.manifest import Manifest, load_manifest
-from fakedet.data.match import make_matcher
+from fakedet.data.dataset import EvaluationDataset, ImageDataset, check_workers, cores, make_loader
+from fakedet.data.manifest import Cells, Manifest, hold_out, load_manifest, make_cells
+from fakedet.data.match import Matcher, make_matcher
 from fakedet.data.sampler import BalancedBatchSampler, EvaluationSampler, Shards
-from fakedet.data.settings import check_settings
 from fakedet.data.sources import Source, make_source
-from fakedet.errors import UserError
+from fakedet.data.transforms import POLICIES, Augmentation
+from fakedet.errors import UserError, choose
+
+OPTIONAL = ("steps_per_epoch", "max_train_reals")
+
+
+def check_settings(
+    eval_policy: str, num_workers: int, max_quarantine: float, matcher: Matcher | None, **sizes: int | None
+) -> None:
+    """Check the settings of :class:`fakedet.data.datamodule.ImageDataModule`.
+
+    Raises:
+        UserError: the first that is out of range, with what would be valid.
+    """
+    for name, size in sizes.items():
+        if size is None and name in OPTIONAL:
+            continue
+        if not isinstance(size, int) or size < 1:
+            raise UserError(f"data.{name}={size}: must be a whole number, at least 1")
+    check_workers(num_workers)
+    choose(eval_policy, POLICIES, "data.eval_policy")
+    if not 0 <= max_quarantine <= 1:
+        raise UserError(f"data.max_quarantine={max_quarantine}: must be a share between 0 and 1")
+    crop = sizes["crop_size"] or 0
+    if matcher is not None and matcher.size < crop:
+        raise UserError(
+            f"data.crop_size={crop} is larger than data.match.size={matcher.size}; crops are cut from matched images"
+        )
+
 
 log = logging.getLogger("fakedet")
 
@@ -35,7 +58,7 @@ class ImageDataModule(LightningDataModule):
     Args:
         manifest: the table; see :func:`fakedet.data.manifest.load_manifest`.
         root: folder that its paths are relative to; None: its own folder.
-        pairs: generator → the reals it is compared with; see :mod:`fakedet.metrics.pairing`.
+        pairs: generator → the reals it is compared with; see :mod:`fakedet.metrics.per_generator`.
         crop_size: side of the square that the detector sees.
         eval_policy: "crop", "multi-crop" or "resize".
         batch_size: of the global training batch, over all ranks.
@@ -45,7 +68,7 @@ class ImageDataModule(LightningDataModule):
         max_quarantine: largest share of unreadable images.
         max_train_reals: train on at most this many reals, evenly thinned; None: all.
         allow_group_leak: see :func:`fakedet.data.manifest.load_manifest`.
-        hold_out: generators whose fakes are not trained on; see :func:`fakedet.data.holdout.hold_out`.
+        hold_out: generators whose fakes are not trained on; see :func:`fakedet.data.manifest.hold_out`.
         measure: what is tested where generators are held out, "test" or "held_out".
         match: settings of a :class:`fakedet.data.match.Matcher`; without a size, images are taken as they are.
         shard_window: shards of each stratum that are open at a time; see :class:`BalancedBatchSampler`.

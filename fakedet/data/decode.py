@@ -1,20 +1,225 @@
-"""From an image file to an array of RGB pixels, with one stated rule for every kind of file."""
+"""data/decode"""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
 import warnings
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageChops
 
-from fakedet.data.decode_error import DecodeError, said
-from fakedet.data.decode_pil import decode_pil
+LONGEST = 200
+
+
+class DecodeError(Exception):
+    """An image file cannot be read; ``reason`` says why in a few words, on one line."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def said(error: Exception) -> str:
+    """Give a library's message as one short line that can be printed; the files it quotes may hold anything."""
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    text = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
+    return text[:LONGEST] or type(error).__name__
+
+
+# ITU-T T.81, Annex K, table K.1: the luminance table that the IJG's library scales by its quality.
+LUMINANCE = np.array([
+    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56,
+    14, 17, 22, 29, 51, 87, 80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92,
+    49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
+])  # fmt: skip
+JPEG = ("JPEG", "MPO")
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Facts of an image file that need no pixel."""
+
+    format: str
+    """PIL's name: JPEG, PNG, WEBP, ..."""
+    width: int
+    height: int
+    jpeg_quality: int
+    """1 ... 100: the quality of the IJG's library whose luminance table is nearest; 0 if not a JPEG."""
+    jpeg_tables: str
+    """A name for the quantisation tables and chroma subsampling: equal names, equal encoder settings; "" if
+    not a JPEG."""
+
+
+def parse_header(data: bytes) -> Header:
+    """Read the header of an image file.
+
+    Args:
+        data: the file's bytes; for formats other than JPEG its beginning is enough.
+
+    Raises:
+        DecodeError: empty, not an image, damaged, or too many pixels.
+    """
+    if not data:
+        raise DecodeError("empty file")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise DecodeError(f"too many pixels: the limit is {MAX_PIXELS}") from None
+    except Image.UnidentifiedImageError:
+        raise DecodeError("not an image of a known format, or its header is truncated") from None
+    except Exception as error:  # PIL's readers raise whatever a damaged header makes them stumble over
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DecodeError(f"damaged header: {reason}") from None
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise DecodeError(f"too many pixels: {width}x{height}, the limit is {MAX_PIXELS}")
+    kind = str(image.format)
+    quality, tables = _jpeg(image) if kind in JPEG else (0, "")
+    return Header(kind, width, height, quality, tables)
+
+
+def _jpeg(image: Image.Image) -> tuple[int, str]:
+    found: dict[int, list[int]] = getattr(image, "quantization", None) or {}
+    # PIL knows the sampling factors of each component as (id, horizontal, vertical, table).
+    layers = [layer[1:3] for layer in getattr(image, "layer", [])]
+    name = hashlib.sha256(repr((sorted(found.items()), layers)).encode()).hexdigest()[:12]
+    luminance = found.get(0) or next(iter(found.values()), None)
+    return (nearest_quality(tuple(luminance)) if luminance else 0), name
+
+
+@lru_cache(maxsize=4096)
+def nearest_quality(table: tuple[int, ...]) -> int:
+    """Name the quality, 1 ... 100, of the standard luminance table that lies nearest to a table of 64."""
+    distance = np.abs(_standard_tables() - np.asarray(table[:64])).sum(axis=1)
+    return int(np.argmin(distance)) + 1
+
+
+@lru_cache(maxsize=1)
+def _standard_tables() -> NDArray[np.int64]:
+    qualities = np.arange(1, 101)
+    scale = np.where(qualities < 50, 5000 // qualities, 200 - 2 * qualities)
+    scaled: NDArray[np.int64] = np.clip((LUMINANCE[None] * scale[:, None] + 50) // 100, 1, 255)
+    return scaled
+
+
+SIGNATURE = 8
+"""Bytes before the first chunk."""
+
+
+def check_pixels(data: bytes) -> None:
+    """Check the chunks that hold the pixels, as libpng does when OpenCV decodes.
+
+    Raises:
+        DecodeError: one is not what was written.
+    """
+    view, position = memoryview(data), SIGNATURE
+    while position + 12 <= len(data):
+        end = position + 8 + int.from_bytes(view[position : position + 4], "big")
+        kind = data[position + 4 : position + 8]
+        wrong = kind == b"IDAT" and zlib.crc32(view[position + 4 : end]) != int.from_bytes(
+            view[end : end + 4], "big"
+        )
+        if wrong:
+            raise DecodeError("damaged PNG: the checksum of its pixels is wrong")
+        if kind == b"IEND":
+            return
+        position = end + 4
+
+
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
+
+
+def decode_pil(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
+    """Decode an opened image by the rules of :func:`fakedet.data.decode.read_image`, but for its orientation.
+
+    Args:
+        image: opened, not yet loaded.
+        data: the file that it was opened from.
+
+    Returns:
+        (H, W, 3) uint8, writable and contiguous.
+
+    Raises:
+        DecodeError: truncated, damaged, or of a kind without a rule.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged metadata
+            image.load()
+    except Exception as error:  # truncated or damaged in any of the ways that PIL's readers know
+        reason = said(error)
+        raise DecodeError(reason if "truncated" in reason else f"truncated or damaged: {reason}") from None
+    if image.format == "PNG":
+        check_pixels(data)
+    try:
+        # Byte 24 of a PNG is its bit depth, which PIL does not tell.
+        depth = data[24] if image.format == "PNG" else 8
+        return np.array(_to_rgb(image, depth), order="C")  # PIL's own buffer is read-only
+    except DecodeError:
+        raise
+    except Exception as error:
+        raise DecodeError(f"cannot be converted to RGB: {said(error)}") from None
+
+
+def _to_rgb(image: Image.Image, png_depth: int) -> NDArray[np.uint8]:
+    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+        return _high_byte(image)
+    if image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
+        # Adobe alone writes inks inverted; PIL takes all files for Adobe's.
+        image = ImageChops.invert(image)
+    transparent = image.info.get("transparency")
+    if "A" in image.mode or "a" in image.mode or transparent is not None:
+        if image.format == "PNG" and png_depth != 8 and image.mode in ("L", "RGB"):
+            image.info["transparency"] = _as_8_bit(transparent, png_depth)
+        layered = image.convert("RGBA")
+        white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, layered)
+    return np.asarray(image.convert("RGB"))
+
+
+def _as_8_bit(colour: Any, depth: int) -> Any:
+    """Give a PNG's transparent colour in the samples that PIL made of the file's.
+
+    Of 16-bit colour PIL keeps high bytes, so that all colours that share them are transparent.
+    """
+    if isinstance(colour, tuple):
+        return tuple(_as_8_bit(sample, depth) for sample in colour)
+    return colour >> 8 if depth == 16 else colour * 255 // (2**depth - 1)
+
+
+def _high_byte(image: Image.Image) -> NDArray[np.uint8]:
+    """Reduce deep grey samples to 8 bits."""
+    if image.mode == "F":
+        raise DecodeError("floating-point pixels: their range is not known")
+    values, bits = np.asarray(image), 16
+    tags = getattr(image, "tag_v2", {})
+    if image.format == "TIFF":
+        bits = int(tags.get(BITS_PER_SAMPLE, (16,))[0])
+    if (
+        bits > 16
+        or (image.format == "TIFF" and image.mode == "I")
+        or values.min() < 0
+        or values.max() > 0xFFFF
+    ):
+        raise DecodeError("32-bit or signed pixels: their range is not known")
+    grey = (values >> (bits - 8)).astype(np.uint8)
+    if image.format == "TIFF" and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        grey = 255 - grey
+    if "transparency" in image.info:  # of a 16-bit grey PNG
+        grey[values == image.info["transparency"]] = 255
+    return np.repeat(grey[..., None], 3, axis=2)
+
 
 MAX_PIXELS = 100_000_000
 """Images with more pixels than this are refused before they are decoded."""

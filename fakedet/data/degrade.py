@@ -1,4 +1,4 @@
-"""What happens to pictures on their way: compression, blur, scaling, noise, colour, and chains of these."""
+"""data/degrade"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fakedet.data.crop import evaluation_views, pad_to
+from fakedet.data.transforms import evaluation_views, pad_to
 from fakedet.errors import UserError, nearest
 
 Pixels = NDArray[np.uint8]
@@ -162,7 +162,7 @@ def degraded_views(image: Pixels, view: View, size: int, policy: str, seed: int)
         image: (H, W, 3).
         view: how.
         size: side of a crop.
-        policy: see :func:`fakedet.data.crop.evaluation_views`.
+        policy: see :func:`fakedet.data.transforms.evaluation_views`.
         seed: of the noise; the image's id.
     """
     if view.family == ORIGINAL:

@@ -1,11 +1,11 @@
-"""Manifests: one row an image, from a parquet or CSV table, checked before anything is trained on it."""
+"""data/manifest"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,68 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from fakedet.data.manifest_columns import (
+from fakedet.data.manifest_table import (
     COLUMNS,
     FACTS,
+    ROOT_KEY,
+    SHARDS_KEY,
     check_columns,
     check_groups,
+    content,
     labels,
     names,
     paths,
+    read_table,
     splits,
+    texts,
 )
-from fakedet.data.manifest_table import ROOT_KEY, SHARDS_KEY, read_table
-from fakedet.data.manifest_text import content, texts
-from fakedet.errors import UserError
+from fakedet.errors import UserError, choose, nearest
+from fakedet.metrics.pairing import real_counterparts
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The cells that the metric counts in: each generator's fakes, each collection's reals.
+
+    Attributes:
+        names: by code.
+        is_fake: by code.
+        counterparts: code of fakes → codes of the reals they are measured against.
+        codes: cell of each row of the manifest.
+    """
+
+    names: list[str]
+    is_fake: list[bool]
+    counterparts: dict[int, list[int]]
+    codes: NDArray[np.int64]
+
+
+def make_cells(manifest: Manifest, pairs: Mapping[str, Any] | None, split: str) -> Cells:
+    """Number the cells of a manifest, and pair them among the rows of one split.
+
+    Raises:
+        UserError: see :func:`fakedet.metrics.pairing.real_counterparts`.
+    """
+    frame = manifest.frame
+    measured = manifest.rows(split)
+    # Reals may be matched by source, so each (collection, source) is a cell of its own.
+    names = np.where(
+        (frame["label"] == 0) & (frame["source"] != ""),
+        frame["generator"] + ":" + frame["source"],
+        frame["generator"],
+    )
+    keys = list(zip(frame["label"].tolist(), names.tolist(), strict=True))
+    order = {key: code for code, key in enumerate(sorted(set(keys)))}
+    codes = np.array([order[key] for key in keys], dtype=np.int64)
+    everywhere = frame.loc[frame["label"] == 0, ["generator", "source"]]
+    known = set(everywhere["generator"]) | set(everywhere["source"])
+    of_split = codes[measured.index.to_numpy()]
+    counterparts = {
+        order[(1, name)]: sorted({int(code) for code in of_split[found.real_rows]})
+        for name, found in real_counterparts(measured, pairs, known).items()
+    }
+    return Cells([name for _, name in order], [bool(label) for label, _ in order], counterparts, codes)
+
 
 PATHS_PROBED = 300
 
@@ -193,3 +242,142 @@ def _probe(probed: list[str], folder: Path, path: Path) -> None:
         f"none of the first {len(probed)} images of {path} is in {folder}: is this the manifest of another "
         f"root? First missing: {probed[0]}. Pass data.root=FOLDER, the folder that the paths are relative to"
     )
+
+
+MEASURES = ("test", "held_out")
+ASIDE = "aside"
+"""The split of rows that a run with held-out generators uses for nothing."""
+
+
+def hold_out(manifest: Manifest, generators: Sequence[str], measure: str = "test") -> Manifest:
+    """Take the fakes of generators out of training and validation.
+
+    Args:
+        manifest: the rows.
+        generators: whose fakes leave the splits train and val; none: the manifest stays as it is.
+        measure: "test": the split test stays, and the held-out generators are unseen in it. "held_out": hyper-
+            parameters shall be chosen without a look at the test split, so that leaves too, and the split test
+            becomes the held-out fakes against half of the groups of validation reals, which leave validation.
+
+    Raises:
+        UserError: a name that is no generator of the training fakes, an unknown measure, or one without generators.
+    """
+    choose(measure, MEASURES, "data.measure")
+    if not generators:
+        if measure != "test":
+            raise UserError(f"data.measure={measure} needs generators to hold out: data.hold_out=[NAME]")
+        return manifest
+    frame = manifest.frame
+    is_fake = frame["label"] == 1
+    used = frame["split"].isin(("train", "val"))
+    known = sorted(frame.loc[is_fake & used, "generator"].unique())
+    for name in generators:
+        if name not in known:
+            raise UserError(
+                f"data.hold_out: no training or validation fakes are of '{name}'; {nearest(name, known)}"
+            )
+    held = is_fake & used & frame["generator"].isin(list(generators))
+    split = frame["split"].mask(held, ASIDE)
+    if measure == "held_out":
+        split = split.mask(split == "test", ASIDE)
+        reals = (split == "val") & ~is_fake
+        drawn = frame["group"].isin(_half(frame.loc[reals, "group"]))
+        # Other generators' fakes of the drawn photographs can neither be measured nor stay in validation.
+        split = split.mask(drawn & reals, "test").mask(drawn & (split == "val") & is_fake, ASIDE)
+        # A fake of a photograph that is still trained on or validated with is not new.
+        remaining = frame.loc[split.isin(("train", "val")), "group"]
+        split = split.mask(held & ~frame["group"].isin(remaining), "test")
+    return replace(manifest, frame=frame.assign(split=split))
+
+
+def _half(groups: pd.Series) -> pd.Index:
+    """Draw half of the groups; which ones depends on nothing but their names."""
+    names = np.sort(groups.unique().astype(str))
+    return pd.Index(np.random.default_rng(0).permutation(names)[: len(names) // 2])
+
+
+@dataclass(frozen=True)
+class Quarantine:
+    """The unreadable images of a run."""
+
+    frame: pd.DataFrame
+    """Columns path, label, generator, split, reason; the index is the id; each image once."""
+    n_images: dict[str, int]
+    """Images of each split that was read."""
+
+    @classmethod
+    def from_records(
+        cls, records: Iterable[dict[str, Any]], manifest: Manifest, splits: Collection[str]
+    ) -> Quarantine:
+        """Collect what batches of these splits reported; an image counts once, however often it was tried."""
+        reasons: dict[int, str] = {}
+        for record in records:
+            reasons.setdefault(int(record["id"]), str(record["reason"]))
+        rows = sorted(reasons)
+        frame = manifest.frame.loc[rows, ["path", "label", "generator", "split"]].copy()
+        frame["reason"] = [reasons[row] for row in rows]
+        counts = manifest.frame["split"].value_counts()
+        return cls(frame, {split: int(counts[split]) for split in splits if split in counts})
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def shares(self) -> dict[str, float]:
+        """Give the share of unreadable images in each split.
+
+        A split's own share counts: a broken test split must not hide behind a large training split.
+        """
+        bad = self.frame["split"].value_counts()
+        return {split: float(bad.get(split, 0)) / count for split, count in self.n_images.items()}
+
+    def summary(self) -> dict[str, Any]:
+        """Count them in all, per class, per split and per generator."""
+        return {
+            "n": len(self.frame),
+            "n_real": int((self.frame["label"] == 0).sum()),
+            "n_fake": int((self.frame["label"] == 1).sum()),
+            "share_per_split": self.shares(),
+            "per_generator": {str(key): int(n) for key, n in self.frame["generator"].value_counts().items()},
+        }
+
+    def describe(self) -> str:
+        """Say in one line how many there are, of which class and generator."""
+        kinds = self.frame["label"].map({0: "real", 1: "fake"}) + " " + self.frame["generator"]
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.value_counts().items())
+        return f"{len(self.frame)} images could not be read and were left out ({counts})"
+
+    def lost(self, split: str, read: pd.DataFrame) -> list[str]:
+        """Name the generators and collections of a split of which no image could be read.
+
+        Args:
+            split: its name.
+            read: the rows that were, with label and generator.
+        """
+        gone = self.frame[self.frame["split"] == split]
+        there = set(zip(read["label"], read["generator"], strict=True))
+        return sorted({name for label, name in zip(gone["label"], gone["generator"], strict=True)
+                       if (label, name) not in there})  # fmt: skip
+
+    def write(self, path: Path) -> None:
+        """Write the list as CSV, if there is anything to list."""
+        if len(self.frame):
+            self.frame.to_csv(path, index_label="id")
+
+    def check(self, most: float) -> None:
+        """Refuse a result that rests on too few of its images.
+
+        Args:
+            most: largest share of a split's images that may be unreadable.
+
+        Raises:
+            UserError: a split's share is larger.
+        """
+        for split, share in self.shares().items():
+            if share > most:
+                own = self.frame[self.frame["split"] == split]
+                first = own.iloc[0]
+                raise UserError(
+                    f"{len(own)} of {self.n_images[split]} images of the split '{split}' ({share:.1%}) could "
+                    f"not be read, more than data.max_quarantine={most}; first: {first['path']}: "
+                    f"{first['reason']}. All are in quarantine.csv; what was trained and scored is kept"
+                )

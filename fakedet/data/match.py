@@ -1,4 +1,4 @@
-"""Bring images of both classes to one format, size and compression, so that a header tells nothing."""
+"""data/match"""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fakedet.data.crop import random_crop
 from fakedet.data.decode import DecodeError, decode_image
+from fakedet.data.transforms import random_crop
 from fakedet.errors import UserError
 
 LEAST = 16

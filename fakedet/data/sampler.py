@@ -1,4 +1,4 @@
-"""Which images a batch is made of: balanced in training, each exactly once in evaluation."""
+"""data/sampler"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the bytes of a manifest's images come from: files, or shards in a folder or an object store."""
+"""data/sources"""
 
 from __future__ import annotations
 

@@ -1,21 +1,77 @@
-"""Several methods on the same rows: means over seeds, paired differences, and what they say."""
+"""evaluation/comparison"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from rich.table import Table
+from rich.text import Text
 
 from fakedet.errors import UserError, nearest
-from fakedet.evaluation.over_seeds import Draws, OverSeeds
 from fakedet.evaluation.predictions import align, group_codes
 from fakedet.metrics.bootstrap import Interval, percentile_interval
 from fakedet.metrics.pairing import Counterparts, Pairs, real_counterparts
 from fakedet.metrics.per_generator import BootstrapTable, GeneratorSummary, bootstrap_statistics
+
+Run = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Seeds drawn with replacement for every resample: the same draw for as many seeds."""
+
+    n_resamples: int
+    seed: int
+
+    def __call__(self, count: int, stream: int = 0) -> NDArray[np.int64]:
+        """Give (R, count) places among ``count`` seeds; another stream is an independent draw."""
+        rng = np.random.default_rng([self.seed, count, *([stream] if stream else [])])
+        return rng.integers(count, size=(self.n_resamples, count))
+
+
+@dataclass(frozen=True)
+class OverSeeds:
+    """A statistic of a method, for each of its runs.
+
+    Attributes:
+        values: run → value; a run is its seed, and how many with this seed came before it.
+        samples: run → (R,) of the resamples.
+    """
+
+    values: dict[Run, float]
+    samples: dict[Run, NDArray[np.float64]]
+
+    @classmethod
+    def read(
+        cls, table: BootstrapTable, method: str, metric: str, name: str, seeds: Sequence[int]
+    ) -> OverSeeds:
+        """Read the runs of a method."""
+        keys = {(seed, seeds[:place].count(seed)): f"{method}#{place}" for place, seed in enumerate(seeds)}
+        return cls(
+            {run: table.value(key, metric, name) for run, key in keys.items()},
+            {run: table.samples(key, metric, name) for run, key in keys.items()},
+        )
+
+    def mean(self, runs: Sequence[Run], draws: Draws, stream: int = 0) -> tuple[float, NDArray[np.float64]]:
+        """Give the mean over these runs and the (R,) means over those drawn in each resample."""
+        by_seed = np.stack([self.samples[run] for run in runs], axis=1)
+        drawn = np.take_along_axis(by_seed, draws(len(runs), stream), axis=1).mean(axis=1)
+        return float(np.mean([self.values[run] for run in runs])), drawn
+
+    def less(self, base: OverSeeds, draws: Draws) -> tuple[float, NDArray[np.float64]]:
+        """Give the difference to the baseline over the seeds that both have, and that of each resample."""
+        shared = [run for run in self.values if run in base.values]
+        value, samples = self.mean(shared or list(self.values), draws)
+        base_value, base_samples = base.mean(shared or list(base.values), draws, stream=0 if shared else 1)
+        return value - base_value, samples - base_samples
+
 
 MEANS = ("map_seen", "map_unseen", "map")
 METRICS = ("ap", "auc")
@@ -216,3 +272,216 @@ def _support(
 
 def _plain(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _plain(node) if isinstance(node, Mapping) else node.to_dict() for key, node in tree.items()}
+
+
+# Below this many groups a bootstrap over groups is known to give intervals that are too narrow.
+FEW_GROUPS = 20
+# The same for seeds; the bootstrap over k seeds finds (k − 1) / k of their variance, with one seed none.
+FEW_SEEDS = 5
+
+
+def verdict(comparison: Comparison) -> list[str]:
+    """Say in sentences whether differences exceed their intervals, and what these leave out."""
+    told = [
+        *_sentences(comparison, "map_unseen", "unseen generators"),
+        *_sentences(comparison, "map_seen", "seen generators"),
+    ] or _sentences(comparison, "map", "all generators")
+    return told + _reservations(comparison)
+
+
+def _sentences(comparison: Comparison, mean: str, words: str) -> list[str]:
+    members = comparison.members(mean)
+    if not members:
+        return []
+    fakes = sum(comparison.generators[name].n_fake for name in members)
+    base = _text(comparison.values["ap"][mean][comparison.baseline])
+    told = [f"On {words} ({len(members)}, with {fakes} fakes), {comparison.baseline} reaches mAP {base}."]
+    for method, difference in comparison.differences["ap"][mean].items():
+        value, gap = comparison.values["ap"][mean][method], _text(difference.interval, "+.3f")
+        says = (
+            f"is {difference.way} it by more than the interval"
+            if difference.way
+            else "cannot be told from it"
+        )
+        told.append(f"{method} ({_text(value)}) {says}: {gap}.")
+    return [*told, _areas(comparison, mean)]
+
+
+def _areas(comparison: Comparison, mean: str) -> str:
+    """Tell the mean AUCs, which do not depend on how many fakes there are for a real."""
+    gaps = comparison.differences["auc"][mean]
+    told = []
+    for method, value in comparison.values["auc"][mean].items():
+        gap = gaps.get(method)
+        way = f", {gap.way} it by more than the interval" if gap and gap.way else ""
+        told.append(f"{method} {_text(value)}" + (f" ({_text(gap.interval, '+.3f')}{way})" if gap else ""))
+    return f"Mean AUC there, where a guess is 0.5 however many fakes there are: {'; '.join(told)}."
+
+
+def _reservations(comparison: Comparison) -> list[str]:
+    told = []
+    few = [
+        groups
+        for mean, groups in comparison.support.items()
+        if comparison.members(mean) and groups < FEW_GROUPS
+    ]
+    if few:
+        told.append(
+            f"The intervals rest on only {min(few)} photographs or prompts: over so few, they are a lower "
+            "bound of the uncertainty, and no difference here settles a question."
+        )
+    fewest = min(len(seeds) for seeds in comparison.seeds.values())
+    if fewest == 1:
+        told.append("With one seed a method, the intervals leave out how much training varies.")
+    elif fewest < FEW_SEEDS:
+        told.append(f"With {fewest} seeds a method, the intervals understate how much training varies.")
+    base = comparison.seeds[comparison.baseline]
+    for method, seeds in comparison.seeds.items():
+        if seeds != base:
+            shared = ", ".join(str(seed) for seed in seeds if seed in base)
+            over = (
+                f"over the seeds that both have ({shared})"
+                if shared
+                else "not paired over seeds: they share none"
+            )
+            told.append(
+                f"{method} and {comparison.baseline} have not the same seeds; their difference is {over}."
+            )
+    if comparison.n_left_out:
+        told.append(f"{comparison.n_left_out} images that not every run has scored are left out of all.")
+    return told
+
+
+def _text(interval: Interval, form: str = ".3f") -> str:
+    if math.isnan(interval.low):
+        return f"{interval.value:{form}}"
+    return f"{interval.value:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+
+
+MEAN_NAMES = {"map_seen": "mean, seen", "map_unseen": "mean, unseen", "map": "mean, all"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: a generator or a mean."""
+
+    name: str
+    key: str
+    section: str
+    """"seen", "unseen", "unknown" or "mean"."""
+    counts: str
+    cells: dict[str, Interval]
+
+
+def rows(comparison: Comparison, metric: str = "ap") -> list[Row]:
+    """List seen generators, unseen generators, then the means."""
+    values = comparison.values[metric]
+    listed = []
+    for section, wanted in (("seen", True), ("unseen", False), ("unknown", None)):
+        for name, row in comparison.generators.items():
+            if row.seen is wanted:
+                counts = f"{row.n_real} real, {row.n_fake} fake"
+                listed.append(Row(name, name, section, counts, values[name]))
+    for key, name in MEAN_NAMES.items():
+        members, left_out = comparison.members(key), comparison.left_out(key)
+        if members:
+            counts = f"{len(members)} generator{'s' if len(members) > 1 else ''}"
+            counts += f", without {', '.join(left_out)}" if left_out else ""
+            listed.append(Row(name, key, "mean", counts, values[key]))
+    return listed
+
+
+def console_table(comparison: Comparison, title: str) -> Table:
+    """Lay the APs out for a terminal, value above interval; six methods fit 100 columns."""
+    table = Table(title=Text(title), title_justify="left", caption_justify="left", pad_edge=False)
+    table.add_column("generator", overflow="fold", min_width=14)
+    for method in comparison.methods:
+        table.add_column(Text(method), justify="right", overflow="fold", min_width=9)
+    section = ""
+    for row in rows(comparison):
+        if section and row.section != section:
+            table.add_section()
+        section = row.section
+        below = row.counts if section == "mean" else f"{section}, {row.counts}"
+        # Text and not str: a name may hold what rich would take for markup.
+        head = Text.assemble((row.name, "bold" if section == "mean" else ""), "\n", (below, "dim"))
+        table.add_row(head, *(_two_lines(row.cells[method]) for method in comparison.methods))
+    table.caption = Text(
+        f"AP with {comparison.level:.0%} interval (bootstrap over photographs or prompts, and seeds); "
+        "means over generators"
+    )
+    return table
+
+
+def write_csv(comparison: Comparison, path: Path) -> None:
+    """Write one line a generator or mean, method and metric, with the difference to the baseline."""
+    lines = []
+    for metric, by_name in comparison.differences.items():
+        for row in rows(comparison, metric):
+            for method, cell in row.cells.items():
+                line = {"metric": metric, "name": row.key, "section": row.section, "counts": row.counts,
+                        "method": method, "value": cell.value, "low": cell.low, "high": cell.high}  # fmt: skip
+                difference = by_name[row.key].get(method)
+                if difference:
+                    gap = difference.interval
+                    line |= {"difference": gap.value, "difference_low": gap.low, "difference_high": gap.high,
+                             "p": difference.p, "exceeds": difference.exceeds}  # fmt: skip
+                lines.append(line)
+    pd.DataFrame(lines).to_csv(path, index=False)
+
+
+def markdown(comparison: Comparison, metric: str = "ap") -> str:
+    """Write the table in Markdown."""
+    return _markdown(comparison, metric, comparison.methods, lambda row, method: row.cells[method].text())
+
+
+def markdown_differences(comparison: Comparison, metric: str = "ap") -> str:
+    """Write the paired differences to the baseline in Markdown; empty where there is no other method."""
+    differences = comparison.differences[metric]
+    others = [method for method in comparison.methods if method != comparison.baseline]
+    if not others:
+        return ""
+    return _markdown(
+        comparison,
+        metric,
+        others,
+        lambda row, method: differences[row.key][method].interval.text("+.3f"),
+    )
+
+
+def write_markdown(comparison: Comparison, path: Path) -> None:
+    """Write every metric's table, and below it the paired differences to the baseline where there are any."""
+    parts = []
+    for metric in comparison.values:
+        parts.append(f"{metric.upper()}\n\n{markdown(comparison, metric)}")
+        if differences := markdown_differences(comparison, metric):
+            parts.append(f"{metric.upper()}: paired differences to {comparison.baseline}\n\n{differences}")
+    path.write_text("\n".join(parts), encoding="utf-8")
+
+
+def _markdown(
+    comparison: Comparison, metric: str, methods: Sequence[str], cell: Callable[[Row, str], str]
+) -> str:
+    lines = [
+        "| generator | " + " | ".join(_escape(method) for method in methods) + " |",
+        "|---|" + "---:|" * len(methods),
+    ]
+    for row in rows(comparison, metric):
+        name = _escape(row.name)
+        head = f"**{name}** ({_escape(row.counts)})"
+        if row.section != "mean":
+            head = f"{name} ({row.section}, {row.counts})"
+        lines.append(f"| {head} | " + " | ".join(cell(row, method) for method in methods) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _two_lines(cell: Interval) -> Text:
+    value, _, interval = cell.text().partition(" ")
+    if not interval:
+        return Text(value)
+    return Text.assemble(value, "\n", (interval.strip("[]").replace(", ", "–"), "dim"))
+
+
+def _escape(name: str) -> str:
+    """Keep a name from ending its cell or starting a tag."""
+    return name.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

@@ -1,40 +1,25 @@
-"""Figures, drawn without global state and saved as PNG."""
+"""evaluation/plots"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import precision_recall_curve, roc_curve
 
-# Okabe and Ito's palette without its yellow, which is too light for lines: told apart by colour-blind readers.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-# Seventh and later things repeat the colours, so each round has a marker of its own.
-MARKERS = ("o", "s", "^", "D")
-REAL_COLOUR = "#4D4D4D"
-DPI = 200
-# Inches; two stand side by side in a report of 1200 px, and at 400 px one can still be read.
-WIDTH = 6.4
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """Make a figure of this size in inches that no global registry knows of."""
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG."""
-    figure.savefig(path, dpi=DPI)
-    return path
+from fakedet.evaluation.predictions import MAP
+from fakedet.metrics.bootstrap import Interval
+from fakedet.metrics.calibration import BINS, balanced_weights, bin_of, calibration_error
+from fakedet.pages import MARKERS, PALETTE, REAL_COLOUR, WIDTH, new_figure, save
 
 
 def plot_curves(runs: Mapping[str, pd.DataFrame], path: Path) -> Path:
@@ -142,3 +127,327 @@ def dress(axes: Axes, title: str, x: str, y: str, grid: str = "x") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, color="#E8E8E8", linewidth=0.6)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
+
+
+# More methods than this stand below each other in a panel a generator: side by side in a row, none could be made out.
+AT_MOST_TOGETHER = 6
+PANELS_A_ROW = 3
+
+Values = Mapping[str, Mapping[str, Any]]
+
+
+def plot_intervals(
+    rows: Mapping[str, Values],
+    title: str,
+    path: Path,
+    sections: Mapping[str, str] | None = None,
+    chance: Mapping[str, float] | None = None,
+) -> Path:
+    """Draw values with their intervals, a row a generator and a colour a method; many methods get a panel a generator.
+
+    Args:
+        rows: generator → method → {"value", "low", "high"}, None where undefined.
+        title: above the figure.
+        path: the PNG.
+        sections: of the rows ("seen", "unseen", "mean"); a stronger line parts them.
+        chance: of each row, marked by a grey tick; None: 0.5 for all, a dotted line.
+    """
+    methods = list(next(iter(rows.values()))) if rows else []
+    shown = {name: name + (", unseen" if (sections or {}).get(name) == "unseen" else "") for name in rows}
+    if len(methods) > AT_MOST_TOGETHER:
+        return _panels(rows, methods, shown, title, path, chance)
+    return _together(rows, methods, shown, title, path, sections or {}, chance)
+
+
+def _together(
+    rows: Mapping[str, Values], methods: Sequence[str], shown: Mapping[str, str], title: str, path: Path,
+    sections: Mapping[str, str], chance: Mapping[str, float] | None,
+) -> Path:  # fmt: skip
+    figure = new_figure(WIDTH, 1.2 + len(rows) * max(0.36, 0.13 * len(methods)))
+    axes = figure.subplots()
+    handles = [axes.plot([], [], marker_of(i) + "-", color=colour_of(i), markersize=5, label=plain(method))[0]
+               for i, method in enumerate(methods)]  # fmt: skip
+    for number, method in enumerate(methods):
+        offset = (number - (len(methods) - 1) / 2) * 0.8 / len(methods)
+        for place, values in enumerate(rows.values()):
+            _draw(axes, values[method], place + offset, number)
+    axes.set_yticks(range(len(rows)), [plain(name) for name in shown.values()])
+    axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
+    section = [sections.get(name, "") for name in rows]
+    for border in range(1, len(rows)):
+        parted = section[border] != section[border - 1]
+        axes.axhline(border - 0.5, color="#888888" if parted else "#DDDDDD", linewidth=1 if parted else 0.6)
+    for place, name in enumerate(rows):
+        if chance is not None and name in chance:
+            (tick,) = axes.plot([chance[name]] * 2, [place - 0.42, place + 0.42], color="#777777", linewidth=1.2,
+                                linestyle=":", label="chance")  # fmt: skip
+            handles = [handle for handle in handles if handle.get_label() != "chance"] + [tick]
+    if chance is None:
+        axes.axvline(0.5, color="#777777", linewidth=0.9, linestyle=":")
+    dress(axes, title, "", "")
+    add_legend(figure, handles)
+    return save(figure, path)
+
+
+def _panels(
+    rows: Mapping[str, Values], methods: Sequence[str], shown: Mapping[str, str], title: str, path: Path,
+    chance: Mapping[str, float] | None,
+) -> Path:  # fmt: skip
+    lines = -(-len(rows) // PANELS_A_ROW)
+    figure = new_figure(1.4 * WIDTH, 0.5 + lines * (0.65 + 0.16 * len(methods)))
+    grid = figure.subplots(lines, PANELS_A_ROW, sharex=True, sharey=True, squeeze=False)
+    for place, axes in enumerate(grid.flat):
+        if place >= len(rows):
+            axes.set_visible(False)
+            continue
+        name, values = list(rows.items())[place]
+        for number, method in enumerate(methods):
+            _draw(axes, values[method], number, number)
+        guess = 0.5 if chance is None else chance.get(name)
+        if guess is not None:
+            axes.axvline(guess, color="#777777", linewidth=1.2, linestyle=":")
+        dress(axes, shown[name], "", "", grid="both")
+        # Panels above a hidden one are the last of their column.
+        axes.tick_params(labelbottom=place + PANELS_A_ROW >= len(rows))
+    grid[0, 0].set_yticks(range(len(methods)), [plain(method) for method in methods])
+    grid[0, 0].set_ylim(len(methods) - 0.5, -0.5)
+    figure.suptitle(plain(title + "; dotted: chance"), fontsize=11, x=0.01, ha="left")
+    return save(figure, path)
+
+
+def _draw(axes: Axes, entry: Mapping[str, Any], at: float, number: int) -> None:
+    """Draw one value and its interval in the colour and with the marker of the n-th method."""
+    if entry["value"] is None:
+        return
+    if entry["low"] is not None:
+        axes.plot([entry["low"], entry["high"]], [at, at], color=colour_of(number), linewidth=1.6)
+    axes.plot(entry["value"], at, marker_of(number), color=colour_of(number), markersize=5)
+
+
+def plot_matrix(
+    cells: Mapping[str, Mapping[str, Interval]], seen: Mapping[str, Collection[str]], title: str, path: Path
+) -> Path:
+    """Draw a value for each detector (row) and generator (column); frames mark what a detector never saw.
+
+    Args:
+        cells: generator → detector → value with its interval, which the cell tells too.
+        seen: detector → generators whose fakes it was trained on.
+        title: above the figure.
+        path: the PNG.
+    """
+    generators, methods = list(cells), list(next(iter(cells.values())))
+    values = np.array([[cells[generator][method].value for generator in generators] for method in methods])
+    figure = new_figure(max(WIDTH, 1.8 + 1.0 * len(generators)), 1.5 + 0.5 * len(methods))
+    axes = figure.subplots()
+    # Diverging around a guess: red ranks fakes below reals.
+    axes.imshow(values, cmap="RdBu", vmin=0.0, vmax=1.0, aspect="auto")
+    for row, method in enumerate(methods):
+        for column, generator in enumerate(generators):
+            cell = cells[generator][method]
+            pale = 0.2 < cell.value < 0.8
+            words = "–" if np.isnan(cell.value) else f"{cell.value:.2f}\n[{cell.low:.2f}, {cell.high:.2f}]"
+            axes.text(column, row, words, ha="center", va="center", fontsize=7.5,
+                      color="black" if pale or np.isnan(cell.value) else "white")  # fmt: skip
+            if generator not in seen.get(method, ()):
+                box = Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, fill=False, linewidth=2.2)
+                axes.add_patch(box)
+    axes.set_xticks(range(len(generators)), [plain(name) for name in generators], rotation=20, ha="right")
+    axes.set_yticks(range(len(methods)), [plain(name) for name in methods])
+    dress(axes, title, "", "")
+    axes.grid(visible=False)
+    return save(figure, path)
+
+
+def project(embedding: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Project embeddings on their first two principal components.
+
+    Args:
+        embedding: (N, D), any N and D >= 1.
+
+    Returns:
+        (N, 2) places, NaN for rows that are not finite, and the (2,) shares of variance.
+    """
+    given = np.asarray(embedding, dtype=np.float64)
+    kept = np.isfinite(given).all(axis=1)
+    places, share = np.full((len(given), 2), np.nan), np.zeros(2)
+    if not kept.any():
+        return places, share
+    left, singular, _ = np.linalg.svd(given[kept] - given[kept].mean(axis=0), full_matrices=False)
+    width = min(2, len(singular))
+    places[kept] = 0.0
+    places[kept, :width] = left[:, :width] * singular[:width]
+    share[:width] = singular[:width] ** 2 / max(float((singular**2).sum()), 1e-300)
+    return places, share
+
+
+def plot_map(
+    places: NDArray[np.float64],
+    share: ArrayLike,
+    labels: ArrayLike,
+    generators: Sequence[str],
+    seen: set[str],
+    path: Path,
+) -> Path:
+    """Draw places on the first two principal components.
+
+    Args:
+        places: (N, 2) from :func:`project`; rows that are not finite are left out and counted in the title.
+        share: (2,) of variance.
+        labels: (N,) 0 real, 1 fake.
+        generators: name of each row.
+        seen: generators seen in training; the fakes of others are drawn as crosses.
+        path: the PNG.
+    """
+    kept = np.isfinite(places).all(axis=1)
+    real, names = np.asarray(labels)[kept] == 0, np.asarray(generators, dtype=object)[kept]
+    x, y = np.asarray(places, dtype=np.float64)[kept].T
+    figure = new_figure(WIDTH, 5.0)
+    axes = figure.subplots()
+    axes.scatter(
+        x[real], y[real], s=14, color=REAL_COLOUR, alpha=0.4, linewidths=0, label=f"real (n={real.sum()})"
+    )
+    for number, name in enumerate(sorted(set(names[~real]))):
+        rows, was_seen = ~real & (names == name), name in seen
+        # A cross has no inside, so it is told from later rounds of the palette by "+" instead.
+        marker = marker_of(number) if was_seen else ("x", "+")[number // len(PALETTE) % 2]
+        axes.scatter(x[rows], y[rows], s=16 if was_seen else 24, marker=marker, alpha=0.75, color=colour_of(number),
+                     linewidths=0 if was_seen else 1.1,
+                     label=plain(f"{name}{known(name, 1, seen)} (n={rows.sum()})"))  # fmt: skip
+    lost = f", without {int((~kept).sum())} that are not finite" if not kept.all() else ""
+    first, second = np.asarray(share, dtype=np.float64)
+    dress(axes, f"embeddings of {kept.sum()} test images{lost}", f"component 1 ({first:.0%} of variance)",
+          f"component 2 ({second:.0%})", grid="both")  # fmt: skip
+    add_legend(figure, axes.get_legend_handles_labels()[0])
+    return save(figure, path)
+
+
+LEAST_IN_BIN = 5
+"""Images below which a bin is not drawn."""
+
+
+def plot_reliability(frames: Mapping[str, pd.DataFrame], path: Path) -> Path:
+    """Draw the share of fakes over the mean score of each bin, a line a method.
+
+    Args:
+        frames: by method: label and score.
+        path: the PNG.
+    """
+    figure = new_figure(WIDTH, 4.6)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=REAL_COLOUR, linewidth=1, linestyle=":")
+    for number, (method, frame) in enumerate(frames.items()):
+        scores, labels = frame["score"].to_numpy(dtype=float), frame["label"].to_numpy()
+        weights, bins = balanced_weights(labels), bin_of(scores)
+        count = np.bincount(bins, minlength=BINS)
+        total = np.bincount(bins, weights=weights, minlength=BINS)
+        drawn = (count >= LEAST_IN_BIN) & (total > 0)
+        mean = np.bincount(bins, weights=weights * scores, minlength=BINS)[drawn] / total[drawn]
+        share = np.bincount(bins, weights=weights * labels, minlength=BINS)[drawn] / total[drawn]
+        error = calibration_error(scores, labels)
+        marker = MARKERS[number // len(PALETTE) % len(MARKERS)]
+        axes.plot(mean, share, color=PALETTE[number % len(PALETTE)], marker=marker, markersize=5,
+                  label=f"{method} (ECE {error:.2f})")  # fmt: skip
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="score = P(fake)", ylabel="share of fakes")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False)
+    return save(figure, path)
+
+
+def plot_curves_of_decision(frames: Mapping[str, pd.DataFrame], path: Path) -> Path:
+    """Draw ROC and precision-recall curves over all generators, a line a method.
+
+    Args:
+        frames: by method: label and logit.
+        path: the PNG.
+    """
+    figure = new_figure(2 * WIDTH, 4.6)
+    roc, recall = figure.subplots(1, 2)
+    roc.plot([0, 1], [0, 1], color=REAL_COLOUR, linewidth=1, linestyle=":")
+    for number, (method, frame) in enumerate(frames.items()):
+        labels, logits = frame["label"].to_numpy(), frame["logit"].to_numpy()
+        if len(set(labels.tolist())) < 2:
+            continue
+        colour = PALETTE[number % len(PALETTE)]
+        false, true, _ = roc_curve(labels, logits)
+        roc.plot(false, true, color=colour, label=method)
+        precise, found, _ = precision_recall_curve(labels, logits)
+        recall.plot(found, precise, color=colour)
+        recall.axhline(labels.mean(), color=REAL_COLOUR, linewidth=1, linestyle=":")
+    roc.set(
+        xlabel="share of reals called fake", ylabel="share of fakes called fake", xlim=(0, 1), ylim=(0, 1.01)
+    )
+    recall.set(xlabel="share of fakes called fake (recall)", ylabel="share of fakes among those called so (precision)",
+               xlim=(0, 1), ylim=(0, 1.01))  # fmt: skip
+    for axes in (roc, recall):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*roc.get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False)
+    return save(figure, path)
+
+
+LINES = (
+    ("map_seen", "seen generators", PALETTE[0], "o"),
+    ("map_unseen", "unseen generators", PALETTE[1], "s"),
+)
+COLUMNS = 3
+
+
+def plot_robustness(content: Mapping[str, Any], path: Path) -> Path:
+    """Draw one panel a family: mAP of seen and of unseen generators with 95 % intervals.
+
+    Args:
+        content: of robustness.json: view → mean → {"value", "low", "high"}.
+        path: the PNG.
+    """
+    families: dict[str, list[tuple[float, str]]] = {}
+    for name in content:
+        if "/" in name:
+            family, severity = name.split("/")
+            families.setdefault(family, []).append((float(severity), name))
+    rows = max(1, math.ceil(len(families) / COLUMNS))
+    figure = new_figure(12.0, 2.6 * rows + 0.6)
+    panels = figure.subplots(rows, COLUMNS, sharey=True, squeeze=False).ravel()
+    for panel, (family, views) in zip(panels, families.items(), strict=False):
+        places = range(len(views))
+        for key, label, colour, marker in LINES:
+            original = content["original"][key]["value"]
+            if original is None:
+                continue
+            entries = [content[name][key] for _, name in views]
+            known = [
+                (at, entry) for at, entry in zip(places, entries, strict=True) if entry["value"] is not None
+            ]
+            panel.axhline(original, color=colour, linewidth=1, linestyle="--", alpha=0.7)
+            panel.plot([at for at, _ in known], [entry["value"] for _, entry in known], marker=marker, color=colour,
+                       label=label, markersize=5)  # fmt: skip
+            bounded = [(at, entry) for at, entry in known if entry["low"] is not None]
+            panel.vlines([at for at, _ in bounded], [entry["low"] for _, entry in bounded],
+                         [entry["high"] for _, entry in bounded], color=colour, alpha=0.6)  # fmt: skip
+        panel.axhline(0.5, color=REAL_COLOUR, linewidth=0.8, linestyle=":")
+        panel.set_title(family, loc="left", fontsize=10)
+        panel.set_xticks(list(places), [f"{severity:g}" for severity, _ in views])
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in panels[len(families) :]:
+        panel.set_visible(False)
+    for row in range(rows):
+        panels[row * COLUMNS].set_ylabel("mAP")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False)
+    return save(figure, path)
+
+
+def read_curves(folder: Path) -> pd.DataFrame:
+    """Read ``logs/metrics.csv`` of a run: one row an epoch, one column a logged value.
+
+    Steps within an epoch are averaged; an empty frame where nothing was logged.
+    """
+    path = folder / "logs" / "metrics.csv"
+    if not path.is_file() or path.stat().st_size == 0:
+        return pd.DataFrame()
+    table = pd.read_csv(path)
+    return table.drop(columns="step").groupby("epoch").mean().reset_index()
+
+
+def draw_map(frame: pd.DataFrame, share: list[float], seen: set[str], path: Path) -> Path:
+    """Draw the embedding map of a predictions frame; images without a place are not on it."""
+    mapped = frame[frame[MAP].notna().all(axis=1)]
+    places = mapped[MAP].to_numpy(dtype=float)
+    return plot_map(places, share, mapped["label"].to_numpy(), mapped["generator"].tolist(), seen, path)

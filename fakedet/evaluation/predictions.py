@@ -1,4 +1,4 @@
-"""The predictions file: one row an image and view, from which every table regenerates."""
+"""evaluation/predictions"""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import base64
 import binascii
 import json
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +222,81 @@ def group_codes(frame: pd.DataFrame) -> NDArray[np.int64]:
     alone = np.flatnonzero(names == "")
     codes[alone] = len(frame) + alone
     return codes
+
+
+ORIGINAL = "original"
+
+
+@dataclass(frozen=True)
+class Read:
+    """One predictions file."""
+
+    method: str
+    seed: int
+    path: Path
+    frame: pd.DataFrame
+    identity: dict[str, Any]
+    """Of the run that wrote it."""
+
+    pictures: dict[str, bytes]
+    """Small JPEGs of its most confident errors, by path."""
+
+    @property
+    def original(self) -> pd.DataFrame:
+        """The rows of images as they are."""
+        return self.frame[self.frame["view"] == ORIGINAL].reset_index(drop=True)
+
+
+def read_files(paths: Sequence[Path]) -> list[Read]:
+    """Read predictions files and name each one's method.
+
+    Files of one method and seed are told apart by their folder.
+
+    Raises:
+        UserError: a file is no predictions file.
+    """
+    read = [read_predictions(path) for path in paths]
+    named = []
+    keys = [
+        (str(identity.get("name", path.parent.name)), int(identity.get("seed", 0)))
+        for (_, identity), path in zip(read, paths, strict=True)
+    ]
+    twice = Counter(keys)
+    for (frame, identity), path, (name, seed) in zip(read, paths, keys, strict=True):
+        if twice[name, seed] > 1:
+            name = f"{name} ({path.resolve().parent.name})"
+        frame = frame if "view" in frame else frame.assign(view=ORIGINAL)
+        named.append(Read(name, seed, path, frame, identity, read_pictures(path)))
+    return named
+
+
+def confident_errors(
+    frame: pd.DataFrame, threshold: float | None, count: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Choose the reals of highest and the fakes of lowest logit, at most one of each group.
+
+    Args:
+        frame: of predictions, one view.
+        threshold: images on the right side of it are no errors; None: whatever is most wrong is shown.
+        count: at most so many of each.
+
+    Returns:
+        Reals taken for fakes and fakes taken for reals, most confident first.
+    """
+    return _worst(frame[frame["label"] == 0], threshold, count, 1), _worst(
+        frame[frame["label"] == 1], threshold, count, -1
+    )
+
+
+def _worst(rows: pd.DataFrame, threshold: float | None, count: int, sign: int) -> pd.DataFrame:
+    if threshold is not None:
+        wrong = rows["logit"] > threshold if sign > 0 else rows["logit"] <= threshold
+        rows = rows[wrong]
+    # Ties by path, so that the same predictions show the same pictures.
+    rows = rows.assign(_order=-sign * rows["logit"]).sort_values(["_order", "path"], kind="stable")
+    group = (
+        rows["group"].where(rows["group"].astype(str) != "", rows["path"])
+        if "group" in rows
+        else rows["path"]
+    )
+    return rows[~group.duplicated()].head(count).drop(columns="_order")

@@ -1,4 +1,4 @@
-"""The baselines' one module: cross-entropy, and if asked the hard supervised contrastive loss."""
+"""methods/supervised"""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fakedet.losses.supcon import supervised_contrastive_loss
-from fakedet.methods.detector import Detector, Scores
-from fakedet.methods.gather import gather_rows
+from fakedet.losses import supervised_contrastive_loss
+from fakedet.methods.base import Detector, Scores, gather_rows
+from fakedet.models.backbones import load_linear_head
 from fakedet.models.heads import Classifier, ProjectionHead
-from fakedet.models.weights import load_linear_head
 
 
 class SupervisedDetector(Detector):
@@ -28,7 +27,7 @@ class SupervisedDetector(Detector):
         projection_dim: dimension of z.
         temperature: τ of SupCon.
         head: a file with a linear classifier's ``weight`` (1, D) and ``bias`` (1), as UnivFD publishes; None: drawn.
-        optimizer: see :func:`fakedet.methods.optimiser.configure_optimiser`.
+        optimizer: see :func:`fakedet.methods.base.configure_optimiser`.
     """
 
     def __init__(

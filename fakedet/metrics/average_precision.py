@@ -1,4 +1,4 @@
-"""Exact AP per generator of everything that all ranks scored in an epoch."""
+"""metrics/average_precision"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration: from a logit to a probability that means what it says, and how far it is from that."""
+"""metrics/calibration"""
 
 from __future__ import annotations
 

@@ -1,22 +1,24 @@
-"""What a detector decides: accuracies, detection at given false alarms, and how honest its probabilities are.
-
-Every statistic is that of one generator's fakes and its real counterparts, with a bootstrap interval over the same
-resamples of groups as AP's. All but the detection rates are sums over rows, so a resample is a product of the weights
-of groups with sums of groups.
-"""
+"""metrics/decisions"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from fakedet.metrics.bootstrap import Interval, percentile_interval, resample_weights, stratify_groups
-from fakedet.metrics.bootstrap_table import group_names
-from fakedet.metrics.calibration import BINS, bin_of
+from fakedet.metrics.bootstrap import (
+    Interval,
+    group_names,
+    percentile_interval,
+    resample_weights,
+    stratify_groups,
+)
+from fakedet.metrics.calibration import BINS, Calibration, bin_of, fit_calibration
 from fakedet.metrics.pairing import Counterparts, Pairs, column, real_counterparts
 from fakedet.metrics.ranking import CHUNK_CELLS, rank, running_sum
 
@@ -141,3 +143,191 @@ def _row_sums(label: int, logits: Floats, probabilities: Floats | None, threshol
         table[:, 2] = (probabilities - label) ** 2
         table[np.arange(len(logits)), 3 + bin_of(probabilities)] = probabilities - label
     return table
+
+
+MOST_REFERENCES = 5000
+"""Scores of reals kept in a checkpoint; p-values are then no finer than 1/5001."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Held-out reals, against which a conformal p-value ranks an image.
+
+    The score of an image is the larger of its standardised logit and its standardised trace distance. Centre
+    and spread come from training reals, so that the score is a fixed function for whoever is ranked by it, and
+    p = (1 + #{reference scores >= its score}) / (n + 1) is valid: over fresh reals P(p <= α) <= α (Vovk et al.
+    2005, chapter 2), whatever the detector, if they are drawn like the reference reals.
+    """
+
+    centre: tuple[float, float]
+    """Of logit and distance among training reals; NaN for the distance where the method has none."""
+    spread: tuple[float, float]
+    scores: tuple[float, ...]
+    """Of the held-out reals, rising."""
+
+    def score(self, logits: ArrayLike, distances: ArrayLike) -> NDArray[np.float64]:
+        """Give the (n,) nonconformity score of images."""
+        parts = []
+        for values, centre, spread in zip((logits, distances), self.centre, self.spread, strict=True):
+            if not math.isnan(centre):
+                parts.append((np.asarray(values, dtype=np.float64) - centre) / spread)
+        return np.asarray(np.maximum.reduce(parts), dtype=np.float64)
+
+    def p_values(self, logits: ArrayLike, distances: ArrayLike) -> NDArray[np.float64]:
+        """Give the (n,) conformal p-values in (0, 1]; small = unusual among reals."""
+        known = np.asarray(self.scores)
+        at_least = len(known) - np.searchsorted(known, self.score(logits, distances), side="left")
+        return np.asarray((1.0 + at_least) / (len(known) + 1.0), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """What turns a detector's numbers into statements, and what it was fitted on."""
+
+    threshold: float
+    """An image is called fake if its logit is greater."""
+    rate: float
+    """Share of reals that may be called fake."""
+    calibration: Calibration
+    reference: Reference | None
+    n_real: int
+    n_fake: int
+    manifest: str
+    """SHA-256 of the manifest that it was fitted on."""
+    split: str
+    notes: tuple[str, ...] = field(default_factory=tuple)
+    fakes: tuple[float, ...] = ()
+    """Logits of the validation fakes, rising: of generators that were trained on, as a rule."""
+
+    def lowest_fake(self, missed: float) -> float:
+        """Give the logit below which a share of the validation fakes lies; NaN without fakes.
+
+        It bounds the misses among fakes like these; of a generator that nobody has seen it promises nothing.
+        """
+        if not self.fakes:
+            return math.nan
+        # As the threshold's: a fresh fake lies below the k-th lowest of n with probability k / (n + 1).
+        allowed = math.floor(missed * (len(self.fakes) + 1) + 1e-9)
+        return -math.inf if allowed < 1 else self.fakes[allowed - 1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give it as plain values that JSON knows too: null for a missing distance and for a threshold of infinity."""
+        reference = self.reference and {
+            "centre": [_finite(value) for value in self.reference.centre],
+            "spread": [_finite(value) for value in self.reference.spread],
+            "scores": list(self.reference.scores),
+        }
+        return {
+            "threshold": _finite(self.threshold), "rate": self.rate, "calibration": self.calibration.to_dict(),
+            "reference": reference, "n_real": self.n_real, "n_fake": self.n_fake, "manifest": self.manifest,
+            "split": self.split, "notes": list(self.notes), "fakes": list(self.fakes),
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> OperatingPoint:
+        """Make it from plain values."""
+        given = content["reference"]
+        reference = given and Reference(
+            _known(given["centre"], math.nan), _known(given["spread"], 1.0), tuple(given["scores"])
+        )
+        threshold = math.inf if content["threshold"] is None else content["threshold"]
+        return cls(
+            threshold, content["rate"], Calibration.from_dict(content["calibration"]), reference,
+            content["n_real"], content["n_fake"], content["manifest"], content["split"], tuple(content["notes"]),
+            tuple(content.get("fakes", ())),
+        )  # fmt: skip
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _known(values: list[float | None], otherwise: float) -> tuple[float, float]:
+    first, second = (otherwise if value is None else value for value in values)
+    return first, second
+
+
+def threshold_at(logits_of_reals: ArrayLike, rate: float) -> float:
+    """Choose the lowest threshold that calls at most a share of reals fake.
+
+    The conformal choice: of n held-out reals at most ⌊rate · (n + 1)⌋ − 1 may lie above, so that a fresh real
+    drawn like them is called fake with a probability of at most ``rate``; the plain quantile would exceed it
+    by up to 1/n. With fewer than 1/rate − 1 reals nothing is called fake.
+
+    Args:
+        logits_of_reals: (n,).
+        rate: in (0, 1).
+    """
+    values = np.sort(np.asarray(logits_of_reals, dtype=np.float64))
+    allowed = math.floor(rate * (len(values) + 1) + 1e-9)
+    # A fresh real exceeds the k-th highest of n with probability k / (n + 1).
+    return math.inf if allowed < 1 else float(values[len(values) - allowed])
+
+
+def fit_operating_point(
+    logits: ArrayLike, distances: ArrayLike, labels: ArrayLike, training_logits: ArrayLike,
+    training_distances: ArrayLike, rate: float, kind: str, manifest: str, split: str,
+) -> OperatingPoint:  # fmt: skip
+    """Fit threshold, calibration and reference on validation data.
+
+    Args:
+        logits: (n,) of the validation split.
+        distances: (n,) trace distances; NaN where the method has none.
+        labels: (n,) 0 = real, 1 = fake; without fakes there is no calibration.
+        training_logits: (m,) of training reals.
+        training_distances: (m,).
+        rate: share of reals that may be called fake.
+        kind: of calibration.
+        manifest: SHA-256.
+        split: its name.
+
+    Raises:
+        ValueError: no reals.
+    """
+    values, label = np.asarray(logits, dtype=np.float64), np.asarray(labels)
+    far, reals = np.asarray(distances, dtype=np.float64), np.asarray(labels) == 0
+    if not reals.any():
+        raise ValueError("an operating point needs reals")
+    notes = []
+    calibration = Calibration("none")
+    if reals.all():
+        notes.append("no fakes in the validation split: scores are not calibrated")
+    else:
+        calibration = fit_calibration(values, label, kind)
+    threshold = threshold_at(values[reals], rate)
+    if math.isinf(threshold):
+        notes.append(
+            f"too few validation reals ({int(reals.sum())}) for a false-positive rate of {rate:g}, so this detector "
+            f"calls nothing fake; {math.ceil(1 / rate) - 1} are needed"
+        )
+    reference = _reference(
+        values[reals], far[reals], np.asarray(training_logits), np.asarray(training_distances)
+    )
+    return OperatingPoint(threshold, rate, calibration, reference, int(reals.sum()), int((~reals).sum()),
+                          manifest, split, tuple(notes), _thinned(values[~reals]))  # fmt: skip
+
+
+def _reference(
+    logits: NDArray[np.float64], distances: NDArray[np.float64], training_logits: NDArray[np.float64],
+    training_distances: NDArray[np.float64],
+) -> Reference | None:  # fmt: skip
+    if not len(training_logits):
+        return None
+    centre = (float(np.mean(training_logits)), float(np.mean(training_distances)))
+    spread = (_spread(training_logits), _spread(training_distances))
+    unsorted = Reference(centre, spread, ())
+    return Reference(centre, spread, _thinned(unsorted.score(logits, distances)))
+
+
+def _spread(values: NDArray[np.float64]) -> float:
+    """Give the standard deviation; 1 where there is none."""
+    spread = float(np.std(values))
+    return spread if math.isfinite(spread) and spread > 0 else 1.0
+
+
+def _thinned(values: NDArray[np.float64]) -> tuple[float, ...]:
+    """Sort values, and keep evenly spaced ones of very many."""
+    values = np.sort(values)
+    if len(values) > MOST_REFERENCES:
+        values = values[np.linspace(0, len(values) - 1, MOST_REFERENCES).round().astype(int)]
+    return tuple(map(float, values))

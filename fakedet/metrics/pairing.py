@@ -1,4 +1,4 @@
-"""Which real images a generator's fakes are measured against."""
+"""fakedet.metrics.pairing"""
 
 from __future__ import annotations
 

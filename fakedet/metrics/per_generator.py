@@ -1,4 +1,4 @@
-"""The content of metrics.json: every generator against its reals, with intervals, and the means over them."""
+"""metrics/per_generator"""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import pandas as pd
 
 from fakedet.errors import UserError
-from fakedet.metrics.bootstrap import Interval
-from fakedet.metrics.bootstrap_table import (
+from fakedet.metrics.bootstrap import (
     MEANS,
     METRICS,
     BootstrapTable,
     GeneratorSummary,
+    Interval,
     bootstrap_statistics,
 )
 from fakedet.metrics.pairing import Pairs

@@ -1,15 +1,4 @@
-"""Exact average precision and ROC AUC, for one weighting of the rows or for many at once.
-
-Both are sums over the fakes alone. With the weights w, and for the fake i the weight of fakes TP_i and of
-reals FP_i whose logit is at least its own,
-
-    AP  = Σ_i w_i · TP_i / (TP_i + FP_i) / Σ_i w_i
-    AUC = Σ_i w_i · (weight of reals below i + half the weight of reals level with i) / (Σ_i w_i · Σ_j w_j)
-
-Rows with equal logits are one threshold, as in scikit-learn. Written so, the reals enter through their
-running sum only, which generators that share their reals also share: a bootstrap over twenty generators with
-the same 50,000 reals sums those once a resample, not twenty times.
-"""
+"""metrics/ranking"""
 
 from __future__ import annotations
 

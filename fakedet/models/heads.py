@@ -1,4 +1,4 @@
-"""Heads on top of an embedding."""
+"""fakedet.models.heads"""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage import data
 
-from fakedet.audit.audit import Audit, audit
-from fakedet.commands.app import launch
+from fakedet.audit.audit import Audit, audit_frame
+from fakedet.cli.app import launch
 from fakedet.data.decode import DecodeError
 
 
@@ -55,8 +55,8 @@ class Data:
             raise DecodeError("no such file")
         return self.files[row]
 
-    def audit(self, **settings: object) -> Audit:
-        return audit(self.frame, None, None, self.read, **settings)  # type: ignore[arg-type]
+    def audit_frame(self, **settings: object) -> Audit:
+        return audit_frame(self.frame, None, None, self.read, **settings)  # type: ignore[arg-type]
 
     def kinds(self) -> list[tuple[str, str]]:
         return [(finding.level, finding.kind) for finding in self.audit().findings]
@@ -90,7 +90,7 @@ def test_hashes_of_the_manifest_are_used_for_all_rows_though_few_are_looked_at()
     made = Data()
     made.add(made.files[3], "test/photos/copy.jpg", 0, "photos", "test")
     digests = pd.Series([hashlib.sha256(content).hexdigest() for content in made.files])
-    found = audit(made.frame, digests, None, made.read, sample=1)
+    found = audit_frame(made.frame, digests, None, made.read, sample=1)
     assert [f.data["by"] for f in found.findings if f.kind == "duplicate"] == ["split"]
     assert "1 images of" not in found.verdict
     assert any(f.kind == "sample" for f in found.findings)

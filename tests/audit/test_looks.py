@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage import data
 
-from fakedet.audit.duplicates import MOST_BITS, near_duplicates
-from fakedet.audit.looks import describe_content, fingerprint, look, sample_rows
-from fakedet.audit.strips import strips
+from fakedet.audit.checks import MOST_BITS, near_duplicates
+from fakedet.audit.features import describe_content, fingerprint, look, sample_rows, strips
 from fakedet.data.decode import DecodeError
 
 

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
-from fakedet.audit.shortcut import content_shortcut, header_features, header_shortcut, measure
+from fakedet.audit.shortcuts import content_shortcut, header_features, header_shortcut, measure
 
 
 def facts(n: int, rng: np.random.Generator, **columns: object) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from fakedet.commands.app import launch
+from fakedet.cli.app import launch
 
 pytestmark = pytest.mark.slow
 

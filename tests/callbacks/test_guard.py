@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from fakedet.commands.app import launch
+from fakedet.cli.app import launch
 from fakedet.methods.supervised import SupervisedDetector
 
 COMMON = ["model=bce", "data=manifest", "data.crop_size=32", "data.batch_size=8", "data.steps_per_epoch=4", "threads=1",

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fakedet.commands.mistakes import check_command_line
-from fakedet.commands.shorthand import expand_encoders
+from fakedet.config import check_command_line, expand_encoders
 from fakedet.errors import UserError
 
 MISTAKES = [

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fakedet.commands.app import launch
+from fakedet.cli.app import launch
 
 SMALL = ["model=bce", "data=manifest", "data.crop_size=32", "data.batch_size=16", "trainer.max_epochs=1", "threads=1",
          "bootstrap.resamples=0", "header_audit=false", "hydra.sweep.dir=sweep"]  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from fakedet.data.augment import RECIPES, Augmentation, JpegCompression
+from fakedet.data.transforms import RECIPES, Augmentation, JpegCompression
 from fakedet.errors import UserError
 
 

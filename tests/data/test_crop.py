@@ -5,8 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from fakedet.data.augment import Augmentation
-from fakedet.data.crop import POLICIES, evaluation_views, pad_to, random_crop
+from fakedet.data.transforms import POLICIES, Augmentation, evaluation_views, pad_to, random_crop
 from fakedet.errors import UserError
 
 

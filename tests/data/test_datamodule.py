@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from fakedet.data.augment import Augmentation
 from fakedet.data.datamodule import ImageDataModule
+from fakedet.data.transforms import Augmentation
 from fakedet.errors import UserError
 from fakedet.metrics.pairing import real_counterparts
 

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from fakedet.data.augment import Augmentation
-from fakedet.data.crop import evaluation_views
 from fakedet.data.dataset import EvaluationDataset, ImageDataset, collate
 from fakedet.data.decode import read_image
 from fakedet.data.manifest import Manifest, load_manifest
 from fakedet.data.sampler import Draw
+from fakedet.data.transforms import Augmentation, evaluation_views
 from fakedet.errors import UserError
 
 

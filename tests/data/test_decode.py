@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fakedet.data import decode
-from fakedet.data.decode import DecodeError, decode_image, read_image
+from fakedet.data.decode import ORIENTATION, DecodeError, decode_image, read_image
 
 
 def picture(height: int = 61, width: int = 47) -> np.ndarray:
@@ -54,7 +54,7 @@ def test_pixels_are_bit_identical_to_pil(kind: str, grey: bool) -> None:
 
 def test_png_orientation_is_found_after_the_pixels_too() -> None:
     exif = Image.Exif()
-    exif[decode.ORIENTATION] = 6
+    exif[ORIENTATION] = 6
     data = encoded(picture(), "PNG", exif=exif)
     at = data.index(b"eXIf") - 4
     end = at + 12 + int.from_bytes(data[at : at + 4], "big")

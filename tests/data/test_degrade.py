@@ -9,10 +9,11 @@ import pytest
 import torch
 from skimage import data
 
-from fakedet.commands.app import launch
-from fakedet.data import robust_dataset
-from fakedet.data.crop import evaluation_views
+from fakedet.cli.app import launch
+from fakedet.data import dataset as robust_dataset
+from fakedet.data.dataset import decode_image
 from fakedet.data.degrade import FAMILIES, View, degraded_views, make_views
+from fakedet.data.transforms import evaluation_views
 from fakedet.errors import UserError
 from fakedet.evaluation.predictions import read_predictions
 
@@ -94,7 +95,7 @@ def test_a_sweep_decodes_each_image_once_and_keeps_the_original(
     broken = tiny_manifest.parent / "gen_c" / "test 0.jpg"
     broken.write_bytes(b"broken")
     calls: Counter[bytes] = Counter()
-    real = robust_dataset.decode_image
+    real = decode_image
 
     def counted(content: bytes) -> np.ndarray:
         calls[content] += 1
@@ -130,9 +131,9 @@ def test_a_sweep_decodes_each_image_once_and_keeps_the_original(
     own = frame[(frame["view"] == "jpeg/75") & frame["path"].str.startswith("gen_a")].set_index("path")[
         "logit"
     ]
-    from fakedet import build
+    from fakedet.build import load_detector
 
-    method = build.load_detector(tmp_path / "run" / "checkpoints" / "best.ckpt").eval()
+    method = load_detector(tmp_path / "run" / "checkpoints" / "best.ckpt").eval()
     for path, logit in own.items():
         image = cv2.imread(str(tiny_manifest.parent / str(path)))
         encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 75])[1]

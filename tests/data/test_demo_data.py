@@ -8,13 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
+from fakedet.data import demo as cache
+from fakedet.data import demo as make
 from fakedet.data.decode import read_image
-from fakedet.data.demo import cache, make
-from fakedet.data.demo.cache import demo_data
-from fakedet.data.demo.generators import SEEN, UNSEEN
-from fakedet.data.demo.make import DemoRecipe, make_demo_data
-from fakedet.data.demo.photos import LEAST_STD, PHOTOS, crops, load_photos, middle
-from fakedet.data.demo.postprocess import postprocess
+from fakedet.data.demo import DemoRecipe, demo_data, make_demo_data
+from fakedet.data.demo_images import LEAST_STD, PHOTOS, SEEN, UNSEEN, crops, load_photos, middle, postprocess
 from fakedet.errors import UserError
 
 TINY = DemoRecipe(
@@ -82,7 +80,7 @@ def test_the_same_seed_gives_the_same_bytes_and_leaves_global_randomness_alone(
 
 def test_fakes_keep_their_crop_s_brightness_and_contrast() -> None:
     """Channel means and deviations must not tell the classes apart."""
-    from fakedet.data.demo.make import _matched
+    from fakedet.data.demo import _matched
 
     source = torch.rand(2, 3, 16, 16)
     made = _matched(torch.rand(2, 3, 16, 16) * 0.3 + 0.5, source)

@@ -15,12 +15,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from fakedet.data.augment import Augmentation
 from fakedet.data.datamodule import ImageDataModule
 from fakedet.data.decode import MAX_PIXELS, DecodeError, decode_image, read_image
-from fakedet.data.index.folder import Settings, index_folder
-from fakedet.data.manifest import load_manifest
-from fakedet.data.quarantine import Quarantine
+from fakedet.data.index import Settings, index_folder
+from fakedet.data.manifest import Quarantine, load_manifest
+from fakedet.data.transforms import Augmentation
 from fakedet.errors import UserError
 
 SECONDS = 2.0

@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 
 from fakedet.data.datamodule import ImageDataModule
-from fakedet.data.holdout import hold_out
-from fakedet.data.manifest import Manifest
+from fakedet.data.manifest import Manifest, hold_out
 from fakedet.errors import UserError
 
 

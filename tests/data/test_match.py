@@ -14,10 +14,9 @@ from PIL import Image
 from scipy.stats import chisquare
 from skimage import data
 
-from fakedet.commands.app import launch
+from fakedet.cli.app import launch
 from fakedet.data.datamodule import ImageDataModule
-from fakedet.data.decode import DecodeError, decode_image
-from fakedet.data.header import parse_header
+from fakedet.data.decode import DecodeError, decode_image, parse_header
 from fakedet.data.match import Matcher
 from fakedet.errors import UserError
 

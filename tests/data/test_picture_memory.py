@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from fakedet.data import dataset as module
-from fakedet.data.augment import Augmentation
 from fakedet.data.datamodule import ImageDataModule
-from fakedet.data.picture_memory import PictureMemory
+from fakedet.data.dataset import PictureMemory, decode_image
+from fakedet.data.transforms import Augmentation
 
 
 def test_what_fits_is_kept_and_is_the_callers_own() -> None:
@@ -46,7 +46,7 @@ def test_epochs_are_the_same_with_and_without_it(
         return seen, decoded
 
     calls: list[int] = []
-    original = module.decode_image
+    original = decode_image
     monkeypatch.setattr(module, "decode_image", lambda content: calls.append(1) or original(content))
     kept, decoded = epochs()
     if workers == 0:

@@ -5,8 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fakedet.data.manifest import Manifest, load_manifest
-from fakedet.data.quarantine import Quarantine
+from fakedet.data.manifest import Manifest, Quarantine, load_manifest
 from fakedet.errors import UserError
 
 

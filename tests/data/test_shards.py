@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 import torch
 
-from fakedet.commands.app import launch
-from fakedet.data.augment import Augmentation
+from fakedet.cli.app import launch
 from fakedet.data.datamodule import ImageDataModule
 from fakedet.data.decode import DecodeError
 from fakedet.data.sampler import BalancedBatchSampler, Draw, Shards
 from fakedet.data.sources import ShardSource
+from fakedet.data.transforms import Augmentation
 from fakedet.errors import UserError
 
 pytest.importorskip("litdata")
@@ -169,7 +169,7 @@ def test_a_full_disk_leaves_the_old_shards(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("fakedet.runs.shard.pq.write_table", full)
+    monkeypatch.setattr("fakedet.data.shards.pq.write_table", full)
     assert shard(tiny_manifest, sharded.parent, "overwrite=true") == 2
     assert "No space left on device; what was there is unchanged" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in sharded.parent.iterdir()} == before

@@ -5,8 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from fakedet.data import stall
-from fakedet.data.loader import ImageLoader, make_loader
+from fakedet.data.dataset import ImageLoader, log, make_loader
 from fakedet.data.sampler import EvaluationSampler
 
 
@@ -32,7 +31,7 @@ def test_the_file_and_the_worker_are_named_once(workers, monkeypatch) -> None:
     monkeypatch.setattr(ImageLoader, "stall_seconds", 0.3)
     # Not caplog: what other tests did to the logger's handlers decides how often that sees a record.
     warnings: list[str] = []
-    monkeypatch.setattr(stall.log, "warning", lambda text, *values: warnings.append(text % values))
+    monkeypatch.setattr(log, "warning", lambda text, *values: warnings.append(text % values))
     loader = make_loader(Slow(), EvaluationSampler(np.arange(6), 2), workers, 0)
     assert [batch["id"] for batch in loader] == [[0, 1], [2, 3], [4, 5]]
     (said,) = warnings
@@ -43,7 +42,7 @@ def test_the_file_and_the_worker_are_named_once(workers, monkeypatch) -> None:
 
 def test_a_quick_loader_says_nothing(monkeypatch) -> None:
     warnings: list[str] = []
-    monkeypatch.setattr(stall.log, "warning", lambda text, *values: warnings.append(text % values))
+    monkeypatch.setattr(log, "warning", lambda text, *values: warnings.append(text % values))
     loader = make_loader(Slow(), EvaluationSampler(np.arange(3), 2), 0, 0)
     assert len(list(loader)) == 2
     assert not warnings

@@ -9,14 +9,10 @@ import pytest
 from rich.console import Console
 
 from fakedet.errors import UserError
-from fakedet.evaluation.comparison import compare
-from fakedet.evaluation.embedding_map import plot_map, project
-from fakedet.evaluation.intervals import plot_intervals
-from fakedet.evaluation.page import Page, write_page
-from fakedet.evaluation.plots import plot_scores
+from fakedet.evaluation.comparison import compare, console_table, markdown, rows, verdict, write_csv
+from fakedet.evaluation.plots import plot_intervals, plot_map, plot_scores, project
 from fakedet.evaluation.predictions import align, read_predictions, write_predictions
-from fakedet.evaluation.table import console_table, markdown, rows, text, write_csv
-from fakedet.evaluation.verdict import verdict
+from fakedet.evaluation.report import Page, write_page
 
 SEEN = ["gen_a"]
 
@@ -74,14 +70,14 @@ def test_without_resamples_there_are_values_and_no_intervals(tmp_path: Path) -> 
     write_page(Page("t", comparison, [], [], {}, "c"), tmp_path / "r.html")
     shown = [*verdict(comparison), markdown(comparison), (tmp_path / "r.html").read_text()]
     assert not any("nan" in one for one in shown)
-    assert text(comparison.values["ap"]["map"]["bce"]).count("[") == 0
+    assert comparison.values["ap"]["map"]["bce"].text().count("[") == 0
     assert comparison.differences["ap"]["map"]["good"].way == ""
 
 
 def test_a_generator_without_reals_is_shown_and_named_where_a_mean_lacks_it() -> None:
     comparison = compare({"bce": [(0, predictions())]}, "bce", {"gen_a": ["!real"]}, SEEN, n_resamples=20)
     listed = {row.name: row for row in rows(comparison)}
-    assert text(listed["gen_a"].cells["bce"]) == "–"
+    assert listed["gen_a"].cells["bce"].text() == "–"
     assert listed["mean, all"].counts == "1 generator, without gen_a"
     assert "mean, seen" not in listed
 

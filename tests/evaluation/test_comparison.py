@@ -12,14 +12,10 @@ from rich.console import Console
 from sklearn.metrics import average_precision_score
 
 from fakedet.errors import UserError
-from fakedet.evaluation.comparison import compare
-from fakedet.evaluation.embedding_map import plot_map, project
-from fakedet.evaluation.html import Figure
-from fakedet.evaluation.intervals import plot_intervals
-from fakedet.evaluation.page import Page, write_page
-from fakedet.evaluation.plots import plot_curves, plot_scores
-from fakedet.evaluation.table import console_table, markdown, write_csv, write_markdown
-from fakedet.evaluation.verdict import verdict
+from fakedet.evaluation.comparison import compare, console_table, markdown, verdict, write_csv, write_markdown
+from fakedet.evaluation.plots import plot_curves, plot_intervals, plot_map, plot_scores, project
+from fakedet.evaluation.report import Page, write_page
+from fakedet.pages import Drawing
 
 SEEN = ["gen_a"]
 
@@ -188,7 +184,7 @@ def test_report_is_one_file_that_escapes_and_asks_for_nothing(tmp_path: Path) ->
         plot_map(*project(np.random.default_rng(0).normal(size=(9, 1))), np.array([0, 1, 1] * 3),
                        ["real", "gen_a", "gen_b"] * 3, {"gen_a"}, tmp_path / "d.png"),
     ]  # fmt: skip
-    page = Page("A & B", comparison, [Figure(path, "a <b> caption") for path in pictures], [{"method": "<i>"}],
+    page = Page("A & B", comparison, [Drawing(path, "a <b> caption") for path in pictures], [{"method": "<i>"}],
                 {"git": "<unknown>"}, "fakedet study", caveats=["<u>care</u>"], failures=["<x> failed"])  # fmt: skip
     write_page(page, tmp_path / "report.html")
     html = (tmp_path / "report.html").read_text()

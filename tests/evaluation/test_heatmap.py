@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
-from fakedet.evaluation.heatmap import plot_matrix
+from fakedet.evaluation.plots import plot_matrix
 from fakedet.metrics.bootstrap import Interval
 
 VALUES = {"alpha": {"one": 0.9, "two": 0.1}, "beta": {"one": 0.6, "two": float("nan")}}

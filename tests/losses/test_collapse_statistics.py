@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fakedet.losses.collapse import collapse_statistics
+from fakedet.losses import collapse_statistics
 
 
 def test_agrees_with_loops():

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fakedet.losses.soft_contrastive import fake_rows_loss, real_rows_loss, soft_contrastive_loss
+from fakedet.losses import fake_rows_loss, real_rows_loss, soft_contrastive_loss
 
 TAU, TAU_W = 0.2, 0.3
 

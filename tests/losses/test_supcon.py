@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fakedet.losses.supcon import supervised_contrastive_loss
+from fakedet.losses import supervised_contrastive_loss
 
 TAU = 0.1
 
@@ -38,7 +38,7 @@ def test_is_equation_2_over_anchors_with_a_positive(labels, tau):
 
 
 def test_two_views_with_own_labels_are_nt_xent():
-    from fakedet.losses.trace import heterogeneous_loss
+    from fakedet.losses import heterogeneous_loss
 
     z = rows(8)
     labels = torch.arange(4).repeat(2)

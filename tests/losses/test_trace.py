@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fakedet.losses.trace import heterogeneous_loss, homogeneous_loss
+from fakedet.losses import heterogeneous_loss, homogeneous_loss
 
 TAU = 0.2
 

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from fakedet import build
+from fakedet.build import build_method
 from fakedet.errors import UserError
-from fakedet.methods.optimiser import configure_optimiser
-from fakedet.models.encoder import TimmEncoder
-from fakedet.models.frontend import build_frontend
+from fakedet.methods.base import configure_optimiser
+from fakedet.models.backbones import load_linear_head
+from fakedet.models.encoders import TimmEncoder
+from fakedet.models.frontends import build_frontend
 from fakedet.models.heads import Classifier
-from fakedet.models.weights import load_linear_head
 
 HIGH = [0, 0, -(0.5**0.5), 0.5**0.5, 0, 0]
 """The high-pass analysis filter of the wavelet bior1.3, as PyWavelets lists it."""
@@ -100,7 +100,7 @@ def test_a_frozen_encoder_embeds_by_its_projection_and_never_learns() -> None:
 def univfd(head: str | None = None) -> dict:
     return {
         "_target_": "fakedet.methods.supervised.SupervisedDetector", "name": "univfd", "head": head,
-        "encoder": {"_target_": "fakedet.models.encoder.TimmEncoder", "name": "test_vit", "frontend": "clip",
+        "encoder": {"_target_": "fakedet.models.encoders.TimmEncoder", "name": "test_vit", "frontend": "clip",
                     "keep_head": True, "frozen": True, "num_classes": 24},
         "contrastive_weight": 0.0, "hidden_dim": 8, "projection_dim": 4, "temperature": 0.2,
         "optimizer": {"name": "adamw", "lr": 1e-2, "schedule": "constant"},
@@ -111,7 +111,7 @@ def univfd(head: str | None = None) -> dict:
 def test_a_published_head_gives_its_own_logits(prefix: str, tmp_path: Path) -> None:
     weight, bias = torch.randn(1, 24), torch.randn(1)
     torch.save({f"{prefix}weight": weight, f"{prefix}bias": bias}, tmp_path / "fc_weights.pth")
-    method = build.build_method(univfd(str(tmp_path / "fc_weights.pth"))).eval()
+    method = build_method(univfd(str(tmp_path / "fc_weights.pth"))).eval()
     x = torch.rand(2, 3, 160, 160)
     embedding = method.encoder(x).detach().double().numpy()
     expected = [
@@ -135,7 +135,7 @@ def test_a_head_of_univfds_shape_fits_768_numbers_and_no_others(tmp_path: Path) 
 
 def test_one_step_teaches_the_head_alone() -> None:
     torch.manual_seed(0)
-    method = build.build_method(univfd())
+    method = build_method(univfd())
     method.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
     method.train()
     before = {key: value.clone() for key, value in method.state_dict().items()}

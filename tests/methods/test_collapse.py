@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_module
 
-from fakedet.commands.session import register_resolvers
-from fakedet.runs.training import train
+from fakedet.cli.app import register_resolvers
+from fakedet.training.train import train
 
 
 def last_collapse(tmp_path: Path, cache: Path, *overrides: str) -> dict[str, float]:

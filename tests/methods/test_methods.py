@@ -9,22 +9,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fakedet import build
+from fakedet.build import TraceCheckpoint, build_method, detector_of
 from fakedet.errors import UserError
-from fakedet.losses.soft_contrastive import soft_contrastive_loss
-from fakedet.methods.optimiser import configure_optimiser
+from fakedet.losses import soft_contrastive_loss
+from fakedet.methods.base import configure_optimiser
+from fakedet.methods.destroy import TraceDestroyer
+from fakedet.methods.ntf import ContrastiveTransfer, TracePretraining
 from fakedet.methods.supervised import SupervisedDetector
-from fakedet.methods.trace import TracePretraining
-from fakedet.methods.transfer import ContrastiveTransfer
-from fakedet.models.destroyer import TraceDestroyer
 
 OPTIMIZER = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01, "warmup": 0.1, "schedule": "cosine"}
-ENCODER = {"_target_": "fakedet.models.encoder.SmallEncoder", "width": 8, "frontend": "npr"}
-TRACE = {"_target_": "fakedet.methods.trace.TracePretraining", "name": "trace", "encoder": ENCODER,
+ENCODER = {"_target_": "fakedet.models.encoders.SmallEncoder", "width": 8, "frontend": "npr"}
+TRACE = {"_target_": "fakedet.methods.ntf.TracePretraining", "name": "trace", "encoder": ENCODER,
          "projection_dim": 8, "hidden_dim": 16, "temperature": 0.2, "heterogeneous_weight": 1.0,
          "homogeneous_weight": 1.0, "destroyers": ["lowpass"], "min_strength": 0.4, "bank_size": 16,
          "distance": "knn", "optimizer": OPTIMIZER}  # fmt: skip
-TRANSFER = {"_target_": "fakedet.methods.transfer.ContrastiveTransfer", "name": "transfer", "encoder": ENCODER,
+TRANSFER = {"_target_": "fakedet.methods.ntf.ContrastiveTransfer", "name": "transfer", "encoder": ENCODER,
             "init": "trace", "hidden_dim": 16, "temperature": 0.2, "weight_temperature": 0.3, "weights": "soft",
             "contrastive_weight": 0.25, "real_weight": 1.0, "fake_weight": 1.0, "bank_size": 16,
             "distance": "knn", "optimizer": OPTIMIZER}  # fmt: skip
@@ -54,8 +53,8 @@ def batch() -> dict[str, torch.Tensor]:
 
 def test_transfer_loss_is_the_documented_sum(batch: dict[str, torch.Tensor]) -> None:
     torch.manual_seed(0)
-    trace = build.TraceCheckpoint(TRACE, build.build_method(TRACE))  # type: ignore[arg-type]
-    method = quiet(build.build_method(TRANSFER, trace))
+    trace = TraceCheckpoint(TRACE, build_method(TRACE))  # type: ignore[arg-type]
+    method = quiet(build_method(TRANSFER, trace))
     assert isinstance(method, ContrastiveTransfer)
     method.eval()  # batch statistics fixed, so that the loss can be computed again below
     loss = method.training_step(batch, 0)
@@ -87,16 +86,16 @@ def test_transfer_loss_is_the_documented_sum(batch: dict[str, torch.Tensor]) -> 
 def test_copies_are_fakes_that_share_the_fakes_weight(
     batch: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fakedet.methods.transfer.copy_draws", seeded_draws)
+    monkeypatch.setattr("fakedet.methods.ntf.copy_draws", seeded_draws)
     torch.manual_seed(0)
-    trace = build.TraceCheckpoint(TRACE, build.build_method(TRACE))  # type: ignore[arg-type]
+    trace = TraceCheckpoint(TRACE, build_method(TRACE))  # type: ignore[arg-type]
     settings = {
         **TRANSFER,
         "copies_per_real": 0.5,
         "destroyers": ["lowpass", "smooth"],
         "recompress": [60, 80],
     }
-    method = quiet(build.build_method(settings, trace)).eval()
+    method = quiet(build_method(settings, trace)).eval()
     loss = float(method.training_step(batch, 0).detach())
 
     # The first half of the reals in the batch's order, which are rows 0, 2, 4 and 6.
@@ -115,7 +114,7 @@ def test_copies_are_fakes_that_share_the_fakes_weight(
 
 
 def test_copies_without_kinds_or_beyond_their_share_are_refused() -> None:
-    trace = build.TraceCheckpoint(TRACE, build.build_method(TRACE))  # type: ignore[arg-type]
+    trace = TraceCheckpoint(TRACE, build_method(TRACE))  # type: ignore[arg-type]
     upside_down = {"copies_per_real": 1.0, "destroyers": ["smooth"], "recompress": [90, 70]}
     for wrong, told in (
         ({"copies_per_real": 1.5}, "copies_per_real=1.5"),
@@ -123,13 +122,13 @@ def test_copies_without_kinds_or_beyond_their_share_are_refused() -> None:
         (upside_down, r"recompress=\[90, 70\]"),
     ):
         with pytest.raises(UserError, match=told):
-            build.build_method({**TRANSFER, **wrong}, trace)
+            build_method({**TRANSFER, **wrong}, trace)
 
 
 def test_the_trace_distance_can_take_the_logits_place(batch: dict[str, torch.Tensor]) -> None:
-    trace = build.TraceCheckpoint(TRACE, build.build_method(TRACE))  # type: ignore[arg-type]
+    trace = TraceCheckpoint(TRACE, build_method(TRACE))  # type: ignore[arg-type]
     torch.manual_seed(0)
-    method = build.build_method({**TRANSFER, "score": "trace_distance"}, trace).eval()
+    method = build_method({**TRANSFER, "score": "trace_distance"}, trace).eval()
     images = batch["image"][:, 0]
     with torch.no_grad():
         reals = method.source(torch.rand(12, 3, 32, 32))
@@ -146,24 +145,24 @@ def test_the_trace_distance_can_take_the_logits_place(batch: dict[str, torch.Ten
     np.testing.assert_allclose(scores.trace_distance, distance, atol=1e-5)
     np.testing.assert_allclose(scores.logit, wanted, rtol=1e-2, atol=1e-2)
     with pytest.raises(UserError, match="needs the contrastive term"):
-        build.build_method({**TRANSFER, "score": "trace_distance", "contrastive_weight": 0}, trace)
+        build_method({**TRANSFER, "score": "trace_distance", "contrastive_weight": 0}, trace)
     with pytest.raises(UserError, match=r"model\.score: 'distance'"):
-        build.build_method({**TRANSFER, "score": "distance"}, trace)
+        build_method({**TRANSFER, "score": "distance"}, trace)
 
 
 def test_the_residuals_evidence_is_added_to_the_logit_and_trains_nothing() -> None:
-    encoder = {"_target_": "fakedet.models.frozen.FrozenEncoder", "name": "test_efficientnet", "pretrained": False,
+    encoder = {"_target_": "fakedet.models.backbones.FrozenEncoder", "name": "test_efficientnet", "pretrained": False,
                "hidden": 8}  # fmt: skip
-    trace = build.TraceCheckpoint(
+    trace = TraceCheckpoint(
         {**TRACE, "encoder": encoder},
-        build.build_method({**TRACE, "encoder": encoder}),  # type: ignore[arg-type]
+        build_method({**TRACE, "encoder": encoder}),  # type: ignore[arg-type]
     )
     config = {
         **TRANSFER,
         "encoder": encoder,
         "residual": {"weight": 3, "dims": 4, "neighbours": 2, "size": 8},
     }
-    method = build.build_method(config, trace).eval()
+    method = build_method(config, trace).eval()
     images = torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     features = method.encoder.features(images)
     method.bank.fit(method.source(images[:4]))
@@ -175,14 +174,12 @@ def test_the_residuals_evidence_is_added_to_the_logit_and_trains_nothing() -> No
     assert evidence.abs().max() > 0.01
     assert not list(method.residual.parameters())
     with pytest.raises(UserError, match=r"model\.residual\.weight=3\.0: needs features"):
-        build.build_method(
-            {**config, "encoder": ENCODER}, build.TraceCheckpoint(TRACE, build.build_method(TRACE))
-        )
+        build_method({**config, "encoder": ENCODER}, TraceCheckpoint(TRACE, build_method(TRACE)))
 
 
 def test_a_source_may_learn_too(batch: dict[str, torch.Tensor]) -> None:
-    trace = build.TraceCheckpoint(TRACE, build.build_method(TRACE))  # type: ignore[arg-type]
-    method = quiet(build.build_method({**TRANSFER, "train_source": True}, trace)).train()
+    trace = TraceCheckpoint(TRACE, build_method(TRACE))  # type: ignore[arg-type]
+    method = quiet(build_method({**TRANSFER, "train_source": True}, trace)).train()
     assert method.source.training
     before = {name: value.clone() for name, value in method.source.named_parameters()}
     theirs = {name: value.clone() for name, value in trace.method.named_parameters()}
@@ -196,15 +193,15 @@ def test_a_source_may_learn_too(batch: dict[str, torch.Tensor]) -> None:
 
 
 def test_a_frozen_trunk_stands_once_in_memory_and_in_files(tmp_path: Path) -> None:
-    encoder = {"_target_": "fakedet.models.frozen.FrozenEncoder", "name": "test_efficientnet", "pretrained": False,
+    encoder = {"_target_": "fakedet.models.backbones.FrozenEncoder", "name": "test_efficientnet", "pretrained": False,
                "hidden": 8}  # fmt: skip
-    trace = build.TraceCheckpoint(
+    trace = TraceCheckpoint(
         {**TRACE, "encoder": encoder},
-        build.build_method({**TRACE, "encoder": encoder}),  # type: ignore[arg-type]
+        build_method({**TRACE, "encoder": encoder}),  # type: ignore[arg-type]
     )
-    apart = build.build_method({**TRANSFER, "encoder": encoder, "init": "scratch"}, trace)
+    apart = build_method({**TRANSFER, "encoder": encoder, "init": "scratch"}, trace)
     assert apart.source.encoder.trunk is not apart.encoder.trunk, "random weights, which differ"
-    shared = build.build_method({**TRANSFER, "encoder": encoder, "init": "trace"}, trace)
+    shared = build_method({**TRANSFER, "encoder": encoder, "init": "trace"}, trace)
     assert shared.source.encoder.trunk is shared.encoder.trunk
     assert shared.source.encoder.layers is not shared.encoder.layers
     shared.identity = {"model": {**TRANSFER, "encoder": encoder}, "stage1": {**TRACE, "encoder": encoder}}
@@ -215,15 +212,15 @@ def test_a_frozen_trunk_stands_once_in_memory_and_in_files(tmp_path: Path) -> No
     trunk = sum(value.numel() * value.element_size() for value in shared.encoder.trunk.state_dict().values())
     assert sizes["apart"] - sizes["shared"] > 0.9 * trunk
     content = {"state_dict": shared.state_dict(), "fakedet": shared.identity}
-    loaded = build.detector_of(content, "x.ckpt")
+    loaded = detector_of(content, "x.ckpt")
     assert loaded.source.encoder.trunk is loaded.encoder.trunk
     for name, value in shared.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
 
 
 def test_transfer_starts_from_stage_1_and_never_moves_its_source(batch: dict[str, torch.Tensor]) -> None:
-    trace = build.TraceCheckpoint(TRACE, build.build_method(TRACE))  # type: ignore[arg-type]
-    method = quiet(build.build_method(TRANSFER, trace))
+    trace = TraceCheckpoint(TRACE, build_method(TRACE))  # type: ignore[arg-type]
+    method = quiet(build_method(TRANSFER, trace))
     for ours, theirs in zip(method.encoder.parameters(), trace.method.encoder.parameters(), strict=True):
         assert torch.equal(ours, theirs)
         assert ours is not theirs
@@ -237,13 +234,13 @@ def test_transfer_starts_from_stage_1_and_never_moves_its_source(batch: dict[str
 
 
 def test_supervised_loss_with_and_without_contrast(batch: dict[str, torch.Tensor]) -> None:
-    method = quiet(build.build_method({**BCE, "contrastive_weight": 0.0}))
+    method = quiet(build_method({**BCE, "contrastive_weight": 0.0}))
     assert isinstance(method, SupervisedDetector)
     method.eval()
     logit = method(batch["image"][:, 0]).logit
     expected = F.binary_cross_entropy_with_logits(logit, batch["label"].float())
     assert float(method.training_step(batch, 0).detach()) == pytest.approx(float(expected.detach()), abs=1e-6)
-    with_contrast = quiet(build.build_method(BCE)).eval()
+    with_contrast = quiet(build_method(BCE)).eval()
     assert float(with_contrast.training_step(batch, 0).detach()) > 0
     assert any("projection" in name for name, _ in with_contrast.named_parameters())
 
@@ -251,11 +248,11 @@ def test_supervised_loss_with_and_without_contrast(batch: dict[str, torch.Tensor
 def test_every_method_learns_from_one_step(
     batch: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trace = build.TraceCheckpoint(TRACE, build.build_method(TRACE))  # type: ignore[arg-type]
-    for method in (build.build_method(TRACE), build.build_method(TRANSFER, trace), build.build_method(BCE)):
+    trace = TraceCheckpoint(TRACE, build_method(TRACE))  # type: ignore[arg-type]
+    for method in (build_method(TRACE), build_method(TRANSFER, trace), build_method(BCE)):
         quiet(method).train()
         data = batch
-        monkeypatch.setattr("fakedet.methods.trace.copy_draws", seeded_draws)
+        monkeypatch.setattr("fakedet.methods.ntf.copy_draws", seeded_draws)
         if isinstance(method, TracePretraining):
             data = {**batch, "image": batch["image"].expand(-1, 2, -1, -1, -1)}
         method.training_step(data, 0).backward()
@@ -267,7 +264,7 @@ def test_every_method_learns_from_one_step(
 
 def test_fixed_copies_are_the_images_own(batch: dict[str, torch.Tensor]) -> None:
     """The same in any step and place of the batch; of two images alike, each has a copy of its own."""
-    method = quiet(build.build_method({**TRACE, "fixed_copies": True}))
+    method = quiet(build_method({**TRACE, "fixed_copies": True}))
     images, ids = batch["image"][:, 0], torch.arange(len(batch["image"]))
     copies = method._copies(method.destroyer, images, {"id": ids})
     assert torch.equal(method._copies(method.destroyer, images.flip(0), {"id": ids.flip(0)}).flip(0), copies)
@@ -277,7 +274,7 @@ def test_fixed_copies_are_the_images_own(batch: dict[str, torch.Tensor]) -> None
 
 
 def test_views_are_averaged() -> None:
-    method = build.build_method(BCE).eval()
+    method = build_method(BCE).eval()
     images = torch.rand(3, 5, 3, 32, 32)
     together = method.score_views(images).logit.detach()
     for i in range(3):

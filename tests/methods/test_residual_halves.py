@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from fakedet.data.datamodule import ImageDataModule
-from fakedet.methods.traces import fit_residual
+from fakedet.methods.ntf import fit_residual
 
 
 def test_siblings_share_a_half_and_nothing_but_training_images_is_seen(tiny_manifest: Path) -> None:

@@ -7,12 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from fakedet.metrics.operating_point import (
-    MOST_REFERENCES,
-    OperatingPoint,
-    fit_operating_point,
-    threshold_at,
-)
+from fakedet.metrics.decisions import MOST_REFERENCES, OperatingPoint, fit_operating_point, threshold_at
 
 
 def test_threshold_is_the_kth_highest_real() -> None:

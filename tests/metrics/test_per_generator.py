@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from fakedet.errors import UserError
-from fakedet.metrics import bootstrap_table
+from fakedet.metrics import bootstrap as bootstrap_table
 from fakedet.metrics.bootstrap import resample_weights, stratify_groups
 from fakedet.metrics.per_generator import bootstrap_statistics, evaluate_frame, paired_difference, summary
 

@@ -2,9 +2,8 @@
 
 import torch
 
-from fakedet.methods.draws import fixed_draws
-from fakedet.models.copy_memory import CopyMemory
-from fakedet.models.destroyer import TraceDestroyer
+from fakedet.methods.destroy import CopyMemory, TraceDestroyer
+from fakedet.methods.ntf import fixed_draws
 
 
 def test_copies_from_memory_are_bit_for_bit_those_of_the_destroyer() -> None:

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from fakedet.errors import UserError
-from fakedet.models.destroyer import TraceDestroyer
-from fakedet.models.resynthesis import METHODS
+from fakedet.methods.destroy import METHODS, TraceDestroyer
 
 
 def images(count=32, side=32):

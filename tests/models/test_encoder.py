@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fakedet.errors import UserError
-from fakedet.models.encoder import SmallEncoder, TimmEncoder
+from fakedet.models.encoders import SmallEncoder, TimmEncoder
 
 
 def images(side=64, count=2):
@@ -65,24 +65,6 @@ def test_timm_encoder_states_the_dimension_that_comes_out(name):
 def test_timm_encoder_takes_every_frontend(frontend):
     encoder = TimmEncoder("resnet10t.c3_in1k", frontend=frontend)
     assert encoder(images(65)).shape == (2, 512)
-
-
-@pytest.mark.parametrize(
-    ("name", "factor"), [("resnet10t", 4), ("mobilenetv3_small_050", 2), ("densenet121", 4)]
-)
-def test_keep_resolution_takes_the_stems_strides_out(name, factor):
-    plain, kept = TimmEncoder(name).eval(), TimmEncoder(name, keep_resolution=True).eval()
-    with torch.no_grad():
-        before = plain.model.forward_features(images(64, 1))
-        after = kept.model.forward_features(images(64, 1))
-    assert [side * factor for side in before.shape[-2:]] == list(after.shape[-2:])
-    kept.load_state_dict(plain.state_dict())  # the same weights still fit
-
-
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto", "darknet17"])
-def test_keep_resolution_needs_a_strided_stem(name):
-    with pytest.raises(UserError, match=f"keep_resolution: '{name}' has no strided"):
-        TimmEncoder(name, keep_resolution=True)
 
 
 def test_settings_reach_timm():

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from fakedet.errors import UserError
-from fakedet.models import feature_memory, feature_store
-from fakedet.models.feature_store import BATCH, VARIABLE, FeatureStore
-from fakedet.models.frozen import FrozenTrunk
+from fakedet.models import features as feature_memory
+from fakedet.models.backbones import FrozenTrunk
+from fakedet.models.features import BATCH, VARIABLE, FeatureStore, _open_store, log
 
 PROGRAM = """
 import torch
@@ -29,9 +29,9 @@ print(net(torch.rand(3, 3, 40, 40)).double().sum().item())
 @pytest.fixture(autouse=True)
 def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(feature_memory, "_known", {})
-    feature_memory._open_store.cache_clear()
+    _open_store.cache_clear()
     yield
-    feature_memory._open_store.cache_clear()
+    _open_store.cache_clear()
 
 
 def test_another_process_finds_what_one_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +51,7 @@ def test_another_process_finds_what_one_stored(tmp_path: Path, monkeypatch: pyte
 def test_what_memory_forgot_the_file_still_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "f.sqlite"))
     monkeypatch.setattr(feature_memory, "CAPACITY", 1)
-    monkeypatch.setattr("fakedet.models.feature_store.BATCH", 1)
+    monkeypatch.setattr("fakedet.models.features.BATCH", 1)
     net, images = FrozenTrunk("test_efficientnet", False, None, 48, [-1]), torch.rand(2, 3, 40, 40)
     known = net(images)
     monkeypatch.setattr(net, "describe", lambda images: pytest.fail("it looked again"))
@@ -128,7 +128,7 @@ def test_a_file_that_can_no_longer_be_written_costs_a_warning(
 ) -> None:
     # Not caplog: what other tests did to the logger's handlers decides how often that sees a record.
     warnings: list[str] = []
-    monkeypatch.setattr(feature_store.log, "warning", lambda text, *values: warnings.append(text % values))
+    monkeypatch.setattr(log, "warning", lambda text, *values: warnings.append(text % values))
     file = tmp_path / "f.sqlite"
     store = FeatureStore(file)
     file.write_text("Dear all, " * 200)  # somebody's mistake, or a full disk

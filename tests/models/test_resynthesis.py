@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from fakedet.models.resynthesis import DRAWS, METHODS, lowpass, resample, smooth, zero_insert
+from fakedet.methods.destroy import DRAWS, METHODS, lowpass, resample, smooth, zero_insert
 
 
 def images(height=16, width=16, count=3):

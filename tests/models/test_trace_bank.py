@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from fakedet.errors import UserError
-from fakedet.models.trace_bank import DISTANCES, TraceBank
+from fakedet.methods.ntf import DISTANCES, TraceBank
 
 
 def rows(count, seed=0, dim=6):

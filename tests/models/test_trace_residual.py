@@ -7,7 +7,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
 from fakedet.errors import UserError
-from fakedet.models.trace_residual import TraceResidual
+from fakedet.methods.residual import TraceResidual
 
 
 def rows(seed: int, count: int, noise: float = 0.3, offset: float = 0.0) -> torch.Tensor:

@@ -2,9 +2,9 @@
 
 import torch
 
-from fakedet.models.encoder import SmallEncoder
+from fakedet.methods.ntf import TraceMemory, TraceSource
+from fakedet.models.encoders import SmallEncoder
 from fakedet.models.heads import ProjectionHead
-from fakedet.models.trace_source import TraceMemory, TraceSource
 
 
 def parts():

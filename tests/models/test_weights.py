@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from fakedet.errors import UserError
-from fakedet.models.encoder import TimmEncoder
+from fakedet.models.encoders import TimmEncoder
 
 
 @pytest.fixture(scope="module")

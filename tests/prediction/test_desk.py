@@ -5,11 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from fakedet.detector import FAKE, REAL, UNKNOWN, Rules, cut_tiles, decide, overlay
 from fakedet.metrics.calibration import Calibration
-from fakedet.metrics.operating_point import OperatingPoint, Reference
-from fakedet.prediction.desk import FAKE, REAL, UNKNOWN, Rules, state
-from fakedet.prediction.heatmap import overlay
-from fakedet.prediction.tiles import cut_tiles
+from fakedet.metrics.decisions import OperatingPoint, Reference
 
 RULES = Rules(0.05, 0.05)
 
@@ -23,14 +21,14 @@ def point(fakes: tuple[float, ...] = tuple(np.linspace(2, 6, 99))) -> OperatingP
 
 
 def said(logit: float, **others: float) -> tuple[str, str]:
-    statement = state(point(), RULES, logit, math.nan, others, [])
+    statement = decide(point(), RULES, logit, math.nan, others, [])
     return statement.verdict, statement.reason
 
 
 def test_clear_images_are_told() -> None:
     assert said(4.0, jpeg80=3.5) == (FAKE, "")
     assert said(-3.0, jpeg80=-3.5) == (REAL, "")
-    statement = state(point(), RULES, 4.0, math.nan, {}, [])
+    statement = decide(point(), RULES, 4.0, math.nan, {}, [])
     assert statement.p_value == pytest.approx(1 / 100)
     assert statement.score == pytest.approx(1 / (1 + math.exp(-4)))
 
@@ -45,7 +43,7 @@ def test_between_reals_and_fakes_nothing_is_said() -> None:
 
 def test_where_reals_and_fakes_lie_over_each_other_nothing_is_said() -> None:
     mixed = point(fakes=tuple(np.linspace(-6, -2, 99)))
-    statement = state(mixed, RULES, -3.0, math.nan, {}, [])
+    statement = decide(mixed, RULES, -3.0, math.nan, {}, [])
     assert (statement.verdict, statement.reason) == (
         UNKNOWN,
         "neither clearly like the photographs nor clearly like the fakes that the detector was tested with",
@@ -54,24 +52,24 @@ def test_where_reals_and_fakes_lie_over_each_other_nothing_is_said() -> None:
 
 def test_altered_copies_must_agree() -> None:
     assert said(4.0, jpeg80=-4.0, smaller=3.0) == (UNKNOWN, "another answer for a copy altered by jpeg80")
-    assert state(point(), RULES, 4.0, math.nan, {"a": -4.0, "b": 3.0}, []).stability == 0.5
-    assert math.isnan(state(point(), RULES, 4.0, math.nan, {}, []).stability)
+    assert decide(point(), RULES, 4.0, math.nan, {"a": -4.0, "b": 3.0}, []).stability == 0.5
+    assert math.isnan(decide(point(), RULES, 4.0, math.nan, {}, []).stability)
 
 
 def test_doubts_come_first() -> None:
-    statement = state(point(), RULES, 4.0, math.nan, {}, ["smaller than the crop", "JPEG quality 20"])
+    statement = decide(point(), RULES, 4.0, math.nan, {}, ["smaller than the crop", "JPEG quality 20"])
     assert (statement.verdict, statement.reason) == (UNKNOWN, "smaller than the crop; JPEG quality 20")
 
 
 def test_stricter_rules_say_less() -> None:
     strict = Rules(0.005, 0.005)  # 99 references show no less than 1/100
-    assert state(point(), strict, 4.0, math.nan, {}, []).verdict == UNKNOWN
-    assert state(point(), strict, -3.0, math.nan, {}, []).verdict == UNKNOWN
+    assert decide(point(), strict, 4.0, math.nan, {}, []).verdict == UNKNOWN
+    assert decide(point(), strict, -3.0, math.nan, {}, []).verdict == UNKNOWN
 
 
 def test_without_fakes_in_validation_nothing_is_called_real() -> None:
-    assert state(point(fakes=()), RULES, -3.0, math.nan, {}, []).verdict == UNKNOWN
-    assert state(point(fakes=()), RULES, 4.0, math.nan, {}, []).verdict == FAKE
+    assert decide(point(fakes=()), RULES, -3.0, math.nan, {}, []).verdict == UNKNOWN
+    assert decide(point(fakes=()), RULES, 4.0, math.nan, {}, []).verdict == FAKE
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 import torch
 
-from fakedet.commands.app import launch
-from fakedet.prediction.sink import COLUMNS
+from fakedet.cli.app import launch
+from fakedet.cli.predict import COLUMNS
 
 
 @pytest.fixture(scope="module")

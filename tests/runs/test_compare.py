@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score
 
-from fakedet.commands.app import launch
+from fakedet.cli.app import launch
 from fakedet.evaluation.predictions import read_predictions
 
 COMMON = ["data=manifest", "data.crop_size=32", "data.batch_size=8", "data.steps_per_epoch=2", "threads=1",

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from fakedet import build
-from fakedet.commands.app import launch
-from fakedet.metrics.operating_point import OperatingPoint
+from fakedet.build import load_detector
+from fakedet.cli.app import launch
+from fakedet.metrics.decisions import OperatingPoint
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -38,7 +38,7 @@ def test_logits_and_distances_are_the_originals(
     images = np.random.default_rng(5).random(
         (7, 3, 32, 32), dtype=np.float32
     )  # another number than it was traced with
-    method = build.load_detector(checkpoints[model]).eval()
+    method = load_detector(checkpoints[model]).eval()
     with torch.no_grad():
         expected = method(torch.from_numpy(images))
     if ending == ".onnx":
@@ -70,7 +70,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
 ) -> None:
     assert launch("export", [f"checkpoint={checkpoints['bce']}", f"output={tmp_path}/m.tflite"]) == 2
     assert "name a .onnx, a .pt2 or a .safetensors file" in capsys.readouterr().err
-    monkeypatch.setattr("fakedet.runs.export._compare", lambda *_: 0.5)
+    monkeypatch.setattr("fakedet.export._compare", lambda *_: 0.5)
     assert launch("export", [f"checkpoint={checkpoints['bce']}", f"output={tmp_path}/m.onnx"]) == 2
     assert "differ from PyTorch's by up to 0.5" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "onnxscript", None)

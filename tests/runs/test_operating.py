@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from fakedet.commands.app import launch
+from fakedet.cli.app import launch
 from fakedet.evaluation.predictions import read_predictions
 
 BASE = ["data=manifest", "data.crop_size=32", "data.batch_size=16", "trainer.max_epochs=1", "threads=1",

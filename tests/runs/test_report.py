@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fakedet.commands.app import launch
-from fakedet.evaluation.confident_errors import confident_errors
-from fakedet.evaluation.predictions import read_pictures, read_predictions
+from fakedet.cli.app import launch
+from fakedet.evaluation.predictions import confident_errors, read_pictures, read_predictions
 
 COMMON = ["data=manifest", "data.crop_size=32", "data.batch_size=16", "trainer.max_epochs=1", "threads=1",
           "bootstrap.resamples=30", "trace_cache=null"]  # fmt: skip

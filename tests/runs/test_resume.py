@@ -11,10 +11,12 @@ import pandas as pd
 import pytest
 import torch
 
+from fakedet.data import dataset
+from fakedet.evaluation import score as scoring
 from fakedet.evaluation.predictions import read_predictions
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fakedet.runs.training", "fakedet.commands.app", "fakedet.commands.train"])
+CONTEXT.set_forkserver_preload(["fakedet.training.train", "fakedet.cli.app", "fakedet.cli.verbs"])
 
 # Five steps an epoch, three epochs; dropout draws from PyTorch's own generator, the recipe from the sampler's.
 COMMON = ["data=manifest", "data.crop_size=32", "data.batch_size=8", "data.steps_per_epoch=5", "trainer.max_epochs=3",
@@ -34,18 +36,18 @@ def child(arguments: list[str], what: str | None, number: int, log: str) -> None
     multiprocessing.set_start_method("fork", force=True)
     if what is not None:
         arm(what, number)
-    from fakedet.commands.app import launch
+    from fakedet.cli.app import launch
 
     os._exit(launch("train", arguments))
 
 
 def arm(what: str, number: int) -> None:
-    from fakedet.callbacks import atomic
-    from fakedet.data import dataset
-    from fakedet.methods import detector, supervised, trace, transfer
-    from fakedet.runs import scoring
+    from fakedet.checkpoint import os, torch
+    from fakedet.methods.base import Detector
+    from fakedet.methods.ntf import ContrastiveTransfer, TracePretraining
+    from fakedet.methods.supervised import SupervisedDetector
 
-    methods = (supervised.SupervisedDetector, trace.TracePretraining, transfer.ContrastiveTransfer)
+    methods = (SupervisedDetector, TracePretraining, ContrastiveTransfer)
     steps = [(method, "training_step") for method in methods]
     if what.startswith("SIG"):
         places, act = steps, lambda *_: os.kill(os.getpid(), getattr(signal, what))
@@ -54,9 +56,9 @@ def arm(what: str, number: int) -> None:
         places = {
             "step": steps,
             "backward": [(torch.Tensor, "backward")],
-            "validation": [(detector.Detector, "validation_step")],
-            "write": [(atomic.torch, "save")],
-            "rename": [(atomic.os, "replace")],
+            "validation": [(Detector, "validation_step")],
+            "write": [(torch, "save")],
+            "rename": [(os, "replace")],
             "image": [(dataset, "decode_image")],
             "results": [(scoring, "write_predictions")],
         }[what]
@@ -249,7 +251,7 @@ def test_a_run_killed_again_and_again_arrives(whole, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_moved_run_goes_on_where_it_is_now(whole, tmp_path: Path) -> None:
-    from fakedet.runs.resuming import config_of
+    from fakedet.training.resume import config_of
 
     arguments, expected = whole("bce", "model=bce", *DROPOUT)
     old, new, log = tmp_path / "old", tmp_path / "new", tmp_path / "log"
@@ -267,18 +269,18 @@ def test_overwriting_a_live_run_leaves_its_points(tmp_path: Path) -> None:
     from omegaconf import OmegaConf
 
     from fakedet.errors import UserError
-    from fakedet.runs import resuming
+    from fakedet.training.resume import lock_folder, open_or_resume
 
     point = tmp_path / "checkpoints" / "resume.ckpt"
     point.parent.mkdir()
     point.touch()
     config = OmegaConf.create({"output_dir": str(tmp_path), "overwrite": True, "resume": True})
-    taken = resuming.lock(tmp_path)
+    taken = lock_folder(tmp_path)
     with pytest.raises(UserError, match="another process is training"):
-        resuming.open_or_resume(config)
+        open_or_resume(config)
     assert point.exists()
     taken.release()
-    resuming.open_or_resume(config)
+    open_or_resume(config)
     assert not point.exists()
 
 
@@ -287,12 +289,10 @@ def test_a_config_that_is_none_is_told(text: str, tmp_path: Path) -> None:
     from omegaconf import OmegaConf
 
     from fakedet.errors import UserError
-    from fakedet.runs import resuming
+    from fakedet.training.resume import config_of, open_or_resume
 
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(UserError, match=r"config\.yaml"):
-        resuming.config_of(str(tmp_path))
+        config_of(str(tmp_path))
     with pytest.raises(UserError, match=r"config\.yaml"):
-        resuming.open_or_resume(
-            OmegaConf.create({"output_dir": str(tmp_path), "overwrite": False, "resume": True})
-        )
+        open_or_resume(OmegaConf.create({"output_dir": str(tmp_path), "overwrite": False, "resume": True}))

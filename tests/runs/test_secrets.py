@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fakedet.commands.app import launch
+from fakedet.cli.app import launch
 
 KEY = "0123456789abcdef" * 2 + "deadbeef"
 

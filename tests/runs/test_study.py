@@ -17,10 +17,7 @@ from sklearn.metrics import roc_auc_score
 from fakedet.data.manifest import load_manifest
 from fakedet.errors import UserError
 from fakedet.evaluation.predictions import read_predictions
-from fakedet.runs.study import plan
-from fakedet.runs.study_check import check_jobs
-from fakedet.runs.study_job import Job, compose_job
-from fakedet.runs.study_report import Finished, told_by_headers
+from fakedet.training.study import Finished, Job, check_jobs, compose_job, plan, told_by_headers
 
 STUDY = {
     "name": "small", "title": "small study", "seeds": [0, 1], "baseline": "bce", "first": ["trace"],

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from fakedet.methods.transfer import ContrastiveTransfer
-from fakedet.runs.training import train
+from fakedet.methods.ntf import ContrastiveTransfer
+from fakedet.training.train import train
 from tests.runs.test_training import composed
 
 

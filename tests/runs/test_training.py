@@ -14,14 +14,15 @@ from omegaconf import DictConfig
 from safetensors.torch import save_file
 
 from fakedet import build
-from fakedet.commands.session import register_resolvers
+from fakedet.build import build_logger, build_trainer, load_detector, load_trace
+from fakedet.cli.app import register_resolvers
 from fakedet.data.manifest import load_manifest
 from fakedet.errors import UserError
+from fakedet.evaluation.evaluate import evaluate
 from fakedet.evaluation.predictions import read_predictions
-from fakedet.metrics.operating_point import OperatingPoint
-from fakedet.runs.evaluation import evaluate
-from fakedet.runs.stage1 import stage1_config, stage1_key
-from fakedet.runs.training import train
+from fakedet.metrics.decisions import OperatingPoint
+from fakedet.training.stage1 import stage1_config, stage1_key
+from fakedet.training.train import train
 
 
 def composed(folder: Path, *overrides: str) -> DictConfig:
@@ -139,7 +140,7 @@ def test_pretrained_weights_are_known_by_their_content_and_needed_once(
     assert not run("second", 0)
     assert run("third", 1), "other weights under the same name"
     file.unlink()
-    method = build.load_detector(tmp_path / "third" / "checkpoints" / "best.ckpt")
+    method = load_detector(tmp_path / "third" / "checkpoints" / "best.ckpt")
     assert torch.equal(
         method.encoder.trunk.model.conv_stem.weight, method.source.encoder.trunk.model.conv_stem.weight
     )
@@ -188,7 +189,7 @@ def test_transfer_from_a_given_checkpoint_keeps_the_source_frozen(
     trace = next((transfer_run.parent / "stage1").glob("*.ckpt"))
     run = train(composed(transfer_run.parent / "given", "model=transfer", f"trace_checkpoint={trace}",
                          f"data.manifest={tiny_manifest_module}"))  # fmt: skip
-    detector, source = build.load_detector(run.checkpoint), build.load_trace(trace).method
+    detector, source = load_detector(run.checkpoint), load_trace(trace).method
     trained = dict(detector.source.encoder.named_parameters())  # type: ignore[union-attr]
     for name, parameter in source.encoder.named_parameters():
         assert torch.equal(trained[name], parameter), name
@@ -297,21 +298,21 @@ def test_checkpoints_of_others_are_refused(
         train(composed(tmp_path / "b", "model=transfer", f"trace_checkpoint={trace}", manifest,
                        "model.encoder.width=16"))  # fmt: skip
     with pytest.raises(UserError, match="no checkpoint at"):
-        build.load_detector(tmp_path / "nothing.ckpt")
+        load_detector(tmp_path / "nothing.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     with pytest.raises(UserError, match="not a checkpoint that fakedet wrote"):
-        build.load_detector(tmp_path / "foreign.ckpt")
+        load_detector(tmp_path / "foreign.ckpt")
     (tmp_path / "torn.ckpt").write_bytes(best.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot be read as a checkpoint"):
-        build.load_detector(tmp_path / "torn.ckpt")
+        load_detector(tmp_path / "torn.ckpt")
     (tmp_path / "best.onnx").write_bytes(b"\x08\x0a\x12\x07pytorch")
     with pytest.raises(UserError, match=r"best.onnx is an export for other programs; .* the \.ckpt"):
-        build.load_detector(tmp_path / "best.onnx")
+        load_detector(tmp_path / "best.onnx")
     changed = torch.load(best, weights_only=True)
     changed["state_dict"].pop(next(iter(changed["state_dict"])))
     torch.save(changed, tmp_path / "changed.ckpt")
     with pytest.raises(UserError, match="weights do not fit"):
-        build.load_detector(tmp_path / "changed.ckpt")
+        load_detector(tmp_path / "changed.ckpt")
 
 
 def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
@@ -322,13 +323,13 @@ def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     torch.save({"fakedet": Evil()}, tmp_path / "evil.ckpt")
     with pytest.raises(UserError, match="cannot be read as a checkpoint"):
-        build.load_detector(tmp_path / "evil.ckpt")
+        load_detector(tmp_path / "evil.ckpt")
     assert (tmp_path / "precious").is_dir()
 
 
 def test_targets_outside_the_allow_list_are_refused() -> None:
     with pytest.raises(UserError, match=r"logger\._target_: 'os\.system' is refused"):
-        build.build_logger({"_target_": "os.system", "command": "true"})
+        build_logger({"_target_": "os.system", "command": "true"})
 
 
 @pytest.mark.parametrize(
@@ -380,7 +381,7 @@ def test_bfloat16_is_taken_only_where_it_is(
     supported: bool, given: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build, "_cpu_has_bf16", lambda: supported)
-    trainer = build.build_trainer(
+    trainer = build_trainer(
         {"_target_": "lightning.pytorch.Trainer", "accelerator": "cpu", "precision": "bf16-mixed", "logger": False,
          "enable_checkpointing": False, "enable_progress_bar": False}
     )  # fmt: skip
@@ -412,12 +413,12 @@ def test_a_damaged_checkpoint_is_refused(transfer_run: Path, tmp_path: Path) -> 
     raw[start : start + 4] = bytes(255 - value for value in raw[start : start + 4])
     (tmp_path / "damaged.ckpt").write_bytes(raw)
     with pytest.raises(UserError, match="checksum"):
-        build.load_detector(tmp_path / "damaged.ckpt")
+        load_detector(tmp_path / "damaged.ckpt")
     for key in ("model", "crop_size"):
         identity = {name: value for name, value in content["fakedet"].items() if name != key}
         torch.save({**content, "fakedet": identity}, tmp_path / "less.ckpt")
         with pytest.raises(UserError, match=f"lacks {key}"):
-            build.load_detector(tmp_path / "less.ckpt")
+            load_detector(tmp_path / "less.ckpt")
 
 
 @pytest.mark.parametrize("mistake", [
@@ -462,7 +463,7 @@ def test_a_torn_resume_point_says_what_to_do(tiny_manifest_module: Path, tmp_pat
         ("model.copies_per_real=nan", "copies_per_real"),
         ("data.hold_out=[gen_a,gen_b]", "no fake images"),
         (
-            "stage1.encoder={_target_:fakedet.models.encoder.SmallEncoder,width:16,frontend:npr}",
+            "stage1.encoder={_target_:fakedet.models.encoders.SmallEncoder,width:16,frontend:npr}",
             "another encoder",
         ),
     ],

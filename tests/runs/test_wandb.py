@@ -10,8 +10,8 @@ import pytest
 from hydra import compose, initialize_config_module
 from wandb.proto import wandb_internal_pb2
 
-from fakedet.commands.session import register_resolvers
-from fakedet.runs.training import train
+from fakedet.cli.app import register_resolvers
+from fakedet.training.train import train
 
 
 def records(data: bytes) -> Iterator[bytes]:
@@ -102,7 +102,7 @@ def test_offline_run_holds_a_readable_dashboard(
 
 
 def test_offline_is_the_default_without_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from fakedet.runs.logger import _has_key
+    from fakedet.training.loggers import _has_key
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("NETRC", raising=False)

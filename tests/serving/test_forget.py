@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-from fakedet.serving.page import forget
+from fakedet.cli.serve import forget
 
 
 def test_old_files_and_empty_folders_go(tmp_path: Path) -> None:

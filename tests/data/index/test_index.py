@@ -16,11 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from fakedet.data.index import folder as folder_module
-from fakedet.data.index.embedded import extract, parquets
-from fakedet.data.index.folder import Indexed, Settings, index_folder
-from fakedet.data.index.rows import Choices
-from fakedet.data.index.table import index_table
+from fakedet.data import index as folder_module
+from fakedet.data.index import Choices, Indexed, Settings, extract, index_folder, index_table, parquets
 from fakedet.data.manifest import load_manifest
 from fakedet.errors import UserError
 
@@ -223,7 +220,7 @@ def test_folder_that_cannot_be_read_is_refused(data: Path, monkeypatch: pytest.M
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return real(path)
 
-    monkeypatch.setattr("fakedet.data.index.walk.os.scandir", guarded)
+    monkeypatch.setattr("fakedet.data.scan.os.scandir", guarded)
     with pytest.raises(
         UserError, match=r"1 folder\(s\) cannot be read, the first: sd: .*Permission denied.*skip_unreadable"
     ):

@@ -8,8 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fakedet.data.index.folder import Settings, index_folder
-from fakedet.data.index.rows import Choices
+from fakedet.data.index import Choices, Settings, index_folder
 from fakedet.data.layouts import LAYOUTS
 from fakedet.errors import UserError
 

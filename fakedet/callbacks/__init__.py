@@ -1,1 +1,0 @@
-"""Lightning callbacks: progress, plots, dashboards."""

@@ -1,0 +1,67 @@
+"""cli/__init__"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import fakedet
+from fakedet.errors import nearest
+
+VERBS = {
+    "index": "write the manifest of a folder of images, in any known layout",
+    "audit": "find what a detector could cheat on in a manifest, before training on it",
+    "match": "bring reals and fakes to one format, size and compression",
+    "shard": "write a manifest's images into shards, for object stores and many nodes",
+    "train": "train stage 1 (model=trace), the transfer (model=transfer) or a baseline",
+    "resume": "go on with a run that was stopped, in its folder",
+    "evaluate": "score a manifest with a checkpoint: predictions.parquet and metrics.json",
+    "report": "rebuild tables, figures and the page from predictions files alone",
+    "compare": "gather the runs of a sweep into one table and page",
+    "predict": "say of images whether they are real, fake, or can't be told",
+    "serve": "a page on which pictures are dropped and judged",
+    "export": "write a detector as ONNX or torch.export, with all that is needed to use it",
+    "study": "train several methods on the same splits and seeds and compare them in one report",
+}
+
+# Names the job that the processes which Lightning starts for further ranks join; see docs/architecture.md.
+JOB = "FAKEDET_JOB"
+
+HELP = """fakedet: detect AI-generated images by the natural traces that real photographs share.
+
+usage: fakedet <verb> [key=value ...]
+
+verbs:
+{verbs}
+
+Every verb is a Hydra app: `fakedet <verb> --help` shows its config, `-m key=a,b` sweeps,
+`--cfg job` prints the composed config, `--config-dir DIR` adds your own configs.
+"""
+
+
+def main() -> int:
+    """Run the verb that the command line names and return its exit status."""
+    if JOB in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        from fakedet.cli.app import join
+
+        return join(os.environ[JOB])
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP.format(verbs="\n".join(f"  {verb:<10}{what}" for verb, what in VERBS.items())))
+        return 0 if arguments else 2
+    verb = arguments[0]
+    if verb in ("-V", "--version"):
+        print(f"fakedet {fakedet.__version__}")
+        return 0
+    if verb not in VERBS:
+        print(f"fakedet: '{verb}' is not a verb; {nearest(verb, VERBS)}", file=sys.stderr)
+        return 2
+    # Imported late: Hydra and PyTorch take seconds that `fakedet --help` need not.
+    from fakedet.cli.app import launch
+
+    try:
+        return launch(verb, arguments[1:])
+    except BrokenPipeError:
+        # What is shown is not read to its end, as by head; nor may the last flush be told of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -1,0 +1,339 @@
+"""cli/verbs"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from fakedet.audit.match import match_manifest
+from fakedet.audit.report import audit_manifest
+from fakedet.build import build_datamodule
+from fakedet.cli.predict import predict_source
+from fakedet.cli.serve import serve_page
+from fakedet.config import check_command_line, check_config
+from fakedet.data.datamodule import ImageDataModule
+from fakedet.data.index import Indexed, index_source
+from fakedet.data.shards import shard_manifest
+from fakedet.errors import UserError
+from fakedet.evaluation.comparison import console_table, verdict
+from fakedet.evaluation.evaluate import evaluate
+from fakedet.evaluation.report import compare_runs, report_on
+from fakedet.export import export_detector
+from fakedet.metrics.bootstrap import Interval
+from fakedet.training.resume import config_of, lock_folder
+from fakedet.training.study import (
+    Job,
+    OverridesError,
+    check_jobs,
+    compare_jobs,
+    plan,
+    run_jobs,
+    told_by_headers,
+    write_report,
+)
+from fakedet.training.train import train
+from fakedet.utils import is_main_process, open_folder, write_config
+
+
+def interval(content: Mapping[str, float | None]) -> str:
+    """Write a value of metrics.json with its 95 % interval, such as ``0.831 [0.790, 0.866]``."""
+    return Interval.from_dict(content).text(".3f")
+
+
+def means_of(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Word the means of metrics.json over seen, unseen and all generators."""
+    return {
+        f"mean, {words}": f"AP {interval(metrics[f'map{kind}'])}  AUC {interval(metrics[f'mauc{kind}'])}"
+        for kind, words in (("_seen", "seen"), ("_unseen", "unseen"), ("", "all"))
+    }
+
+
+log = logging.getLogger("fakedet")
+
+SPLITS = ("train", "val", "test")
+
+
+def run_index(config: DictConfig, overrides: list[str]) -> None:
+    """Index, and say what was found."""
+    started = time.perf_counter()
+    found = index_source(config)
+    console = Console(width=None if Console().is_terminal else 110)
+    console.print(_table(found))
+    state, copies = found.scan, found.copies
+    log.info(
+        "layout %s: %d images, %d of them read anew, in %.1f s",
+        found.layout, found.rows, state.read, time.perf_counter() - started,
+    )  # fmt: skip
+    if state.others:
+        log.info("%d files of other kinds were not looked at", state.others)
+    if copies.contents:
+        log.info("%d images share their content with others (%d contents)", copies.files, copies.contents)
+    if copies.contradictions:
+        log.warning("%d images left out: their content stands as real and as fake", copies.contradictions)
+    if copies.crossing:
+        log.warning("%d images left out: their content stands in another split too", copies.crossing)
+    for reason, count in found.reasons.most_common(8):
+        log.warning("left out: %6d  %s", count, reason)
+    if found.reasons:
+        log.info("left out  %s", found.rejected)
+    log.info("manifest  %s", found.manifest)
+    log.info("next      fakedet audit data.manifest=%s", found.manifest)
+
+
+def _table(found: Indexed) -> Table:
+    table = Table(title=None, box=None, pad_edge=False, header_style="bold")
+    table.add_column("class")
+    table.add_column("generator")
+    for split in SPLITS:
+        table.add_column(split, justify="right")
+    for label, name in sorted({(label, generator) for label, generator, _ in found.counts}):
+        counts = [found.counts[(label, name, split)] for split in SPLITS]
+        table.add_row(("real", "fake")[label], name, *(f"{count:,}" if count else "–" for count in counts))
+    return table
+
+
+def run_audit(config: DictConfig, overrides: list[str]) -> int:
+    """Audit, print the findings, and return the number of problems."""
+    found = audit_manifest(config, overrides)
+    for entry in found.generators:
+        content = entry.content.auc.text(".3f") if entry.content else "-"
+        log.info(
+            "%-24s header AUC %s  content AUC %s  (%d real, %d fake)",
+            entry.generator, entry.header.auc.text(".3f"), content, entry.header.n_real,
+            entry.header.n_fake,
+        )  # fmt: skip
+    for finding in found.findings:
+        log.info("")
+        log.info("%s: %s", finding.level.upper(), finding.what)
+        log.info("  %s", finding.means)
+        if finding.mend:
+            log.info("  mend: %s", finding.mend)
+    log.info("")
+    log.info("%s", found.verdict)
+    log.info("audit   %s/audit.json", config.output_dir)
+    log.info("report  %s/report.html", config.output_dir)
+    return sum(finding.level == "problem" for finding in found.findings)
+
+
+def run_match(config: DictConfig, overrides: list[str]) -> None:
+    """Match, and print what headers gave away before and give away after."""
+    matched = match_manifest(config, overrides)
+    after = {entry.generator: entry.header for entry in matched.after}
+    log.info("%-24s %-28s %s", "header AUC", "before", "after")
+    for entry in matched.before:
+        now = after.get(entry.generator)
+        shown = now.auc.text(".3f") if now else "no images left"
+        log.info("%-24s %-28s %s", entry.generator, entry.header.auc.text(".3f"), shown)
+    loud = [
+        name
+        for name, shortcut in after.items()
+        if not math.isnan(shortcut.auc.low) and shortcut.auc.low > 0.7
+    ]
+    if loud:
+        log.warning(
+            "bytes still tell %s: at one quality their images are smoother or rougher than their reals, which "
+            "is content and not format", ", ".join(loud),
+        )  # fmt: skip
+    unknown = [name for name, shortcut in after.items() if math.isnan(shortcut.auc.low)]
+    if unknown:
+        log.warning("too few images to say whether headers still tell %s", ", ".join(unknown))
+    elif after and not loud:
+        log.info(
+            "verdict   no generator's headers are above an AUC of 0.7 by more than the interval any more"
+        )
+    for (kind, name), count in sorted(matched.lost.items()):
+        log.warning("left out: %6d  %s %s", count, kind, name)
+    if matched.reasons:
+        log.info("left out  %s/manifest.rejected.csv", matched.folder)
+    log.info("%d images of %d pixels", matched.written, matched.matcher.size)
+    log.info("manifest  %s/manifest.parquet", matched.folder)
+    log.info("evidence  %s/match.json", matched.folder)
+    log.info("next      fakedet audit data.manifest=%s/manifest.parquet", matched.folder)
+
+
+def run_shard(config: DictConfig, overrides: list[str]) -> None:
+    """Write the shards, and say what was left out and how to train from them."""
+    check_config(config)
+    datamodule = build_datamodule(OmegaConf.to_container(config.data, resolve=True))  # type: ignore[arg-type]
+    assert isinstance(datamodule, ImageDataModule)
+    written = shard_manifest(datamodule, config.output_dir, config.overwrite, config.shard_mb)
+    for (kind, name), count in sorted(written.lost.items()):
+        log.warning("left out: %6d  %s %s", count, kind, name)
+    if written.lost:
+        log.info("left out  %s/rejected.csv", written.folder)
+    log.info("%d images in %d shards, %.1f MB", written.rows, written.shards, written.bytes / 1e6)
+    log.info("manifest  %s/manifest.parquet", written.folder)
+    log.info("next      fakedet train experiment=ntf data.manifest=%s/manifest.parquet", written.folder)
+
+
+def run_train(config: DictConfig, overrides: list[str]) -> float | None:
+    """Train, and return what chose the weights on the validation split: what a sweeper may optimise."""
+    done = train(config, overrides)
+    if not is_main_process():
+        return None
+    if done.metrics is not None:
+        for key, means in means_of(done.metrics).items():
+            log.info("test %-12s %s", key, means)
+    log.info("checkpoint %s", done.checkpoint)
+    log.info("run       %s", done.folder)
+    if done.metrics is not None:
+        log.info("next      fakedet report predictions=%s/predictions.parquet", done.folder)
+    return done.validation
+
+
+def run_resume(config: DictConfig, overrides: list[str]) -> None:
+    """Train with the config that the run's folder holds, from the last resume point."""
+    run_train(*config_of(config.run))
+
+
+def run_evaluate(config: DictConfig, overrides: list[str]) -> float | None:
+    """Evaluate, print AP per generator, and return mAP."""
+    metrics = evaluate(config, overrides)
+    if metrics is None:
+        return None
+    for name, entry in metrics["per_generator"].items():
+        seen = "seen" if entry["seen"] else "unseen"
+        counts = f"{entry['n_real']} real, {entry['n_fake']} fake"
+        log.info(
+            "%-24s %-7s AP %s  AUC %s  (%s)",
+            name,
+            seen,
+            Interval.from_dict(entry["ap"]).text(".3f"),
+            Interval.from_dict(entry["auc"]).text(".3f"),
+            counts,
+        )
+    if point := metrics["operating_point"]:
+        fitted = f"{point['split']}: {point['n_real']} real, {point['n_fake']} fake"
+        log.info("at the threshold for %g %% of reals (fitted on %s):", 100 * point["rate"], fitted)
+        for note in point["notes"]:
+            log.info("note: %s", note)
+        for name, entry in metrics["per_generator"].items():
+            log.info("%-24s reals called real %s  fakes called fake %s", name, interval(entry["acc_real"]),
+                     interval(entry["acc_fake"]))  # fmt: skip
+    for key, means in means_of(metrics).items():
+        log.info("%-24s %s", key, means)
+    log.info("predictions %s/predictions.parquet", config.output_dir)
+    log.info("metrics     %s/metrics.json", config.output_dir)
+    log.info("next        fakedet report predictions=%s/predictions.parquet", config.output_dir)
+    value = metrics["map"]["value"]
+    return None if value is None else float(value)
+
+
+def run_report(config: DictConfig, overrides: list[str]) -> None:
+    """Write the report and print its table and verdict."""
+    comparison, page = report_on(config, overrides)
+    console = Console(width=None if Console().is_terminal else 130)
+    console.print(console_table(comparison, str(config.title)))
+    for sentence in verdict(comparison):
+        console.print(sentence, soft_wrap=True, highlight=False)
+    log.info("report  %s", page)
+
+
+def run_compare(config: DictConfig, overrides: list[str]) -> None:
+    """Compare, print the table and where the page is."""
+    comparison, path = compare_runs(config, overrides)
+    Console().print(console_table(comparison, str(config.title)))
+    for sentence in verdict(comparison):
+        log.info("%s", sentence)
+    log.info("report  %s", path)
+
+
+def run_export(config: DictConfig, overrides: list[str]) -> None:
+    """Export, and say how near it is to the original."""
+    path, worst = export_detector(config, overrides)
+    log.info("logits differ from PyTorch's by at most %.2g on %d images", worst, config.check)
+    log.info("model        %s (%.1f MB)", path, path.stat().st_size / 1e6)
+    log.info("description  %s.json", path)
+
+
+def run_study(config: DictConfig, overrides: list[str]) -> None:
+    """Train what is not trained yet, compare, and exit with status 1 if a job failed."""
+    started = time.perf_counter()
+    # A study that was stopped goes on in its folder, so an occupied one is not refused.
+    folder = open_folder(Path(config.output_dir), overwrite=True).resolve()
+    with lock_folder(folder, "running a study"):
+        _run(config, overrides, folder, started)
+
+
+def _run(config: DictConfig, overrides: list[str], folder: Path, started: float) -> None:
+    if config.jobs < 1:
+        raise UserError(f"jobs={config.jobs}: at least 1")
+    study: dict[str, Any] = OmegaConf.to_container(config.study, resolve=True)  # type: ignore[assignment]
+    first, rest = plan(study, folder, list(config.extra), _search(), config.overwrite)
+    log.info(
+        "study '%s': %d jobs, %d at a time, into %s", study["name"], len(first + rest), config.jobs, folder
+    )
+    _check(first + rest)
+    write_config(folder, config, overrides)
+    results = run_jobs([first, rest], config.jobs)
+    for result in results:
+        if result.error:
+            log.warning("FAILED %s: %s (%s/console.log)", result.job.name, result.error, result.job.folder)
+    bootstrap: dict[str, int] = OmegaConf.to_container(config.bootstrap)  # type: ignore[assignment]
+    console = Console(width=None if Console().is_terminal else 130)
+    reports = []
+    for other in (None, *(study.get("also") or {})):
+        try:
+            comparison, finished = compare_jobs(results, study, bootstrap, other)
+        except UserError as error:
+            if other is None:
+                raise
+            log.warning("no comparison on %s: %s", other, error)
+            continue
+        seconds = time.perf_counter() - started
+        command = ["fakedet", "study", *overrides]
+        reports.append(write_report(folder, study, comparison, finished, results, seconds, command, other))
+        console.print(console_table(comparison, f"{study['title']}: {other}" if other else study["title"]))
+        for sentence in [*verdict(comparison), *told_by_headers(finished)]:
+            console.print(sentence, soft_wrap=True, highlight=False)
+    log.info("time     %.0f s", time.perf_counter() - started)
+    log.info("summary  %s", folder / "summary.json")
+    for report in reversed(reports):
+        log.info("report   %s", report)
+    if any(result.error for result in results):
+        raise SystemExit(1)
+
+
+def _check(jobs: Sequence[Job]) -> None:
+    try:
+        check_jobs(jobs)
+    except OverridesError as mistake:
+        folders = [part for source in _search() for part in ("--config-dir", source.removeprefix("file://"))]
+        try:
+            check_command_line("train", [*folders, *mistake.job.overrides])
+        except UserError as error:  # it knows the nearest valid name
+            raise UserError(f"study: '{mistake.job.method}': {error}") from mistake
+        raise
+
+
+def _search() -> list[str]:
+    """Give the folders of ``--config-dir``, for the processes that compose the jobs."""
+    sources = HydraConfig.get().runtime.config_sources
+    return [f"file://{source.path}" for source in sources if source.provider == "command-line"]
+
+
+def run_predict(config: DictConfig, overrides: list[str]) -> None:
+    """Predict, count the verdicts, and exit with status 1 if a file could not be read."""
+    predicted = predict_source(config, overrides)
+    if predicted.resumed:
+        log.info("%d images were done before", predicted.resumed)
+    for what in ("real", "fake", "can't tell", "error"):
+        if what != "error" or predicted.counts[what]:
+            log.info("%-12s %d", what, predicted.counts[what])
+    log.info("written to  %s", predicted.output)
+    if predicted.counts["error"]:
+        raise SystemExit(1)
+
+
+def run_serve(config: DictConfig, overrides: list[str]) -> None:
+    """Serve the page until interrupted."""
+    serve_page(config)

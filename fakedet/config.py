@@ -1,0 +1,423 @@
+"""config"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_module
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Transformer
+from hydra.errors import HydraException, InstantiationException
+from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
+
+from fakedet.errors import UserError, nearest
+from fakedet.methods.base import check_names
+
+# Smaller crops leave strided encoders nothing to look at.
+LEAST_CROP = 16
+# Not bf16-true and its like: weights in 16 bits lose what small steps add.
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "64-true", "32", "16", "bf16", "64")
+POSITIVE = ("temperature", "weight_temperature", "epochs", "hidden_dim", "projection_dim", "bank_size", "lr")
+NOT_NEGATIVE = ("contrastive_weight", "real_weight", "fake_weight", "weight_decay", "heterogeneous_weight",
+                "homogeneous_weight")  # fmt: skip
+
+
+def check_config(config: DictConfig) -> None:
+    """Refuse numbers of a config that no run could use.
+
+    Raises:
+        UserError: the first one, with what would be valid.
+    """
+    for key, least in (
+        ("threads", 1),
+        ("data.crop_size", LEAST_CROP),
+        ("bootstrap.resamples", 0),
+        ("bootstrap.seed", 0),
+        ("trainer.check_val_every_n_epoch", 1),
+        ("trainer.accumulate_grad_batches", 1),
+        ("callbacks.resume.every_steps", 1),
+        ("seed", 0),
+        ("pictures", 0),
+    ):
+        _at_least(config, key, least)
+    seed = OmegaConf.select(config, "seed", default=0)
+    if seed is None:
+        raise UserError(f"seed=null: a whole number from 0 to {2**32 - 1}")
+    if seed >= 2**32:
+        raise UserError(f"seed={config.seed}: must be below {2**32}")
+    if OmegaConf.select(config, "model") is not None:
+        _check_length(config)
+        every, epochs = config.trainer.check_val_every_n_epoch, config.trainer.max_epochs
+        if every is not None and epochs is not None and every > epochs:
+            raise UserError(
+                f"trainer.check_val_every_n_epoch={every}: with {epochs} epochs nothing would ever be validated or "
+                f"kept; valid: 1 to {epochs}"
+            )
+        for node in ("model", "stage1"):
+            _check_model(config, node)
+    if OmegaConf.select(config, "trainer") is None:
+        return
+    _check_devices(config)
+    precision = config.trainer.get("precision")
+    if precision is not None and str(precision) not in PRECISIONS:
+        raise UserError(f"trainer.precision={precision}: valid: {', '.join(PRECISIONS)}")
+
+
+def _check_devices(config: DictConfig) -> None:
+    """Refuse more processes than CPU cores; more GPUs than there are, Lightning refuses."""
+    devices, cores = config.trainer.devices, os.cpu_count() or 1
+    asked = config.trainer.accelerator
+    on_cpu = asked == "cpu" or (asked == "auto" and not torch.accelerator.is_available())
+    if on_cpu and isinstance(devices, int) and not 1 <= devices <= cores:
+        found = "no GPU and " if asked == "auto" else ""
+        raise UserError(
+            f"trainer.devices={devices}: this machine has {found}{cores} CPU cores; valid: 1 to {cores}"
+        )
+
+
+def _check_length(config: DictConfig) -> None:
+    """Refuse a training without an end, or one that would keep nothing."""
+    if config.trainer.max_epochs is None:
+        raise UserError(
+            "trainer.max_epochs=null: name a number of epochs; the learning rate's schedule needs an end"
+        )
+    _at_least(config, "trainer.max_epochs", 1)
+    checkpoint = config.callbacks.get("checkpoint")
+    if checkpoint is None:
+        return
+    if checkpoint.get("save_top_k") == 0:
+        raise UserError("callbacks.checkpoint.save_top_k=0: no weights would be kept; valid: 1")
+    if checkpoint.get("monitor") and config.trainer.limit_val_batches == 0:
+        raise UserError(
+            f"trainer.limit_val_batches=0: {checkpoint.monitor} chooses the kept epoch, and nothing would be "
+            "validated; "
+            "add callbacks.checkpoint.monitor=null to keep the last epoch's weights"
+        )
+
+
+def _check_model(config: DictConfig, node: str) -> None:
+    if "optimizer" in config[node]:
+        check_names(config[node].optimizer, f"{node}.optimizer")
+    for key, value in _numbers(config[node], f"{node}."):
+        name = key.rpartition(".")[2]
+        if name in POSITIVE and value <= 0:
+            raise UserError(f"{key}={value}: must be above 0")
+        if name in NOT_NEGATIVE and value < 0:
+            raise UserError(f"{key}={value}: must not be negative")
+
+
+def _numbers(node: DictConfig, prefix: str) -> Iterator[tuple[str, float]]:
+    for key, value in node.items():
+        if isinstance(value, DictConfig):
+            yield from _numbers(value, f"{prefix}{key!s}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{key!s}", value
+
+
+def _at_least(config: DictConfig, key: str, least: int) -> None:
+    value = OmegaConf.select(config, key)
+    if value is not None and value < least:
+        raise UserError(f"{key}={value}: must be at least {least}")
+
+
+# A config or a checkpoint may name only these as _target_: anything else could run a stranger's code.
+ALLOWED_TARGETS = ("fakedet.", "lightning.pytorch.")
+
+
+def instantiated(config: Mapping[str, Any], where: str, **parts: Any) -> Any:
+    """Build the object that a config names as its ``_target_``.
+
+    Args:
+        config: resolved, or a DictConfig to resolve; what it holds is passed on as plain values.
+        where: its place in the whole config, for messages.
+        **parts: objects passed beside its values.
+
+    Raises:
+        UserError: a class that may not be named, or values that it refuses.
+    """
+    container = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+    assert isinstance(container, Mapping)
+    _check_targets(container, where)
+    try:
+        return instantiate(dict(container), **parts, _convert_="all", _recursive_=False)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        if isinstance(cause, MisconfigurationException):
+            hint = "; without one: trainer=cpu" if "No supported gpu" in str(cause) else ""
+            raise UserError(f"{where}: {_one_line(cause)}{hint}") from error
+        if isinstance(cause, TypeError | ValueError) or cause is None:
+            raise UserError(f"{where}: {_one_line(cause or error)}") from error
+        raise
+
+
+def _check_targets(node: Any, where: str) -> None:
+    if isinstance(node, Mapping):
+        target = node.get("_target_")
+        if target is not None and not str(target).startswith(ALLOWED_TARGETS):
+            raise UserError(
+                f"{where}._target_: '{target}' is refused; only {' and '.join(ALLOWED_TARGETS)} are built"
+            )
+        for key, value in node.items():
+            _check_targets(value, f"{where}.{key}")
+    elif isinstance(node, list | tuple):
+        for value in node:
+            _check_targets(value, where)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+ENCODER_GROUP = "model/encoder"
+
+
+def expand_encoders(arguments: list[str]) -> list[str]:
+    """Turn ``model/encoder=resnet18`` into ``model/encoder=timm model.encoder.name=resnet18``.
+
+    Any name of timm's stands where no config of ours has that name.
+
+    Raises:
+        UserError: neither; the nearest name of both is given.
+    """
+    expanded = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key != ENCODER_GROUP or value in _encoder_options() or not value:
+            expanded.append(argument)
+        elif "," in value:
+            if any(part not in _encoder_options() for part in value.split(",")):
+                raise UserError(
+                    f"{argument}: to sweep over timm's encoders, write "
+                    f"model/encoder=timm model.encoder.name={value}"
+                )
+            expanded.append(argument)
+        else:
+            expanded += [f"{ENCODER_GROUP}=timm", f"model.encoder.name={_timm_name(value)}"]
+    return expanded
+
+
+def _encoder_options() -> set[str]:
+    folder = files("fakedet.conf").joinpath("model", "encoder")
+    return {entry.name.removesuffix(".yaml") for entry in folder.iterdir()}
+
+
+def _timm_name(value: str) -> str:
+    import timm
+
+    known = timm.list_models()
+    if value.split(".")[0] not in known:
+        raise UserError(f"{ENCODER_GROUP}: '{value}' is neither a config nor a model of timm; "
+                        f"{nearest(value, [*_encoder_options(), *known])[:300]}")  # fmt: skip
+    return value
+
+
+MISSING_HINTS = {
+    "data.manifest": "a parquet or CSV table with the columns path, label, generator; data=demo has its own",
+    "source": "the images: a file, a folder, a table ..., see --help",
+    "output": "the file to write",
+    "predictions": "a predictions.parquet that `fakedet train` or `evaluate` wrote, or a list of them",
+    "output_dir": "the folder to write into",
+    "checkpoint": "the .ckpt file that `fakedet train` wrote",
+}
+# What a value looks like where the default is null.
+INSTEAD_OF_NULL = {
+    "threads": 1,
+    "data.steps_per_epoch": 1,
+    "data.crop_size": 1,
+    "data.match.size": 1,
+    "data.max_train_reals": 1,
+    "data.eval_batch_size": 1,
+    "trainer.limit_train_batches": 1.0,
+    "trainer.limit_val_batches": 1.0,
+    "trainer.limit_test_batches": 1.0,
+}
+
+
+def check_command_line(verb: str, arguments: list[str]) -> None:
+    """Refuse unknown keys, unknown options, values of the wrong type and values that are missing.
+
+    Raises:
+        UserError: the first mistake, in one line with the nearest valid name.
+    """
+    flags = get_args_parser().parse_args(arguments)
+    if flags.help or flags.hydra_help or flags.info or flags.shell_completion or flags.cfg:
+        return
+    overrides = _parse(flags.overrides)
+    with initialize_config_module("fakedet.conf", version_base="1.3"):
+        if flags.config_dir:
+            _add_folder(flags.config_dir)
+        groups = [override for override in overrides if _options(override)]
+        for override in groups:
+            _check_option(override)
+        if verb == "study" and not any(override.key_or_group == "study" for override in groups):
+            names = ", ".join(GlobalHydra.instance().config_loader().get_group_options("study"))
+            raise UserError(f"which study? pass study=NAME: {names}")
+        config = compose(verb, overrides=[_first(override) for override in groups])
+        for override in overrides:
+            if override not in groups:
+                _check_value(override, config)
+        plain = [_first(override) for override in overrides if not override.is_hydra_override()]
+        _check_missing(compose(verb, overrides=plain))
+
+
+def _add_folder(folder: str) -> None:
+    """Let the loader know the configs of ``--config-dir``, as Hydra's own command line does."""
+    path = Path(folder).absolute()
+    if not path.is_dir():
+        raise UserError(f"--config-dir={folder}: there is no such folder")
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    loader.get_search_path().prepend("command-line", f"file://{path}", "schema")
+    loader.repository = ConfigRepository(loader.get_search_path())
+
+
+def _parse(overrides: list[str]) -> list[Override]:
+    for text in overrides:
+        if "=" not in text and not text.startswith("~"):
+            raise UserError(f"'{text}' is not of the form key=value")
+    try:
+        return list(OverridesParser.create().parse_overrides(overrides))
+    except HydraException as error:
+        first = str(error).splitlines()[0]
+        raise UserError(
+            f"an override cannot be read: {first}; put values with special signs into quotes: 'key=\"a b\"'"
+        ) from error
+
+
+def _options(override: Override) -> list[str]:
+    """List the configs of the group that an override chooses from; empty if its key is no group."""
+    if override.is_hydra_override():
+        return []
+    return list(GlobalHydra.instance().config_loader().get_group_options(override.key_or_group))
+
+
+def _values(override: Override) -> list[Any]:
+    """List the value of an override, or all values that it sweeps over."""
+    if not override.is_sweep_override():
+        return [override.value()]
+    if not override.is_discrete_sweep():
+        return []
+    return list(override.sweep_iterator(transformer=Transformer.identity))
+
+
+def _first(override: Override) -> str:
+    """Write an override without its sweep, so that it composes into one config."""
+    if not override.is_discrete_sweep():
+        return str(override.input_line)
+    return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
+
+
+def _check_option(override: Override) -> None:
+    options = _options(override)
+    for value in _values(override):
+        for name in value if isinstance(value, list) else [value]:
+            if name is None and not override.is_delete():
+                key = override.key_or_group
+                raise UserError(f"{key}=null: a group is left out with ~{key}")
+            if name is not None and str(name) not in options:
+                raise UserError(
+                    f"{override.key_or_group}={name}: there is no such config; {nearest(str(name), options)}"
+                )
+
+
+def _check_value(override: Override, config: DictConfig) -> None:
+    if override.is_hydra_override() or override.is_add() or override.is_force_add():
+        return
+    key = override.key_or_group
+    _check_followed(key, config)
+    if not _has(config, key):
+        raise UserError(f"there is no key '{key}'; {_nearest_key(key, config)}")
+    if override.is_delete() or _is_missing(config, key):
+        return
+    default = OmegaConf.select(config, key)
+    default = INSTEAD_OF_NULL.get(key) if default is None else default
+    for value in _values(override):
+        _check_type(key, value, default)
+
+
+def _check_followed(key: str, config: DictConfig) -> None:
+    """Refuse a key below a node that is another's: Hydra finds none there, although the config shows it."""
+    names = key.split(".")
+    for place in range(1, len(names)):
+        *above, name = names[:place]
+        node = OmegaConf.select(config, ".".join(above)) if above else config
+        if not isinstance(node, DictConfig) or name not in node:
+            return
+        if OmegaConf.is_interpolation(node, name):
+            there = node._get_node(name)._value().removeprefix("${").removesuffix("}")  # type: ignore[union-attr]
+            rest = ".".join([there, *names[place:]])
+            raise UserError(f"{key}: {'.'.join(names[:place])} is the same as {there}; pass {rest}=")
+
+
+def _check_type(key: str, value: Any, default: Any) -> None:
+    expected = None
+    if isinstance(default, bool):
+        expected = "true or false" if not isinstance(value, bool) else None
+    elif isinstance(default, int):
+        expected = "a whole number" if not _is_number(value, whole=True) else None
+    elif isinstance(default, float):
+        expected = "a number" if not _is_number(value, whole=False) else None
+    elif OmegaConf.is_config(default) and not isinstance(value, dict | list) and value is not None:
+        expected = "a list or mapping" if "${" not in str(value) else None
+    if expected and value is not None and "${" not in str(value):
+        raise UserError(f"{key}={value}: expected {expected}, like {default}")
+
+
+def _is_number(value: Any, whole: bool) -> bool:
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, int) or (isinstance(value, float) and (not whole or value.is_integer()))
+
+
+def _check_missing(config: DictConfig) -> None:
+    for key in sorted(OmegaConf.missing_keys(config)):
+        hint = f": {MISSING_HINTS[key]}" if key in MISSING_HINTS else ""
+        raise UserError(f"{key} is not given; pass {key}=...{hint}")
+
+
+def _nearest_key(key: str, config: DictConfig) -> str:
+    known = [*_keys(config), *_groups()]
+    hint = nearest(key, known)
+    if hint.startswith("did you mean"):
+        return hint
+    parent, _, leaf = key.rpartition(".")
+    siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == parent]
+    return nearest(leaf, siblings) if siblings else nearest(key, list(config))  # type: ignore[arg-type]
+
+
+def _groups() -> list[str]:
+    loader = GlobalHydra.instance().config_loader()
+    return [str(name) for name in loader.list_groups("")]
+
+
+def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in config:
+        name = f"{prefix}{key!s}"
+        yield name
+        if not OmegaConf.is_missing(config, key) and OmegaConf.is_dict(config._get_node(key)):
+            node = config[str(key)]
+            if isinstance(node, DictConfig):
+                yield from _keys(node, f"{name}.")
+
+
+def _has(config: DictConfig, key: str) -> bool:
+    parent = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
+    return isinstance(parent, DictConfig) and key.rpartition(".")[2] in list(parent)
+
+
+def _is_missing(config: DictConfig, key: str) -> bool:
+    parent = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
+    return bool(OmegaConf.is_missing(parent, key.rpartition(".")[2]))

@@ -1,1 +1,0 @@
-"""Embedded demo data: real crops of bundled photographs against simulated generators."""

@@ -1,0 +1,184 @@
+"""data/shards"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fakedet.data.datamodule import ImageDataModule
+from fakedet.data.dataset import cores
+from fakedet.data.decode import DecodeError, Header, parse_header
+from fakedet.data.index import SCHEMA, write_rejected
+from fakedet.data.manifest_table import SHARDS_KEY
+from fakedet.data.sources import INDEX, import_litdata
+from fakedet.errors import UserError
+from fakedet.utils import bar
+
+log = logging.getLogger("fakedet")
+
+ORDER = ["split", "label", "generator", "source", "path"]
+"""Rows of one stratum lie together: a shard then serves one stratum, and is done with when that has passed."""
+SHARDS = pa.schema([*SCHEMA, ("shard", pa.int32()), ("position", pa.int64())])
+
+
+@dataclass(frozen=True)
+class Sharded:
+    """What was written."""
+
+    folder: Path
+    rows: int
+    shards: int
+    bytes: int
+    lost: Counter[tuple[str, str]]
+    """Images left out by (class, generator)."""
+
+
+def shard_manifest(
+    datamodule: ImageDataModule, output_dir: str | Path, overwrite: bool, shard_mb: float
+) -> Sharded:
+    """Write a manifest's images into shards, bytes unchanged (or matched, if the data module matches).
+
+    Everything is written beside the folder and takes its place at the end: a kill or a full disk leaves what was
+    there.
+
+    Args:
+        datamodule: its manifest is written.
+        output_dir: the folder.
+        overwrite: replace a folder that is not empty.
+        shard_mb: size of a shard, in MB of 10^6 bytes.
+
+    Raises:
+        UserError: anything wrong with manifest, folder or settings; the disk is full.
+    """
+    if shard_mb <= 0:
+        raise UserError(f"shard_mb={shard_mb}: must be above 0")
+    import_litdata()
+    frame = datamodule.manifest.frame
+    folder = _check_folder(Path(output_dir), overwrite)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    rejected: list[tuple[str, str]] = []
+    try:
+        _write(datamodule, temporary, int(shard_mb * 1e6), rejected)
+        write_rejected(temporary / "rejected.csv", rejected)
+        written = _describe(temporary, folder, frame, rejected)
+        _replace(folder, temporary)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written: {error.strerror or error}; what was there is unchanged"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return written
+
+
+def _check_folder(folder: Path, overwrite: bool) -> Path:
+    if folder.is_dir() and any(folder.iterdir()):
+        if not overwrite:
+            raise UserError(
+                f"output_dir={folder} is not empty; name another one, or pass overwrite=true to replace it"
+            )
+        if not (folder / INDEX).is_file():
+            raise UserError(
+                f"output_dir={folder} holds no shards; only shards are replaced by overwrite=true"
+            )
+    elif folder.exists() and not folder.is_dir():
+        raise UserError(f"output_dir={folder} is a file; name a folder")
+    try:
+        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir={folder} cannot be written: {error.strerror}") from error
+    return folder.absolute()
+
+
+def _write(datamodule: ImageDataModule, folder: Path, size: int, rejected: list[tuple[str, str]]) -> None:
+    """Write shards and manifest.parquet into a new folder."""
+    folder.mkdir(parents=True)
+    frame = datamodule.manifest.frame
+    order = frame.sort_values(ORDER, kind="stable").index.tolist()
+    rows: list[tuple[Any, ...]] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from litdata.streaming import Cache
+
+        cache = Cache(str(folder), chunk_bytes=size)
+        for row, data, header in _images(datamodule, order, rejected):
+            cache[len(rows)] = data
+            kept = frame.loc[row]
+            rows.append((kept["path"], kept["label"], kept["generator"], kept["source"], kept["split"], kept["group"],
+                         header.width, header.height, header.format, header.jpeg_quality, header.jpeg_tables,
+                         len(data), hashlib.sha256(data).hexdigest()))  # fmt: skip
+        if not rows:
+            raise UserError(
+                f"none of the {len(frame)} images can be read; the first: {': '.join(rejected[0])}"
+            )
+        cache.done()
+        cache.merge()
+    chunks = json.loads((folder / INDEX).read_text(encoding="utf-8"))["chunks"]
+    shard = np.repeat(np.arange(len(chunks)), [chunk["chunk_size"] for chunk in chunks])
+    columns = [*zip(*rows, strict=True), shard, np.arange(len(rows))]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, SHARDS, strict=True)]
+    table = pa.Table.from_arrays(arrays, schema=SHARDS.with_metadata({SHARDS_KEY: b"."}))
+    pq.write_table(table, folder / "manifest.parquet")
+
+
+def _images(
+    datamodule: ImageDataModule, order: list[int], rejected: list[tuple[str, str]]
+) -> Iterator[tuple[int, bytes, Header]]:
+    """Yield the images that can be read, in order; threads read ahead."""
+
+    def read(row: int) -> tuple[bytes, Header] | str:
+        try:
+            data = datamodule.read_bytes(row)
+            return data, parse_header(data)
+        except DecodeError as error:
+            return error.reason
+
+    frame, threads = datamodule.manifest.frame, 4 * cores()
+    ahead: deque[Future[tuple[bytes, Header] | str]] = deque()
+    todo = iter(order)
+    with bar("writing shards", len(order)) as shown, ThreadPoolExecutor(threads) as pool:
+        for number, row in enumerate(order):
+            ahead.extend(pool.submit(read, later) for later in islice(todo, 4 * threads - len(ahead)))
+            found = ahead.popleft().result()
+            if isinstance(found, str):
+                rejected.append((str(frame.at[row, "path"]), found))
+            else:
+                yield row, *found
+            shown.show(number + 1)
+
+
+def _describe(temporary: Path, folder: Path, frame: Any, rejected: list[tuple[str, str]]) -> Sharded:
+    files = [path for path in temporary.iterdir() if path.suffix == ".bin"]
+    left = frame[frame["path"].isin([path for path, _ in rejected])]
+    lost = Counter(zip(left["label"].map({0: "real", 1: "fake"}), left["generator"], strict=True))
+    size = sum(path.stat().st_size for path in files)
+    return Sharded(folder, len(frame) - len(rejected), len(files), size, lost)
+
+
+def _replace(folder: Path, temporary: Path) -> None:
+    """Put the new folder in place; the old one is there until then, and again if that fails."""
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.exists():
+        os.rename(folder, old)
+    try:
+        os.rename(temporary, folder)
+    except OSError:
+        if old.exists():
+            os.rename(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

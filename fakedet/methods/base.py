@@ -1,0 +1,267 @@
+"""methods/base"""
+
+from __future__ import annotations
+
+import logging
+import math
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import timm.optim
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from fakedet.errors import UserError, choose
+from fakedet.metrics.average_precision import GeneratorAveragePrecision
+from fakedet.metrics.decisions import OperatingPoint
+
+SHAPE = ("factor", "steps", "patience", "plateau_metric")
+
+SCHEDULES = ("cosine", "constant", "step", "plateau")
+
+
+def configure_optimiser(
+    parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], total_steps: int
+) -> dict[str, Any]:
+    """Build the optimiser and its per-step schedule in the form that Lightning takes.
+
+    Args:
+        parameters: what is learned; frozen ones are left out.
+        settings: ``name`` (any optimiser of timm), ``lr``, ``weight_decay``, ``warmup`` (share of all steps)
+            and ``schedule``; everything else goes to the optimiser itself. Schedules: "cosine"; "constant";
+            "step", times ``factor`` after each of ``steps`` equal parts of the training; "plateau", times ``factor``
+            when ``plateau_metric`` of the validation has not risen for ``patience`` epochs.
+        total_steps: optimiser steps of the whole training.
+
+    Raises:
+        UserError: an unknown optimiser or schedule, or settings that the optimiser does not take.
+    """
+    name, schedule = check_names(settings)
+    options = {key: value for key, value in settings.items() if key not in ("name", "schedule")}
+    warmup = float(options.pop("warmup", 0.0))
+    shape = {key: options.pop(key) for key in SHAPE if key in options}
+    learned = [parameter for parameter in parameters if parameter.requires_grad]
+    try:
+        optimiser = timm.optim.create_optimizer_v2(learned, opt=name, **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model.optimizer: '{name}' does not take these settings: {error}") from error
+    if schedule == "plateau":
+        return _plateau(optimiser, shape)
+    warmup_steps = round(warmup * total_steps)
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        if schedule == "constant":
+            return 1.0
+        if schedule == "step":
+            return float(shape["factor"] ** (step * shape["steps"] // max(1, total_steps)))
+        done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+    return {"optimizer": optimiser, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def check_names(settings: Mapping[str, Any], where: str = "model.optimizer") -> tuple[str, str]:
+    """Give the names of optimiser and schedule.
+
+    Raises:
+        UserError: one is unknown; the message names the nearest.
+    """
+    known = map(str, timm.optim.list_optimizers())
+    name = choose(str(settings["name"]).lower(), known, f"{where}.name")
+    return name, choose(str(settings.get("schedule", "constant")), SCHEDULES, f"{where}.schedule")
+
+
+def _plateau(optimiser: torch.optim.Optimizer, shape: Mapping[str, Any]) -> dict[str, Any]:
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimiser, mode="max", factor=float(shape["factor"]), patience=int(shape["patience"])
+    )
+    every = {"scheduler": scheduler, "interval": "epoch", "monitor": shape["plateau_metric"]}
+    return {"optimizer": optimiser, "lr_scheduler": every}
+
+
+def gather_rows(module: LightningModule, rows: torch.Tensor) -> torch.Tensor:
+    """Concatenate the rows of all ranks, with gradients; the identity on one rank.
+
+    Every rank computes the same loss over all rows; the gradient of the gather sums over ranks and DDP
+    averages over them, which together give the gradient of a single process with the whole batch.
+
+    Args:
+        module: the LightningModule, whose trainer knows the ranks.
+        rows: (B, ...) of this rank; every rank has the same B.
+
+    Returns:
+        (world size · B, ...) in the order of the ranks.
+    """
+    trainer = module._trainer
+    if trainer is None or trainer.world_size == 1:
+        return rows
+    gathered = module.all_gather(rows, sync_grads=rows.requires_grad)
+    assert isinstance(gathered, torch.Tensor)
+    return gathered.flatten(0, 1)
+
+
+def gather_records(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Join plain records of all ranks; collective under DDP, the same list on one rank."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return records
+    gathered: list[list[dict[str, Any]]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(gathered, records)
+    return [record for of_rank in gathered for record in of_rank]
+
+
+log = logging.getLogger("fakedet")
+
+FITTED_REALS = 4096
+"""Most photographs that an encoder is fitted to."""
+
+
+def fit_encoder(encoder: Any, module: LightningModule) -> None:
+    """Show an encoder that has a ``fit_reals`` real training photographs, seen as evaluation sees them.
+
+    Args:
+        encoder: any; those without ``fit_reals`` are left as they are.
+        module: the LightningModule, whose attached data module gives the photographs.
+    """
+    if hasattr(encoder, "fit_reals"):
+        log.info("the encoder is fitted to training photographs; a trunk that is new to them takes a while")
+        loader = module.trainer.datamodule.bank_dataloader(FITTED_REALS)  # type: ignore[attr-defined]
+        encoder.fit_reals(first_view(batch).to(module.device) for batch in loader if len(batch["id"]))
+
+
+def first_view(batch: dict[str, Any]) -> Tensor:
+    """Return the first view of each image of a batch, float (B, 3, H, W) in [0, 1]."""
+    image: Tensor = batch["image"][:, 0]
+    return image.float().div(255.0)
+
+
+class Scores(NamedTuple):
+    """What a detector says of each image of a batch."""
+
+    logit: Tensor
+    """(B,) float32; sigmoid(logit) = P(fake)."""
+    embedding: Tensor
+    """(B, D) float32; what the embedding map draws."""
+    trace_distance: Tensor
+    """(B,) float32 distance from the natural traces; NaN where a method has none."""
+
+
+class Detector(LightningModule):
+    """Score images, log the loss, and measure AP per generator on the validation and test splits.
+
+    Subclasses give :meth:`forward` and ``training_step``. ``identity`` travels inside every checkpoint: the
+    model's config, the generators seen in training and the crop, all that is needed to build the detector
+    again and to say what it knows. It holds plain values only, so that checkpoints load with ``weights_only``.
+    """
+
+    encoder: nn.Module
+
+    def __init__(self, optimizer: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.optimizer_settings = dict(optimizer)
+        self.identity: dict[str, Any] = {}
+        self.val_metric: nn.Module | None = None
+        self.test_metric: nn.Module | None = None
+        self.quarantined: list[dict[str, Any]] = []
+
+    @property
+    def operating_point(self) -> OperatingPoint | None:
+        """The threshold, calibration and reference that were fitted after training, if the checkpoint has them."""
+        content = self.identity.get("operating_point")
+        return OperatingPoint.from_dict(content) if content else None
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Scores:
+        """Score float RGB images (N, 3, H, W) in [0, 1]."""
+
+    def freeze_for_export(self) -> None:
+        """Turn what depends on values of buffers into constants, so that the forward pass can be traced."""
+        for module in self.modules():
+            if callable(freeze := getattr(module, "freeze", None)):
+                freeze()
+
+    # --- Lightning's hooks -----------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Make the metrics for the generators of the attached data."""
+        if self.trainer.datamodule is None:  # type: ignore[attr-defined]
+            return
+        cells = self.trainer.datamodule.cells  # type: ignore[attr-defined]
+        for name in ("val_metric", "test_metric"):
+            metric = GeneratorAveragePrecision(cells.names, cells.is_fake, cells.counterparts)
+            setattr(self, name, metric.to(self.device))
+
+    def on_fit_start(self) -> None:
+        """Fit the encoder to real photographs where it asks for that."""
+        fit_encoder(self.encoder, self)
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimiser over everything that is not frozen."""
+        total = int(self.trainer.estimated_stepping_batches)
+        return configure_optimiser(self.parameters(), self.optimizer_settings, total)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the identity into the checkpoint."""
+        checkpoint["fakedet"] = self.identity
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Collect scores on the validation split."""
+        self._collect(self.val_metric, batch, self.score_views(self.take(batch)))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log mAP, AP per generator, the loss and the accuracy at logit 0 on the validation split."""
+        metric = self.val_metric
+        assert isinstance(metric, GeneratorAveragePrecision)
+        # From the gathered rows: exact over uneven ranks, and no rank can wait for one that has no rows.
+        rows = metric.rows()
+        if len(rows["logit"]):
+            loss = F.binary_cross_entropy_with_logits(rows["logit"], rows["label"].to(rows["logit"].dtype))
+            self.log("val/loss", float(loss), batch_size=1)
+            right = (rows["logit"] > 0) == (rows["label"] == 1)
+            self.log("val/accuracy", float(right.double().mean()), batch_size=1)
+        self._log_metric(metric, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Collect scores on the test split."""
+        self._collect(self.test_metric, batch, self.score_views(self.take(batch)))
+
+    def on_test_epoch_end(self) -> None:
+        """Log mAP and AP per generator; the rows stay in ``test_metric`` for the predictions file."""
+        self._log_metric(self.test_metric, "test", reset=False)
+
+    # --- parts -----------------------------------------------------------------------------------------
+
+    def take(self, batch: dict[str, Any]) -> Tensor:
+        """Give a batch's images as float (B, V, 3, H, W) in [0, 1], and note which files could not be read.
+
+        Images travel to the device as uint8: a quarter of the bytes.
+        """
+        self.quarantined.extend(batch.get("quarantined", ()))
+        image: Tensor = batch["image"]
+        return image.float().div_(255.0) if image.dtype == torch.uint8 else image
+
+    def score_views(self, images: Tensor) -> Scores:
+        """Score (B, V, 3, H, W) and average each image's V views."""
+        batch, views = images.shape[:2]
+        if batch == 0:
+            empty = images.new_zeros(0)
+            return Scores(empty, images.new_zeros(0, 1), empty)
+        scores = self(images.flatten(0, 1))
+        return Scores(*(value.float().unflatten(0, (batch, views)).mean(dim=1) for value in scores))
+
+    def _collect(self, metric: nn.Module | None, batch: dict[str, Any], scores: Scores) -> None:
+        assert isinstance(metric, GeneratorAveragePrecision)
+        metric.update(batch["id"], batch["label"], batch["generator"], scores.logit, scores.trace_distance)
+
+    def _log_metric(self, metric: nn.Module | None, prefix: str, reset: bool = True) -> None:
+        assert isinstance(metric, GeneratorAveragePrecision)
+        # One dictionary at the end of an epoch; logging ten keys on every step would cost milliseconds each.
+        values = {f"{prefix}/{key}": float(value) for key, value in metric.compute().items()}
+        self.log_dict(values, batch_size=1)
+        if reset:
+            metric.reset()

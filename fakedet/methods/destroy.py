@@ -1,0 +1,267 @@
+"""methods/destroy"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fakedet.errors import UserError, choose
+
+GRID = 3
+"""Uniform draws that an image takes: quality, and where its crop lies on JPEG's grid, down and across."""
+BLOCK = 8
+
+
+def check_qualities(pair: Sequence[int], name: str) -> tuple[int, int]:
+    """Give the least and the greatest JPEG quality.
+
+    Raises:
+        UserError: not two whole numbers from 1 to 100, the least first.
+    """
+    whole = [value for value in pair if isinstance(value, int) and not isinstance(value, bool)]
+    if len(pair) != 2 or len(whole) != 2 or not 1 <= whole[0] <= whole[1] <= 100:
+        raise UserError(f"{name}={list(pair)}: two JPEG qualities from 1 to 100, the least first, or null")
+    return whole[0], whole[1]
+
+
+def recompress(levels: Tensor, draws: Tensor, qualities: tuple[int, int]) -> Tensor:
+    """Compress each image as a JPEG and decode it.
+
+    Each image is laid on JPEG's 8×8 grid at an offset of its own: were its corner always a block's, the offset
+    would tell it from crops of files, which were compressed before they were cut.
+
+    Args:
+        levels: float RGB (N, 3, H, W) of whole numbers from 0 to 255, H and W at least 8.
+        draws: uniform (N, 3) in [0, 1) on the CPU.
+        qualities: least and greatest, uniform between.
+
+    Returns:
+        The same shape, dtype and device.
+    """
+    low, high = qualities
+    height, width = levels.shape[-2:]
+    padded = F.pad(levels, (BLOCK - 1,) * 4, mode="reflect").to("cpu", torch.uint8)
+    # OpenCV's colours stand in the other order.
+    pictures = padded.flip(1).permute(0, 2, 3, 1).numpy()
+    done = []
+    for picture, (quality, down, across) in zip(pictures, draws.tolist(), strict=True):
+        top, left = BLOCK - 1 - int(down * BLOCK), BLOCK - 1 - int(across * BLOCK)
+        setting = [cv2.IMWRITE_JPEG_QUALITY, low + int(quality * (high - low + 1))]
+        _, code = cv2.imencode(".jpg", np.ascontiguousarray(picture[top:, left:]), setting)
+        decoded = cv2.imdecode(code, cv2.IMREAD_COLOR)
+        assert decoded is not None  # OpenCV reads what it wrote
+        y, x = BLOCK - 1 - top, BLOCK - 1 - left
+        done.append(torch.from_numpy(decoded[y : y + height, x : x + width]))
+    if not done:
+        return levels
+    return torch.stack(done).permute(0, 3, 1, 2).flip(1).to(levels)
+
+
+# Uniform draws that an image gets: as many as the hungriest method, the nine weights of a kernel, takes.
+DRAWS = 9
+
+SCALES = (0.4, 0.8)  # of the sides, down; up again by the inverse
+MODES = ("bilinear", "bicubic", "area", "nearest")
+CUTOFFS = (0.15, 0.4)  # cycles a pixel; the Nyquist frequency is 0.5
+ROLL_OFF = 0.02  # cycles a pixel; a softer edge than this hardly rings
+SIGMAS = (0.5, 1.5)  # pixels
+
+
+def resample(images: Tensor, draws: Tensor) -> Tensor:
+    """Scale each image down by a random factor and up again, each way with a random kernel."""
+    full = list(images.shape[-2:])
+    done = []
+    for image, (scale, down, up) in zip(images.split(1), draws[:, :3].tolist(), strict=True):
+        factor = SCALES[0] + scale * (SCALES[1] - SCALES[0])
+        small = _interpolate(image, [max(1, round(side * factor)) for side in full], down)
+        done.append(_interpolate(small, full, up))
+    return torch.cat(done)
+
+
+def zero_insert(images: Tensor, draws: Tensor) -> Tensor:
+    """Halve each image, put zeros between its pixels and filter with a random positive 3×3 kernel.
+
+    This is what a transposed convolution of stride 2 does. An output pixel sees one, two or four of the
+    inserted samples, by its phase; the kernel's weights sum to one within each phase. With one sum for all,
+    a flat grey would become a chequerboard, far from what any trained generator leaves.
+    """
+    height, width = images.shape[-2:]
+    small = F.avg_pool2d(images, 2, ceil_mode=True, count_include_pad=False)
+    count, channels = small.shape[:2]
+    spread = images.new_zeros(count, channels, 2 * small.shape[-2], 2 * small.shape[-1])
+    spread[..., ::2, ::2] = small
+    kernels = 0.1 + draws.reshape(count, 3, 3)
+    for rows in (slice(1, 2), slice(0, 3, 2)):
+        for columns in (slice(1, 2), slice(0, 3, 2)):
+            phase = kernels[:, rows, columns]
+            kernels[:, rows, columns] = phase / phase.sum(dim=(1, 2), keepdim=True)
+    # Reflection keeps the phase: the pixel beyond the border is as far from a sample as the one within.
+    padded = F.pad(spread, (1, 1, 1, 1), mode="reflect")
+    return _filter_each(padded, kernels.to(images))[..., :height, :width]
+
+
+def lowpass(images: Tensor, draws: Tensor) -> Tensor:
+    """Cut off the frequencies above a random one, in the Fourier domain, with a steep but soft edge."""
+    height, width = images.shape[-2:]
+    # The transform sees a periodic image; without a margin opposite borders would bleed into each other.
+    margin = min(8, height - 1, width - 1)
+    padded = F.pad(images, (margin,) * 4, mode="reflect")
+    size = padded.shape[-2:]
+    vertical = torch.fft.fftfreq(size[0], device=images.device).view(1, 1, -1, 1)
+    horizontal = torch.fft.rfftfreq(size[1], device=images.device).view(1, 1, 1, -1)
+    cutoff = (CUTOFFS[0] + draws[:, 0] * (CUTOFFS[1] - CUTOFFS[0])).to(images).view(-1, 1, 1, 1)
+    gain = torch.sigmoid((cutoff - (vertical**2 + horizontal**2).sqrt()) / ROLL_OFF)
+    filtered = torch.fft.irfft2(torch.fft.rfft2(padded) * gain, s=size)
+    return filtered[..., margin : margin + height, margin : margin + width]
+
+
+def smooth(images: Tensor, draws: Tensor) -> Tensor:
+    """Blur each image with a Gaussian of random width."""
+    sigma = SIGMAS[0] + draws[:, :1] * (SIGMAS[1] - SIGMAS[0])
+    reach = min(math.ceil(3 * SIGMAS[1]), min(images.shape[-2:]) - 1)
+    kernels = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
+    kernels = (kernels / kernels.sum(dim=1, keepdim=True)).to(images)
+    padded = F.pad(images, (reach,) * 4, mode="reflect")
+    return _filter_each(_filter_each(padded, kernels[:, None, :]), kernels[:, :, None])
+
+
+def _interpolate(image: Tensor, size: list[int], draw: float) -> Tensor:
+    mode = MODES[int(draw * len(MODES))]
+    antialias = mode in ("bilinear", "bicubic")
+    return F.interpolate(image, size=size, mode=mode, antialias=antialias)
+
+
+def _filter_each(images: Tensor, kernels: Tensor) -> Tensor:
+    """Correlate each of (n, C, H, W) with its own of (n, h, w), without padding."""
+    count, channels = images.shape[:2]
+    weight = kernels.repeat_interleave(channels, dim=0).unsqueeze(1)
+    made = F.conv2d(images.flatten(0, 1).unsqueeze(0), weight, groups=count * channels)
+    return made.view(count, channels, *made.shape[-2:])
+
+
+METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "resample": resample,
+    "zero_insert": zero_insert,
+    "lowpass": lowpass,
+    "smooth": smooth,
+}
+
+
+_WIDTH = 2 + DRAWS
+"""Uniform draws that a copy takes: kind, strength, and those of its kind."""
+
+
+class TraceDestroyer(nn.Module):
+    """Make a trace-destroyed copy of each image (ours; docs/method.md).
+
+    Each image draws one kind and a strength: the share of the re-synthesised image in its blend with the
+    original. Such copies imitate upsampling and smoothing, so they are pseudo-fakes of a kind.
+
+    Args:
+        kinds: one or more of "resample", "zero_insert", "lowpass", "smooth"; see
+            :mod:`fakedet.methods.destroy`.
+        min_strength: least strength, in [0, 1]; strengths are uniform in [min_strength, 1].
+        recompress: least and greatest JPEG quality of the copies; None: they are not compressed. Where the fakes
+            to come are JPEGs, copies without JPEG's own traces teach another lesson than theirs.
+
+    Raises:
+        UserError: an unknown kind, none at all, a strength outside [0, 1], or no such JPEG quality.
+    """
+
+    def __init__(
+        self,
+        kinds: Sequence[str] = tuple(METHODS),
+        min_strength: float = 0.4,
+        recompress: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.kinds = tuple(choose(kind, METHODS, "model.destroyers") for kind in kinds)
+        if not self.kinds:
+            raise UserError(f"model.destroyers: name at least one of {', '.join(METHODS)}")
+        if not 0.0 <= min_strength <= 1.0:
+            raise UserError(f"model.min_strength: {min_strength} is not between 0 and 1")
+        self.min_strength = min_strength
+        self.qualities = None if recompress is None else check_qualities(recompress, "model.recompress")
+
+    @property
+    def width(self) -> int:
+        """Uniform draws that a copy takes."""
+        return _WIDTH + (GRID if self.qualities else 0)
+
+    @torch.no_grad()
+    def forward(
+        self, images: Tensor, generator: torch.Generator | None = None, draws: Tensor | None = None
+    ) -> Tensor:
+        """Destroy the traces of images; nothing here carries gradients.
+
+        Args:
+            images: float RGB (N, 3, H, W) in [0, 1], H and W at least 2.
+            generator: a CPU generator, whose draws are the same whatever the images' device; None takes
+                PyTorch's global one.
+            draws: uniform (N, width) in [0, 1) on the CPU instead.
+
+        Returns:
+            (N, 3, H, W) of the images' dtype, in steps of 1/255 as every stored image is: values between the
+            steps would give the copies away without any trace being learned.
+        """
+        if draws is None:
+            draws = torch.rand(len(images), self.width, generator=generator)
+        kind = (draws[:, 0] * len(self.kinds)).long()
+        strength = self.min_strength + draws[:, 1] * (1.0 - self.min_strength)
+        with torch.autocast(images.device.type, enabled=False):
+            original = images.float()
+            destroyed = torch.empty_like(original)
+            for index, name in enumerate(self.kinds):
+                rows = (kind == index).nonzero().squeeze(1)
+                if len(rows):
+                    there = rows.to(images.device)
+                    destroyed[there] = METHODS[name](original[there], draws[rows, 2:_WIDTH])
+            blend = torch.lerp(original, destroyed, strength.to(original).view(-1, 1, 1, 1))
+            levels = (blend.clamp(0.0, 1.0) * 255.0).round()
+            if self.qualities is not None:
+                levels = recompress(levels, draws[:, _WIDTH:], self.qualities)
+            return levels.div(255.0).to(images.dtype)
+
+
+BYTES_KEPT = 512 * 2**20
+"""Bytes of pixels kept."""
+
+
+class CopyMemory:
+    """Make the copy of an image that looks the same each time, with draws that are its own, once.
+
+    A copy does not depend on its batch and is in steps of 1/255, so that what is kept, in bytes, is the copy.
+
+    Args:
+        destroyer: makes the copies.
+        capacity: in bytes; what came first stays.
+    """
+
+    def __init__(self, destroyer: TraceDestroyer, capacity: int = BYTES_KEPT) -> None:
+        self._destroyer, self._left = destroyer, capacity
+        self._kept: dict[int, Tensor] = {}
+
+    def __call__(self, images: Tensor, ids: Tensor, draws: Tensor) -> Tensor:
+        """Give the copies (N, 3, H, W) of images (N, 3, H, W) in [0, 1], rows ``ids`` (N,) of the manifest."""
+        rows = ids.tolist()
+        new = [index for index, row in enumerate(rows) if row not in self._kept]
+        copies = torch.empty_like(images)
+        if new:
+            copies[new] = self._destroyer(images[new], draws=draws[new])
+        for index, row in enumerate(rows):
+            if row in self._kept:
+                copies[index] = self._kept[row].to(images.device).float().div(255.0)
+        for index in new:
+            self._keep(rows[index], copies[index])
+        return copies
+
+    def _keep(self, row: int, copy: Tensor) -> None:
+        if copy.numel() <= self._left and row not in self._kept:
+            self._kept[row] = copy.float().mul(255.0).round().byte().cpu()
+            self._left -= copy.numel()

@@ -1,0 +1,82 @@
+"""fakedet.pages"""
+
+from __future__ import annotations
+
+import base64
+import os
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture with its caption."""
+
+    path: Path
+    caption: str
+
+    @property
+    def data(self) -> str:
+        """The picture as a data URI."""
+        return "data:image/png;base64," + base64.b64encode(self.path.read_bytes()).decode()
+
+
+def render(package: str, template: str, path: Path, **context: Any) -> None:
+    """Render a template of a package into a file, whole or not at all; whatever it shows is escaped.
+
+    Args:
+        package: such as "fakedet.evaluation".
+        template: path inside it.
+        path: the HTML file.
+        **context: what the template shows; ``style`` is added, the style sheet of all our pages.
+    """
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    text = files(package).joinpath(template).read_text(encoding="utf-8")
+    style = files("fakedet.evaluation").joinpath("report/style.css").read_text(encoding="utf-8")
+    content = environment.from_string(text).render(style=Markup(style), **context)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(content, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# Okabe and Ito's palette without its yellow, which is too light for lines: told apart by colour-blind readers.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+# Seventh and later things repeat the colours, so each round has a marker of its own.
+MARKERS = ("o", "s", "^", "D")
+
+
+REAL_COLOUR = "#4D4D4D"
+
+
+DPI = 200
+
+
+# Inches; two stand side by side in a report of 1200 px, and at 400 px one can still be read.
+WIDTH = 6.4
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Make a figure of this size in inches that no global registry knows of."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG."""
+    figure.savefig(path, dpi=DPI)
+    return path

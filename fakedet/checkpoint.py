@@ -16,6 +16,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor
 
 from fakedet.errors import UserError
+from fakedet.utils import replacing
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -43,31 +44,19 @@ def write_whole(content: Any, path: Path) -> None:
     Raises:
         UserError: the disk is full or the folder cannot be written; what was there is still there.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            torch.save(content, file)
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            try:
+                torch.save(content, file)
+            except RuntimeError as error:  # PyTorch's writer hides the system's error in one of its own
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        # PyTorch's writer hides the system's error in a RuntimeError of its own.
-        cause = error if isinstance(error, OSError) else error.__context__
-        said = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error).splitlines()[0]
-        _remove(temporary)
-        kept = f"; {path.name} is as it was" if path.exists() else ""
+    except (UserError, RuntimeError) as error:
         raise UserError(
-            f"the checkpoint {path} cannot be written: {said}{kept}. Make room, then give the same command again: it "
-            "goes on from the last checkpoint"
+            f"checkpoint: {str(error).splitlines()[0]}. Make room, then give the same command again: it goes on from "
+            "the last checkpoint"
         ) from error
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        return  # a folder that cannot be written holds no leftovers of ours
 
 
 SAFETENSORS = ".safetensors"

@@ -22,11 +22,10 @@ from torch import Tensor, nn
 import fakedet
 from fakedet.build import detector_of, load_detector
 from fakedet.checkpoint import SAFETENSORS, read_published, write_published
-from fakedet.data.index import replacing
 from fakedet.errors import UserError
 from fakedet.methods.base import Detector
 from fakedet.metrics.bootstrap import Interval
-from fakedet.utils import provenance, write_json
+from fakedet.utils import provenance, replacing, write_json
 
 LIMITS = """\
 - It knows the generators it was trained on and what resembles them. Of others it may be no better than a guess; the

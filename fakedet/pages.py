@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +12,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from fakedet.utils import replacing
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,8 @@ def render(package: str, template: str, path: Path, **context: Any) -> None:
     text = files(package).joinpath(template).read_text(encoding="utf-8")
     style = files("fakedet.evaluation").joinpath("report/style.css").read_text(encoding="utf-8")
     content = environment.from_string(text).render(style=Markup(style), **context)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # Okabe and Ito's palette without its yellow, which is too light for lines: told apart by colour-blind readers.

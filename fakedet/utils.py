@@ -1,4 +1,4 @@
-"""utils"""
+"""What every part needs: ranks, threads, progress, files written whole, and where a result comes from."""
 
 from __future__ import annotations
 
@@ -24,19 +24,27 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 import fakedet
 from fakedet.errors import UserError
 
+log = logging.getLogger("fakedet")
+
+FAILURE = "failure.json"
+"""File in the folder of a run that ended with an error."""
+
+PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "albumentations", "numpy",
+            "opencv-python-headless", "hydra-core")  # fmt: skip
+
 # Lightning's own launcher sets LOCAL_RANK and NODE_RANK, torchrun RANK and LOCAL_RANK, SLURM SLURM_PROCID.
 RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
 
 
 def is_main_process() -> bool:
-    """Say whether this process is rank zero."""
+    """Return whether this process is rank zero."""
     return all(os.environ.get(name, "0") in ("", "0") for name in RANKS)
 
 
 def start_name() -> str | None:
-    """Name this start of a job whose processes are all started from outside (srun, torchrun); None for others.
+    """Return a name of this start of a job whose processes were all started from outside (srun, torchrun), or None.
 
-    All processes of the start give the same name, and those of a requeued job another one.
+    All processes of one start share the name; a requeued job has another one.
     """
     if int(os.environ.get("SLURM_NTASKS") or 1) > 1 and "SLURM_PROCID" in os.environ:
         return f"slurm-{os.environ.get('SLURM_JOB_ID')}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
@@ -47,13 +55,13 @@ def start_name() -> str | None:
 
 
 def was_requeued() -> bool:
-    """Say whether SLURM started this job again."""
+    """Return whether SLURM started this job again."""
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
 
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Let PyTorch use ``count`` CPU threads meanwhile; None leaves its own choice."""
+    """Limit PyTorch to ``count`` CPU threads inside the block; None keeps its own choice."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)
@@ -63,35 +71,35 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-# What is silenced, and why it says nothing to the user.
+# Warnings that tell the user nothing, with the reason.
 SILENCED = (
-    # The frozen source of stage 2 stays in evaluation mode: that is what freezing its batch statistics means.
+    # The frozen source of stage 2 stays in evaluation mode so that its batch statistics do not change.
     r".*module\(s\) in eval mode at the start of training.*",
     # Lightning's own use of a PyTorch name that PyTorch has renamed.
     r".*isinstance\(treespec, LeafSpec\).*",
-    # How many workers are best is the user's to say; on small data none is.
+    # The user chooses the number of workers; on small data none is best.
     r".*does not have many workers.*",
-    # Fewer steps an epoch than log_every_n_steps: the epoch's end is logged in any case.
+    # An epoch has fewer steps than log_every_n_steps: its end is logged in any case.
     r".*The number of training batches .* is smaller than the logging interval.*",
-    # The folder was opened by us; that stage 1 left files below it is intended.
+    # fakedet opened the folder; stage 1 leaves files in it.
     r".*Checkpoint directory .* exists and is not empty.*",
-    # Metrics are reduced by our own metric, which every rank computes alike.
+    # Every rank computes the metrics from the rows of all ranks.
     r".*It is recommended to use `self.log.*sync_dist=True.*",
-    # Evaluation shares the rows out without padding; our metric counts each row once.
+    # Our sampler splits the rows over the ranks without padding.
     r".*Using `DistributedSampler` with the dataloaders.*",
     # Our sampler begins at the step where the run was stopped; Lightning looks for another way of saying so.
     r".*your dataloader is not resumable.*",
-    # A resumed run's curves are written back from its resume point.
+    # A resumed run restores its curves from the resume point.
     r".*Experiment logs directory .* exists and is not empty.*",
-    # One process outside of srun is what was asked for.
+    # A single process outside of srun is intended.
     r".*The `srun` command is available on your system but is not used.*",
 )
 
 
 def quiet_libraries() -> None:
-    """Leave Lightning's log to warnings, and hide the warnings that :data:`SILENCED` explains.
+    """Limit Lightning's log to warnings and hide the warnings of :data:`SILENCED`.
 
-    Call it after Lightning was imported: the import sets its own level.
+    Call it after Lightning was imported, because the import sets the level.
     """
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -99,17 +107,15 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-log = logging.getLogger("fakedet")
-
 SECONDS_BETWEEN_LINES = 30.0
 
 
 class Bar:
-    """How far some work is.
+    """Progress of some work: a live bar on a terminal, else a line in the log now and then.
 
     Args:
-        what: is done.
-        total: number of items; None: not known beforehand.
+        what: name of the work.
+        total: number of items; None if unknown.
     """
 
     def __init__(self, what: str, total: int | None) -> None:
@@ -130,7 +136,7 @@ class Bar:
         self._task = self.progress.add_task(what, total=total, note="")
 
     def show(self, done: int, note: str = "") -> None:
-        """Move to ``done`` items."""
+        """Set the number of finished items."""
         if self._live:
             self.progress.update(self._task, completed=done, note=note)
         elif time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
@@ -141,18 +147,14 @@ class Bar:
 
 @contextmanager
 def bar(what: str, total: int | None = None) -> Iterator[Bar]:
-    """Show the progress of some work until it ends."""
+    """Show a :class:`Bar` while the block runs."""
     shown = Bar(what, total)
     with shown.progress:
         yield shown
 
 
-PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "albumentations", "numpy",
-            "opencv-python-headless", "hydra-core")  # fmt: skip
-
-
 def open_folder(path: str | Path, overwrite: bool = False) -> Path:
-    """Make a run's folder.
+    """Create a run's folder.
 
     Raises:
         UserError: it is a file, is not empty and ``overwrite`` is off, or cannot be written.
@@ -177,43 +179,66 @@ def open_folder(path: str | Path, overwrite: bool = False) -> Path:
 
 
 def _is_scaffold(entry: os.DirEntry[str]) -> bool:
-    """Say whether a file is only what a run killed in its first moments leaves."""
+    """Return whether a file is only what a run killed in its first moments leaves behind."""
     if entry.name == "run.log":
         return entry.stat().st_size == 0
     return entry.name == ".lock" or (entry.name.startswith(".") and entry.name.endswith(".tmp"))
 
 
-def write_config(folder: Path, config: DictConfig, overrides: list[str] | None = None) -> None:
-    """Write the resolved config and what the user overrode."""
-    _save(config, folder / "config.yaml")
-    if overrides is not None:
-        _save(OmegaConf.create(overrides), folder / "overrides.yaml")
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``, which replaces ``path`` when the block ends without an error.
 
+    A reader never sees half a file, and after a failure the old file is still there.
 
-def _save(config: Any, path: Path) -> None:
-    """Write YAML whole or not at all: a run whose config is cut in two could not go on."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        OmegaConf.save(config, temporary, resolve=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
         os.replace(temporary, path)
-    except OSError:
+    except OSError as error:
+        kept = "; the one that was there is unchanged" if path.exists() else ""
+        raise UserError(f"{path} cannot be written: {error.strerror or error}{kept}") from error
+    finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise
+
+
+def write_config(folder: Path, config: DictConfig, overrides: list[str] | None = None) -> None:
+    """Write the resolved config and the user's overrides into a run's folder."""
+    with replacing(folder / "config.yaml") as temporary:
+        OmegaConf.save(config, temporary, resolve=True)
+    if overrides is not None:
+        with replacing(folder / "overrides.yaml") as temporary:
+            OmegaConf.save(OmegaConf.create(overrides), temporary)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON so that a reader never sees half a file; NaN is refused, say null."""
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    """Write indented JSON.
+
+    Raises:
+        ValueError: a value is NaN or infinite; write None instead.
+    """
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def provenance(command: list[str]) -> dict[str, Any]:
-    """Say what made a result: versions, git state, machine, command."""
+    """Describe what made a result: versions, git state, machine, command and time."""
+
+    def installed(name: str) -> str | None:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return None
+
     return {
         "fakedet": fakedet.__version__,
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: installed(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
@@ -223,34 +248,13 @@ def provenance(command: list[str]) -> dict[str, Any]:
     }
 
 
-def log_to_file(folder: Path) -> logging.Handler:
-    """Let a copy of the log go to ``run.log`` in the folder; the caller removes the handler."""
-    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("fakedet")
-    logger.addHandler(handler)
-    if logger.getEffectiveLevel() > logging.INFO:
-        logger.setLevel(logging.INFO)
-    return handler
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def _git_state() -> dict[str, Any] | None:
-    """Give commit and whether files differ from it, of the checkout that fakedet runs from, if it is one."""
+    """Return the commit of the checkout that fakedet runs from and whether files differ; None outside one."""
     root = Path(fakedet.__file__).parent.parent
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10
-        )
-        done.check_returncode()
-        return done.stdout.strip()
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
@@ -260,5 +264,11 @@ def _git_state() -> dict[str, Any] | None:
         return None
 
 
-FAILURE = "failure.json"
-"""In the folder of a run that ended with an error."""
+def log_to_file(folder: Path) -> logging.Handler:
+    """Copy the log to ``run.log`` in the folder; the caller removes the handler."""
+    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    if log.getEffectiveLevel() > logging.INFO:
+        log.setLevel(logging.INFO)
+    return handler

@@ -23,11 +23,11 @@ from fakedet.config import check_config
 from fakedet.data.datamodule import ImageDataModule
 from fakedet.data.dataset import cores
 from fakedet.data.decode import DecodeError, parse_header, read_bytes
-from fakedet.data.index import replacing, write_manifest, write_rejected
+from fakedet.data.index import write_manifest, write_rejected
 from fakedet.data.manifest_table import ROOT_KEY
 from fakedet.data.match import Matcher
 from fakedet.errors import UserError
-from fakedet.utils import bar, open_folder, provenance, write_config, write_json
+from fakedet.utils import bar, open_folder, provenance, replacing, write_config, write_json
 
 log = logging.getLogger("fakedet")
 

@@ -11,7 +11,6 @@ import posixpath
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -32,7 +31,7 @@ from fakedet.data.manifest import check_manifest
 from fakedet.data.manifest_table import COLUMNS, ROOT_KEY, SHARES, SPLITS, read_table, split_of
 from fakedet.data.scan import Facts, Listing, Scan, Store, scan, walk
 from fakedet.errors import UserError, nearest
-from fakedet.utils import Bar, bar
+from fakedet.utils import Bar, bar, replacing
 
 ROWS = 1 << 16
 """Of a piece in memory."""
@@ -83,25 +82,6 @@ def write_rejected(path: Path, rows: Iterable[tuple[str, str]]) -> None:
         writer = csv.writer(file)
         writer.writerow(("path", "reason"))
         writer.writerows(listed)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path`` that takes its place at the end, and leaves nothing on failure.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        kept = "; the one that was there is unchanged" if path.exists() else ""
-        raise UserError(f"{path} cannot be written: {error.strerror or error}{kept}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # Where a content stands in several splits, the copy in the first of these stays.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from fakedet.errors import UserError
 from fakedet.metrics.pairing import column
+from fakedet.utils import replacing
 
 METADATA_KEY = b"fakedet"
 PICTURES_KEY = b"fakedet.pictures"
@@ -62,12 +62,8 @@ def write_predictions(
         METADATA_KEY: json.dumps(identity, allow_nan=False).encode(),
         PICTURES_KEY: json.dumps(shown).encode(),
     }
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with replacing(path) as temporary:
         pq.write_table(table.replace_schema_metadata(metadata), temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_predictions(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:

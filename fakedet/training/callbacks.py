@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
 import resource
 import time
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from fakedet.errors import UserError
+from fakedet.utils import write_json
 
 
 class LossGuard(Callback):
@@ -182,9 +181,7 @@ class RunProgress(Callback):
             "total": (trainer.max_epochs or 1) * batches,
             "epoch": trainer.current_epoch,
         }
-        temporary = self.file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(temporary, self.file)
+        write_json(self.file, content)
 
 
 class RateFloor(Callback):

@@ -21,7 +21,7 @@ from fakedet.data.manifest import Manifest
 from fakedet.methods.ntf import TracePretraining
 from fakedet.training.fit import fit, make_datamodule, plain
 from fakedet.training.loggers import finish_loggers
-from fakedet.utils import is_main_process, start_name, write_json
+from fakedet.utils import is_main_process, replacing, start_name, write_json
 
 # Settings that change how fast stage 1 is trained or what is measured beside it, but not its weights.
 DATA_ASIDE = (
@@ -110,11 +110,9 @@ def _files(manifest: Manifest) -> str:
 
 def publish_stage1(checkpoint: Path, cache: Path, key: str) -> Path:
     """Copy a finished stage-1 checkpoint into the cache, whole or not at all."""
-    cache.mkdir(parents=True, exist_ok=True)
     target = cache / f"{key}.ckpt"
-    temporary = cache / f".{key}.{os.getpid()}.tmp"
-    shutil.copyfile(checkpoint, temporary)
-    os.replace(temporary, target)
+    with replacing(target) as temporary:
+        shutil.copyfile(checkpoint, temporary)
     return target
 
 

@@ -21,7 +21,7 @@ from fakedet.checkpoint import read_checkpoint
 from fakedet.config import check_config
 from fakedet.data.datamodule import ImageDataModule
 from fakedet.data.manifest import Quarantine
-from fakedet.errors import Preempted
+from fakedet.errors import Preempted, UserError
 from fakedet.evaluation.plots import draw_map, plot_curves, plot_scores, read_curves
 from fakedet.evaluation.score import (
     Attached,
@@ -71,6 +71,9 @@ def train(config: DictConfig, overrides: list[str] | None = None) -> TrainedRun:
     main = is_main_process()
     folder = open_or_resume(config) if main else Path(config.output_dir)
     taken = lock_folder(folder) if main else None
+    if main:
+        for leftover in folder.glob("**/.*.tmp"):  # of a run that was killed while it wrote
+            leftover.unlink(missing_ok=True)
     handler = log_to_file(folder) if main else logging.NullHandler()
     try:
         with threads(config.threads):
@@ -92,7 +95,7 @@ def train(config: DictConfig, overrides: list[str] | None = None) -> TrainedRun:
 
 def _write_failure(folder: Path, error: BaseException) -> None:
     """Leave the cause where a sweep's comparison finds it; a full disk must not hide the cause."""
-    with suppress(OSError):
+    with suppress(UserError):
         write_json(folder / FAILURE, {"error": " ".join(str(error).split())[:500] or type(error).__name__})
 
 

@@ -1,56 +1,129 @@
-"""detector"""
+"""A loaded detector: verdicts, logits and embeddings of images.
+
+:func:`load` opens a checkpoint and gives a :class:`Detector`, on which ``fakedet predict`` and ``fakedet serve`` are
+built. A verdict takes three steps: crops of the image, of altered copies and of tiles spread over it are scored in
+batches; each group's logits are averaged; :func:`decide` compares them with the detector's operating point.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, overload
 
 import cv2
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
-from omegaconf import DictConfig
+from PIL import Image
+from torch import Tensor
 
 from fakedet.build import load_detector
-from fakedet.data.decode import DecodeError, Header, decode_image, parse_header, read_bytes
+from fakedet.checkpoint import locate
+from fakedet.data.decode import (
+    DecodeError,
+    Header,
+    decode_image,
+    decode_opened,
+    header_of,
+    parse_header,
+    read_bytes,
+)
 from fakedet.data.degrade import ORIGINAL, View, degraded_views, parse_view
-from fakedet.data.transforms import pad_to
+from fakedet.data.scan import walk
+from fakedet.data.transforms import evaluation_views, pad_to
 from fakedet.errors import UserError
-from fakedet.methods.base import Detector
+from fakedet.methods import base
 from fakedet.metrics.decisions import OperatingPoint
 
-REAL, FAKE, UNKNOWN = "real", "fake", "can't tell"
+Pixels: TypeAlias = NDArray[np.uint8]
+Single: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | Pixels"
+SINGLE = (str, os.PathLike, bytes, Image.Image, np.ndarray)
+Verdict: TypeAlias = Literal["real", "fake", "undecided"]
+
+REAL: Verdict = "real"
+FAKE: Verdict = "fake"
+UNDECIDED: Verdict = "undecided"
+TILES = "tiles"
+"""Stands for the tiles' mean among the views of an image."""
+IMAGES_AT_A_TIME = 16
+READERS = 4
+"""Threads that read and decode files."""
+WANTED = (
+    "a path, a folder, a PIL image, a uint8 array (H, W, 3) in RGB, the bytes of an image file, a list of these, or a "
+    "tensor (N, 3, H, W)"
+)
 
 
 @dataclass(frozen=True)
 class Rules:
-    """The errors that a desk accepts."""
+    """The errors that a user accepts, and what must agree before a verdict is given.
 
-    false_alarm: float
+    Raises:
+        UserError: a value out of its range, or a view that does not exist.
+    """
+
+    false_alarm: float = 0.05
     """Share of real photographs that may be called fake."""
-    miss: float
+    miss: float = 0.05
     """Share of fakes, of generators like those in validation, that may be called real."""
+    views: tuple[str, ...] = ("jpeg/80", "resize/0.75")
+    """Altered copies that must agree with the image, family/severity as in conf/robustness."""
+    tiles: int = 9
+    """Largest number of squares, spread over the image, whose mean must agree too; 0: none."""
+
+    def __post_init__(self) -> None:
+        for name in ("false_alarm", "miss"):
+            if not 0 < getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: a share between 0 and 1, such as 0.05")
+        if self.tiles < 0:
+            raise UserError(f"tiles={self.tiles}: must be at least 0")
+        for name in self.views:
+            parse_view(name, "views")
 
 
 @dataclass(frozen=True)
-class Statement:
-    """What is said of one image."""
+class Prediction:
+    """What a detector says about one image; a file that cannot be read has ``error`` and no verdict."""
 
-    verdict: str
-    score: float
-    """Calibrated P(fake), for as many reals as fakes."""
-    p_value: float
-    """How unusual the image is among held-out reals; NaN if the checkpoint has no reference."""
-    stability: float
-    """Share of altered copies and tiles that fall on the same side of the threshold as the image itself."""
-    reason: str
-    """Why it can't be told; "" otherwise."""
+    path: str = ""
+    """The file; "" for an image that was given as pixels or bytes."""
+    verdict: Verdict | None = None
+    """"real", "fake" or "undecided"; None if the file cannot be read."""
+    score: float = math.nan
+    """Calibrated P(fake), for as many real as fake images."""
+    p_value: float = math.nan
+    """Share of held-out real images that look at least as unusual; NaN if the checkpoint has no reference."""
+    stability: float = math.nan
+    """Share of altered copies and tiles on the same side of the threshold as the image; NaN without any."""
+    reason: str = ""
+    """Why the verdict is "undecided"; "" otherwise."""
+    logit: float = math.nan
+    """What the detector gives before calibration; higher is more likely fake."""
+    tile_score: float = math.nan
+    """Mean calibrated P(fake) of the tiles; NaN without tiles."""
+    width: int | None = None
+    """Of the file, in pixels, before its EXIF orientation is applied."""
+    height: int | None = None
+    """Likewise."""
+    format: str | None = None
+    """PIL's name of the file format, such as JPEG; None for pixels."""
+    jpeg_quality: int | None = None
+    """1 to 100, estimated from the quantisation tables; None if not a JPEG."""
+    error: str | None = None
+    """Why the file cannot be read or scored; None otherwise."""
+
+
+COLUMNS = tuple(field.name for field in fields(Prediction))
+"""Columns of predictions.csv and of the table that :meth:`Detector.predict` gives."""
 
 
 def decide(
@@ -59,61 +132,54 @@ def decide(
     logit: float,
     distance: float,
     others: Mapping[str, float],
-    doubts: list[str],
-) -> Statement:
-    """Say what the numbers allow.
+    doubts: Sequence[str],
+) -> Prediction:
+    """Give the verdict that the numbers allow.
 
-    *Fake* needs a p-value among reals of at most ``false_alarm``, *real* a logit below all but ``miss`` of the
-    validation fakes and no such p-value. Between the two, where both hold, where altered copies disagree, and
-    where the image lies outside of what the detector was made for, it can't be told.
+    "fake" needs a p-value among real images of at most ``rules.false_alarm``; "real" needs a logit below all but
+    ``rules.miss`` of the validation fakes, and no such p-value. The verdict is "undecided" where neither or both hold,
+    where an altered copy or the tiles disagree, and where there are ``doubts``.
 
     Args:
-        point: of the detector.
-        rules: of the desk.
+        point: the detector's operating point.
+        rules: what the user accepts.
         logit: of the image.
-        distance: of the image; NaN where the method has none.
-        others: view → logit of altered copies and of the tiles' mean.
+        distance: trace distance of the image; NaN where the method has none.
+        others: view → mean logit of each altered copy and of the tiles.
         doubts: why the image lies outside of what the detector was made for.
+
+    Returns:
+        A prediction without path and file facts.
     """
     score = float(point.calibration([logit])[0])
     p_value = float(point.reference.p_values([logit], [distance])[0]) if point.reference else math.nan
-    side = logit > point.threshold
-    apart = [name for name, value in others.items() if (value > point.threshold) != side]
-    stability = 1 - len(apart) / len(others) if others else math.nan
-    unusual = p_value <= rules.false_alarm if not math.isnan(p_value) else logit > point.threshold
+    above = logit > point.threshold
+    disagree = [name for name, value in others.items() if (value > point.threshold) != above]
+    stability = 1 - len(disagree) / len(others) if others else math.nan
+    unusual = above if math.isnan(p_value) else p_value <= rules.false_alarm
     low = logit <= point.lowest_fake(rules.miss)
+    verdict, reason = FAKE if unusual else REAL, ""
     if doubts:
         reason = "; ".join(doubts)
-    elif apart:
-        reason = f"another answer for {', '.join(_in_words(name) for name in apart)}"
-    elif unusual == low:
-        reason = (
-            "unlike the photographs and unlike the fakes that the detector was tested with"
-            if unusual
-            else "neither clearly like the photographs nor clearly like the fakes that the detector was tested with"
-        )
-    else:
-        return Statement(FAKE if unusual else REAL, score, p_value, stability, "")
-    return Statement(UNKNOWN, score, p_value, stability, reason)
+    elif disagree:
+        reason = f"another answer for {', '.join(_in_words(name) for name in disagree)}"
+    elif unusual and low:
+        reason = "unlike the photographs and unlike the fakes that the detector was tested with"
+    elif not unusual and not low:
+        reason = "neither clearly like the photographs nor clearly like the fakes that the detector was tested with"
+    return Prediction(
+        verdict=UNDECIDED if reason else verdict,
+        score=score, p_value=p_value, stability=stability, reason=reason, logit=logit,
+    )  # fmt: skip
 
 
 def _in_words(view: str) -> str:
-    """Say what was done to a copy."""
     family, _, severity = view.partition("/")
     if family == "jpeg":
         return f"a copy saved as JPEG of quality {severity}"
     if family == "resize":
         return f"a copy scaled by {severity}"
-    return "the squares of the picture" if family == "tiles" else f"a copy altered by {view}"
-
-
-def resolution(point: OperatingPoint) -> float:
-    """Give the smallest p-value that the reference can show."""
-    count = len(point.reference.scores) if point.reference else 0
-    return float(1 / (count + 1)) if count else float(np.nan)
-
-
-Pixels = NDArray[np.uint8]
+    return "the tiles of the image" if family == TILES else f"a copy altered by {view}"
 
 
 @dataclass(frozen=True)
@@ -128,44 +194,43 @@ class Tiles:
 
 
 def cut_tiles(image: Pixels, size: int, most: int) -> Tiles:
-    """Cut at most ``most`` squares out of an image, evenly spread; all of it where so many suffice.
+    """Cut at most ``most`` squares out of an image, evenly spread; they cover all of it if that many suffice.
 
     Args:
-        image: (H, W, 3).
-        size: side of a square.
+        image: (H, W, 3); padded by reflection if smaller than a square.
+        size: side of a square in pixels.
         most: at least 1.
     """
     image = pad_to(image, size, size)
     height, width = image.shape[:2]
     rows, columns = -(-height // size), -(-width // size)
     while rows * columns > most:
-        # The side with the denser squares gives one up.
+        # Take one from the side along which the squares are denser.
         if (rows / height > columns / width and rows > 1) or columns == 1:
             rows -= 1
         else:
             columns -= 1
-    places = [(top, left) for top in _spread(height, size, rows) for left in _spread(width, size, columns)]
+
+    def starts(side: int, count: int) -> list[int]:
+        middles = [(number + 0.5) * side / count for number in range(count)]
+        return [min(max(0, round(middle - size / 2)), side - size) for middle in middles]
+
+    places = [(top, left) for top in starts(height, rows) for left in starts(width, columns)]
     crops = [image[top : top + size, left : left + size].copy() for top, left in places]
     return Tiles(places, crops, (height, width))
-
-
-def _spread(side: int, size: int, count: int) -> list[int]:
-    """Put a square into the middle of each of ``count`` equal parts of a side."""
-    middles = [(number + 0.5) * side / count for number in range(count)]
-    return [min(max(0, round(middle - size / 2)), side - size) for middle in middles]
 
 
 OPACITY = 0.45
 
 
-def overlay(image: NDArray[np.uint8], tiles: Tiles, scores: ArrayLike) -> NDArray[np.uint8]:
-    """Lay the scores of tiles over an image: blue is real, red is fake, white is in between.
+def overlay(image: Pixels, tiles: Tiles, scores: ArrayLike) -> Pixels:
+    """Draw the scores of tiles over an image: blue is real, red is fake, white is in between.
 
     Each pixel shows the mean score of the tiles that cover it; pixels that no tile covers stay as they are. These are
     the scores of separate squares, not an explanation of the verdict.
 
     Args:
-        image: (H, W, 3).
+        image: (H, W, 3) uint8.
         tiles: cut out of it.
         scores: (n,) P(fake) of each tile.
 
@@ -176,8 +241,9 @@ def overlay(image: NDArray[np.uint8], tiles: Tiles, scores: ArrayLike) -> NDArra
     for (top, left), crop, score in zip(
         tiles.places, tiles.crops, np.asarray(scores, dtype=float), strict=True
     ):
-        total[top : top + crop.shape[0], left : left + crop.shape[1]] += score
-        count[top : top + crop.shape[0], left : left + crop.shape[1]] += 1
+        square = np.s_[top : top + crop.shape[0], left : left + crop.shape[1]]
+        total[square] += score
+        count[square] += 1
     # An image smaller than a tile was padded on all sides alike.
     top, left = ((side - own) // 2 for side, own in zip(tiles.shape, image.shape[:2], strict=True))
     part = np.s_[top : top + image.shape[0], left : left + image.shape[1]]
@@ -189,249 +255,489 @@ def overlay(image: NDArray[np.uint8], tiles: Tiles, scores: ArrayLike) -> NDArra
     return np.asarray(cv2.convertScaleAbs(mixed), dtype=np.uint8)
 
 
-TILES = "tiles"
+@dataclass(frozen=True)
+class Picture:
+    """An image as it was given, as far as it could be read."""
+
+    path: str = ""
+    header: Header | None = None
+    pixels: Pixels | None = None
+    """(H, W, 3) RGB; None if it could not be read."""
+    error: str | None = None
+
+
+def read_picture(source: Single) -> Picture:
+    """Read an image from a path, the bytes of a file, a PIL image or a uint8 array.
+
+    A file that cannot be read is a picture with an ``error``.
+
+    Raises:
+        UserError: something that is not an image, or an array of another type or shape.
+    """
+    path, header = "", None
+    try:
+        if isinstance(source, Image.Image):
+            header = header_of(source)
+            return Picture(path, header, decode_opened(source))
+        if isinstance(source, np.ndarray):
+            _check_array(source)
+            return Picture(path, Header("", source.shape[1], source.shape[0], 0, ""), source)
+        if isinstance(source, str | os.PathLike):
+            path = shown_path(os.fspath(source))
+        elif not isinstance(source, bytes):
+            raise UserError(f"{_kind(source)} is not an image; wanted: {WANTED}")
+        data = source if isinstance(source, bytes) else read_bytes(os.fspath(source))
+        header = parse_header(data)
+        return Picture(path, header, decode_image(data))
+    except DecodeError as error:
+        return Picture(path, header, error=error.reason)
+
+
+def shown_path(path: str) -> str:
+    """Write a path so that any file can hold it: bytes that are not UTF-8 become escapes."""
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
+def images_below(folder: str | os.PathLike[str], left_out: Counter[str] | None = None) -> Iterator[str]:
+    """Yield the paths of the images in a folder and all folders inside, by name.
+
+    Args:
+        folder: where to look.
+        left_out: a Counter that is given the number of files of each other ending.
+    """
+    for listing in walk(Path(folder)):
+        if left_out is not None:
+            left_out.update(listing.others)
+        names = [name for name, _, _ in listing.images] + [name for name, _ in listing.problems]
+        yield from (str(Path(folder, listing.folder, name)) for name in sorted(names))
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """One image, as far as it could be read."""
+    """An image and all that is scored of it."""
 
-    path: str
-    error: str
-    header: Header | None
-    image: NDArray[np.uint8] | None
-    """Kept for a heatmap only."""
-    crops: dict[str, list[NDArray[np.uint8]]]
-    """View → its crops."""
+    picture: Picture
+    crops: dict[str, list[Pixels]]
+    """View → its crops; empty if the image could not be read."""
     tiles: Tiles | None
 
+    def all_crops(self) -> list[Pixels]:
+        return [crop for crops in self.crops.values() for crop in crops]
 
-class Examiner:
-    """Read, score and judge images, a few at a time.
+
+class Detector:
+    """A trained detector of AI-generated images; :func:`load` makes one.
 
     Args:
-        method: the detector, in evaluation mode.
-        point: its operating point.
-        rules: of the desk.
-        views: altered copies that must agree.
-        tiles: most squares that an image is also looked at in; 0: none.
-        batch_size: crops scored at a time.
-        draw: takes the name of an image and the picture with its tiles' scores; None: none are made.
+        module: the LightningModule, with what its checkpoint says about it.
+        device: where to run it.
+        path: the checkpoint it came from.
     """
 
-    def __init__(
-        self,
-        method: Detector,
-        point: OperatingPoint,
-        rules: Rules,
-        views: list[View],
-        tiles: int,
-        batch_size: int,
-        draw: Callable[[str, NDArray[np.uint8]], None] | None = None,
-    ) -> None:
-        self.method, self.point, self.rules = method, point, rules
-        self.views = [View(ORIGINAL, 0), *views]
-        self.size, self.policy = method.identity["crop_size"], method.identity["eval_policy"]
-        self.tiles, self.batch_size, self.draw = tiles, batch_size, draw
-        self.qualities = (method.identity.get("training_data") or {}).get("jpeg_quality")
+    def __init__(self, module: base.Detector, device: torch.device, path: Path) -> None:
+        self.module = module.eval().to(device)
+        """The LightningModule, in evaluation mode; ``module(images)`` keeps gradients."""
+        self.path = path
+        """The file of the checkpoint."""
+        self.info: dict[str, Any] = module.identity
+        """What the checkpoint says about itself: model config, training data, seed, operating point, ..."""
+        self.operating_point: OperatingPoint | None = module.operating_point
+        """Threshold, calibration and reference, fitted after training; None if the checkpoint has none."""
+        self.crop_size = int(self.info["crop_size"])
+        """Side in pixels of the squares that the detector looks at."""
+        self.crop_policy = str(self.info["eval_policy"])
+        """Where they are taken: "crop" (the centre), "multi-crop" (the mean of five) or "resize"."""
+        self.generators: list[str] = list(self.info["seen_generators"])
+        """Generators whose fakes it was trained on."""
 
-    def rows(self, paths: list[str]) -> list[dict[str, Any]]:
-        """Give the row of each path."""
-        with ThreadPoolExecutor(4) as pool:
-            return self._rows(list(pool.map(self._look, paths)))
-
-    def row(self, name: str, data: bytes) -> dict[str, Any]:
-        """Give the row of a file's content."""
-        return self._rows([self._look_at(name, data)])[0]
-
-    def _rows(self, seen: list[_Seen]) -> list[dict[str, Any]]:
-        logits, distances = self._score(
-            [crop for one in seen for crops in one.crops.values() for crop in crops]
+    def __repr__(self) -> str:
+        known = ", ".join(self.generators) or "none"
+        return (
+            f"Detector('{self.path}', method '{self.info['model']['name']}', crops of {self.crop_size} pixels, "
+            f"trained on fakes of: {known})"
         )
-        rows, start = [], 0
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # an array is an iterable of anything
+        self, x: Image.Image | Pixels | bytes, *, false_alarm: float = ..., miss: float = ...,
+        views: Sequence[str] = ..., tiles: int = ..., batch_size: int = ...,
+    ) -> Prediction: ...  # fmt: skip
+    @overload
+    def predict(
+        self, x: str | os.PathLike[str], *, false_alarm: float = ..., miss: float = ...,
+        views: Sequence[str] = ..., tiles: int = ..., batch_size: int = ...,
+    ) -> Any: ...  # fmt: skip
+    @overload
+    def predict(
+        self, x: Iterable[Single] | Tensor, *, false_alarm: float = ..., miss: float = ...,
+        views: Sequence[str] = ..., tiles: int = ..., batch_size: int = ...,
+    ) -> pd.DataFrame: ...  # fmt: skip
+
+    def predict(
+        self,
+        x: Single | Iterable[Single] | Tensor,
+        *,
+        false_alarm: float = Rules.false_alarm,
+        miss: float = Rules.miss,
+        views: Sequence[str] = Rules.views,
+        tiles: int = Rules.tiles,
+        batch_size: int = 64,
+    ) -> Prediction | pd.DataFrame:
+        """Classify images as real, fake or undecided.
+
+        Args:
+            x: a path, a folder (searched to all depths), a PIL image, a uint8 array (H, W, 3) in RGB, the bytes of an
+                image file, a list of these, or a tensor (N, 3, H, W), uint8 or float in [0, 1]; floats are rounded to
+                8 bits, because altered copies are made of them.
+            false_alarm: share of real photographs that may be called fake.
+            miss: share of fakes, of generators like those in validation, that may be called real.
+            views: altered copies that must agree, family/severity as in conf/robustness.
+            tiles: largest number of squares, spread over the image, whose mean must agree; 0: none.
+            batch_size: number of crops to score at a time.
+
+        Returns:
+            A :class:`Prediction` for one image. For a folder, a list or a tensor, a table with a row for each image and
+            the columns of :class:`Prediction`.
+
+        Raises:
+            UserError: the checkpoint has no operating point, a setting is out of range, or ``x`` has a wrong type,
+                dtype, range or shape. A file that cannot be read is a prediction with an ``error``.
+        """
+        rules = Rules(false_alarm, miss, tuple(views), tiles)
+        pictures = _pictures(x)
+        found: list[Prediction] = []
+        while part := list(islice(pictures, IMAGES_AT_A_TIME)):
+            found += [prediction for prediction, _ in self.examine(part, rules, batch_size)]
+        if isinstance(x, SINGLE) and not (isinstance(x, str | os.PathLike) and os.path.isdir(x)):
+            return found[0]
+        return pd.DataFrame([asdict(one) for one in found], columns=list(COLUMNS))
+
+    def embed(self, x: Single | Iterable[Single] | Tensor, *, batch_size: int = 64) -> NDArray[np.float32]:
+        """Give the embedding of images, the mean over the crops of :attr:`crop_policy`.
+
+        Args:
+            x: as for :meth:`predict`; a tensor is cropped as in a call of the detector.
+            batch_size: number of images to embed at a time.
+
+        Returns:
+            (N, D) float32, in the order of ``x``; (1, D) for one image.
+
+        Raises:
+            UserError: ``x`` has a wrong type, dtype, range or shape, or a file cannot be read.
+        """
+        if isinstance(x, Tensor):
+            _check_tensor(x)
+            batches: Iterable[Tensor] = (self._views(part) for part in x.split(batch_size))
+        else:
+            batches = self._batches(_pictures(x), batch_size)
+        with torch.no_grad():
+            parts = [self.module.score_views(views).embedding.cpu().numpy() for views in batches]
+        return np.concatenate(parts).astype(np.float32, copy=False)
+
+    def _batches(self, pictures: Iterator[str | Picture], count: int) -> Iterator[Tensor]:
+        with ThreadPoolExecutor(READERS) as pool:
+            while part := list(islice(pictures, count)):
+                crops = list(pool.map(self._crops, part))
+                yield self._on_device(np.stack(crops)).movedim(-1, 2)
+
+    def _crops(self, picture: str | Picture) -> NDArray[np.uint8]:
+        """Give the (V, S, S, 3) crops of an image that must be readable."""
+        read = picture if isinstance(picture, Picture) else read_picture(picture)
+        if read.pixels is None:
+            raise UserError(f"{read.path or 'an image'} cannot be read: {read.error}")
+        return np.stack(evaluation_views(read.pixels, self.crop_size, self.crop_policy))
+
+    def __call__(self, images: Tensor, *, batch_size: int = 64) -> Tensor:
+        """Give the logits of a batch, without gradients.
+
+        Images of any size are cropped by :attr:`crop_policy`: "crop" scores the centre square of :attr:`crop_size`
+        pixels, "multi-crop" averages the centre and the four corners, and "resize" takes only images of that size.
+        Smaller images are padded by reflection.
+
+        Args:
+            images: float (N, 3, H, W), RGB in [0, 1], not normalised, on any device.
+            batch_size: number of images to score at a time.
+
+        Returns:
+            (N,) float32 on the device of ``images``; higher is more likely fake.
+
+        Raises:
+            UserError: another type, dtype, range or shape.
+        """
+        if not isinstance(images, Tensor):
+            raise UserError(
+                f"{_kind(images)}: wanted a float tensor (N, 3, H, W) in [0, 1]; predict and embed take other images"
+            )
+        if not images.is_floating_point():
+            raise UserError(
+                f"a tensor of {images.dtype}: wanted float (N, 3, H, W) in [0, 1]; divide uint8 by 255, as in "
+                "detector(images / 255)"
+            )
+        _check_tensor(images)
+        with torch.no_grad():
+            parts = [self.module.score_views(self._views(part)).logit for part in images.split(batch_size)]
+        return torch.cat(parts).to(images.device)
+
+    def heatmap(self, x: Single, *, tiles: int = Rules.tiles) -> Pixels:
+        """Draw the scores of an image's tiles over it: blue is real, red is fake, white is in between.
+
+        Args:
+            x: one image, as for :meth:`predict`.
+            tiles: largest number of squares, at least 1.
+
+        Returns:
+            (H, W, 3) uint8 in RGB.
+
+        Raises:
+            UserError: see :meth:`predict`; also a file that cannot be read.
+        """
+        if tiles < 1:
+            raise UserError(f"tiles={tiles}: must be at least 1")
+        ((prediction, drawn),) = self.examine([read_picture(x)], Rules(views=(), tiles=tiles), heatmaps=True)
+        if drawn is None:
+            raise UserError(f"{prediction.path or 'the image'} cannot be read: {prediction.error}")
+        return drawn
+
+    def examine(
+        self, pictures: Sequence[str | Picture], rules: Rules, batch_size: int = 64, heatmaps: bool = False
+    ) -> Iterator[tuple[Prediction, Pixels | None]]:
+        """Judge a few images, all of whose crops are in memory at once.
+
+        Args:
+            pictures: paths, or images that were read.
+            rules: what the user accepts.
+            batch_size: number of crops to score at a time.
+            heatmaps: draw the tiles' scores over each image.
+
+        Yields:
+            The prediction of each image, and its heatmap if there is one.
+
+        Raises:
+            UserError: the checkpoint has no operating point.
+        """
+        point = self.require_operating_point()
+        with ThreadPoolExecutor(READERS) as pool:
+            seen = list(pool.map(partial(self._look, rules=rules, keep=heatmaps), pictures))
+        logits, distances = self._score([crop for one in seen for crop in one.all_crops()], batch_size)
+        start = 0
         for one in seen:
-            row: dict[str, Any] = {"path": shown_path(one.path), "error": one.error or None}
-            if one.header is not None:
-                row |= {"width": one.header.width, "height": one.header.height, "format": one.header.format,
-                        "jpeg_quality": one.header.jpeg_quality or None}  # fmt: skip
-            if one.crops:
-                stop = start + sum(len(crops) for crops in one.crops.values())
-                row |= self._judge(one, logits[start:stop], distances[start:stop])
-                start = stop
-            rows.append(row)
-        return rows
+            part = slice(start, start := start + len(one.all_crops()))
+            yield self._judge(one, point, rules, logits[part], distances[part])
 
-    def _look(self, path: str) -> _Seen:
-        try:
-            return self._look_at(path, read_bytes(path))
-        except DecodeError as error:
-            return _Seen(path, error.reason, None, None, {}, None)
-
-    def _look_at(self, path: str, data: bytes) -> _Seen:
-        header = None
-        try:
-            header = parse_header(data)
-            image = decode_image(data)
-        except DecodeError as error:
-            return _Seen(path, error.reason, header, None, {}, None)
-        # Copied: a crop that is a part of its image would keep all of it in memory.
-        crops = {
-            view.name: [crop.copy() for crop in degraded_views(image, view, self.size, self.policy, 0)]
-            for view in self.views
-        }
-        tiles = cut_tiles(image, self.size, self.tiles) if self.tiles else None
+    def _look(self, given: str | Picture, rules: Rules, keep: bool) -> _Seen:
+        """Cut the crops of an image and its copies; its pixels are kept only where a heatmap is drawn on them."""
+        picture = given if isinstance(given, Picture) else read_picture(given)
+        if (image := picture.pixels) is None:
+            return _Seen(picture, {}, None)
+        crops = {}
+        for name in (ORIGINAL, *rules.views):
+            view = View(ORIGINAL, 0) if name == ORIGINAL else parse_view(name, "views")
+            cut = degraded_views(image, view, self.crop_size, self.crop_policy, 0)
+            # Copied: a crop that is a part of its image would keep all of it in memory.
+            crops[view.name] = [crop.copy() for crop in cut]
+        tiles = cut_tiles(image, self.crop_size, rules.tiles) if rules.tiles else None
         if tiles is not None:
             crops[TILES] = tiles.crops
-        return _Seen(path, "", header, image if self.draw else None, crops, tiles)
+        return _Seen(picture if keep else replace(picture, pixels=None), crops, tiles)
 
-    def _score(self, crops: list[NDArray[np.uint8]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _score(self, crops: list[Pixels], batch_size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Give logits and trace distances of crops (S, S, 3)."""
         logits, distances = [np.zeros(0)], [np.zeros(0)]
         with torch.inference_mode():
-            for start in range(0, len(crops), self.batch_size):
-                part = np.stack(crops[start : start + self.batch_size]).transpose(0, 3, 1, 2)
-                images = (
-                    torch.from_numpy(np.ascontiguousarray(part)).to(self.method.device).float().div(255.0)
-                )
-                scores = self.method.score_views(images[:, None])
+            for start in range(0, len(crops), batch_size):
+                part = np.ascontiguousarray(np.stack(crops[start : start + batch_size]).transpose(0, 3, 1, 2))
+                scores = self.module.score_views(self._on_device(part)[:, None])
                 logits.append(scores.logit.cpu().double().numpy())
                 distances.append(scores.trace_distance.cpu().double().numpy())
         return np.concatenate(logits), np.concatenate(distances)
 
     def _judge(
-        self, one: _Seen, logits: NDArray[np.float64], distances: NDArray[np.float64]
-    ) -> dict[str, Any]:
+        self, seen: _Seen, point: OperatingPoint, rules: Rules, logits: NDArray[np.float64],
+        distances: NDArray[np.float64],
+    ) -> tuple[Prediction, Pixels | None]:  # fmt: skip
+        """Turn the numbers of one image's crops into its prediction, and into its heatmap if its pixels were kept."""
+        picture, header, tiles = seen.picture, seen.picture.header, seen.tiles
+        facts: dict[str, Any] = {"path": picture.path, "error": picture.error}
+        if header is not None:
+            facts |= {"width": header.width, "height": header.height, "format": header.format or None,
+                      "jpeg_quality": header.jpeg_quality or None}  # fmt: skip
+        if not seen.crops:
+            return Prediction(**facts), None
         means, start = {}, 0
-        for name, crops in one.crops.items():
+        for name, crops in seen.crops.items():
             part = slice(start, start := start + len(crops))
-            means[name] = (float(logits[part].mean()), float(distances[part].mean()))
+            means[name] = float(logits[part].mean()), float(distances[part].mean())
         logit, distance = means.pop(ORIGINAL)
         if not math.isfinite(logit):
-            return {"error": "the detector gave no number for it"}
-        said = decide(
-            self.point,
-            self.rules,
-            logit,
-            distance,
-            {name: own for name, (own, _) in means.items()},
-            self._doubts(one),
-        )
-        row = {**said.__dict__, "logit": logit}
-        if one.tiles is not None:
-            scores = self.point.calibration(logits[-len(one.tiles.crops) :])
-            row["tile_score"] = float(scores.mean())
-            if self.draw is not None and one.image is not None:
-                self.draw(one.path, overlay(one.image, one.tiles, scores))
-        return row
+            return Prediction(**facts | {"error": "the detector gave no number for it"}), None
+        others = {name: mean for name, (mean, _) in means.items()}
+        said = decide(point, rules, logit, distance, others, self._doubts(header))
+        drawn = None
+        if tiles is not None:
+            scores = point.calibration(logits[-len(tiles.crops) :])
+            facts["tile_score"] = float(scores.mean())
+            if picture.pixels is not None:
+                drawn = overlay(picture.pixels, tiles, scores)
+        return replace(said, **facts), drawn
 
-    def _doubts(self, one: _Seen) -> list[str]:
+    def require_operating_point(self) -> OperatingPoint:
+        """Give the operating point.
+
+        Raises:
+            UserError: the checkpoint has none, so that nothing can be said about single images.
+        """
+        if self.operating_point is None:
+            raise UserError(
+                f"checkpoint={self.path} has no operating point, so nothing can be said of single images; train it "
+                "anew with this version, or use `fakedet evaluate`"
+            )
+        return self.operating_point
+
+    def _doubts(self, header: Header | None) -> list[str]:
         """Say why an image lies outside of what the detector was made for."""
-        assert one.header is not None
+        assert header is not None
         doubts = []
-        shorter = min(one.header.width, one.header.height)
-        if shorter < self.size:
-            doubts.append(f"smaller than the {self.size} pixels that the detector looks at")
-        if self.qualities and 0 < one.header.jpeg_quality < self.qualities[0]:
+        if min(header.width, header.height) < self.crop_size:
+            doubts.append(f"smaller than the {self.crop_size} pixels that the detector looks at")
+        qualities = (self.info.get("training_data") or {}).get("jpeg_quality")
+        if qualities and 0 < header.jpeg_quality < qualities[0]:
             doubts.append(
-                f"compressed harder (JPEG quality {one.header.jpeg_quality}) than 95 in 100 of the pictures that the "
-                f"detector learned from (quality {self.qualities[0]:.0f} and up)"
+                f"compressed harder (JPEG quality {header.jpeg_quality}) than 95 in 100 of the pictures that the "
+                f"detector learned from (quality {qualities[0]:.0f} and up)"
             )
         return doubts
 
+    def _on_device(self, pixels: Pixels) -> Tensor:
+        return torch.from_numpy(pixels).to(self.module.device).float().div(255.0)
 
-def write_heatmap(folder: Path, path: str, picture: NDArray[np.uint8]) -> None:
-    """Write the picture of an image's tiles into a folder.
+    def _views(self, images: Tensor) -> Tensor:
+        """Crop a batch (N, 3, H, W) as evaluation does, into float (N, V, 3, S, S) on the detector's device."""
+        size, (height, width) = self.crop_size, images.shape[-2:]
+        if self.crop_policy == "resize" and (height, width) != (size, size):
+            raise UserError(
+                f"a tensor of images of {height} x {width} pixels: this detector resizes images to {size} x {size} "
+                "first; give it a tensor of that size, or files"
+            )
+        # Crop a picture of pixel numbers in place of the images: the same places and the same padding for all.
+        rows, columns = np.indices((height, width))
+        numbers = np.stack([rows, columns, columns], axis=-1)
+        policy = "crop" if self.crop_policy == "resize" else self.crop_policy
+        batch = images.to(self.module.device)
+        batch = batch.float().div(255.0) if batch.dtype == torch.uint8 else batch.float()
+        crops = [
+            batch[..., torch.from_numpy(crop[..., 0].copy()), torch.from_numpy(crop[..., 1].copy())]
+            for crop in evaluation_views(numbers, size, policy)  # type: ignore[arg-type]
+        ]
+        return torch.stack(crops, dim=1)
+
+
+def load(
+    checkpoint: str | os.PathLike[str], device: str | torch.device = "auto", trust: Sequence[str] = ()
+) -> Detector:
+    """Load a detector.
+
+    Args:
+        checkpoint: a .ckpt file that ``fakedet train`` wrote, a .safetensors file that ``fakedet export`` wrote, or the
+            name of a detector that comes with fakedet ("demo").
+        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
+        trust: names of packages, besides fakedet, whose classes the checkpoint may name.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: no such file, not a checkpoint of fakedet, a class from a package that is not trusted, or no such
+            device.
     """
-    # Files of one name may lie in several folders.
-    mark = hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    target = folder / f"{shown_path(Path(path).stem)[:80]}_{mark}.png"
-    done, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data.tobytes() if done else b"")
-    except OSError as error:
-        raise UserError(f"heatmaps={folder} cannot be written: {error.strerror}") from error
+    path = os.fspath(checkpoint)
+    found = (
+        torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else _device(device)
+    )
+    return Detector(load_detector(path), found, locate(path))
 
 
-def shown_path(path: str) -> str:
-    """Write a path so that any file can hold it."""
-    return path.encode("utf-8", "backslashreplace").decode()
-
-
-log = logging.getLogger("fakedet")
-
-
-def open_detector(config: DictConfig) -> tuple[Detector, OperatingPoint]:
-    """Load the checkpoint, check the desk's settings, and say what the detector knows.
-
-    Raises:
-        UserError: no such checkpoint, or one without an operating point, or settings out of range.
-    """
-    _check_numbers(config)
-    for name in config.views:
-        parse_view(str(name), "views")
-    method = load_detector(config.checkpoint)
-    point = method.operating_point
-    if point is None:
-        raise UserError(
-            f"checkpoint={config.checkpoint} has no operating point, so nothing can be said of single images; train it "
-            "anew with this version, or use `fakedet evaluate`"
-        )
-    _introduce(method, point, Rules(config.false_alarm, config.miss))
-    return method.eval().to(_device(config.device)), point
-
-
-def make_examiner(
-    config: DictConfig,
-    method: Detector,
-    point: OperatingPoint,
-    draw: Callable[[str, NDArray[np.uint8]], None] | None,
-) -> Examiner:
-    """Give the examiner that the desk's settings describe."""
-    views = [parse_view(str(name), "views") for name in config.views]
-    rules = Rules(config.false_alarm, config.miss)
-    return Examiner(method, point, rules, views, config.tiles, config.batch_size, draw)
-
-
-def _check_numbers(config: DictConfig) -> None:
-    for name in ("false_alarm", "miss"):
-        if not 0 < config[name] < 1:
-            raise UserError(f"{name}={config[name]}: a share between 0 and 1, such as 0.05")
-    for name, least in (
-        ("tiles", 0),
-        ("batch_size", 1),
-        ("images_at_a_time", 1),
-        ("max_mb", 1),
-        ("per_minute", 1),
-    ):
-        if name in config and config[name] < least:
-            raise UserError(f"{name}={config[name]}: must be at least {least}")
-
-
-def _introduce(method: Detector, point: OperatingPoint, rules: Rules) -> None:
-    """Say what the detector knows, and what it cannot promise."""
-    data = method.identity.get("training_data") or {}
-    log.info("detector '%s', trained on fakes of: %s", method.identity["name"],
-             ", ".join(method.identity["seen_generators"]) or "none (it knows reals only)")  # fmt: skip
-    if data:
-        log.info("and on reals of the sources: %s", ", ".join(data["real"]))
-    log.info("of photographs like its %d validation reals (the same sources) about %g %% are called fake; of fakes "
-             "like its %d validation fakes about %g %% are called real; of other photographs and generators nothing "
-             "is promised",
-             point.n_real, 100 * rules.false_alarm, point.n_fake, 100 * rules.miss)  # fmt: skip
-    if resolution(point) > rules.false_alarm:
-        log.warning("with %d validation reals no p-value can be below %.3f: nothing will be called fake",
-                    point.n_real, resolution(point))  # fmt: skip
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device={name}: {str(error).splitlines()[0]}; valid: auto, cpu, cuda") from error
     return device
+
+
+def _pictures(x: Single | Iterable[Single] | Tensor) -> Iterator[str | Picture]:
+    """Spread out what :meth:`Detector.predict` takes: paths stay paths, to be read by several threads.
+
+    Everything is checked before the first image is yielded.
+    """
+    if isinstance(x, Tensor):
+        _check_tensor(x)
+        pixels = x if x.dtype == torch.uint8 else (x.float() * 255).round().to(torch.uint8)
+        items: Sequence[Single] = list(np.ascontiguousarray(pixels.permute(0, 2, 3, 1).cpu().numpy()))
+    elif isinstance(x, SINGLE):
+        items = [x]
+    elif isinstance(x, Iterable):
+        items = list(x)
+    else:
+        raise UserError(f"{_kind(x)} is not an image; wanted: {WANTED}")
+    for item in items:
+        if isinstance(item, np.ndarray):
+            _check_array(item)
+        elif not isinstance(item, SINGLE):
+            raise UserError(f"{_kind(item)} is not an image; wanted: {WANTED}")
+    return _spread(items)
+
+
+def _spread(items: Sequence[Single]) -> Iterator[str | Picture]:
+    for item in items:
+        if not isinstance(item, str | os.PathLike):
+            yield read_picture(item)
+        elif os.path.isdir(item):
+            below = images_below(item)
+            first = next(below, None)
+            if first is None:
+                raise UserError(f"{os.fspath(item)}: there are no images (jpg, png, webp, bmp, tif, ...)")
+            yield first
+            yield from below
+        else:
+            yield os.fspath(item)
+
+
+def _check_array(image: NDArray[Any]) -> None:
+    """Refuse an array that is not (H, W, 3) uint8, and say how to make it one."""
+    told = f"an array of {image.dtype} of shape {image.shape}: wanted uint8 (H, W, 3) in RGB"
+    if image.ndim == 4:
+        raise UserError(f"{told}; pass a batch as a list, as in predict(list(images))")
+    if image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:
+        raise UserError(f"{told}; put the channels last, as in image.transpose(1, 2, 0)")
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise UserError(f"{told}; Image.fromarray(image).convert('RGB') converts grey and transparent images")
+    if image.dtype != np.uint8:
+        raise UserError(
+            f"{told}, with values from 0 to 255; a batch of floats in [0, 1] is given as a tensor (N, 3, H, W)"
+        )
+    if 0 in image.shape:
+        raise UserError(f"{told}, with at least one pixel")
+
+
+def _check_tensor(images: Tensor) -> None:
+    """Refuse a tensor that is not (N, 3, H, W), uint8 or float in [0, 1], and say how to make it one."""
+    shape = tuple(images.shape)
+    told = (
+        f"a tensor of {images.dtype} of shape {shape}: wanted (N, 3, H, W) in RGB, uint8 or float in [0, 1]"
+    )
+    if images.ndim == 3:
+        raise UserError(f"{told}; give a single image a batch dimension, as in image[None]")
+    if images.ndim == 4 and images.shape[1] != 3 and images.shape[3] == 3:
+        raise UserError(f"{told}; put the channels second, as in images.permute(0, 3, 1, 2)")
+    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
+        raise UserError(told)
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise UserError(told)
+    if images.is_floating_point() and images.numel():
+        low, high = (float(value) for value in images.detach().aminmax())
+        if not (low >= 0 and high <= 1):
+            raise UserError(
+                f"{told}; its values run from {low:g} to {high:g}: divide 0 ... 255 by 255, and do not normalise"
+            )
+
+
+def _kind(value: object) -> str:
+    return f"an object of type {type(value).__module__}.{type(value).__qualname__}".replace("builtins.", "")

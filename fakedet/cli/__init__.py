@@ -18,8 +18,8 @@ VERBS = {
     "evaluate": "score a manifest with a checkpoint: predictions.parquet and metrics.json",
     "report": "rebuild tables, figures and the page from predictions files alone",
     "compare": "gather the runs of a sweep into one table and page",
-    "predict": "say of images whether they are real, fake, or can't be told",
-    "serve": "a page on which pictures are dropped and judged",
+    "predict": "classify images as real, fake or undecided",
+    "serve": "open a page on which images are dropped and judged",
     "export": "write a detector as ONNX or torch.export, with all that is needed to use it",
     "study": "train several methods on the same splits and seeds and compare them in one report",
 }

@@ -17,12 +17,13 @@ from rich.table import Table
 from fakedet.audit.match import match_manifest
 from fakedet.audit.report import audit_manifest
 from fakedet.build import build_datamodule
-from fakedet.cli.predict import predict_source
-from fakedet.cli.serve import serve_page
+from fakedet.cli.predict import ERROR, Writer, open_detector, predict_source
+from fakedet.cli.serve import check_host, import_gradio, serve_page
 from fakedet.config import check_command_line, check_config
 from fakedet.data.datamodule import ImageDataModule
 from fakedet.data.index import Indexed, index_source
 from fakedet.data.shards import shard_manifest
+from fakedet.detector import FAKE, REAL, UNDECIDED, Rules
 from fakedet.errors import UserError
 from fakedet.evaluation.comparison import console_table, verdict
 from fakedet.evaluation.evaluate import evaluate
@@ -41,7 +42,7 @@ from fakedet.training.study import (
     write_report,
 )
 from fakedet.training.train import train
-from fakedet.utils import is_main_process, open_folder, write_config
+from fakedet.utils import is_main_process, open_folder, threads, write_config
 
 
 def interval(content: Mapping[str, float | None]) -> str:
@@ -323,17 +324,49 @@ def _search() -> list[str]:
 
 def run_predict(config: DictConfig, overrides: list[str]) -> None:
     """Predict, count the verdicts, and exit with status 1 if a file could not be read."""
-    predicted = predict_source(config, overrides)
-    if predicted.resumed:
-        log.info("%d images were done before", predicted.resumed)
-    for what in ("real", "fake", "can't tell", "error"):
-        if what != "error" or predicted.counts[what]:
-            log.info("%-12s %d", what, predicted.counts[what])
-    log.info("written to  %s", predicted.output)
-    if predicted.counts["error"]:
+    check_config(config)
+    _check_positive(config, "batch_size", "images_at_a_time")
+    if config.heatmaps and not config.tiles:
+        raise UserError("heatmaps are made of tiles; tiles=0 leaves nothing to draw")
+    sources = [config.source] if isinstance(config.source, str) else [str(item) for item in config.source]
+    rules = _rules(config)
+    detector = open_detector(config.checkpoint, config.device, rules)
+    writer = Writer(Path(config.output), config.resume)
+    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    with threads(config.threads):
+        resumed = predict_source(
+            detector, rules, writer, sources, settings, overrides, Path(config.heatmaps) if config.heatmaps else None,
+            config.batch_size, config.images_at_a_time,
+        )  # fmt: skip
+    if resumed:
+        log.info("%d images were done before", resumed)
+    for what in (REAL, FAKE, UNDECIDED, ERROR):
+        if what != ERROR or writer.counts[what]:
+            log.info("%-12s %d", what, writer.counts[what])
+    log.info("written to  %s", writer.path)
+    if writer.counts[ERROR]:
         raise SystemExit(1)
 
 
 def run_serve(config: DictConfig, overrides: list[str]) -> None:
     """Serve the page until interrupted."""
-    serve_page(config)
+    check_config(config)
+    _check_positive(config, "batch_size", "max_mb", "per_minute")
+    check_host(config.host, config.port)
+    import_gradio()
+    rules = _rules(config)
+    detector = open_detector(config.checkpoint, config.device, rules)
+    with threads(config.threads):
+        serve_page(
+            detector, rules, config.host, config.port, config.max_mb, config.per_minute, config.batch_size
+        )
+
+
+def _rules(config: DictConfig) -> Rules:
+    return Rules(config.false_alarm, config.miss, tuple(str(name) for name in config.views), config.tiles)
+
+
+def _check_positive(config: DictConfig, *names: str) -> None:
+    for name in names:
+        if config[name] < 1:
+            raise UserError(f"{name}={config[name]}: must be at least 1")

@@ -81,12 +81,17 @@ def parse_header(data: bytes) -> Header:
     except Exception as error:  # PIL's readers raise whatever a damaged header makes them stumble over
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DecodeError(f"damaged header: {reason}") from None
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise DecodeError(f"too many pixels: {width}x{height}, the limit is {MAX_PIXELS}")
-    kind = str(image.format)
+    header = header_of(image)
+    if header.width * header.height > MAX_PIXELS:
+        raise DecodeError(f"too many pixels: {header.width}x{header.height}, the limit is {MAX_PIXELS}")
+    return header
+
+
+def header_of(image: Image.Image) -> Header:
+    """Give the header of an opened image; the format of one that was made in memory is ""."""
+    kind = str(image.format or "")
     quality, tables = _jpeg(image) if kind in JPEG else (0, "")
-    return Header(kind, width, height, quality, tables)
+    return Header(kind, *image.size, quality, tables)
 
 
 def _jpeg(image: Image.Image) -> tuple[int, str]:
@@ -279,6 +284,16 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]
         if pixels is not None and pixels.shape == (height, width, 3):
             return pixels
     return _turned(decode_pil(header, data), _orientation(header))
+
+
+def decode_opened(image: Image.Image) -> NDArray[np.uint8]:
+    """Convert an image that PIL opened or made by the rules of :func:`read_image`, its orientation included.
+
+    Raises:
+        DecodeError: see :func:`read_image`.
+    """
+    # The file's bytes are not at hand: these stand for a PNG of 8 bits without chunks to check.
+    return _turned(decode_pil(image, bytes(24) + b"\x08"), _orientation(image))
 
 
 def read_bytes(path: str | Path) -> bytes:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from fakedet.detector import FAKE, REAL, UNKNOWN, Rules, cut_tiles, decide, overlay
+from fakedet.detector import FAKE, REAL, UNDECIDED, Rules, cut_tiles, decide, overlay
 from fakedet.metrics.calibration import Calibration
 from fakedet.metrics.decisions import OperatingPoint, Reference
 
@@ -36,7 +36,7 @@ def test_clear_images_are_told() -> None:
 def test_between_reals_and_fakes_nothing_is_said() -> None:
     verdict, reason = said(0.5)  # higher than all reals, lower than all fakes
     assert (verdict, reason) == (
-        UNKNOWN,
+        UNDECIDED,
         "unlike the photographs and unlike the fakes that the detector was tested with",
     )
 
@@ -45,30 +45,30 @@ def test_where_reals_and_fakes_lie_over_each_other_nothing_is_said() -> None:
     mixed = point(fakes=tuple(np.linspace(-6, -2, 99)))
     statement = decide(mixed, RULES, -3.0, math.nan, {}, [])
     assert (statement.verdict, statement.reason) == (
-        UNKNOWN,
+        UNDECIDED,
         "neither clearly like the photographs nor clearly like the fakes that the detector was tested with",
     )
 
 
 def test_altered_copies_must_agree() -> None:
-    assert said(4.0, jpeg80=-4.0, smaller=3.0) == (UNKNOWN, "another answer for a copy altered by jpeg80")
+    assert said(4.0, jpeg80=-4.0, smaller=3.0) == (UNDECIDED, "another answer for a copy altered by jpeg80")
     assert decide(point(), RULES, 4.0, math.nan, {"a": -4.0, "b": 3.0}, []).stability == 0.5
     assert math.isnan(decide(point(), RULES, 4.0, math.nan, {}, []).stability)
 
 
 def test_doubts_come_first() -> None:
     statement = decide(point(), RULES, 4.0, math.nan, {}, ["smaller than the crop", "JPEG quality 20"])
-    assert (statement.verdict, statement.reason) == (UNKNOWN, "smaller than the crop; JPEG quality 20")
+    assert (statement.verdict, statement.reason) == (UNDECIDED, "smaller than the crop; JPEG quality 20")
 
 
 def test_stricter_rules_say_less() -> None:
     strict = Rules(0.005, 0.005)  # 99 references show no less than 1/100
-    assert decide(point(), strict, 4.0, math.nan, {}, []).verdict == UNKNOWN
-    assert decide(point(), strict, -3.0, math.nan, {}, []).verdict == UNKNOWN
+    assert decide(point(), strict, 4.0, math.nan, {}, []).verdict == UNDECIDED
+    assert decide(point(), strict, -3.0, math.nan, {}, []).verdict == UNDECIDED
 
 
 def test_without_fakes_in_validation_nothing_is_called_real() -> None:
-    assert decide(point(fakes=()), RULES, -3.0, math.nan, {}, []).verdict == UNKNOWN
+    assert decide(point(fakes=()), RULES, -3.0, math.nan, {}, []).verdict == UNDECIDED
     assert decide(point(fakes=()), RULES, 4.0, math.nan, {}, []).verdict == FAKE
 
 

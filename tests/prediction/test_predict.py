@@ -69,7 +69,7 @@ def test_every_file_gets_a_row_and_the_exit_status_tells(
     for name in ("a.png", "b.jpg", "c d.png", "tiny.png"):
         row = found[name]
         assert row["error"] == ""
-        assert row["verdict"] in ("real", "fake", "can't tell")
+        assert row["verdict"] in ("real", "fake", "undecided")
         assert 0 <= float(row["score"]) <= 1
         assert 0 < float(row["p_value"]) <= 1
     assert "smaller than the 32 pixels" in found["tiny.png"]["reason"]
@@ -260,7 +260,7 @@ def test_what_was_not_looked_at_is_said(
     (images / "phone.HEIC").write_bytes(b"x")
     predict(checkpoint, images, tmp_path / "p.csv")
     said = capsys.readouterr().out
-    assert "2 files in the folders are not named like images this can read" in said
+    assert "2 files in the folders are not named like images that can be read" in said
     assert "1 .heic" in said
     assert "1 .txt" in said
-    assert "2 files could not be looked at, the first:" in said
+    assert "2 files could not be read, the first:" in said

@@ -22,7 +22,7 @@ from fakedet.audit.checks import Finding
 from fakedet.audit.features import Looks
 from fakedet.metrics.bootstrap import Interval, percentile_interval, resample_weights, stratify_groups
 from fakedet.metrics.pairing import Counterparts, real_counterparts
-from fakedet.metrics.ranking import ranking_statistics, roc_auc
+from fakedet.metrics.ranking import ranking_statistics
 
 FOLDS = 5
 TREES = 60
@@ -145,7 +145,7 @@ def _out_of_fold(
 def _interval(
     scores: NDArray[np.float64], labels: NDArray[np.int64], groups: NDArray[np.object_], resamples: int
 ) -> Interval:
-    value = roc_auc(labels, scores)
+    value = float(ranking_statistics(labels, scores)[1][0])
     strata = stratify_groups(groups, labels, np.zeros(len(labels), dtype=np.int64))
     weights = next(resample_weights(strata, resamples, np.random.default_rng(0)))[:, strata.codes]
     return percentile_interval(value, ranking_statistics(labels, scores, weights)[1])
@@ -157,7 +157,7 @@ def _told_by(features: pd.DataFrame, labels: NDArray[np.int64]) -> str:
     for column in features:
         if str(column).startswith("thumbnail"):
             return ""
-        auc = roc_auc(labels, features[column].to_numpy())
+        auc = float(ranking_statistics(labels, features[column].to_numpy())[1][0])
         if abs(auc - 0.5) > best:
             best, name = abs(auc - 0.5), f"{column} (AUC {max(auc, 1 - auc):.2f} alone)"
     return name

@@ -18,7 +18,7 @@ from fakedet.errors import UserError, nearest
 from fakedet.evaluation.predictions import align, group_codes
 from fakedet.metrics.bootstrap import Interval, percentile_interval
 from fakedet.metrics.pairing import Counterparts, Pairs, real_counterparts
-from fakedet.metrics.per_generator import BootstrapTable, GeneratorSummary, bootstrap_statistics
+from fakedet.metrics.per_generator import BootstrapTable, GeneratorSummary, bootstrap_statistics, mean_members
 
 Run = tuple[int, int]
 
@@ -264,7 +264,10 @@ def _support(
 ) -> dict[str, int]:
     result = {}
     for mean in MEANS:
-        rows = [list(counterparts.values())[place] for place in table.members(mean)]
+        rows = [
+            list(counterparts.values())[place]
+            for place in [list(counterparts).index(one) for one in mean_members(table.generators, mean)[0]]
+        ]
         sides = ([row.real_rows for row in rows], [row.fake_rows for row in rows])
         result[mean] = min(len(np.unique(groups[np.concatenate(side)])) if side else 0 for side in sides)
     return result

@@ -35,8 +35,9 @@ from fakedet.evaluation.score import (
     write_results,
 )
 from fakedet.methods.base import Detector, gather_records
-from fakedet.metrics.bootstrap import BootstrapTable, Interval, bootstrap_statistics
+from fakedet.metrics.bootstrap import Interval
 from fakedet.metrics.pairing import real_counterparts
+from fakedet.metrics.per_generator import BootstrapTable, bootstrap_statistics
 from fakedet.utils import bar, is_main_process, open_folder, provenance, threads, write_config, write_json
 
 log = logging.getLogger("fakedet")

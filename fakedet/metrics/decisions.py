@@ -11,16 +11,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from fakedet.metrics.bootstrap import (
-    Interval,
-    group_names,
-    percentile_interval,
-    resample_weights,
-    stratify_groups,
-)
+from fakedet.metrics.bootstrap import Interval, percentile_interval, resample_chunks, stratify_frame
 from fakedet.metrics.calibration import BINS, Calibration, bin_of, fit_calibration
-from fakedet.metrics.pairing import Counterparts, Pairs, column, real_counterparts
-from fakedet.metrics.ranking import CHUNK_CELLS, rank, running_sum
+from fakedet.metrics.pairing import Counterparts, Pairs, real_counterparts
+from fakedet.metrics.ranking import rank, running_sum
 
 DECISIONS = ("acc_real", "acc_fake", "ece", "brier", "tpr_at_1", "tpr_at_5")
 RATES = (0.01, 0.05)
@@ -57,7 +51,7 @@ def decision_statistics(
     Returns:
         Generator → statistic → interval; NaN where a class is missing or the statistic was not asked for.
     """
-    strata = stratify_groups(group_names(frame), frame["label"].to_numpy(), column(frame, "generator"))
+    strata = stratify_frame(frame)
     logits = frame["logit"].to_numpy(dtype=np.float64)
     cells = {
         name: _Cell(rows, logits, probabilities, threshold, strata.codes)
@@ -66,8 +60,7 @@ def decision_statistics(
     one = np.ones((1, strata.n_groups), dtype=np.int32)
     points = {name: cell.statistics(one) for name, cell in cells.items()}
     samples: dict[str, list[Mapping[str, Floats]]] = {name: [] for name in cells}
-    step = max(1, CHUNK_CELLS // max(1, len(frame)))
-    for weights in resample_weights(strata, n_resamples, np.random.default_rng(seed), step):
+    for weights in resample_chunks(strata, n_resamples, seed):
         for name, cell in cells.items():
             samples[name].append(cell.statistics(weights))
     return {

@@ -1,4 +1,8 @@
-"""metrics/ranking"""
+"""Exact AP and AUC of one ranking under many weightings of its rows.
+
+The bootstrap measures the same scores under thousands of weightings. Sorting is what costs, so the fakes are ranked
+among the reals once (:func:`rank`), and every weighting then takes a few cumulative sums.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +14,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 CHUNK_CELLS = 1_000_000
-"""Weights held at a time by the functions that work in chunks: 8 MB an array in float64."""
+"""Weights held at a time by the functions that work in chunks: 8 MB per array in float64."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Where each fake of a generator stands among its fellow fakes and among the reals, by one scorer."""
+    """The rank of each fake of a generator among the other fakes and among the reals, by one scorer."""
 
     fake_order: NDArray[np.int64]
     """(F,) positions of the fakes by falling logit."""
     tie_end: NDArray[np.int64] | None
-    """(F,) rank of the last fake with the same logit; None where no two fakes are level."""
+    """(F,) rank of the last fake with the same logit; None where no two fakes are tied."""
     reals_from: NDArray[np.int64]
     """(F,) number of reals whose logit is at least the fake's."""
     reals_above: NDArray[np.int64] | None
-    """(F,) number of reals whose logit is greater; None where no real is level with a fake."""
+    """(F,) number of reals whose logit is greater; None where no real is tied with a fake."""
 
 
 def descending(logits: ArrayLike) -> NDArray[np.float64]:
@@ -65,7 +69,7 @@ def running_sum(real_weights: NDArray[Any]) -> NDArray[Any]:
     """Sum the weights of the reals from the highest logit down: (R, N) -> (R, N + 1), first column 0."""
     rows, count = real_weights.shape
     total = np.zeros((rows, count + 1), dtype=real_weights.dtype)
-    # Keeps int32 in int32: numpy would widen to int64, and the gathers to come are bound by memory.
+    # int32 stays int32: numpy would widen it to int64, and the gathers that follow are limited by memory.
     np.cumsum(real_weights, axis=1, dtype=real_weights.dtype, out=total[:, 1:])
     return total
 
@@ -81,7 +85,7 @@ def weighted_statistics(
         real_sums: (R, N + 1) of the same type, from :func:`running_sum`.
 
     Returns:
-        (R,) AP and (R,) AUC; NaN where either class weighs nothing.
+        (R,) AP and (R,) AUC; NaN where the weights of either class sum to 0.
     """
     fakes = fake_weights.sum(axis=1, dtype=np.float64)
     reals = real_sums[:, -1].astype(np.float64)
@@ -90,9 +94,9 @@ def weighted_statistics(
         hits = hits.take(ranking.tie_end, axis=1)
     alarms = real_sums.take(ranking.reals_from, axis=1)
     called = hits + alarms
-    called += called == 0  # nothing called fake yet: these rows weigh 0 themselves, so any divisor will do
+    called += called == 0  # nothing is called fake yet, so the row's own weight is 0 and any divisor will do
     gained = np.einsum("rf,rf->r", fake_weights, hits / called)
-    # The weight of reals at or above each fake, and strictly above it, averaged: ties count a half.
+    # The weight of the reals at or above each fake and that of those above it, averaged: a tie counts one half.
     lost = np.einsum("rf,rf->r", fake_weights, alarms, dtype=np.float64)
     if ranking.reals_above is not None:
         above = real_sums.take(ranking.reals_above, axis=1)
@@ -105,22 +109,35 @@ def weighted_statistics(
 
 
 def ranking_statistics(
-    labels: ArrayLike, logits: ArrayLike, weights: ArrayLike
+    labels: ArrayLike, logits: ArrayLike, weights: ArrayLike | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Compute AP and AUC of the same rows under R weightings, sorting once and R in chunks.
+
+    AP is Σ_n (R_n − R_{n−1}) P_n as in scikit-learn, equal logits being one threshold. AUC is the probability that a
+    fake scores above a real, a tie counting one half.
 
     Args:
         labels: (n,) 0 = real, 1 = fake.
         logits: (n,) any real number or ±inf; higher = more likely fake.
-        weights: (R, n) weights >= 0; those of a bootstrap are counts.
+        weights: (R, n) weights >= 0, in a bootstrap counts; None: one weighting of ones.
 
     Returns:
-        (R,) AP and (R,) AUC, in [0, 1]; NaN where either class is absent or weighs nothing.
+        (R,) AP and (R,) AUC, in [0, 1]; NaN where either class is absent or its weights sum to 0.
 
     Raises:
         ValueError: shapes differ, a logit is NaN, a label is not 0 or 1, a weight is negative or not finite.
     """
-    label, keys, weight = _checked(labels, logits, weights)
+    label, keys = np.asarray(labels), descending(logits)
+    weight = np.ones((1, label.size)) if weights is None else np.asarray(weights)
+    if label.ndim != 1 or keys.shape != label.shape or weight.ndim != 2 or weight.shape[1] != len(label):
+        raise ValueError(
+            f"labels {label.shape}, logits {keys.shape} and weights {weight.shape} do not fit: "
+            "(n,), (n,) and (R, n) are wanted"
+        )
+    if not np.isin(label, (0, 1)).all():
+        raise ValueError("labels must be 0 (real) or 1 (fake)")
+    if not (np.isfinite(weight).all() and (weight >= 0).all()):
+        raise ValueError("weights must be finite and not negative")
     fakes, reals = np.flatnonzero(label == 1), np.flatnonzero(label == 0)
     reals = reals[np.argsort(keys[reals], kind="stable")]
     ranking = rank(keys[fakes], keys[reals])
@@ -134,63 +151,7 @@ def ranking_statistics(
     return ap, auc
 
 
-def average_precision(labels: ArrayLike, logits: ArrayLike, weights: ArrayLike | None = None) -> float:
-    """Compute the exact average precision Σ_n (R_n − R_{n−1}) P_n, as scikit-learn does.
-
-    Args:
-        labels: (n,) 0 = real, 1 = fake.
-        logits: (n,) any real number or ±inf; higher = more likely fake. Equal logits are one threshold.
-        weights: (n,) weights >= 0; 1 each where None.
-
-    Returns:
-        AP in [0, 1]; NaN where either class is absent or weighs nothing.
-
-    Raises:
-        ValueError: as :func:`ranking_statistics`.
-    """
-    return float(ranking_statistics(labels, logits, _one_row(labels, weights))[0][0])
-
-
-def roc_auc(labels: ArrayLike, logits: ArrayLike, weights: ArrayLike | None = None) -> float:
-    """Compute the exact area under the ROC curve: P(fake scores above real), ties counting a half.
-
-    Args:
-        labels: (n,) 0 = real, 1 = fake.
-        logits: (n,) any real number or ±inf; higher = more likely fake.
-        weights: (n,) weights >= 0; 1 each where None.
-
-    Returns:
-        AUC in [0, 1]; NaN where either class is absent or weighs nothing.
-
-    Raises:
-        ValueError: as :func:`ranking_statistics`.
-    """
-    return float(ranking_statistics(labels, logits, _one_row(labels, weights))[1][0])
-
-
 def mean_of_defined(values: Sequence[float]) -> float:
-    """Return the plain mean of those values that are not NaN; NaN where there are none."""
+    """Return the plain mean of the values that are not NaN; NaN where there are none."""
     defined = [value for value in values if not np.isnan(value)]
     return float(np.mean(defined)) if defined else float("nan")
-
-
-def _one_row(labels: ArrayLike, weights: ArrayLike | None) -> NDArray[np.float64]:
-    if weights is None:
-        return np.ones((1, np.size(labels)))
-    return np.asarray(weights, dtype=np.float64).reshape(1, -1)
-
-
-def _checked(
-    labels: ArrayLike, logits: ArrayLike, weights: ArrayLike
-) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[Any]]:
-    label, keys, weight = np.asarray(labels), descending(logits), np.asarray(weights)
-    if label.ndim != 1 or keys.shape != label.shape or weight.ndim != 2 or weight.shape[1] != len(label):
-        raise ValueError(
-            f"labels {label.shape}, logits {keys.shape} and weights {weight.shape} do not fit: "
-            "(n,), (n,) and (R, n) are wanted"
-        )
-    if not np.isin(label, (0, 1)).all():
-        raise ValueError("labels are 0 (real) or 1 (fake)")
-    if not (np.isfinite(weight).all() and (weight >= 0).all()):
-        raise ValueError("weights are finite and not negative")
-    return label, keys, weight

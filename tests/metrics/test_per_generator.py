@@ -1,3 +1,5 @@
+"""AP and AUC per generator, their means and intervals, against scikit-learn on resampled rows."""
+
 import json
 
 import numpy as np
@@ -6,9 +8,8 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from fakedet.errors import UserError
-from fakedet.metrics import bootstrap as bootstrap_table
 from fakedet.metrics.bootstrap import resample_weights, stratify_groups
-from fakedet.metrics.per_generator import bootstrap_statistics, evaluate_frame, paired_difference, summary
+from fakedet.metrics.per_generator import bootstrap_statistics, evaluate_frame
 
 SEEN = ["ldm", "adm"]
 MEANS = ("map", "map_seen", "map_unseen", "mauc", "mauc_seen", "mauc_unseen")
@@ -70,9 +71,8 @@ def test_values_are_those_of_scikit_learn():
 
 
 @pytest.mark.parametrize("metric", ["ap", "auc"])
-def test_resamples_and_intervals_are_those_of_a_naive_loop(monkeypatch, metric):
+def test_resamples_and_intervals_are_those_of_a_naive_loop(metric):
     frame = _frame()
-    monkeypatch.setattr(bootstrap_table, "CHUNK_CELLS", len(frame) * 7)  # chunks of 7, with a rest
     table = bootstrap_statistics(frame, {"a": frame["logit"]}, None, SEEN, n_resamples=40, seed=5)
     strata = stratify_groups(frame["group"], frame["label"], frame["generator"])
     weights = next(resample_weights(strata, 40, np.random.default_rng(5)))[:, strata.codes]
@@ -89,8 +89,21 @@ def test_resamples_and_intervals_are_those_of_a_naive_loop(monkeypatch, metric):
         table.samples("a", metric, "map_seen"), (naive["adm"] + naive["ldm"]) / 2, atol=1e-12
     )
     np.testing.assert_allclose(table.samples("a", metric, "map_unseen"), naive["gan"], atol=1e-12)
-    result = summary(table, "a", 0.9)["map" if metric == "ap" else "mauc"]
-    assert (result["low"], result["high"]) == pytest.approx(tuple(np.quantile(mean, [0.05, 0.95])))
+    result = getattr(table.result("a", 0.9).means["all"], metric)
+    assert (result.low, result.high) == pytest.approx(tuple(np.quantile(mean, [0.05, 0.95])))
+
+
+def test_resamples_of_many_rows_are_drawn_in_chunks_and_are_the_same():
+    """About 5,000 rows make chunks of about 200 resamples."""
+    frame = _frame(photos=1500)
+    assert 4000 < len(frame) < 5500
+    table = bootstrap_statistics(frame, {"a": frame["logit"]}, None, SEEN, n_resamples=500)
+    strata = stratify_groups(frame["group"], frame["label"], frame["generator"])
+    weights = next(resample_weights(strata, 500, np.random.default_rng(0)))[:, strata.codes]
+    samples = table.samples("a", "ap", "ldm")
+    for row in (0, 150, 249, 250, 251, 350, 499):
+        expected = _naive(frame, "ldm", weights[row], average_precision_score)
+        assert samples[row] == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_order_of_the_rows_does_not_matter_and_the_seed_does():
@@ -173,14 +186,14 @@ def test_paired_differences_use_the_same_resamples():
     table = bootstrap_statistics(frame, logits, None, SEEN, n_resamples=200)
     alone = bootstrap_statistics(frame, {"x": better}, None, SEEN, n_resamples=200)
     np.testing.assert_array_equal(table.samples("better", "ap", "map"), alone.samples("x", "ap", "map"))
-    same = paired_difference(table, "copy", "base")["ap"]["map_unseen"]
+    same = table.difference("copy", "base", "ap", "map_unseen")
     assert (same.value, same.low, same.high) == (0, 0, 0)
-    found = paired_difference(table, "better", "base")
-    assert list(found["auc"]) == ["adm", "gan", "ldm", "map", "map_seen", "map_unseen"]
-    gain = found["auc"]["map"]
+    gain = table.difference("better", "base", "auc", "map")
     assert gain.value == pytest.approx(
         table.value("better", "auc", "map") - table.value("base", "auc", "map")
     )
+    paired = table.samples("better", "auc", "map") - table.samples("base", "auc", "map")
+    assert (gain.low, gain.high) == pytest.approx(tuple(np.quantile(paired, [0.025, 0.975])))
     one = table.interval("base", "auc", "map")
     assert 0 < gain.low < gain.high
     assert gain.high - gain.low < 0.5 * (one.high - one.low)

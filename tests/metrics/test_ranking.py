@@ -1,11 +1,20 @@
+"""AP and AUC against scikit-learn and torchmetrics."""
+
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torchmetrics.classification import BinaryAveragePrecision
 
-from fakedet.metrics import ranking
-from fakedet.metrics.ranking import average_precision, ranking_statistics, roc_auc
+from fakedet.metrics.ranking import ranking_statistics
+
+
+def average_precision(labels, logits, weights=None) -> float:
+    return float(ranking_statistics(labels, logits, None if weights is None else [weights])[0][0])
+
+
+def roc_auc(labels, logits, weights=None) -> float:
+    return float(ranking_statistics(labels, logits, None if weights is None else [weights])[1][0])
 
 
 def _rows(seed, n=300, levels=None):
@@ -85,12 +94,14 @@ def test_bad_rows_are_refused(labels, weights, message):
         average_precision(labels, [0.0, 1.0], weights)
 
 
-def test_many_weightings_are_each_as_alone(monkeypatch):
-    labels, logits, _ = _rows(5, n=60, levels=2)
-    weights = np.random.default_rng(0).integers(0, 3, size=(17, 60))
-    monkeypatch.setattr(ranking, "CHUNK_CELLS", 60 * 4)  # chunks of 4, 4, 4, 4 and 1
+def test_many_weightings_are_each_as_alone():
+    """100,000 rows are weighted ten at a time: 23 weightings make three chunks."""
+    n = 100_000
+    labels, logits, _ = _rows(5, n=n, levels=20)
+    weights = np.random.default_rng(0).integers(0, 3, size=(23, n), dtype=np.int8)
     ap, auc = ranking_statistics(labels, logits, weights)
-    for row in range(17):
-        repeated = np.repeat(np.arange(60), weights[row])  # a weight of 2 is a row that stands twice
+    for row in (0, 9, 10, 19, 20, 22):
+        repeated = np.repeat(np.arange(n), weights[row])  # a weight of 2 is a row that stands twice
         assert ap[row] == pytest.approx(average_precision_score(labels[repeated], logits[repeated]))
         assert auc[row] == pytest.approx(roc_auc_score(labels[repeated], logits[repeated]))
+    assert len(set(ap)) == 23

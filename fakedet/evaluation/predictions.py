@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from fakedet.errors import UserError
-from fakedet.metrics.pairing import column
 from fakedet.utils import replacing
 
 METADATA_KEY = b"fakedet"
@@ -209,15 +208,6 @@ def _same_images(key: str, frame: pd.DataFrame, base: pd.DataFrame) -> None:
                 f"{key}: {int(other.sum())} images have other {name}s than in the first run, first: "
                 f"{frame.index[other.to_numpy()][0]}; compare runs over the same manifest"
             )
-
-
-def group_codes(frame: pd.DataFrame) -> NDArray[np.int64]:
-    """Number the (n,) groups of the rows; a row without a group is one of its own."""
-    names = column(frame, "group")
-    codes: NDArray[np.int64] = pd.factorize(names)[0].astype(np.int64)
-    alone = np.flatnonzero(names == "")
-    codes[alone] = len(frame) + alone
-    return codes
 
 
 ORIGINAL = "original"

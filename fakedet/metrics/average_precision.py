@@ -1,4 +1,4 @@
-"""metrics/average_precision"""
+"""The torchmetrics metric that collects scored rows on every rank and gives exact AP and AUC per generator."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fakedet.errors import UserError
 from fakedet.metrics.ranking import mean_of_defined, rank, running_sum, weighted_statistics
 
 COLUMNS = 4
-"""id, label, generator code, and the two float32 numbers (logit, distance) in one int64."""
+"""id, label, generator code, and one int64 that holds the two float32 numbers (logit, distance)."""
 
 
 class GeneratorAveragePrecision(Metric):
@@ -25,16 +25,15 @@ class GeneratorAveragePrecision(Metric):
     torchmetrics' own exact AP applies a sigmoid, and its gather fails on a rank without rows. Here the rows
     of a rank are packed into one int64 matrix, so that ids and float32 bits survive on every backend, and
     gathered by one all_gather (after torchmetrics' exchange of shapes), however uneven the ranks. A row that
-    several ranks report, as padded samplers make them do, counts once: the first is kept, in the order of
-    the ranks.
+    several ranks report, as happens with padded samplers, counts once: that of the lowest rank is kept.
 
     :meth:`compute` and :meth:`rows` are collective: under DDP every rank calls them.
 
     Args:
-        cells: name of each generator code. A name may stand twice: once for its fakes, once for its reals.
+        cells: name of each generator code. A name may occur twice: once for its fakes, once for its reals.
         is_fake: for each code, whether its images are fakes.
         counterparts: code of fakes -> codes of the reals that they are measured against.
-        kwargs: torchmetrics' own.
+        kwargs: of :class:`torchmetrics.Metric`.
 
     Raises:
         ValueError: the arguments contradict each other.
@@ -57,7 +56,20 @@ class GeneratorAveragePrecision(Metric):
         self.cells = [str(name) for name in cells]
         self.is_fake = [bool(flag) for flag in is_fake]
         self.counterparts = {int(fake): tuple(map(int, reals)) for fake, reals in counterparts.items()}
-        self._check_cells()
+        if len(self.cells) != len(self.is_fake):
+            raise ValueError(f"{len(self.cells)} cells and {len(self.is_fake)} values of is_fake")
+        fakes = [name for name, fake in zip(self.cells, self.is_fake, strict=True) if fake]
+        if len(set(fakes)) < len(fakes):
+            raise ValueError("two cells of fakes have the same name; their values could not be told apart")
+        for fake, reals in self.counterparts.items():
+            if not all(0 <= code < len(self.cells) for code in (fake, *reals)):
+                raise ValueError(
+                    f"counterparts {fake}: {reals} name a code beyond the {len(self.cells)} cells"
+                )
+            if not self.is_fake[fake] or any(self.is_fake[code] for code in reals):
+                raise ValueError(
+                    f"counterparts {fake}: {reals} should lead from a cell of fakes to cells of reals"
+                )
         self._rows: dict[str, NDArray[Any]] | None = None
         self.add_state("packed", default=[], dist_reduce_fx="cat")
 
@@ -115,16 +127,16 @@ class GeneratorAveragePrecision(Metric):
     def rows(self) -> dict[str, Tensor]:
         """Return the rows of all ranks, each once, by rising id.
 
-        After :meth:`compute` this needs no further exchange, so that it works once the trainer has ended.
+        After :meth:`compute` this needs no further exchange, so that it works after the trainer has ended.
 
         Returns:
             CPU tensors (n,): id, label, generator (int64), logit, distance (float32).
         """
-        # Where ranks are not to be synced, what is kept may come from a sync by hand that was undone since.
+        # With sync_on_compute=False, the cached rows may come from a manual sync that was undone since.
         if self._rows is None or not (self._to_sync or self._is_synced):
             with self.sync_context(
                 dist_sync_fn=self.dist_sync_fn,
-                # Synced by hand already: what stands there is what all ranks have.
+                # After a manual sync, ``packed`` already holds the rows of all ranks.
                 should_sync=self._to_sync and not self._is_synced,
                 should_unsync=not self._is_synced,
             ):
@@ -184,7 +196,7 @@ class GeneratorAveragePrecision(Metric):
     def _per_cell(self, rows: dict[str, NDArray[Any]]) -> dict[int, tuple[float, float]]:
         self._check_rows(rows)
         codes = rows["generator"].astype(np.min_scalar_type(len(self.cells)))
-        # Small integers are sorted by counting, and short float32 runs in the registers: no sort of all rows by logit.
+        # Fast: small integers are sorted by counting, then each short segment of float32 by itself.
         logits = rows["logit"][np.argsort(codes, kind="stable")]
         bounds = np.cumsum(np.bincount(codes, minlength=len(self.cells)))[:-1]
         segments = [np.sort(-segment) for segment in np.split(logits, bounds)]
@@ -195,7 +207,7 @@ class GeneratorAveragePrecision(Metric):
                 continue
             reals = self.counterparts.get(code, ())
             if reals not in sums:
-                # Merging sorted runs, which the stable sort sees, is cheap.
+                # The stable sort detects sorted runs and merges them, which is cheap.
                 merged = np.sort(np.concatenate([logits[:0], *(segments[r] for r in reals)]), kind="stable")
                 sums[reals] = merged, running_sum(np.ones((1, len(merged)), dtype=np.int32))
             real_keys, real_sums = sums[reals]
@@ -203,22 +215,6 @@ class GeneratorAveragePrecision(Metric):
             ap, auc = weighted_statistics(rank(segment, real_keys), ones, real_sums)
             found[code] = float(ap[0]), float(auc[0])
         return found
-
-    def _check_cells(self) -> None:
-        if len(self.cells) != len(self.is_fake):
-            raise ValueError(f"{len(self.cells)} cells and {len(self.is_fake)} flags is_fake")
-        fakes = [name for name, fake in zip(self.cells, self.is_fake, strict=True) if fake]
-        if len(set(fakes)) < len(fakes):
-            raise ValueError("two cells of fakes bear one name; their values could not be told apart")
-        for fake, reals in self.counterparts.items():
-            if not all(0 <= code < len(self.cells) for code in (fake, *reals)):
-                raise ValueError(
-                    f"counterparts {fake}: {reals} name a code beyond the {len(self.cells)} cells"
-                )
-            if not self.is_fake[fake] or any(self.is_fake[code] for code in reals):
-                raise ValueError(
-                    f"counterparts {fake}: {reals} should lead from a cell of fakes to cells of reals"
-                )
 
     def _check_rows(self, rows: dict[str, NDArray[Any]]) -> None:
         codes = rows["generator"]

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from fakedet.metrics.pairing import column
 from fakedet.metrics.ranking import CHUNK_CELLS
 
 
@@ -66,20 +65,6 @@ class Interval:
         return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}]"
 
 
-def group_names(frame: pd.DataFrame) -> NDArray[np.object_]:
-    """Return the (n,) group of each row; a row without one is a group of its own."""
-    groups = column(frame, "group").copy()
-    alone = np.flatnonzero(groups == "")
-    ids = frame["id"].to_numpy() if "id" in frame else np.arange(len(frame))
-    groups[alone] = [f"\0{number}" for number in ids[alone]]
-    return groups
-
-
-def stratify_frame(frame: pd.DataFrame) -> GroupStrata:
-    """Stratify the groups of a frame with the columns label, generator and, where known, group."""
-    return stratify_groups(group_names(frame), frame["label"].to_numpy(), column(frame, "generator"))
-
-
 def stratify_groups(groups: ArrayLike, labels: ArrayLike, generators: ArrayLike) -> GroupStrata:
     """Stratify groups by signature: the set of (label, generator) cells that a group covers.
 
@@ -87,7 +72,7 @@ def stratify_groups(groups: ArrayLike, labels: ArrayLike, generators: ArrayLike)
     resample. The result does not depend on the order of the rows.
 
     Args:
-        groups: (n,) names; rows of one name are resampled together.
+        groups: (n,) names; rows of one name are resampled together; see :func:`fakedet.metrics.pairing.group_cells`.
         labels: (n,) 0 = real, 1 = fake.
         generators: (n,) names.
     """

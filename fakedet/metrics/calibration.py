@@ -1,4 +1,4 @@
-"""metrics/calibration"""
+"""Calibration of logits to P(fake), and the errors of probabilities: expected calibration error and Brier score."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from scipy.optimize import minimize
 from sklearn.isotonic import IsotonicRegression
 
 BINS = 15
-"""Of the expected calibration error, equally wide."""
+"""Number of bins, of equal width, of the expected calibration error."""
 KINDS = ("temperature", "isotonic", "none")
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A map from logits to P(fake), for as many reals as fakes."""
+    """A map from logits to P(fake), assuming as many reals as fakes."""
 
     kind: str
     """One of :data:`KINDS`."""
@@ -29,7 +29,7 @@ class Calibration:
     """isotonic: logits and probabilities, interpolated between."""
 
     def __call__(self, logits: ArrayLike) -> NDArray[np.float64]:
-        """Give P(fake) of (n,) logits."""
+        """Return the (n,) P(fake) of (n,) logits."""
         values = np.asarray(logits, dtype=np.float64)
         if self.kind == "isotonic":
             return np.interp(values, *self.knots)
@@ -37,21 +37,21 @@ class Calibration:
         return result
 
     def to_dict(self) -> dict[str, Any]:
-        """Give it as plain values."""
+        """Return plain values that JSON can hold."""
         return {"kind": self.kind, "scale": self.scale, "shift": self.shift,
                 "knots": [list(part) for part in self.knots]}  # fmt: skip
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Calibration:
-        """Make it from plain values."""
+        """Read what :meth:`to_dict` wrote."""
         first, second = content["knots"]
         return cls(content["kind"], content["scale"], content["shift"], (tuple(first), tuple(second)))
 
 
 def balanced_weights(labels: ArrayLike) -> NDArray[np.float64]:
-    """Weigh rows so that each class weighs one half.
+    """Return (n,) weights under which each class has weight one half.
 
-    A test set's share of fakes is its maker's choice; probabilities are stated for as many reals as fakes.
+    The share of fakes in a test set is arbitrary, so probabilities are stated for as many reals as fakes.
     """
     label = np.asarray(labels)
     counts = np.bincount(label, minlength=2)
@@ -59,10 +59,10 @@ def balanced_weights(labels: ArrayLike) -> NDArray[np.float64]:
 
 
 def fit_calibration(logits: ArrayLike, labels: ArrayLike, kind: str = "temperature") -> Calibration:
-    """Fit a calibration on held-out rows, each class weighing one half.
+    """Fit a calibration on held-out rows, with weight one half for each class.
 
     "temperature" is Platt's scaling (Platt 1999, section 2): a temperature and a shift by maximum likelihood, with
-    his smoothed targets. The shift is needed because the balance of training batches is not that of logits.
+    his smoothed targets. The shift is needed because balanced training batches do not centre the logits.
 
     Args:
         logits: (n,).
@@ -84,10 +84,10 @@ def fit_calibration(logits: ArrayLike, labels: ArrayLike, kind: str = "temperatu
         return Calibration("isotonic", knots=knots)
     if kind != "temperature":
         raise ValueError(f"calibration '{kind}': one of {', '.join(KINDS)}")
-    # In units of the logits' own spread, so that any detector's logits start from a sensible place.
+    # In units of the logits' own spread, so that the start is sensible whatever their scale.
     centre, spread = float(np.median(values)), float(values.std()) or 1.0
     units = (values - centre) / spread
-    # Platt's targets: a class of n rows is not taken for more certain than n rows can show.
+    # Platt's targets: n rows of a class do not show more certainty than (n + 1) / (n + 2).
     counts = np.bincount(label, minlength=2)
     targets = np.where(label == 1, (counts[1] + 1) / (counts[1] + 2), 1 / (counts[0] + 2))
 
@@ -105,12 +105,12 @@ def fit_calibration(logits: ArrayLike, labels: ArrayLike, kind: str = "temperatu
 
 
 def calibration_error(probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
-    """Compute the expected calibration error Σ_b |Σ_{i∈b} w_i (p_i − y_i)| over equally wide bins.
+    """Compute the expected calibration error Σ_b |Σ_{i∈b} w_i (p_i − y_i)| over bins of equal width.
 
     Args:
         probabilities: (n,) in [0, 1].
         labels: (n,) 0 or 1.
-        weights: (n,) adding up to 1; None: each class weighs one half.
+        weights: (n,) with sum 1; None: weight one half for each class.
     """
     p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.float64)
     w = balanced_weights(labels) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -119,11 +119,11 @@ def calibration_error(probabilities: ArrayLike, labels: ArrayLike, weights: Arra
 
 
 def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """Compute the Brier score Σ w_i (p_i − y_i)², each class weighing one half."""
+    """Compute the Brier score Σ w_i (p_i − y_i)², with weight one half for each class."""
     p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.float64)
     return float((balanced_weights(labels) * (p - y) ** 2).sum())
 
 
 def bin_of(probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Give the (n,) bin of each probability."""
+    """Return the (n,) bin of each probability."""
     return np.minimum((probabilities * BINS).astype(np.int64), BINS - 1)

@@ -1,9 +1,13 @@
-"""metrics/decisions"""
+"""Decisions: the operating point that turns logits into verdicts and p-values, and how good these are.
+
+:func:`fit_operating_point` fits threshold, calibration and reference on validation data; checkpoints store it.
+:func:`decision_statistics` measures accuracy, calibration error and detection rate of every generator.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,145 +15,27 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from fakedet.metrics.bootstrap import Interval, percentile_interval, resample_chunks, stratify_frame
+from fakedet.metrics.bootstrap import Interval, percentile_interval, resample_chunks, stratify_groups
 from fakedet.metrics.calibration import BINS, Calibration, bin_of, fit_calibration
-from fakedet.metrics.pairing import Counterparts, Pairs, real_counterparts
+from fakedet.metrics.pairing import Counterparts, Pairs, group_cells, real_counterparts
 from fakedet.metrics.ranking import rank, running_sum
 
 DECISIONS = ("acc_real", "acc_fake", "ece", "brier", "tpr_at_1", "tpr_at_5")
-RATES = (0.01, 0.05)
+RATES = {"tpr_at_1": 0.01, "tpr_at_5": 0.05}
+MOST_REFERENCES = 5000
+"""Scores of reals kept in a checkpoint; p-values are then no finer than 1/5001."""
 
 Floats = NDArray[np.float64]
 
 
-def decision_statistics(
-    frame: pd.DataFrame,
-    probabilities: Floats | None,
-    threshold: float | None,
-    pairs: Pairs | None,
-    n_resamples: int = 1000,
-    seed: int = 0,
-    known_reals: Any = None,
-) -> dict[str, dict[str, Interval]]:
-    """Measure the decisions on every generator of a predictions frame.
-
-    * ``acc_real``, ``acc_fake``: shares of reals at or below, of fakes above the threshold.
-    * ``ece``, ``brier``: expected calibration error over 15 equally wide bins, and Brier score, of the probabilities,
-      reals and fakes weighing one half each.
-    * ``tpr_at_1``, ``tpr_at_5``: share of fakes above the logit that at most 1 % (5 %) of this generator's reals
-      reach; chosen on these very reals, so it says what could be reached and not what the shipped threshold does.
-
-    Args:
-        frame: one row an image: label, generator, logit and, where known, source and group.
-        probabilities: (n,) calibrated; None: no ece and brier.
-        threshold: of the logit; None: no accuracies.
-        pairs: see :func:`fakedet.metrics.pairing.real_counterparts`.
-        n_resamples: of the bootstrap.
-        seed: of the bootstrap.
-        known_reals: see :func:`fakedet.metrics.pairing.real_counterparts`.
-
-    Returns:
-        Generator → statistic → interval; NaN where a class is missing or the statistic was not asked for.
-    """
-    strata = stratify_frame(frame)
-    logits = frame["logit"].to_numpy(dtype=np.float64)
-    cells = {
-        name: _Cell(rows, logits, probabilities, threshold, strata.codes)
-        for name, rows in real_counterparts(frame, pairs, known_reals).items()
-    }
-    one = np.ones((1, strata.n_groups), dtype=np.int32)
-    points = {name: cell.statistics(one) for name, cell in cells.items()}
-    samples: dict[str, list[Mapping[str, Floats]]] = {name: [] for name in cells}
-    for weights in resample_chunks(strata, n_resamples, seed):
-        for name, cell in cells.items():
-            samples[name].append(cell.statistics(weights))
-    return {
-        name: {
-            key: percentile_interval(
-                float(points[name][key][0]),
-                np.concatenate([part[key] for part in samples[name]]) if samples[name] else np.zeros(0),
-            )
-            for key in DECISIONS
-        }
-        for name in cells
-    }
-
-
-class _Cell:
-    """One generator's fakes and reals: sums by group, and the ranking of fakes among reals."""
-
-    def __init__(
-        self,
-        rows: Counterparts,
-        logits: Floats,
-        probabilities: Floats | None,
-        threshold: float | None,
-        codes: NDArray[np.int64],
-    ) -> None:
-        order = rows.real_rows[np.argsort(-logits[rows.real_rows], kind="stable")]
-        self.real_groups = codes[order]
-        self.ranking = rank(-logits[rows.fake_rows], -logits[order])
-        self.fake_groups = codes[rows.fake_rows[self.ranking.fake_order]]
-        self.sums = []
-        for label, own in ((0, rows.real_rows), (1, rows.fake_rows)):
-            groups, inverse = np.unique(codes[own], return_inverse=True)
-            table = _row_sums(
-                label, logits[own], None if probabilities is None else probabilities[own], threshold
-            )
-            summed = np.zeros((len(groups), table.shape[1]))
-            np.add.at(summed, inverse, table)
-            self.sums.append((groups, summed))
-
-    def statistics(self, weights: NDArray[np.int32]) -> dict[str, Floats]:
-        """Give the (R,) statistics of (R, groups) weights."""
-        parts = []
-        for groups, summed in self.sums:
-            total = weights.take(groups, axis=1).astype(np.float64) @ summed
-            with np.errstate(divide="ignore", invalid="ignore"):
-                parts.append(total[:, 1:] / total[:, :1])
-        real, fake = parts
-        found = {"acc_real": real[:, 0], "acc_fake": fake[:, 0], "brier": (real[:, 1] + fake[:, 1]) / 2}
-        found["ece"] = np.abs((real[:, 2:] + fake[:, 2:]) / 2).sum(axis=1)
-        return {**found, **self._detection(weights)}
-
-    def _detection(self, weights: NDArray[np.int32]) -> dict[str, Floats]:
-        reals = running_sum(weights.take(self.real_groups, axis=1))
-        alarms = reals.take(self.ranking.reals_from, axis=1)
-        fakes = weights.take(self.fake_groups, axis=1)
-        found = {}
-        for rate, key in zip(RATES, DECISIONS[-2:], strict=True):
-            caught = np.einsum("rf,rf->r", fakes, alarms <= rate * reals[:, -1:], dtype=np.float64)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                share = caught / fakes.sum(axis=1, dtype=np.float64)
-            found[key] = np.where(reals[:, -1] > 0, share, np.nan)
-        return found
-
-
-def _row_sums(label: int, logits: Floats, probabilities: Floats | None, threshold: float | None) -> Floats:
-    """Give (n, 3 + BINS) columns to be summed: 1, decided right, squared error, and p − y in its bin."""
-    table = np.full((len(logits), 3 + BINS), np.nan)
-    table[:, 0] = 1
-    if threshold is not None:
-        table[:, 1] = (logits > threshold) == (label == 1)
-    if probabilities is not None:
-        table[:, 2:] = 0
-        table[:, 2] = (probabilities - label) ** 2
-        table[np.arange(len(logits)), 3 + bin_of(probabilities)] = probabilities - label
-    return table
-
-
-MOST_REFERENCES = 5000
-"""Scores of reals kept in a checkpoint; p-values are then no finer than 1/5001."""
-
-
 @dataclass(frozen=True)
 class Reference:
-    """Held-out reals, against which a conformal p-value ranks an image.
+    """Held-out reals, among which a conformal p-value ranks an image.
 
     The score of an image is the larger of its standardised logit and its standardised trace distance. Centre
-    and spread come from training reals, so that the score is a fixed function for whoever is ranked by it, and
+    and spread come from training reals, so that the score does not depend on the held-out reals, and
     p = (1 + #{reference scores >= its score}) / (n + 1) is valid: over fresh reals P(p <= α) <= α (Vovk et al.
-    2005, chapter 2), whatever the detector, if they are drawn like the reference reals.
+    2005, chapter 2), whatever the detector, if they are drawn from the same distribution as the reference reals.
     """
 
     centre: tuple[float, float]
@@ -158,16 +44,16 @@ class Reference:
     scores: tuple[float, ...]
     """Of the held-out reals, rising."""
 
-    def score(self, logits: ArrayLike, distances: ArrayLike) -> NDArray[np.float64]:
-        """Give the (n,) nonconformity score of images."""
+    def score(self, logits: ArrayLike, distances: ArrayLike) -> Floats:
+        """Return the (n,) nonconformity scores of images."""
         parts = []
         for values, centre, spread in zip((logits, distances), self.centre, self.spread, strict=True):
             if not math.isnan(centre):
                 parts.append((np.asarray(values, dtype=np.float64) - centre) / spread)
         return np.asarray(np.maximum.reduce(parts), dtype=np.float64)
 
-    def p_values(self, logits: ArrayLike, distances: ArrayLike) -> NDArray[np.float64]:
-        """Give the (n,) conformal p-values in (0, 1]; small = unusual among reals."""
+    def p_values(self, logits: ArrayLike, distances: ArrayLike) -> Floats:
+        """Return the (n,) conformal p-values in (0, 1]; small = unusual among reals."""
         known = np.asarray(self.scores)
         at_least = len(known) - np.searchsorted(known, self.score(logits, distances), side="left")
         return np.asarray((1.0 + at_least) / (len(known) + 1.0), dtype=np.float64)
@@ -175,7 +61,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What turns a detector's numbers into statements, and what it was fitted on."""
+    """What turns a detector's logits into verdicts, calibrated scores and p-values, and what it was fitted on."""
 
     threshold: float
     """An image is called fake if its logit is greater."""
@@ -190,21 +76,21 @@ class OperatingPoint:
     split: str
     notes: tuple[str, ...] = field(default_factory=tuple)
     fakes: tuple[float, ...] = ()
-    """Logits of the validation fakes, rising: of generators that were trained on, as a rule."""
+    """Logits of the validation fakes, rising; their generators are usually those of the training split."""
 
     def lowest_fake(self, missed: float) -> float:
-        """Give the logit below which a share of the validation fakes lies; NaN without fakes.
+        """Return the logit below which a share of the validation fakes lies; NaN without fakes.
 
-        It bounds the misses among fakes like these; of a generator that nobody has seen it promises nothing.
+        It bounds the share of missed fakes for these generators; for an unseen generator it promises nothing.
         """
         if not self.fakes:
             return math.nan
-        # As the threshold's: a fresh fake lies below the k-th lowest of n with probability k / (n + 1).
+        # As for the threshold: a fresh fake lies below the k-th lowest of n with probability k / (n + 1).
         allowed = math.floor(missed * (len(self.fakes) + 1) + 1e-9)
         return -math.inf if allowed < 1 else self.fakes[allowed - 1]
 
     def to_dict(self) -> dict[str, Any]:
-        """Give it as plain values that JSON knows too: null for a missing distance and for a threshold of infinity."""
+        """Return plain values that JSON can hold: null for a missing distance and for an infinite threshold."""
         reference = self.reference and {
             "centre": [_finite(value) for value in self.reference.centre],
             "spread": [_finite(value) for value in self.reference.spread],
@@ -218,7 +104,7 @@ class OperatingPoint:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> OperatingPoint:
-        """Make it from plain values."""
+        """Read what :meth:`to_dict` wrote."""
         given = content["reference"]
         reference = given and Reference(
             _known(given["centre"], math.nan), _known(given["spread"], 1.0), tuple(given["scores"])
@@ -235,8 +121,8 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _known(values: list[float | None], otherwise: float) -> tuple[float, float]:
-    first, second = (otherwise if value is None else value for value in values)
+def _known(values: list[float | None], default: float) -> tuple[float, float]:
+    first, second = (default if value is None else value for value in values)
     return first, second
 
 
@@ -244,8 +130,8 @@ def threshold_at(logits_of_reals: ArrayLike, rate: float) -> float:
     """Choose the lowest threshold that calls at most a share of reals fake.
 
     The conformal choice: of n held-out reals at most ⌊rate · (n + 1)⌋ − 1 may lie above, so that a fresh real
-    drawn like them is called fake with a probability of at most ``rate``; the plain quantile would exceed it
-    by up to 1/n. With fewer than 1/rate − 1 reals nothing is called fake.
+    from the same distribution is called fake with a probability of at most ``rate``; the plain quantile would exceed
+    it by up to 1/n. With fewer than 1/rate − 1 reals nothing is called fake.
 
     Args:
         logits_of_reals: (n,).
@@ -267,7 +153,7 @@ def fit_operating_point(
         logits: (n,) of the validation split.
         distances: (n,) trace distances; NaN where the method has none.
         labels: (n,) 0 = real, 1 = fake; without fakes there is no calibration.
-        training_logits: (m,) of training reals.
+        training_logits: (m,) of training reals; without any there is no reference.
         training_distances: (m,).
         rate: share of reals that may be called fake.
         kind: of calibration.
@@ -277,8 +163,9 @@ def fit_operating_point(
     Raises:
         ValueError: no reals.
     """
-    values, label = np.asarray(logits, dtype=np.float64), np.asarray(labels)
-    far, reals = np.asarray(distances, dtype=np.float64), np.asarray(labels) == 0
+    values, far = np.asarray(logits, dtype=np.float64), np.asarray(distances, dtype=np.float64)
+    label = np.asarray(labels)
+    reals = label == 0
     if not reals.any():
         raise ValueError("an operating point needs reals")
     notes = []
@@ -293,34 +180,132 @@ def fit_operating_point(
             f"too few validation reals ({int(reals.sum())}) for a false-positive rate of {rate:g}, so this detector "
             f"calls nothing fake; {math.ceil(1 / rate) - 1} are needed"
         )
-    reference = _reference(
-        values[reals], far[reals], np.asarray(training_logits), np.asarray(training_distances)
-    )
+    reference = None
+    logit, distance = np.asarray(training_logits), np.asarray(training_distances)
+    if len(logit):
+        centre = (float(np.mean(logit)), float(np.mean(distance)))
+        spread = (_spread(logit), _spread(distance))
+        scores = Reference(centre, spread, ()).score(values[reals], far[reals])
+        reference = Reference(centre, spread, _thinned(scores))
     return OperatingPoint(threshold, rate, calibration, reference, int(reals.sum()), int((~reals).sum()),
                           manifest, split, tuple(notes), _thinned(values[~reals]))  # fmt: skip
 
 
-def _reference(
-    logits: NDArray[np.float64], distances: NDArray[np.float64], training_logits: NDArray[np.float64],
-    training_distances: NDArray[np.float64],
-) -> Reference | None:  # fmt: skip
-    if not len(training_logits):
-        return None
-    centre = (float(np.mean(training_logits)), float(np.mean(training_distances)))
-    spread = (_spread(training_logits), _spread(training_distances))
-    unsorted = Reference(centre, spread, ())
-    return Reference(centre, spread, _thinned(unsorted.score(logits, distances)))
-
-
-def _spread(values: NDArray[np.float64]) -> float:
-    """Give the standard deviation; 1 where there is none."""
+def _spread(values: Floats) -> float:
+    """Return the standard deviation; 1 where it is 0 or undefined."""
     spread = float(np.std(values))
     return spread if math.isfinite(spread) and spread > 0 else 1.0
 
 
-def _thinned(values: NDArray[np.float64]) -> tuple[float, ...]:
-    """Sort values, and keep evenly spaced ones of very many."""
+def _thinned(values: Floats) -> tuple[float, ...]:
+    """Sort values, and keep at most :data:`MOST_REFERENCES` evenly spaced ones."""
     values = np.sort(values)
     if len(values) > MOST_REFERENCES:
         values = values[np.linspace(0, len(values) - 1, MOST_REFERENCES).round().astype(int)]
     return tuple(map(float, values))
+
+
+def decision_statistics(
+    frame: pd.DataFrame,
+    probabilities: Floats | None,
+    threshold: float | None,
+    pairs: Pairs | None,
+    n_resamples: int = 1000,
+    seed: int = 0,
+    known_reals: Collection[str] | None = None,
+) -> dict[str, dict[str, Interval]]:
+    """Measure the decisions on every generator of a predictions frame.
+
+    * ``acc_real``, ``acc_fake``: shares of reals at or below, of fakes above the threshold.
+    * ``ece``, ``brier``: expected calibration error over 15 bins of equal width, and Brier score, of the
+      probabilities, with weight one half for the reals and one half for the fakes.
+    * ``tpr_at_1``, ``tpr_at_5``: share of fakes above the logit that at most 1 % (5 %) of this generator's reals
+      reach. It is chosen on these very reals, so it says what could be reached, not what the stored threshold does.
+
+    Args:
+        frame: a row per image: label, generator, logit and, where known, source and group.
+        probabilities: (n,) calibrated; None: no ece and brier.
+        threshold: of the logit; None: no accuracies.
+        pairs: see :func:`fakedet.metrics.pairing.real_counterparts`.
+        n_resamples: of the bootstrap.
+        seed: of the bootstrap.
+        known_reals: see :func:`fakedet.metrics.pairing.real_counterparts`.
+
+    Returns:
+        Generator → statistic → interval; NaN where a class is missing or the statistic was not asked for.
+    """
+    strata = stratify_groups(*group_cells(frame))
+    logits = frame["logit"].to_numpy(dtype=np.float64)
+    cells = {
+        name: _Cell(rows, logits, probabilities, threshold, strata.codes)
+        for name, rows in real_counterparts(frame, pairs, known_reals).items()
+    }
+    one = np.ones((1, strata.n_groups), dtype=np.int32)
+    points = {name: cell.statistics(one) for name, cell in cells.items()}
+    samples: dict[str, list[Mapping[str, Floats]]] = {name: [] for name in cells}
+    for weights in resample_chunks(strata, n_resamples, seed):
+        for name, cell in cells.items():
+            samples[name].append(cell.statistics(weights))
+    return {
+        name: {
+            key: percentile_interval(
+                float(points[name][key][0]),
+                np.concatenate([np.zeros(0), *(part[key] for part in samples[name])]),
+            )
+            for key in DECISIONS
+        }
+        for name in cells
+    }
+
+
+class _Cell:
+    """One generator's fakes and reals: sums by group, and the ranking of the fakes among the reals."""
+
+    def __init__(
+        self,
+        rows: Counterparts,
+        logits: Floats,
+        probabilities: Floats | None,
+        threshold: float | None,
+        codes: NDArray[np.int64],
+    ) -> None:
+        order = rows.real_rows[np.argsort(-logits[rows.real_rows], kind="stable")]
+        self.real_groups = codes[order]
+        self.ranking = rank(-logits[rows.fake_rows], -logits[order])
+        self.fake_groups = codes[rows.fake_rows[self.ranking.fake_order]]
+        self.sums = []
+        for label, own in ((0, rows.real_rows), (1, rows.fake_rows)):
+            # Columns to be summed: 1, decided right, squared error, and p − y in its bin.
+            table = np.full((len(own), 3 + BINS), np.nan)
+            table[:, 0] = 1
+            if threshold is not None:
+                table[:, 1] = (logits[own] > threshold) == (label == 1)
+            if probabilities is not None:
+                p = probabilities[own]
+                table[:, 2:] = 0
+                table[:, 2] = (p - label) ** 2
+                table[np.arange(len(own)), 3 + bin_of(p)] = p - label
+            groups, inverse = np.unique(codes[own], return_inverse=True)
+            summed = np.zeros((len(groups), table.shape[1]))
+            np.add.at(summed, inverse, table)
+            self.sums.append((groups, summed))
+
+    def statistics(self, weights: NDArray[np.int32]) -> dict[str, Floats]:
+        """Compute the (R,) statistics under (R, groups) weights."""
+        shares = []
+        for groups, summed in self.sums:
+            total = weights.take(groups, axis=1).astype(np.float64) @ summed
+            with np.errstate(divide="ignore", invalid="ignore"):
+                shares.append(total[:, 1:] / total[:, :1])
+        real, fake = shares
+        found = {"acc_real": real[:, 0], "acc_fake": fake[:, 0], "brier": (real[:, 1] + fake[:, 1]) / 2}
+        found["ece"] = np.abs((real[:, 2:] + fake[:, 2:]) / 2).sum(axis=1)
+        reals = running_sum(weights.take(self.real_groups, axis=1))
+        alarms = reals.take(self.ranking.reals_from, axis=1)
+        fakes = weights.take(self.fake_groups, axis=1)
+        for key, rate in RATES.items():
+            caught = np.einsum("rf,rf->r", fakes, alarms <= rate * reals[:, -1:], dtype=np.float64)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                share = caught / fakes.sum(axis=1, dtype=np.float64)
+            found[key] = np.where(reals[:, -1] > 0, share, np.nan)
+        return found

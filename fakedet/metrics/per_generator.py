@@ -17,8 +17,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from fakedet.errors import UserError, choose
-from fakedet.metrics.bootstrap import Interval, percentile_interval, resample_chunks, stratify_frame
-from fakedet.metrics.pairing import Counterparts, Pairs, column, real_counterparts
+from fakedet.metrics.bootstrap import Interval, percentile_interval, resample_chunks, stratify_groups
+from fakedet.metrics.pairing import Counterparts, Pairs, column, group_cells, real_counterparts
 from fakedet.metrics.ranking import (
     Ranking,
     descending,
@@ -314,7 +314,7 @@ def bootstrap_statistics(
     """
     keys = _checked(frame, logits)
     counterparts = real_counterparts(frame, pairs, known_reals)
-    strata = stratify_frame(frame)
+    strata = stratify_groups(*group_cells(frame))
     generators = {
         name: GeneratorSummary(
             seen=None if seen is None else name in seen,

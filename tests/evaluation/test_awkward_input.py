@@ -61,7 +61,7 @@ def test_seeds_are_paired_by_number_and_not_by_place() -> None:
     gap = comparison.differences["ap"]["map"]["same"].interval
     assert (gap.value, gap.low, gap.high) == (0, 0, 0)
     assert comparison.seeds == {"bce": [0, 1], "same": [0, 1]}
-    assert any("With 2 seeds a method" in sentence for sentence in verdict(comparison))
+    assert any("With 2 seeds per method" in sentence for sentence in verdict(comparison))
 
 
 def test_without_resamples_there_are_values_and_no_intervals(tmp_path: Path) -> None:

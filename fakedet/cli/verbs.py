@@ -23,7 +23,7 @@ from fakedet.config import check_command_line, check_config
 from fakedet.data.datamodule import ImageDataModule
 from fakedet.data.index import Indexed, index_source
 from fakedet.data.shards import shard_manifest
-from fakedet.detector import FAKE, REAL, UNDECIDED, Rules
+from fakedet.detector import FAKE, REAL, UNDECIDED, Rules, load
 from fakedet.errors import UserError
 from fakedet.evaluation.comparison import console_table, verdict
 from fakedet.evaluation.evaluate import evaluate
@@ -250,7 +250,8 @@ def run_compare(config: DictConfig, overrides: list[str]) -> None:
 
 def run_export(config: DictConfig, overrides: list[str]) -> None:
     """Export, and say how near it is to the original."""
-    path, worst = export_detector(config, overrides)
+    path = Path(config.output)
+    worst = export_detector(load(config.checkpoint, "cpu"), path, config.check, overrides)
     log.info("logits differ from PyTorch's by at most %.2g on %d images", worst, config.check)
     log.info("model        %s (%.1f MB)", path, path.stat().st_size / 1e6)
     log.info("description  %s.json", path)

@@ -10,26 +10,43 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fakedet.api import Evaluation, TrainedRun, compose, evaluate, train
     from fakedet.detector import Detector, Prediction, load
     from fakedet.errors import UserError
 
 __version__ = "0.1.0"
 
-__all__ = ["Detector", "Prediction", "UserError", "__version__", "load"]
+__all__ = [
+    "Detector",
+    "Evaluation",
+    "Prediction",
+    "TrainedRun",
+    "UserError",
+    "__version__",
+    "compose",
+    "evaluate",
+    "load",
+    "train",
+]
 
-# Imported when first used: PyTorch takes seconds that `fakedet --help` need not.
-_HOMES = {
+# Where each name is defined. Imported when first used: PyTorch takes seconds that `fakedet --help` need not.
+_MODULES = {
     "Detector": "fakedet.detector",
+    "Evaluation": "fakedet.api",
     "Prediction": "fakedet.detector",
+    "TrainedRun": "fakedet.api",
     "UserError": "fakedet.errors",
+    "compose": "fakedet.api",
+    "evaluate": "fakedet.api",
     "load": "fakedet.detector",
+    "train": "fakedet.api",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'fakedet' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
     return value
 
 

@@ -20,6 +20,7 @@ LEVELS = (
     {"audit"},
     {"evaluation", "detector"},
     {"training", "export"},
+    {"api"},
     {"cli"},
     {"__main__"},
 )

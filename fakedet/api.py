@@ -1,0 +1,178 @@
+"""Training and evaluation from Python: what `fakedet train` and `fakedet evaluate` do, with the same configs."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pandas as pd
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from fakedet.config import check_command_line, expand_encoders
+from fakedet.detector import Detector, load
+from fakedet.errors import UserError
+from fakedet.evaluation import evaluate as evaluation
+from fakedet.evaluation.predictions import read_predictions
+from fakedet.training import train as training
+from fakedet.utils import quiet_libraries
+
+PLAIN = re.compile(r"(?!(null|true|false|nan|inf)$)[a-z_/.][\w/.-]*", re.IGNORECASE)
+"""Text that Hydra's grammar reads as it is."""
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What :func:`train` leaves behind."""
+
+    folder: Path
+    """The run's folder, with config.yaml, metrics.json, predictions.parquet, checkpoints/ and figures."""
+    checkpoint: Path
+    """The weights that validation chose."""
+    metrics: dict[str, Any] | None
+    """Content of metrics.json; None if the test split was not scored."""
+    validation: float | None
+    """Best value of what chose the weights on the validation split; None if nothing chose."""
+
+    def load(self, device: str = "auto") -> Detector:
+        """Load the trained detector; see :func:`load`."""
+        return load(self.checkpoint, device)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`evaluate` found."""
+
+    folder: Path
+    """Where metrics.json and predictions.parquet lie."""
+    metrics: dict[str, Any]
+    """Content of metrics.json: "map", "mauc" (and "_seen", "_unseen") with intervals, "per_generator", ...; empty in
+    processes other than the first, if there are several."""
+
+    @cached_property
+    def predictions(self) -> pd.DataFrame:
+        """A row for each image and view: path, label, generator, logit, score, p_value, verdict, ..."""
+        return read_predictions(self.folder / "predictions.parquet")[0]
+
+
+def compose(verb: str, *overrides: str, **settings: Any) -> DictConfig:
+    """Compose the config of a verb, checked as on the command line.
+
+    Args:
+        verb: "train", "evaluate", ...: the name of a file in conf/.
+        *overrides: words as on the command line, such as "model=bce", "model/encoder=resnet18" or "~logger".
+        **settings: the same with Python values; "__" in a name stands for a dot, as in ``trainer__max_epochs=3``.
+
+    Raises:
+        UserError: an unknown key or option, with the nearest one, or a value of the wrong type.
+    """
+    words = expand_encoders(_words(overrides, settings))
+    with _no_hydra_around():
+        check_command_line(verb, words)
+        try:
+            with hydra.initialize_config_module("fakedet.conf", version_base="1.3"):
+                config = hydra.compose(verb, overrides=words)
+            if "output_dir" in config:
+                config.output_dir = str(config.output_dir)  # its default holds the time
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(" ".join(str(error).split())) from error
+    return config
+
+
+def train(*overrides: str, config: DictConfig | None = None, **settings: Any) -> TrainedRun:
+    """Train a detector, as `fakedet train` does.
+
+    ``fakedet.train(experiment="demo", output_dir="runs/demo")`` is ``fakedet train experiment=demo
+    output_dir=runs/demo``. Name ``output_dir`` if several devices are used: each starts this script.
+
+    Args:
+        *overrides: words as on the command line; see :func:`compose`.
+        config: a config that :func:`compose` gave, in place of overrides and settings.
+        **settings: Python values; "__" in a name stands for a dot, as in ``data__manifest="table.csv"``.
+
+    Raises:
+        UserError: anything wrong with config, data or folder.
+    """
+    if config is None:
+        config = compose("train", *overrides, **settings)
+    with _quiet():
+        done = training.train(config, _words(overrides, settings))
+    return TrainedRun(done.folder, done.checkpoint, done.metrics, done.validation)
+
+
+def evaluate(
+    checkpoint: str | os.PathLike[str],
+    manifest: str | os.PathLike[str] | None = None,
+    *overrides: str,
+    **settings: Any,
+) -> Evaluation:
+    """Score one split of a manifest, as `fakedet evaluate` does.
+
+    Args:
+        checkpoint: a file, or the name of a detector that comes with fakedet.
+        manifest: a parquet or CSV table with the columns path, label and generator; None: settings say it, as in
+            ``data="demo"``.
+        *overrides: words as on the command line; see :func:`compose`.
+        **settings: Python values; "__" in a name stands for a dot, as in ``data__root="images"``.
+
+    Raises:
+        UserError: anything wrong with checkpoint, manifest, split or folder.
+    """
+    settings["checkpoint"] = checkpoint
+    if manifest is not None:
+        settings["data__manifest"] = manifest
+    config = compose("evaluate", *overrides, **settings)
+    with _quiet():
+        metrics = evaluation.evaluate(config, _words(overrides, settings))
+    return Evaluation(Path(config.output_dir), metrics or {})
+
+
+def _words(overrides: tuple[str, ...], settings: Mapping[str, Any]) -> list[str]:
+    return [*overrides, *(f"{key.replace('__', '.')}={_written(value)}" for key, value in settings.items())]
+
+
+def _written(value: Any) -> str:
+    """Write a value in the grammar of Hydra's overrides."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_written(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_written, value)) + "]"
+    text = str(value)
+    if PLAIN.fullmatch(text):
+        return text
+    # Within quotes Hydra reads backslashes as they are, unless a quote follows.
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
+
+
+@contextmanager
+def _no_hydra_around() -> Iterator[None]:
+    """Allow composing inside of a Hydra application of the user's."""
+    state = GlobalHydra.instance()
+    outer, state.hydra = state.hydra, None
+    try:
+        yield
+    finally:
+        state.hydra = outer
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        quiet_libraries()
+        yield

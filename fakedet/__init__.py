@@ -13,16 +13,19 @@ if TYPE_CHECKING:
     from fakedet.api import Evaluation, TrainedRun, compose, evaluate, train
     from fakedet.detector import Detector, Prediction, load
     from fakedet.errors import UserError
+    from fakedet.metrics.per_generator import AveragePrecision, average_precision
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AveragePrecision",
     "Detector",
     "Evaluation",
     "Prediction",
     "TrainedRun",
     "UserError",
     "__version__",
+    "average_precision",
     "compose",
     "evaluate",
     "load",
@@ -31,11 +34,13 @@ __all__ = [
 
 # Where each name is defined. Imported when first used: PyTorch takes seconds that `fakedet --help` need not.
 _MODULES = {
+    "AveragePrecision": "fakedet.metrics.per_generator",
     "Detector": "fakedet.detector",
     "Evaluation": "fakedet.api",
     "Prediction": "fakedet.detector",
     "TrainedRun": "fakedet.api",
     "UserError": "fakedet.errors",
+    "average_precision": "fakedet.metrics.per_generator",
     "compose": "fakedet.api",
     "evaluate": "fakedet.api",
     "load": "fakedet.detector",

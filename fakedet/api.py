@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import warnings
@@ -83,7 +84,9 @@ def compose(verb: str, *overrides: str, **settings: Any) -> DictConfig:
             with hydra.initialize_config_module("fakedet.conf", version_base="1.3"):
                 config = hydra.compose(verb, overrides=words)
             if "output_dir" in config:
-                config.output_dir = str(config.output_dir)  # its default holds the time
+                config.output_dir = os.path.abspath(
+                    config.output_dir
+                )  # fixed here: its default holds the time
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(" ".join(str(error).split())) from error
     return config
@@ -107,7 +110,8 @@ def train(*overrides: str, config: DictConfig | None = None, **settings: Any) ->
         config = compose("train", *overrides, **settings)
     with _quiet():
         done = training.train(config, _words(overrides, settings))
-    return TrainedRun(done.folder, done.checkpoint, done.metrics, done.validation)
+    metrics = None if done.metrics is None else _metrics(done.folder)
+    return TrainedRun(done.folder, done.checkpoint, metrics, done.validation)
 
 
 def evaluate(
@@ -134,7 +138,13 @@ def evaluate(
     config = compose("evaluate", *overrides, **settings)
     with _quiet():
         metrics = evaluation.evaluate(config, _words(overrides, settings))
-    return Evaluation(Path(config.output_dir), metrics or {})
+    folder = Path(config.output_dir)
+    return Evaluation(folder, {} if metrics is None else _metrics(folder))
+
+
+def _metrics(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return content
 
 
 def _words(overrides: tuple[str, ...], settings: Mapping[str, Any]) -> list[str]:
@@ -163,12 +173,11 @@ def _written(value: Any) -> str:
 @contextmanager
 def _no_hydra_around() -> Iterator[None]:
     """Allow composing inside of a Hydra application of the user's."""
-    state = GlobalHydra.instance()
-    outer, state.hydra = state.hydra, None
+    outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
         yield
     finally:
-        state.hydra = outer
+        GlobalHydra.instance().hydra = outer
 
 
 @contextmanager

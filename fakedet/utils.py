@@ -87,7 +87,7 @@ SILENCED = (
     r".*It is recommended to use `self.log.*sync_dist=True.*",
     # Our sampler splits the rows over the ranks without padding.
     r".*Using `DistributedSampler` with the dataloaders.*",
-    # Our sampler begins at the step where the run was stopped; Lightning looks for another way of saying so.
+    # The data module saves the position of a resumed run; Lightning looks for it in the loader alone.
     r".*your dataloader is not resumable.*",
     # A resumed run restores its curves from the resume point.
     r".*Experiment logs directory .* exists and is not empty.*",

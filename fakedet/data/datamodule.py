@@ -14,7 +14,14 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from fakedet.data.dataset import EvaluationDataset, ImageDataset, check_workers, cores, make_loader
+from fakedet.data.dataset import (
+    EvaluationDataset,
+    ImageDataset,
+    ImageLoader,
+    check_workers,
+    cores,
+    make_loader,
+)
 from fakedet.data.manifest import Cells, Manifest, hold_out, load_manifest, make_cells
 from fakedet.data.match import Matcher, make_matcher
 from fakedet.data.sampler import BalancedBatchSampler, EvaluationSampler, Shards
@@ -125,6 +132,8 @@ class ImageDataModule(LightningDataModule):
         self._image_source: Source | None = None
         self._cells: dict[str, Cells] = {}
         self._measured = "val"
+        self._training: ImageLoader | None = None
+        self._position: dict[str, int] = {}
 
     # --- the data --------------------------------------------------------------------------------------
 
@@ -245,7 +254,23 @@ class ImageDataModule(LightningDataModule):
         dataset = ImageDataset(
             self.manifest, self.cells.codes, self.augment, self.crop_size, self.views, ids, self.image_source
         )
-        return self._loader(dataset, sampler)
+        if self._position:
+            sampler.set_epoch(self._position["epoch"])
+            sampler.set_start_step(self._position["step"])
+        self._training = self._loader(dataset, sampler)
+        return self._training
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where a resumed training goes on: the epoch and its next step, the same on every rank."""
+        if self._training is None:
+            return {}
+        sampler: Any = self._training.batch_sampler
+        epochs, step = divmod(sampler.start_step + self._training.taken, sampler.steps)
+        return {"epoch": sampler.epoch + epochs, "step": step}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Let the next training loader begin where the state was taken."""
+        self._position = state_dict
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Load the validation split."""
@@ -274,7 +299,7 @@ class ImageDataModule(LightningDataModule):
         )
         return self._loader(dataset, EvaluationSampler(ids, self.eval_batch_size, rank, world_size))
 
-    def _loader(self, dataset: Any, sampler: Any) -> DataLoader[Any]:
+    def _loader(self, dataset: Any, sampler: Any) -> ImageLoader:
         return make_loader(dataset, sampler, self.num_workers, self.seed)
 
     def _shards(self) -> Shards | None:

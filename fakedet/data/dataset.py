@@ -250,28 +250,25 @@ class RobustDataset(Dataset[dict[str, Any]]):
         self.crops = POLICIES[policy]
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        """Read one row: ``image`` (V, P, 3, H, W) uint8 or the reason why there is none, and decodings done."""
+        """Read one row: ``image`` (V, P, 3, H, W) uint8, None where it cannot be read."""
         try:
-            data = self.source.read(draw.id)
-            image = decode_image(data)
-        except DecodeError as error:
-            return {"id": draw.id, "image": None, "reason": error.reason, "decoded": 0}
+            image = decode_image(self.source.read(draw.id))
+        except DecodeError:
+            return {"id": draw.id, "image": None}
         crops = [degraded_views(image, view, self.size, self.policy, draw.id) for view in self.views]
         pixels: NDArray[np.uint8] = np.asarray(crops, dtype=np.uint8).transpose(0, 1, 4, 2, 3)
-        return {"id": draw.id, "image": np.ascontiguousarray(pixels), "reason": "", "decoded": 1}
+        return {"id": draw.id, "image": np.ascontiguousarray(pixels)}
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        """Stack items: image (B, V, P, 3, H, W), id (B,), quarantined, and the number of decodings."""
+        """Stack items: image (B·V, P, 3, H, W), id and number of the view (B·V,); unreadable images are left out."""
         whole = [item for item in items if item["image"] is not None]
-        shape = (0, len(self.views), self.crops, 3, self.size, self.size)
-        pixels = np.stack([item["image"] for item in whole]) if whole else np.zeros(shape, np.uint8)
+        shape = (0, self.crops, 3, self.size, self.size)
+        pixels = np.concatenate([item["image"] for item in whole]) if whole else np.zeros(shape, np.uint8)
+        ids = torch.tensor([item["id"] for item in whole], dtype=torch.int64)
         return {
             "image": torch.from_numpy(pixels),
-            "id": torch.tensor([item["id"] for item in whole], dtype=torch.int64),
-            "quarantined": [
-                {"id": item["id"], "reason": item["reason"]} for item in items if item["image"] is None
-            ],
-            "decoded": sum(item["decoded"] for item in items),
+            "id": ids.repeat_interleave(len(self.views)),
+            "view": torch.arange(len(self.views)).repeat(len(whole)),
         }
 
 
@@ -364,8 +361,12 @@ class ImageLoader(DataLoader[Any]):
     stall_seconds: float = 300.0
     """A batch that takes longer is told of, with the files that are being read."""
 
+    taken = 0
+    """Batches that the current iterator has given."""
+
     def __iter__(self) -> Any:
         watch = StallWatch(self.stall_seconds, self._waited_for)
+        self.taken = 0
         try:
             batches = super().__iter__()
             while True:
@@ -373,6 +374,7 @@ class ImageLoader(DataLoader[Any]):
                     batch = next(batches, None)
                 if batch is None:
                     return
+                self.taken += 1
                 yield batch
         except UserError as error:
             raise UserError(str(error).rsplit("UserError: ", 1)[-1].strip()) from None

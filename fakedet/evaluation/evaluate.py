@@ -1,18 +1,17 @@
-"""evaluation/evaluate"""
+"""`fakedet evaluate`: score one split of a manifest with a checkpoint, on degraded views too if asked for."""
 
 from __future__ import annotations
 
 import logging
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
 import numpy as np
 import pandas as pd
-import torch
+from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from fakedet.audit.audit import header_audit
@@ -25,12 +24,15 @@ from fakedet.data.manifest import Quarantine
 from fakedet.data.sampler import EvaluationSampler
 from fakedet.errors import UserError
 from fakedet.evaluation.plots import plot_robustness
+from fakedet.evaluation.predictions import MAP
 from fakedet.evaluation.score import (
     apply_operating_point,
-    attach,
     known_reals,
+    map_embeddings,
     measure_predictions,
+    predict,
     score_split,
+    small_pictures,
     used_for_fitting,
     write_results,
 )
@@ -38,53 +40,37 @@ from fakedet.methods.base import Detector, gather_records
 from fakedet.metrics.bootstrap import Interval
 from fakedet.metrics.pairing import real_counterparts
 from fakedet.metrics.per_generator import BootstrapTable, bootstrap_statistics
-from fakedet.utils import bar, is_main_process, open_folder, provenance, threads, write_config, write_json
+from fakedet.utils import is_main_process, open_folder, provenance, threads, write_config, write_json
 
 log = logging.getLogger("fakedet")
 
 MEANS = ("map", "map_seen", "map_unseen")
 CROPS_AT_A_TIME = 256
+# Columns of a predictions frame that belong to a view, not to the image.
+SCORED = ("view", "logit", "trace_distance", "score", "p_value", "verdict", *MAP)
 
 
-@dataclass(frozen=True)
-class Swept:
-    """What a sweep gave."""
+def score_views(
+    trainer: Trainer, method: Detector, datamodule: ImageDataModule, split: str, views: list[View]
+) -> pd.DataFrame:
+    """Score all views of a split; each image is decoded once for all of them.
 
-    frame: pd.DataFrame
-    """Columns id, view, logit, trace_distance: a row an image and view."""
-    quarantined: list[dict[str, Any]]
-    decoded: int
-    """Images decoded, over all views."""
-
-
-def score_views(method: Detector, datamodule: ImageDataModule, split: str, views: list[View]) -> Swept:
-    """Score all views of a split; each image is decoded once for all of them."""
-    ids = datamodule.manifest.rows(split).index.to_numpy()
-    size, policy = datamodule.crop_size, datamodule.eval_policy
-    dataset = RobustDataset(datamodule.image_source, views, policy, size)
+    Returns:
+        Columns id, view, logit, trace_distance: a row an image and view, in the order of the manifest; the rows of
+        all ranks, on every rank.
+    """
+    dataset = RobustDataset(datamodule.image_source, views, datamodule.eval_policy, datamodule.crop_size)
     images = max(1, CROPS_AT_A_TIME // (len(views) * dataset.crops))
-    loader = make_loader(dataset, EvaluationSampler(ids, images), datamodule.num_workers, datamodule.seed)
-    parts, quarantined, decoded, done = [], [], 0, 0
-    names = [view.name for view in views]
-    method.eval()
-    with bar(f"{len(views)} views", len(ids)) as shown, torch.inference_mode():
-        for batch in loader:
-            count = len(batch["id"])
-            quarantined += batch["quarantined"]
-            decoded += batch["decoded"]
-            if count:
-                crops = batch["image"].flatten(0, 1).to(method.device).float().div(255.0)
-                scores = method.score_views(crops)
-                parts.append(pd.DataFrame({
-                    "id": np.repeat(batch["id"].numpy(), len(views)), "view": names * count,
-                    "logit": scores.logit.cpu().double().numpy(),
-                    "trace_distance": scores.trace_distance.cpu().double().numpy(),
-                }))  # fmt: skip
-            done += count + len(batch["quarantined"])
-            shown.show(done)
-    columns = ["id", "view", "logit", "trace_distance"]
-    frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
-    return Swept(frame, quarantined, decoded)
+    ids = datamodule.manifest.rows(split).index.to_numpy()
+    sampler = EvaluationSampler(ids, images, trainer.global_rank, trainer.world_size)
+    loader = make_loader(dataset, sampler, datamodule.num_workers, datamodule.seed)
+    columns = ("id", "view", "logit", "trace_distance")
+    own = pd.DataFrame(predict(trainer, method, loader, columns, f"{len(views)} views"))
+    frame = pd.concat(gather_records([own]), ignore_index=True).sort_values(
+        "id", kind="stable", ignore_index=True
+    )
+    names = np.asarray([view.name for view in views], dtype=object)
+    return frame.assign(view=names[frame["view"].astype(int)])
 
 
 def measure_robustness(
@@ -141,11 +127,12 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
     """
     facts = provenance(["fakedet", "evaluate", *overrides])
     check_config(config)
+    split, bootstrap = config.split, _plain(config.bootstrap)
     method = load_detector(config.checkpoint)
-    datamodule = _datamodule(config, method)
-    datamodule.require(config.split)
-    used = _check_unused(method, datamodule, config)
-    _tell_unscored(datamodule, config.split)
+    datamodule = _datamodule(_plain(config.data), config.seed, method)
+    datamodule.require(split)
+    used = _check_unused(method, datamodule, split, config.force)
+    _tell_unscored(datamodule, split)
     folder = Path(config.output_dir)
     if is_main_process():
         folder = open_folder(folder, config.overwrite)
@@ -158,77 +145,60 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
         enable_checkpointing=False,
     )
     views = make_views(_plain(config.robustness))
+    point, seen = method.operating_point, method.identity["seen_generators"]
     with threads(config.threads):
-        frame = score_split(trainer, method, datamodule, config.split)
-        frame = apply_operating_point(method.operating_point, frame)
+        frame = apply_operating_point(point, score_split(trainer, method, datamodule, split))
         records = gather_records(method.quarantined)
+        degraded = score_views(trainer, method, datamodule, split, views) if len(views) > 1 else None
+        frame, share = map_embeddings(trainer, method, datamodule, frame)
         if not trainer.is_global_zero:
             return None
-        swept = _degrade(config, method, datamodule, views, frame, folder) if len(views) > 1 else None
-    quarantine = Quarantine.from_records(records, datamodule.manifest, (config.split,))
-    return _write(folder, config, method, datamodule, frame, swept, quarantine, used, facts)
-
-
-def _write(
-    folder: Path, config: DictConfig, method: Detector, datamodule: ImageDataModule, frame: pd.DataFrame,
-    swept: pd.DataFrame | None, quarantine: Quarantine, used: str, facts: dict[str, Any],
-) -> dict[str, Any]:  # fmt: skip
-    """Measure, write what an evaluation leaves behind, and give metrics.json's content."""
-    point = method.operating_point
-    metrics = measure_predictions(
-        frame, datamodule, method.identity["seen_generators"], _plain(config.bootstrap), point
-    )
+        metrics = measure_predictions(frame, datamodule, seen, bootstrap, point)
+        pictures = small_pictures(datamodule, frame, point, config.pictures)
+        if degraded is not None:
+            described = frame[[name for name in frame if name == "id" or name not in SCORED]]
+            degraded = degraded.merge(described, on="id", how="inner")
+            _write_robustness(folder, degraded, datamodule, seen, bootstrap)
+            degraded = apply_operating_point(point, degraded[degraded["view"] != ORIGINAL])
+            frame = pd.concat([frame, degraded], ignore_index=True)
     metrics["data_was_used_for"] = used or None
-    identity = {**method.identity, "checkpoint": str(config.checkpoint), "split": config.split,
-                "data_was_used_for": used or None, "run": facts}  # fmt: skip
-    shortcut = header_audit(datamodule, config.split, datamodule.pairs) if config.header_audit else {}
-    attached = attach(method, datamodule, frame, point, config.pictures)
-    frame = attached.frame
-    if swept is not None:
-        frame = pd.concat([frame, apply_operating_point(point, swept)], ignore_index=True)
-    write_results(folder, frame, attached, metrics, quarantine, identity, shortcut)
+    identity = {
+        **method.identity, "checkpoint": str(config.checkpoint), "split": split, "data_was_used_for": used or None,
+        "run": facts, "map_share": share,
+        "shortcut": header_audit(datamodule, split, datamodule.pairs) if config.header_audit else {},
+    }  # fmt: skip
+    quarantine = Quarantine.from_records(records, datamodule.manifest, (split,))
+    write_results(folder, frame, metrics, quarantine, identity, pictures)
     write_json(folder / "run.json", {**facts, "manifest_sha256": datamodule.manifest.sha256})
     quarantine.check(datamodule.max_quarantine)
     return metrics
 
 
-def _degrade(
-    config: DictConfig,
-    method: Detector,
-    datamodule: ImageDataModule,
-    views: list[View],
-    original: pd.DataFrame,
+def _write_robustness(
     folder: Path,
-) -> pd.DataFrame:
-    """Score the degraded views, write robustness.json and its figure, and give the views' predictions."""
-    swept = score_views(method, datamodule, config.split, views)
-    described = original.drop(columns=["view", "logit", "trace_distance", "score", "p_value", "verdict"])
-    frame = swept.frame.merge(described, on="id", how="inner")
-    content, _ = measure_robustness(
-        frame,
-        datamodule.pairs,
-        method.identity["seen_generators"],
-        _plain(config.bootstrap),
-        known_reals(datamodule),
-    )
-    write_json(
-        folder / "robustness.json", {"views": content, "n_images": len(original), "decoded": swept.decoded}
-    )
+    frame: pd.DataFrame,
+    datamodule: ImageDataModule,
+    seen: list[str],
+    bootstrap: Mapping[str, int],
+) -> None:
+    """Measure all views, write robustness.json and its figure, and log a table."""
+    content, _ = measure_robustness(frame, datamodule.pairs, seen, bootstrap, known_reals(datamodule))
+    images = int(frame["id"].nunique())
+    write_json(folder / "robustness.json", {"views": content, "n_images": images, "decoded": images})
     plot_robustness(content, folder / "robustness.png")
     log.info("%-16s %-22s %-22s %s", "mAP", "seen", "unseen", "drop, unseen")
     for name, entry in content.items():
         told = [entry["map_seen"], entry["map_unseen"], entry["map_unseen"]["drop"]]
         log.info("%-16s %-22s %-22s %s", name, *(Interval.from_dict(value).text(".3f") for value in told))
-    log.info("%d images were decoded once for %d views", swept.decoded, len(views))
-    return frame[frame["view"] != ORIGINAL]
+    log.info("%d images were decoded once for %d views", images, len(content))
 
 
-def _check_unused(method: Detector, datamodule: ImageDataModule, config: DictConfig) -> str:
-    """Refuse a split that the detector was made with, unless forced; say what it was used for."""
-    used = used_for_fitting(method, datamodule, config.split)
-    if used and not config.force:
+def _check_unused(method: Detector, datamodule: ImageDataModule, split: str, force: bool) -> str:
+    """Refuse a split that the detector was made with, unless forced, and return what it was used for."""
+    used = used_for_fitting(method, datamodule, split)
+    if used and not force:
         raise UserError(
-            f"split={config.split}: this split was used for {used} this detector, so results on it flatter; take "
+            f"split={split}: this split was used for {used} this detector, so results on it flatter; take "
             "another one, or pass force=true and have it marked in every output"
         )
     if used:
@@ -239,7 +209,7 @@ def _check_unused(method: Detector, datamodule: ImageDataModule, config: DictCon
 
 
 def _tell_unscored(datamodule: ImageDataModule, split: str) -> None:
-    """Say what a manifest holds besides the split: of a folder just indexed, 15 % is in the split test."""
+    """Log what a manifest holds besides the split: `fakedet index` puts only 15 % of a folder into test."""
     counts = datamodule.manifest.frame["split"].value_counts()
     others = ", ".join(f"{name} {count}" for name, count in counts.items() if name not in (split, ""))
     if others:
@@ -247,32 +217,25 @@ def _tell_unscored(datamodule: ImageDataModule, split: str) -> None:
                  "them, and an index with split=test has all in one", counts.get(split, 0), split, others)  # fmt: skip
 
 
-def _datamodule(config: DictConfig, method: Detector) -> ImageDataModule:
-    """Build the data module that looks at images as the checkpoint was trained to, unless told otherwise."""
-    settings = _plain(config.data)
+def _datamodule(settings: dict[str, Any], seed: int, method: Detector) -> ImageDataModule:
+    """Build the data module; crop, policy, matching and pairs are the checkpoint's unless the config names others."""
     for key in ("crop_size", "eval_policy"):
         if settings.get(key) is None:
             settings[key] = method.identity[key]
     # null inherits, 0 turns it off; a checkpoint from before there was matching has none.
     if (settings.get("match") or {}).get("size") is None and method.identity.get("match"):
         settings["match"] = method.identity["match"]
-    datamodule = build_datamodule(settings, augment=build_augmentation({"recipe": "none"}), seed=config.seed)
+    datamodule = build_datamodule(settings, augment=build_augmentation({"recipe": "none"}), seed=seed)
     assert isinstance(datamodule, ImageDataModule)
     datamodule.prepare()
     if datamodule.pairs is None:
-        datamodule.pairs = _inherited_pairs(method, datamodule)
+        pairs = method.identity["pairs"]
+        try:
+            real_counterparts(datamodule.manifest.frame, pairs)
+            datamodule.pairs = pairs
+        except UserError:
+            log.info("data.pairs of the checkpoint do not fit this manifest and are not used")
     return datamodule
-
-
-def _inherited_pairs(method: Detector, datamodule: ImageDataModule) -> Any:
-    """Give the pairs that the detector was trained with, if they speak of this manifest's reals."""
-    pairs = method.identity["pairs"]
-    try:
-        real_counterparts(datamodule.manifest.frame, pairs)
-    except UserError:
-        log.info("data.pairs of the checkpoint do not fit this manifest and are not used")
-        return None
-    return pairs
 
 
 def _plain(node: Any) -> Any:

@@ -1,21 +1,18 @@
-"""evaluation/score"""
+"""Score images, fit the operating point, measure, and write what training and evaluation leave behind."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pandas as pd
-import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from numpy.typing import NDArray
-from omegaconf import DictConfig
 
 from fakedet.checkpoint import read_checkpoint, write_whole
 from fakedet.data.datamodule import ImageDataModule
@@ -25,32 +22,205 @@ from fakedet.errors import UserError
 from fakedet.evaluation.plots import project
 from fakedet.evaluation.predictions import MAP, confident_errors, write_predictions
 from fakedet.methods.base import Detector
-from fakedet.metrics.average_precision import GeneratorAveragePrecision
 from fakedet.metrics.calibration import KINDS
 from fakedet.metrics.decisions import OperatingPoint, decision_statistics, fit_operating_point
 from fakedet.metrics.per_generator import evaluate_frame
-from fakedet.utils import write_json
+from fakedet.utils import Bar, write_json
 
 log = logging.getLogger("fakedet")
 
+TRAINING_REALS = 512
+"""Real training images whose scores give the centre and spread of the operating point's reference."""
+MAPPED = 800
+"""Images in the embedding map: enough to see clusters, few enough to see points."""
+SMALL_SIDE = 224
+"""Longer side of a small picture, in pixels."""
+
 
 def score_split(trainer: Trainer, method: Detector, datamodule: ImageDataModule, split: str) -> pd.DataFrame:
-    """Score every image of a split once, on however many ranks.
+    """Score every image of a split once, by ``trainer.validate`` for "val" and ``trainer.test`` for others.
 
     Returns:
-        The predictions frame: one row an image, in the order of the manifest.
+        One row an image that could be read, in the order of the manifest; the rows of all ranks, on every rank.
     """
-    datamodule.test_split = split
-    trainer.test(method, datamodule=datamodule, verbose=False)
-    metric = method.test_metric
-    assert isinstance(metric, GeneratorAveragePrecision)
-    rows = {key: value.cpu().numpy() for key, value in metric.rows().items()}
-    frame = datamodule.manifest.frame.loc[rows["id"]].reset_index(names="id")
-    frame["view"] = "original"
-    frame["crop"] = f"{datamodule.eval_policy}{datamodule.crop_size}"
-    frame["logit"] = rows["logit"].astype(np.float64)
-    frame["trace_distance"] = rows["distance"].astype(np.float64)
-    return frame
+    if split == "val":
+        trainer.validate(method, datamodule=datamodule, verbose=False)
+    else:
+        datamodule.test_split = split
+        trainer.test(method, datamodule=datamodule, verbose=False)
+    assert method.metric is not None
+    rows = {key: value.cpu().numpy() for key, value in method.metric.rows().items()}
+    return datamodule.manifest.frame.loc[rows["id"]].reset_index(names="id").assign(
+        view="original",
+        crop=f"{datamodule.eval_policy}{datamodule.crop_size}",
+        logit=rows["logit"].astype(np.float64),
+        trace_distance=rows["distance"].astype(np.float64),
+    )  # fmt: skip
+
+
+def predict(
+    trainer: Trainer, method: Detector, loader: Any, columns: tuple[str, ...], what: str
+) -> dict[str, NDArray[Any]]:
+    """Score the images of a loader by ``trainer.predict``; call it on every rank.
+
+    Args:
+        trainer: any.
+        method: the detector.
+        loader: gives this rank's batches.
+        columns: what is kept, on the CPU: entries of the batch or of :class:`fakedet.methods.base.Scores`.
+        what: name of the work, for the log.
+
+    Returns:
+        Each column, (N, ...), floats as float64; N may be 0.
+    """
+    collector = _Collector(columns)
+    trainer.callbacks.append(collector)  # type: ignore[attr-defined]
+    try:
+        trainer.predict(method, dataloaders=_Batches(loader, what), return_predictions=False)
+    finally:
+        trainer.callbacks.remove(collector)  # type: ignore[attr-defined]
+    found = {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in collector.parts.items()}
+    return {name: rows.astype(np.float64) if rows.dtype.kind == "f" else rows for name, rows in found.items()}
+
+
+class _Batches:
+    """The batches of a loader, with a line in the log now and then.
+
+    Lightning rebuilds every DataLoader that it predicts from, and cannot do that with a batch sampler like ours.
+    """
+
+    def __init__(self, loader: Any, what: str) -> None:
+        self._loader, self._what = loader, what
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        shown = Bar(f"{self._what}, batches", len(self))
+        for done, batch in enumerate(self._loader, start=1):
+            yield batch
+            shown.show(done)
+
+
+class _Collector(Callback):
+    """Keep some columns of each predicted batch: embeddings of everything would fill the memory."""
+
+    def __init__(self, columns: tuple[str, ...]) -> None:
+        self.parts: dict[str, list[NDArray[Any]]] = {name: [] for name in columns}
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the columns of one batch."""
+        if len(batch["id"]):
+            for name, parts in self.parts.items():
+                parts.append((batch[name] if name in batch else getattr(outputs, name)).cpu().numpy())
+
+
+# --- the operating point --------------------------------------------------------------------------------
+
+
+def check_operating_point(rate: float, calibration: str) -> None:
+    """Refuse settings that cannot be fitted, before training.
+
+    Raises:
+        UserError: the rate is no share, or there is no such calibration.
+    """
+    if not 0 < rate < 1:
+        raise UserError(f"operating_point.rate={rate}: a share of reals between 0 and 1, such as 0.05")
+    if calibration not in KINDS:
+        raise UserError(f"operating_point.calibration={calibration}: valid: {', '.join(KINDS)}")
+
+
+def fit_on_validation(
+    trainer: Trainer,
+    method: Detector,
+    datamodule: ImageDataModule,
+    rate: float,
+    calibration: str,
+    checkpoint: Path,
+) -> None:
+    """Fit the operating point on the validation split and write it into the checkpoint and the method.
+
+    Args:
+        trainer: that trained the method.
+        method: with the chosen weights.
+        datamodule: that it was trained on.
+        rate: share of reals that may be called fake.
+        calibration: kind of calibration of the scores.
+        checkpoint: of the chosen weights; rewritten whole.
+    """
+    # limit_val_batches shortens the validation of an epoch; the operating point is fitted on all images. Without
+    # loggers, because the curves show the training and end with it.
+    limit, loggers = trainer.limit_val_batches, trainer.loggers
+    trainer.limit_val_batches, trainer.loggers = trainer.limit_test_batches, []
+    frame = score_split(trainer, method, datamodule, "val")
+    trainer.limit_val_batches, trainer.loggers = limit, loggers
+    reals = datamodule.bank_dataloader(TRAINING_REALS)
+    training = predict(trainer, method, reals, ("logit", "trace_distance"), "training reals")
+    if not trainer.is_global_zero:
+        return
+    if datamodule.real_only:  # stage 1 has seen no fake, and no fake may influence what is fitted for it
+        frame = frame[frame["label"] == 0]
+    if not (frame["label"] == 0).any():
+        log.warning("no operating point: no real image of the validation split could be read")
+        return
+    point = fit_operating_point(
+        frame["logit"], frame["trace_distance"], frame["label"], training["logit"], training["trace_distance"],
+        rate, calibration, datamodule.manifest.sha256, "val",
+    )  # fmt: skip
+    for note in point.notes:
+        log.info("operating point: %s", note)
+    method.identity["operating_point"] = point.to_dict()
+    content = read_checkpoint(checkpoint)
+    content["fakedet"] = method.identity
+    write_whole(content, checkpoint)
+
+
+def used_for_fitting(method: Detector, datamodule: ImageDataModule, split: str) -> str:
+    """Return what images of a split were used for when the detector was made: "training", "fitting" or "" (nothing).
+
+    Rows are compared, not the split's name, because what a name stands for depends on what is held out.
+    """
+    if method.identity.get("manifest_sha256") != datamodule.manifest.sha256:
+        return ""
+    rows = datamodule.manifest.rows(split).index
+    assert datamodule.as_read is not None
+    held_out = method.identity.get("held_out", ((), "test"))
+    made_with = hold_out(datamodule.as_read, *held_out).frame["split"].loc[rows]
+    point = method.operating_point
+    fitted = () if point is None else (point.split,)
+    if (made_with.isin(("train", "val")) & ~made_with.isin(fitted)).any():
+        return "training"
+    return "fitting" if made_with.isin(fitted).any() else ""
+
+
+def apply_operating_point(point: OperatingPoint | None, frame: pd.DataFrame) -> pd.DataFrame:
+    """Add score, p_value and verdict to a frame of logits and trace distances."""
+    logits = frame["logit"].to_numpy(dtype=np.float64)
+    if point is None:
+        return frame.assign(score=1 / (1 + np.exp(-np.clip(logits, -700, 700))), p_value=np.nan, verdict="")
+    p_values = np.full(len(frame), np.nan)
+    if point.reference is not None:
+        p_values = point.reference.p_values(logits, frame["trace_distance"].to_numpy(dtype=np.float64))
+    verdict = np.where(logits > point.threshold, "fake", "real")
+    return frame.assign(score=point.calibration(logits), p_value=p_values, verdict=verdict)
+
+
+# --- results --------------------------------------------------------------------------------------------
+
+
+def known_reals(datamodule: ImageDataModule) -> set[str]:
+    """Return the names of all reals of a manifest: pairs may name reals that are in another split."""
+    everything = datamodule.manifest.frame
+    reals = everything[everything["label"] == 0]
+    return (set(reals["generator"]) | set(reals["source"])) - {""}
 
 
 def measure_predictions(
@@ -63,267 +233,109 @@ def measure_predictions(
     """Compute metrics.json's content from a predictions frame of the data module's manifest.
 
     Args:
-        frame: of :func:`score`, with the scores of the operating point.
-        datamodule: that gave it.
+        frame: one row an image, with the scores of :func:`apply_operating_point`.
+        datamodule: that the frame was scored with.
         seen: generators that were trained on.
         bootstrap: resamples and seed.
-        point: the detector's operating point; without one, no accuracies and no calibration.
+        point: the detector's operating point; without one, there are no accuracies and no calibration.
     """
+    resamples, seed, reals = int(bootstrap["resamples"]), int(bootstrap["seed"]), known_reals(datamodule)
     metrics = evaluate_frame(
-        frame,
-        datamodule.pairs,
-        seen,
-        n_resamples=int(bootstrap["resamples"]),
-        seed=int(bootstrap["seed"]),
-        known_reals=known_reals(datamodule),
+        frame, datamodule.pairs, seen, n_resamples=resamples, seed=seed, known_reals=reals
     )
-    calibrated = point is not None and point.calibration.kind != "none"
-    decisions = decision_statistics(
-        frame,
-        frame["score"].to_numpy() if calibrated else None,
-        point.threshold if point is not None else None,
-        datamodule.pairs,
-        int(bootstrap["resamples"]),
-        int(bootstrap["seed"]),
-        known_reals(datamodule),
-    )
+    scores = frame["score"].to_numpy() if point is not None and point.calibration.kind != "none" else None
+    threshold = None if point is None else point.threshold
+    decisions = decision_statistics(frame, scores, threshold, datamodule.pairs, resamples, seed, reals)
     for name, entry in metrics["per_generator"].items():
         entry |= {key: interval.to_dict() for key, interval in decisions[name].items()}
-    return {**metrics, "operating_point": _described(point)}
-
-
-def _described(point: OperatingPoint | None) -> dict[str, Any] | None:
-    """Say how the operating point was fitted; the scores of its reference stay in the checkpoint."""
-    if point is None:
-        return None
-    return {
+    # The scores of the point's reference stay in the checkpoint.
+    fitted = None if point is None else {
         "rate": point.rate, "threshold": point.threshold if math.isfinite(point.threshold) else None,
         "calibration": point.calibration.kind, "n_real": point.n_real, "n_fake": point.n_fake,
         "manifest_sha256": point.manifest, "split": point.split, "notes": list(point.notes),
     }  # fmt: skip
+    return {**metrics, "operating_point": fitted}
 
 
-def known_reals(datamodule: ImageDataModule) -> set[str]:
-    """Name all reals of a manifest: pairs that speak of reals in another split are no mistake."""
-    everything = datamodule.manifest.frame
-    reals = everything[everything["label"] == 0]
-    return (set(reals["generator"]) | set(reals["source"])) - {""}
+def map_embeddings(
+    trainer: Trainer, method: Detector, datamodule: ImageDataModule, frame: pd.DataFrame
+) -> tuple[pd.DataFrame, list[float]]:
+    """Embed some images of a predictions frame; call it on every rank.
+
+    Args:
+        trainer: any.
+        method: the detector.
+        datamodule: that the frame was scored with.
+        frame: one row an image, one view.
+
+    Returns:
+        The frame with the images' places on the embedding map, and the share of variance on its two components
+        (empty where there are too few images for a map).
+    """
+    ids = frame["id"].to_numpy()
+    if len(ids) > MAPPED:
+        ids = ids[np.linspace(0, len(ids) - 1, MAPPED).round().astype(int)]
+    found = predict(trainer, method, datamodule.subset_dataloader(ids), ("id", "embedding"), "embedding map")
+    if len(found["id"]) <= 2:
+        return frame, []
+    places, share = project(found["embedding"])
+    table = pd.DataFrame(places, index=found["id"], columns=MAP).reindex(frame["id"])
+    return frame.assign(**{name: table[name].to_numpy() for name in MAP}), share.tolist()
+
+
+def small_pictures(
+    datamodule: ImageDataModule, frame: pd.DataFrame, point: OperatingPoint | None, count: int
+) -> dict[str, bytes]:
+    """Make small JPEGs, by path, of the most confident errors of a predictions frame, as evaluation saw them.
+
+    Args:
+        datamodule: that the frame was scored with.
+        frame: one row an image, one view.
+        point: the detector's operating point; None: the most wrong images are shown whatever their logit.
+        count: at most so many of each kind of error; 0: none.
+    """
+    threshold = point.threshold if point is not None and math.isfinite(point.threshold) else None
+    worst = pd.concat(confident_errors(frame, threshold, count))
+    pictures = {}
+    for path, row in zip(worst["path"].tolist(), worst["id"].tolist(), strict=True):
+        try:
+            image = decode_image(datamodule.read_bytes(row))
+        except DecodeError:
+            continue  # it could be read a moment ago
+        scale = min(1.0, SMALL_SIDE / max(image.shape[:2]))
+        size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
+        small = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
+        done, jpeg = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])
+        if done:
+            pictures[str(path)] = jpeg.tobytes()
+    return pictures
 
 
 def write_results(
     folder: Path,
     frame: pd.DataFrame,
-    attached: Attached,
     metrics: dict[str, Any],
     quarantine: Quarantine,
     identity: Mapping[str, Any],
-    shortcut: Mapping[str, Any],
+    pictures: Mapping[str, bytes],
 ) -> None:
     """Write predictions.parquet, metrics.json and, where images were unreadable, quarantine.csv.
 
     Args:
         folder: of the run.
         frame: of the predictions, all views.
-        attached: its map and pictures.
-        metrics: from :func:`measure`.
+        metrics: from :func:`measure_predictions`.
         quarantine: the unreadable images.
-        identity: of the detector.
-        shortcut: from :func:`fakedet.audit.audit.header_audit`.
+        identity: what the predictions file says of the detector and the run; ``split`` and ``shortcut`` among it.
+        pictures: from :func:`small_pictures`.
     """
-    told = {**identity, "shortcut": dict(shortcut), "map_share": attached.share}
-    write_predictions(frame, folder / "predictions.parquet", told, attached.pictures)
+    write_predictions(frame, folder / "predictions.parquet", dict(identity), pictures)
     lost = quarantine.lost(str(identity["split"]), frame)
     for name in lost:
         log.warning("none of the images of '%s' could be read: it is in no table, see quarantine.csv", name)
     if len(quarantine):
         log.warning("%s; see quarantine.csv", quarantine.describe())
-    found = {"shortcut": dict(shortcut), "lost_generators": lost, "quarantined": quarantine.summary()}
-    write_json(folder / "metrics.json", {**metrics, **found, **_short(identity)})
+    found = {"shortcut": identity["shortcut"], "lost_generators": lost, "quarantined": quarantine.summary()}
+    of_run = {key: identity[key] for key in ("checkpoint", "split", "seen_generators")}
+    write_json(folder / "metrics.json", {**metrics, **found, **of_run})
     quarantine.write(folder / "quarantine.csv")
-
-
-def _short(identity: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: identity[key] for key in ("checkpoint", "split", "seen_generators") if key in identity}
-
-
-TRAINING_REALS = 512
-"""Reals of the training split that centre and spread are taken from."""
-
-
-def fit_on_validation(
-    trainer: Trainer, method: Detector, datamodule: ImageDataModule, settings: DictConfig, checkpoint: Path
-) -> None:
-    """Fit the operating point on the validation split and write it into the checkpoint and the method.
-
-    Args:
-        trainer: that trained the method.
-        method: with the chosen weights.
-        datamodule: that it was trained on.
-        settings: the ``operating_point`` node of the config.
-        checkpoint: of the chosen weights; rewritten whole.
-    """
-    frame = score_split(trainer, method, datamodule, "val")
-    training = _score_training_reals(method, datamodule)
-    if not trainer.is_global_zero:
-        return
-    if datamodule.real_only:  # stage 1 has seen no fake, and no fake shall choose anything of it
-        frame = frame[frame["label"] == 0]
-    if not (frame["label"] == 0).any():
-        log.warning("no operating point: none of the validation reals could be read")
-        return
-    point = fit_operating_point(
-        frame["logit"], frame["trace_distance"], frame["label"], *training, settings.rate, settings.calibration,
-        datamodule.manifest.sha256, "val",
-    )  # fmt: skip
-    for note in point.notes:
-        log.info("operating point: %s", note)
-    method.identity["operating_point"] = point.to_dict()
-    content = read_checkpoint(checkpoint)
-    content["fakedet"] = method.identity
-    write_whole(content, checkpoint)
-
-
-def check_operating_point(settings: DictConfig) -> None:
-    """Refuse settings that cannot be fitted, before training.
-
-    Raises:
-        UserError: the rate is no share, or there is no such calibration.
-    """
-    if not 0 < settings.rate < 1:
-        raise UserError(
-            f"operating_point.rate={settings.rate}: a share of reals between 0 and 1, such as 0.05"
-        )
-    if settings.calibration not in KINDS:
-        raise UserError(f"operating_point.calibration={settings.calibration}: valid: {', '.join(KINDS)}")
-
-
-def used_for_fitting(method: Detector, datamodule: ImageDataModule, split: str) -> str:
-    """Say what images of a split were used for when the detector was made: "training", "fitting" or "" for nothing.
-
-    Each row is asked for, not the split's name: which rows a name stands for depends on what is held out.
-    """
-    sha256 = datamodule.manifest.sha256
-    if method.identity.get("manifest_sha256") != sha256:
-        return ""
-    rows = datamodule.manifest.rows(split).index
-    assert datamodule.as_read is not None
-    made_with = (
-        hold_out(datamodule.as_read, *method.identity.get("held_out", ((), "test"))).frame["split"].loc[rows]
-    )
-    point = method.operating_point
-    fitted = () if point is None else (point.split,)
-    if (made_with.isin(("train", "val")) & ~made_with.isin(fitted)).any():
-        return "training"
-    return "fitting" if made_with.isin(fitted).any() else ""
-
-
-def apply_operating_point(point: OperatingPoint | None, frame: pd.DataFrame) -> pd.DataFrame:
-    """Add score, p_value and verdict to a frame of logits and trace distances."""
-    logits = frame["logit"].to_numpy(dtype=np.float64)
-    if point is None:
-        return frame.assign(score=_sigmoid(logits), p_value=np.nan, verdict="")
-    p_values = np.full(len(frame), np.nan)
-    if point.reference is not None:
-        p_values = point.reference.p_values(logits, frame["trace_distance"].to_numpy(dtype=np.float64))
-    verdict = np.where(logits > point.threshold, "fake", "real")
-    return frame.assign(score=point.calibration(logits), p_value=p_values, verdict=verdict)
-
-
-def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    return 1 / (1 + np.exp(-np.clip(logits, -700, 700)))
-
-
-def _score_training_reals(method: Detector, datamodule: ImageDataModule) -> tuple[Any, Any]:
-    """Score some reals of the training split as evaluation sees them; every rank scores the same."""
-    logits, distances = [], []
-    method.eval()
-    with torch.no_grad():
-        for batch in datamodule.bank_dataloader(TRAINING_REALS):
-            if len(batch["id"]):
-                scores = method.score_views(batch["image"].to(method.device).float().div(255.0))
-                logits.append(scores.logit.cpu().double().numpy())
-                distances.append(scores.trace_distance.cpu().double().numpy())
-    if not logits:
-        return np.zeros(0), np.zeros(0)
-    return np.concatenate(logits), np.concatenate(distances)
-
-
-# Images in the embedding map: enough to see clusters, few enough to see points.
-MAPPED = 800
-# Longer side of a small picture, in pixels: a face or a texture can be told.
-SMALL_SIDE = 224
-
-
-@dataclass(frozen=True)
-class Attached:
-    """The embedding map and the small pictures."""
-
-    frame: pd.DataFrame
-    """The predictions with their places on the map."""
-    share: list[float] = field(default_factory=list)
-    """Of variance, on the map's two components."""
-    pictures: dict[str, bytes] = field(default_factory=dict)
-    """Path of an image → JPEG."""
-
-
-def attach(
-    method: Detector,
-    datamodule: ImageDataModule,
-    frame: pd.DataFrame,
-    point: OperatingPoint | None,
-    pictures: int,
-) -> Attached:
-    """Embed some images of a predictions frame, and make small pictures of its most confident errors.
-
-    Args:
-        method: the detector.
-        datamodule: that the frame was scored with.
-        frame: one row an image, one view.
-        point: the detector's operating point; None: the most wrong images are shown whatever their logit.
-        pictures: at most so many of each kind of error; 0: none.
-    """
-    ids = frame["id"].to_numpy()
-    if len(ids) > MAPPED:
-        ids = ids[np.linspace(0, len(ids) - 1, MAPPED).round().astype(int)]
-    embedding, rows = embed(method, datamodule, ids)
-    share: list[float] = []
-    if len(embedding) > 2:
-        places, shares = project(embedding)
-        share = [float(value) for value in shares]
-        table = pd.DataFrame(places, index=rows, columns=MAP).reindex(frame["id"])
-        frame = frame.assign(**{name: table[name].to_numpy() for name in MAP})
-    threshold = point.threshold if point is not None and math.isfinite(point.threshold) else None
-    worst = pd.concat(confident_errors(frame, threshold, pictures))
-    chosen = zip(worst["path"].tolist(), worst["id"].tolist(), strict=True)
-    small = {str(path): _small(datamodule, row) for path, row in chosen}
-    return Attached(frame, share, {path: jpeg for path, jpeg in small.items() if jpeg})
-
-
-def embed(
-    method: Detector, datamodule: ImageDataModule, ids: NDArray[np.int64]
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Embed some images of the manifest; returns (N, D) float64 and the ids of the rows that could be read."""
-    embeddings, rows = [], []
-    method.eval()
-    with torch.no_grad():
-        for batch in datamodule.subset_dataloader(ids):
-            if len(batch["id"]):
-                images = batch["image"].to(method.device).float().div(255.0)
-                embeddings.append(method.score_views(images).embedding.cpu().double().numpy())
-                rows.append(batch["id"].numpy())
-    if not rows:
-        return np.zeros((0, 1)), np.zeros(0, dtype=np.int64)
-    return np.concatenate(embeddings), np.concatenate(rows)
-
-
-def _small(datamodule: ImageDataModule, row: int) -> bytes:
-    """Give a small JPEG of an image as evaluation saw it; b"" if it cannot be read any more."""
-    try:
-        image = decode_image(datamodule.read_bytes(row))
-    except DecodeError:
-        return b""
-    scale = min(1.0, SMALL_SIDE / max(image.shape[:2]))
-    size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
-    return data.tobytes() if done else b""

@@ -6,7 +6,7 @@ import logging
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import timm.optim
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from fakedet.errors import UserError, choose
 from fakedet.metrics.average_precision import GeneratorAveragePrecision
 from fakedet.metrics.decisions import OperatingPoint
+
+Record = TypeVar("Record")
 
 SHAPE = ("factor", "steps", "patience", "plateau_metric")
 
@@ -106,11 +108,11 @@ def gather_rows(module: LightningModule, rows: torch.Tensor) -> torch.Tensor:
     return gathered.flatten(0, 1)
 
 
-def gather_records(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Join plain records of all ranks; collective under DDP, the same list on one rank."""
+def gather_records(records: list[Record]) -> list[Record]:
+    """Join picklable records of all ranks, in the order of the ranks; collective under DDP."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return records
-    gathered: list[list[dict[str, Any]]] = [[] for _ in range(torch.distributed.get_world_size())]
+    gathered: list[list[Record]] = [[] for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(gathered, records)
     return [record for of_rank in gathered for record in of_rank]
 
@@ -165,8 +167,7 @@ class Detector(LightningModule):
         super().__init__()
         self.optimizer_settings = dict(optimizer)
         self.identity: dict[str, Any] = {}
-        self.val_metric: nn.Module | None = None
-        self.test_metric: nn.Module | None = None
+        self.metric: GeneratorAveragePrecision | None = None
         self.quarantined: list[dict[str, Any]] = []
 
     @property
@@ -188,13 +189,12 @@ class Detector(LightningModule):
     # --- Lightning's hooks -----------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Make the metrics for the generators of the attached data."""
-        if self.trainer.datamodule is None:  # type: ignore[attr-defined]
-            return
-        cells = self.trainer.datamodule.cells  # type: ignore[attr-defined]
-        for name in ("val_metric", "test_metric"):
+        """Make the metric for the generators of the attached data."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data is not None and stage != "predict":
+            cells = data.cells
             metric = GeneratorAveragePrecision(cells.names, cells.is_fake, cells.counterparts)
-            setattr(self, name, metric.to(self.device))
+            self.metric = metric.to(self.device)
 
     def on_fit_start(self) -> None:
         """Fit the encoder to real photographs where it asks for that."""
@@ -209,41 +209,59 @@ class Detector(LightningModule):
         """Put the identity into the checkpoint."""
         checkpoint["fakedet"] = self.identity
 
+    def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> Scores:
+        """Score the images of a batch; the one way to score, in validation, test and prediction alike."""
+        return self.score_views(_scaled(batch["image"]))
+
+    def on_validation_start(self) -> None:
+        """Forget the scores of the epoch before."""
+        assert self.metric is not None
+        self.metric.reset()
+
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Collect scores on the validation split."""
-        self._collect(self.val_metric, batch, self.score_views(self.take(batch)))
+        self._collect(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         """Log mAP, AP per generator, the loss and the accuracy at logit 0 on the validation split."""
-        metric = self.val_metric
-        assert isinstance(metric, GeneratorAveragePrecision)
+        assert self.metric is not None
         # From the gathered rows: exact over uneven ranks, and no rank can wait for one that has no rows.
-        rows = metric.rows()
+        rows = self.metric.rows()
         if len(rows["logit"]):
             loss = F.binary_cross_entropy_with_logits(rows["logit"], rows["label"].to(rows["logit"].dtype))
             self.log("val/loss", float(loss), batch_size=1)
             right = (rows["logit"] > 0) == (rows["label"] == 1)
             self.log("val/accuracy", float(right.double().mean()), batch_size=1)
-        self._log_metric(metric, "val")
+        self._log_metric("val")
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Collect scores on the test split."""
-        self._collect(self.test_metric, batch, self.score_views(self.take(batch)))
+        self._collect(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        """Log mAP and AP per generator; the rows stay in ``test_metric`` for the predictions file."""
-        self._log_metric(self.test_metric, "test", reset=False)
+        """Log mAP and AP per generator on the test split."""
+        self._log_metric("test")
+
+    def _collect(self, batch: dict[str, Any], batch_idx: int) -> None:
+        assert self.metric is not None
+        self.quarantined.extend(batch["quarantined"])
+        scores = self.predict_step(batch, batch_idx)
+        self.metric.update(
+            batch["id"], batch["label"], batch["generator"], scores.logit, scores.trace_distance
+        )
+
+    def _log_metric(self, stage: str) -> None:
+        assert self.metric is not None
+        # One dictionary at the end of an epoch; logging ten keys on every step would cost milliseconds each.
+        values = {f"{stage}/{key}": float(value) for key, value in self.metric.compute().items()}
+        self.log_dict(values, batch_size=1)
 
     # --- parts -----------------------------------------------------------------------------------------
 
     def take(self, batch: dict[str, Any]) -> Tensor:
-        """Give a batch's images as float (B, V, 3, H, W) in [0, 1], and note which files could not be read.
-
-        Images travel to the device as uint8: a quarter of the bytes.
-        """
+        """Return a training batch's images, float (B, V, 3, H, W) in [0, 1], and note the unreadable files."""
         self.quarantined.extend(batch.get("quarantined", ()))
-        image: Tensor = batch["image"]
-        return image.float().div_(255.0) if image.dtype == torch.uint8 else image
+        return _scaled(batch["image"])
 
     def score_views(self, images: Tensor) -> Scores:
         """Score (B, V, 3, H, W) and average each image's V views."""
@@ -254,14 +272,7 @@ class Detector(LightningModule):
         scores = self(images.flatten(0, 1))
         return Scores(*(value.float().unflatten(0, (batch, views)).mean(dim=1) for value in scores))
 
-    def _collect(self, metric: nn.Module | None, batch: dict[str, Any], scores: Scores) -> None:
-        assert isinstance(metric, GeneratorAveragePrecision)
-        metric.update(batch["id"], batch["label"], batch["generator"], scores.logit, scores.trace_distance)
 
-    def _log_metric(self, metric: nn.Module | None, prefix: str, reset: bool = True) -> None:
-        assert isinstance(metric, GeneratorAveragePrecision)
-        # One dictionary at the end of an epoch; logging ten keys on every step would cost milliseconds each.
-        values = {f"{prefix}/{key}": float(value) for key, value in metric.compute().items()}
-        self.log_dict(values, batch_size=1)
-        if reset:
-            metric.reset()
+def _scaled(images: Tensor) -> Tensor:
+    """Scale uint8 images to float [0, 1], on their device: they travel there as a quarter of the bytes."""
+    return images.float().div_(255.0) if images.dtype == torch.uint8 else images

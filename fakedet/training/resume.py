@@ -35,9 +35,9 @@ class ResumePoint(Checkpoint):
     """Write a checkpoint that a killed run resumes from, every so many steps, after each epoch, and when told to stop.
 
     Besides what Lightning restores (weights, optimiser, schedule, scaler, progress, other callbacks) it holds each
-    rank's random state, the files that could not be read so far, and the logged curves. Which images come next follows
-    from seed, epoch and step alone. Written between an optimiser step and the next batch, never at an epoch's last
-    batch, where validation is still to come.
+    rank's random state, the files that could not be read so far, and the logged curves. The data module saves its own
+    position in the epoch. Written between an optimiser step and the next batch, never at an epoch's last batch, where
+    validation is still to come.
 
     On SIGUSR1, SIGUSR2 and SIGTERM the step under way is finished, the point is written, and
     :class:`fakedet.errors.Preempted` ends the run.
@@ -78,10 +78,9 @@ class ResumePoint(Checkpoint):
                 logger.log_metrics(metrics, step)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen to signals, and begin where the epoch was left."""
+        """Listen to signals."""
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._listen) for number in SIGNALS}
-        _take_up_the_epoch(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -189,19 +188,6 @@ def _is_last_epoch(trainer: Trainer) -> bool:
     enough_epochs = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= trainer.max_epochs
     enough_steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
     return bool(trainer.should_stop or enough_epochs or enough_steps)
-
-
-def _take_up_the_epoch(trainer: Trainer) -> None:
-    """Let the sampler begin where a resumed run stopped within its epoch.
-
-    Here and not where the loader is made: that is asked for before the progress is restored.
-    """
-    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
-    done = int(progress.current.processed)
-    sampler: Any = getattr(trainer.train_dataloader, "batch_sampler", None)
-    if hasattr(sampler, "set_start_step") and not progress.is_last_batch and done > 0:
-        sampler.set_epoch(trainer.current_epoch)
-        sampler.set_start_step(done)
 
 
 def _random_state() -> dict[str, Any]:

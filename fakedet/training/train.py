@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
 from fakedet.audit.audit import header_audit
@@ -19,22 +18,21 @@ from fakedet.build import (
 )
 from fakedet.checkpoint import read_checkpoint
 from fakedet.config import check_config
-from fakedet.data.datamodule import ImageDataModule
 from fakedet.data.manifest import Quarantine
 from fakedet.errors import Preempted, UserError
 from fakedet.evaluation.plots import draw_map, plot_curves, plot_scores, read_curves
 from fakedet.evaluation.score import (
-    Attached,
     apply_operating_point,
-    attach,
     check_operating_point,
     fit_on_validation,
     known_reals,
+    map_embeddings,
     measure_predictions,
     score_split,
+    small_pictures,
     write_results,
 )
-from fakedet.methods.base import Detector, gather_records
+from fakedet.methods.base import gather_records
 from fakedet.training.fit import Fitted, fit, plain
 from fakedet.training.loggers import finish_loggers, log_dashboard
 from fakedet.training.resume import keep_last_point, lock_folder, open_or_resume
@@ -67,7 +65,7 @@ def train(config: DictConfig, overrides: list[str] | None = None) -> TrainedRun:
         UserError: anything wrong with config, data or folder; before hours are spent where possible.
     """
     check_config(config)
-    check_operating_point(config.operating_point)
+    check_operating_point(config.operating_point.rate, config.operating_point.calibration)
     main = is_main_process()
     folder = open_or_resume(config) if main else Path(config.output_dir)
     taken = lock_folder(folder) if main else None
@@ -115,8 +113,9 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
     if not needs_trace(config.model) and config.trace_cache and fitted.is_stage1 and is_main_process():
         key = stage1_key(config, fitted.datamodule.manifest)
         publish_stage1(fitted.checkpoint, Path(config.trace_cache), key)
+    wanted = config.operating_point
     fit_on_validation(
-        fitted.trainer, fitted.method, fitted.datamodule, config.operating_point, fitted.checkpoint
+        fitted.trainer, fitted.method, fitted.datamodule, wanted.rate, wanted.calibration, fitted.checkpoint
     )
     metrics = None
     if config.test_after_fit:
@@ -147,41 +146,25 @@ def _score_test_split(
     if not datamodule.has_split("test"):
         log.info("the manifest has no test split: nothing is scored after training")
         return None
-    frame = score_split(fitted.trainer, method, datamodule, "test")
-    point = method.operating_point
-    frame = apply_operating_point(point, frame)
+    trainer, seen, point = fitted.trainer, method.identity["seen_generators"], method.operating_point
+    frame = apply_operating_point(point, score_split(trainer, method, datamodule, "test"))
     records = gather_records(method.quarantined)
-    if not fitted.trainer.is_global_zero:
+    frame, share = map_embeddings(trainer, method, datamodule, frame)
+    if not trainer.is_global_zero:
         return None
+    metrics = measure_predictions(frame, datamodule, seen, plain(config.bootstrap), point)
+    identity = {
+        **method.identity, "checkpoint": str(fitted.checkpoint), "split": "test", "run": facts, "map_share": share,
+        "shortcut": header_audit(datamodule, "test", datamodule.pairs) if config.header_audit else {},
+    }  # fmt: skip
+    pictures = small_pictures(datamodule, frame, point, config.pictures)
     quarantine = Quarantine.from_records(records, datamodule.manifest, ("train", "val", "test"))
-    metrics = measure_predictions(
-        frame, datamodule, method.identity["seen_generators"], plain(config.bootstrap), point
-    )
-    identity = {**method.identity, "checkpoint": str(fitted.checkpoint), "split": "test", "run": facts}
-    shortcut = header_audit(datamodule, "test", datamodule.pairs) if config.header_audit else {}
-    attached = attach(method, datamodule, frame, point, config.pictures)
-    write_results(folder, attached.frame, attached, metrics, quarantine, identity, shortcut)
-    write_figures(folder, fitted.trainer, method, datamodule, attached, metrics)
+    write_results(folder, frame, metrics, quarantine, identity, pictures)
+    # Figures, and the same on the dashboard.
+    plot_curves({folder.name: read_curves(folder)}, folder / "curves.png")
+    figures = {"test/scores": plot_scores(frame, folder / "scores.png", seen=set(seen))}
+    if share:
+        figures["test/embedding"] = draw_map(frame, share, set(seen), folder / "embedding.png")
+    log_dashboard(trainer.loggers, frame, metrics, datamodule.manifest, figures)
     quarantine.check(datamodule.max_quarantine)
     return metrics
-
-
-def write_figures(
-    folder: Path,
-    trainer: Trainer,
-    method: Detector,
-    datamodule: ImageDataModule,
-    attached: Attached,
-    metrics: dict[str, Any],
-) -> None:
-    """Write curves.png, scores.png and embedding.png, and send wandb's panels."""
-    frame = attached.frame
-    plot_curves({folder.name: read_curves(folder)}, folder / "curves.png")
-    pictures = {
-        "test/scores": plot_scores(frame, folder / "scores.png", seen=set(method.identity["seen_generators"]))
-    }
-    if attached.share:
-        pictures["test/embedding"] = draw_map(
-            attached.frame, attached.share, set(method.identity["seen_generators"]), folder / "embedding.png"
-        )
-    log_dashboard(trainer.loggers, frame, metrics, datamodule.manifest, pictures)

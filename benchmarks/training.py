@@ -30,7 +30,7 @@ from benchmarks.ratio import Timing, interleaved, table
 from fakedet.build import build_callbacks, build_method, build_trainer
 from fakedet.cli.app import register_resolvers
 from fakedet.methods.base import configure_optimiser
-from fakedet.training.fit import make_datamodule
+from fakedet.training.train import make_datamodule
 from fakedet.utils import quiet_libraries
 
 CASES = {

@@ -23,8 +23,7 @@ from omegaconf import DictConfig
 from benchmarks.ratio import interleaved, table
 from benchmarks.training import manifest
 from fakedet.cli.app import register_resolvers
-from fakedet.training.fit import fit
-from fakedet.training.train import train
+from fakedet.training.train import fit, make_datamodule, train
 from fakedet.utils import quiet_libraries
 
 CROP, BATCH, STEPS, ROUNDS = 96, 64, 12, 5
@@ -78,8 +77,8 @@ def main() -> None:
             ours = settings(folder, path, "model=transfer", *common)
             bce = settings(folder, path, "model=bce", *common)
             timings.append(interleaved(
-                case, lambda c=ours: fit(c, folder / "run", stage1), lambda c=bce: fit(c, folder / "run", None),
-                2 * STEPS, ROUNDS,
+                case, lambda c=ours: fit(c, folder / "run", make_datamodule(c), stage1),
+                lambda c=bce: fit(c, folder / "run", make_datamodule(c)), 2 * STEPS, ROUNDS,
             ))  # fmt: skip
     print(table("a step of stage 2 against one of cross-entropy, two epochs", timings, None))
 

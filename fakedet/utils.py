@@ -185,6 +185,11 @@ def _is_scaffold(entry: os.DirEntry[str]) -> bool:
     return entry.name == ".lock" or (entry.name.startswith(".") and entry.name.endswith(".tmp"))
 
 
+def plain(node: Any) -> Any:
+    """Resolve a node of a config into plain values; other values are returned as they are."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``, which replaces ``path`` when the block ends without an error.

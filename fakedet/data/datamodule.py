@@ -154,6 +154,10 @@ class ImageDataModule(LightningDataModule):
             if self.num_workers > cores():
                 log.info("data.num_workers=%d on %d cores: rarely faster", self.num_workers, cores())
 
+    def take_manifest_of(self, other: ImageDataModule) -> None:
+        """Use the manifest of another data module over the same data instead of reading it again."""
+        self._manifest, self.as_read = other.manifest, other.as_read
+
     def read_bytes(self, row: int) -> bytes:
         """Read the file of a row, matched if that is asked for.
 

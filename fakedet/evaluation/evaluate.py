@@ -12,7 +12,7 @@ import lightning.pytorch as lightning
 import numpy as np
 import pandas as pd
 from lightning.pytorch import Trainer
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fakedet.audit.audit import header_audit
 from fakedet.build import build_augmentation, build_datamodule, build_trainer, load_detector
@@ -40,7 +40,7 @@ from fakedet.methods.base import Detector, gather_records
 from fakedet.metrics.bootstrap import Interval
 from fakedet.metrics.pairing import real_counterparts
 from fakedet.metrics.per_generator import BootstrapTable, bootstrap_statistics
-from fakedet.utils import is_main_process, open_folder, provenance, threads, write_config, write_json
+from fakedet.utils import is_main_process, open_folder, plain, provenance, threads, write_config, write_json
 
 log = logging.getLogger("fakedet")
 
@@ -127,9 +127,9 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
     """
     facts = provenance(["fakedet", "evaluate", *overrides])
     check_config(config)
-    split, bootstrap = config.split, _plain(config.bootstrap)
+    split, bootstrap = config.split, plain(config.bootstrap)
     method = load_detector(config.checkpoint)
-    datamodule = _datamodule(_plain(config.data), config.seed, method)
+    datamodule = _datamodule(plain(config.data), config.seed, method)
     datamodule.require(split)
     used = _check_unused(method, datamodule, split, config.force)
     _tell_unscored(datamodule, split)
@@ -139,12 +139,12 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
         write_config(folder, config, overrides)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     trainer = build_trainer(
-        _plain(config.trainer),
+        plain(config.trainer),
         enable_progress_bar=sys.stdout.isatty(),
         logger=False,
         enable_checkpointing=False,
     )
-    views = make_views(_plain(config.robustness))
+    views = make_views(plain(config.robustness))
     point, seen = method.operating_point, method.identity["seen_generators"]
     with threads(config.threads):
         frame = apply_operating_point(point, score_split(trainer, method, datamodule, split))
@@ -236,7 +236,3 @@ def _datamodule(settings: dict[str, Any], seed: int, method: Detector) -> ImageD
         except UserError:
             log.info("data.pairs of the checkpoint do not fit this manifest and are not used")
     return datamodule
-
-
-def _plain(node: Any) -> Any:
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node

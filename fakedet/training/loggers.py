@@ -12,7 +12,6 @@ from typing import Any
 
 import pandas as pd
 from lightning.pytorch.loggers import Logger, WandbLogger
-from omegaconf import DictConfig, OmegaConf
 
 from fakedet.build import build_logger
 from fakedet.data.decode import DecodeError, read_image
@@ -25,16 +24,16 @@ log = logging.getLogger("fakedet")
 INIT_SECONDS = 20.0
 
 
-def resolve_logger(config: DictConfig, folder: Path) -> list[Logger]:
+def resolve_logger(config: dict[str, Any], folder: Path) -> list[Logger]:
     """Build the chosen logger; CSV is always written beside it, so ``logger=csv`` adds nothing.
 
     Args:
-        config: the composed config; ``logger`` and ``trainer`` are read.
+        config: the plain config of the run, which wandb shows.
         folder: the run's folder.
     """
-    if config.get("logger") is None or str(config.logger._target_).endswith(".CSVLogger"):
+    settings = config.get("logger")
+    if settings is None or str(settings["_target_"]).endswith(".CSVLogger"):
         return []
-    settings: dict[str, Any] = OmegaConf.to_container(config.logger, resolve=True)  # type: ignore[assignment]
     if str(settings["_target_"]).endswith(".WandbLogger"):
         settings = _wandb_settings(settings, config, folder)
     logger = build_logger(settings)
@@ -42,7 +41,7 @@ def resolve_logger(config: DictConfig, folder: Path) -> list[Logger]:
     return [logger]
 
 
-def _wandb_settings(settings: dict[str, Any], config: DictConfig, folder: Path) -> dict[str, Any]:
+def _wandb_settings(settings: dict[str, Any], config: dict[str, Any], folder: Path) -> dict[str, Any]:
     import wandb
 
     offline = settings.get("offline")
@@ -52,7 +51,7 @@ def _wandb_settings(settings: dict[str, Any], config: DictConfig, folder: Path) 
         log.info("wandb: offline; upload later with `wandb sync %s/wandb/offline-run-*`", folder)
     extra: dict[str, Any] = {
         "settings": wandb.Settings(init_timeout=INIT_SECONDS, silent=True, console="off"),
-        "config": OmegaConf.to_container(config, resolve=True),
+        "config": config,
     }
     return {**settings, "offline": bool(offline), **_same_run(folder), **extra}
 

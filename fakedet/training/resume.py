@@ -367,15 +367,13 @@ def lock_folder(folder: Path, doing: str = "training") -> FileLock:
     return taken
 
 
-def resume_point_of(config: DictConfig, manifest_sha256: str) -> Path | None:
-    """Give the checkpoint that this training goes on from; None where there is none.
+def resume_point_of(path: Path, manifest_sha256: str) -> Path | None:
+    """Return the path of the checkpoint that a training goes on from, or None if there is none.
 
     Raises:
         UserError: it was written on other data.
     """
-    settings = config.callbacks.get("resume")
-    path = Path(settings.path) if settings else None
-    if path is None or not path.is_file():
+    if not path.is_file():
         return None
     try:
         content = read_checkpoint(path)

@@ -327,7 +327,7 @@ class _Manifests:
         self._known: dict[str, str] = {}
 
     def of_training(self, config: DictConfig) -> str:
-        from fakedet.training.fit import make_datamodule
+        from fakedet.training.train import make_datamodule
 
         return self._sha256(config, lambda: make_datamodule(config))
 

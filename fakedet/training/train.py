@@ -1,23 +1,42 @@
-"""training/train"""
+"""One training run, top to bottom: folder, data, stage 1 where it is needed, training, operating point, test."""
 
 from __future__ import annotations
 
 import logging
+import math
+import signal
+import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as lightning
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
+from torch.distributed import DistBackendError
 
-from fakedet.audit.audit import header_audit
+from fakedet.audit.audit import describe_training, header_audit
 from fakedet.build import (
+    TraceCheckpoint,
+    build_augmentation,
+    build_callbacks,
+    build_datamodule,
+    build_method,
+    build_trainer,
+    load_trace,
     needs_trace,
 )
 from fakedet.checkpoint import read_checkpoint
 from fakedet.config import check_config
+from fakedet.data.datamodule import ImageDataModule
 from fakedet.data.manifest import Quarantine
 from fakedet.errors import Preempted, UserError
 from fakedet.evaluation.plots import draw_map, plot_curves, plot_scores, read_curves
@@ -32,12 +51,21 @@ from fakedet.evaluation.score import (
     small_pictures,
     write_results,
 )
-from fakedet.methods.base import gather_records
-from fakedet.training.fit import Fitted, fit, plain
-from fakedet.training.loggers import finish_loggers, log_dashboard
-from fakedet.training.resume import keep_last_point, lock_folder, open_or_resume
-from fakedet.training.stage1 import check_transfer, obtain_trace, publish_stage1, stage1_key
-from fakedet.utils import FAILURE, is_main_process, log_to_file, provenance, threads, write_config, write_json
+from fakedet.methods.base import Detector, gather_records
+from fakedet.methods.ntf import TracePretraining
+from fakedet.training.loggers import finish_loggers, log_dashboard, resolve_logger
+from fakedet.training.resume import keep_last_point, lock_folder, open_or_resume, resume_point_of
+from fakedet.training.stage1 import Stage1Cache, stage1_config, stage1_key
+from fakedet.utils import (
+    FAILURE,
+    is_main_process,
+    log_to_file,
+    plain,
+    provenance,
+    threads,
+    write_config,
+    write_json,
+)
 
 log = logging.getLogger("fakedet")
 
@@ -66,13 +94,14 @@ def train(config: DictConfig, overrides: list[str] | None = None) -> TrainedRun:
     """
     check_config(config)
     check_operating_point(config.operating_point.rate, config.operating_point.calibration)
-    main = is_main_process()
-    folder = open_or_resume(config) if main else Path(config.output_dir)
-    taken = lock_folder(folder) if main else None
-    if main:
-        for leftover in folder.glob("**/.*.tmp"):  # of a run that was killed while it wrote
-            leftover.unlink(missing_ok=True)
-    handler = log_to_file(folder) if main else logging.NullHandler()
+    if not is_main_process():
+        with threads(config.threads):
+            return _train(config, Path(config.output_dir), overrides)
+    folder = open_or_resume(config)
+    lock = lock_folder(folder)
+    for leftover in folder.glob("**/.*.tmp"):  # of a run that was killed while it wrote
+        leftover.unlink(missing_ok=True)
+    handler = log_to_file(folder)
     try:
         with threads(config.threads):
             trained = _train(config, folder, overrides)
@@ -81,20 +110,15 @@ def train(config: DictConfig, overrides: list[str] | None = None) -> TrainedRun:
     except (Preempted, KeyboardInterrupt):
         raise
     except BaseException as error:
-        if main:
-            _write_failure(folder, error)
+        # A sweep's comparison reads the cause here; a full disk must not hide it from the console.
+        with suppress(UserError):
+            cause = " ".join(str(error).split())[:500] or type(error).__name__
+            write_json(folder / FAILURE, {"error": cause})
         raise
     finally:
-        logging.getLogger("fakedet").removeHandler(handler)
+        log.removeHandler(handler)
         handler.close()
-        if taken is not None:
-            taken.release()
-
-
-def _write_failure(folder: Path, error: BaseException) -> None:
-    """Leave the cause where a sweep's comparison finds it; a full disk must not hide the cause."""
-    with suppress(UserError):
-        write_json(folder / FAILURE, {"error": " ".join(str(error).split())[:500] or type(error).__name__})
+        lock.release()
 
 
 def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> TrainedRun:
@@ -102,65 +126,256 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
     facts = provenance(["fakedet", "train", *(overrides or [])])
     if is_main_process():
         write_config(folder, config, overrides)
-    if needs_trace(config.model):
-        check_transfer(config)
-        trace_path = obtain_trace(config, folder)
-    else:
-        trace_path = None
+    datamodule = make_datamodule(config)
+    datamodule.require("train", "val")
+    if config.header_audit and is_main_process():
+        header_audit(datamodule, "train", datamodule.pairs)
+    trace_path = obtain_trace(config, folder, datamodule) if needs_trace(config.model) else None
     stage1_seconds = time.perf_counter() - started
-    fitted = fit(config, folder, trace_path)
+
+    fitted = fit(config, folder, datamodule, trace_path)
+    method, trainer = fitted.method, fitted.trainer
     fit_seconds = time.perf_counter() - started - stage1_seconds
-    if not needs_trace(config.model) and config.trace_cache and fitted.is_stage1 and is_main_process():
-        key = stage1_key(config, fitted.datamodule.manifest)
-        publish_stage1(fitted.checkpoint, Path(config.trace_cache), key)
-    wanted = config.operating_point
-    fit_on_validation(
-        fitted.trainer, fitted.method, fitted.datamodule, wanted.rate, wanted.calibration, fitted.checkpoint
-    )
+    if isinstance(method, TracePretraining) and _is_shared(config) and is_main_process():
+        Stage1Cache(config.trace_cache, stage1_key(config, datamodule.manifest)).publish(fitted.checkpoint)
+
+    point = config.operating_point
+    fit_on_validation(trainer, method, datamodule, point.rate, point.calibration, fitted.checkpoint)
     metrics = None
-    if config.test_after_fit:
-        metrics = _score_test_split(config, folder, fitted, facts)
+    if config.test_after_fit and not datamodule.has_split("test"):
+        log.info("the manifest has no test split: nothing is scored after training")
+    elif config.test_after_fit:
+        metrics = _test(
+            fitted, datamodule, folder, facts, plain(config.bootstrap), config.pictures, config.header_audit
+        )
     facts |= {
         "seconds": {"stage1": stage1_seconds, "fit": fit_seconds, "all": time.perf_counter() - started},
-        "parameters": sum(p.numel() for p in fitted.method.parameters() if p.requires_grad),
+        "parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
         "threads": torch.get_num_threads(),
         "seed": config.seed,
         "kept_epoch": read_checkpoint(fitted.checkpoint)["epoch"] + 1,
         "checkpoint": str(fitted.checkpoint.relative_to(folder)),
         "validation": fitted.validation,
         "trace_checkpoint": str(trace_path) if trace_path else None,
-        "manifest_sha256": fitted.datamodule.manifest.sha256,
-        "reals": sorted(known_reals(fitted.datamodule)),
+        "manifest_sha256": datamodule.manifest.sha256,
+        "reals": sorted(known_reals(datamodule)),
     }
     if is_main_process():
         write_json(folder / "run.json", facts)
         keep_last_point(folder)
-    finish_loggers(fitted.trainer.loggers)
+    finish_loggers(trainer.loggers)
     return TrainedRun(folder, fitted.checkpoint, metrics, fitted.validation)
 
 
-def _score_test_split(
-    config: DictConfig, folder: Path, fitted: Fitted, facts: dict[str, Any]
+def make_datamodule(config: DictConfig, same_data: ImageDataModule | None = None) -> ImageDataModule:
+    """Build the data module that serves batches as the config's model wants them.
+
+    Args:
+        config: of a training.
+        same_data: a data module over the same data, whose manifest is not read again.
+    """
+    batch = config.model.batch
+    datamodule = build_datamodule(
+        plain(config.data),
+        augment=build_augmentation(plain(config.view_augment if batch.real_only else config.augment)),
+        views=batch.views,
+        real_only=batch.real_only,
+        seed=config.seed,
+    )
+    assert isinstance(datamodule, ImageDataModule)
+    if same_data is not None:
+        datamodule.take_manifest_of(same_data)
+    datamodule.prepare()
+    return datamodule
+
+
+# --- stage 1 --------------------------------------------------------------------------------------------
+
+
+def obtain_trace(config: DictConfig, folder: Path, datamodule: ImageDataModule) -> Path:
+    """Return the path of a stage-1 checkpoint: the given one, a cached one of identical config and data, or a new one.
+
+    Args:
+        config: of the run that needs it.
+        folder: of that run; a new stage 1 is trained in its subfolder ``stage1``.
+        datamodule: of that run.
+
+    Raises:
+        UserError: a model that cannot be built on such a stage 1; found before stage 1 is trained.
+    """
+    if config.trace_checkpoint:
+        return Path(config.trace_checkpoint)
+    stage1 = plain(config.stage1)
+    untrained = build_method(stage1)
+    assert isinstance(untrained, TracePretraining)
+    build_method(plain(config.model), TraceCheckpoint(stage1, untrained))
+
+    wanted = stage1_config(config, folder / "stage1")
+    data = make_datamodule(wanted, datamodule)
+
+    def train_it() -> Path:
+        (folder / "stage1").mkdir(exist_ok=True)
+        fitted = fit(wanted, folder / "stage1", data)
+        finish_loggers(fitted.trainer.loggers)
+        return fitted.checkpoint
+
+    if not _is_shared(config):
+        return train_it()
+    return Stage1Cache(config.trace_cache, stage1_key(wanted, data.manifest)).obtain(folder, train_it)
+
+
+def _is_shared(config: DictConfig) -> bool:
+    """Return whether stage 1 is cached; one that is stopped by the clock does not come out the same each time."""
+    return bool(config.trace_cache) and not config.trainer.get("max_time")
+
+
+# --- training one method --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A method after training, with the weights of its chosen checkpoint."""
+
+    method: Detector
+    trainer: Trainer
+    checkpoint: Path
+    validation: float | None
+    """Best value of what chose the checkpoint; None where the last epoch's weights are kept."""
+
+
+def fit(
+    config: DictConfig, folder: Path, datamodule: ImageDataModule, trace_path: Path | None = None
+) -> Fitted:
+    """Train ``config.model``, resumed if it was stopped before, and load the weights of the chosen epoch.
+
+    Args:
+        config: of a training.
+        folder: of its logs.
+        datamodule: from :func:`make_datamodule`.
+        trace_path: the stage-1 checkpoint that the method needs.
+    """
+    given = plain(config)
+    # Seeded here, so that a stage 1 trained in this process or taken from the cache leaves the same state.
+    lightning.seed_everything(given["seed"], workers=True, verbose=False)
+    trace = load_trace(trace_path) if trace_path else None
+    method = build_method(given["model"], trace)
+    method.identity = {
+        "format": 1,
+        "model": given["model"],
+        "stage1": trace.config if trace else None,
+        "seen_generators": [] if datamodule.real_only else list(datamodule.seen_generators),
+        "crop_size": datamodule.crop_size,
+        "eval_policy": datamodule.eval_policy,
+        "match": datamodule.matcher.to_dict() if datamodule.matcher else None,
+        "manifest_sha256": datamodule.manifest.sha256,
+        "pairs": given["data"]["pairs"],
+        "held_out": [list(datamodule.held_out[0]), datamodule.held_out[1]],
+        "training_data": describe_training(datamodule),
+        "seed": given["seed"],
+        "name": given["name"],
+    }
+    if given["compile"]:
+        # In place, so that the weights keep their names.
+        encoder: Any = method.encoder
+        encoder.compile(backend="inductor" if given["compile"] is True else str(given["compile"]))
+    callbacks = build_callbacks(given["callbacks"]).values()
+    checkpoints = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+    _refuse_the_highest_loss(checkpoints)
+    trainer = build_trainer(
+        given["trainer"],
+        enable_progress_bar=sys.stdout.isatty(),
+        logger=[CSVLogger(folder, name="logs", version=""), *resolve_logger(given, folder)],
+        callbacks=list(callbacks),
+        default_root_dir=str(folder),
+    )
+    log.info("training %s on %s", given["name"], datamodule.describe())
+    resume = given["callbacks"].get("resume")
+    point = resume_point_of(Path(resume["path"]), datamodule.manifest.sha256) if resume else None
+    _run(trainer, method, datamodule, point)
+    checkpoint = _chosen_checkpoint(trainer, checkpoints)
+    method.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+    best = (keeper.best_model_score for keeper in checkpoints if keeper.monitor)
+    # Where the monitored value is NaN, because the split has one class, Lightning writes the worst there is.
+    values = (float(score) for score in best if score is not None and math.isfinite(score))
+    return Fitted(method, trainer, checkpoint, next(values, None))
+
+
+def _refuse_the_highest_loss(checkpoints: Iterable[ModelCheckpoint]) -> None:
+    for keeper in checkpoints:
+        if keeper.monitor and keeper.monitor.endswith("loss") and keeper.mode == "max":
+            raise UserError(
+                f"callbacks.checkpoint.monitor={keeper.monitor}: with mode=max the worst epoch would be kept; pass "
+                "callbacks.checkpoint.mode=min"
+            )
+
+
+def _run(trainer: Trainer, method: Detector, datamodule: ImageDataModule, point: Path | None) -> None:
+    """Run ``trainer.fit`` and turn what ends it early into our errors."""
+    try:
+        trainer.fit(method, datamodule=datamodule, ckpt_path=point, weights_only=True)
+    except SIGTERMException as error:  # told to stop while validating; the last resume point holds
+        finish_loggers(trainer.loggers)
+        raise Preempted(signal.SIGTERM, "the last resume point") from error
+    except Preempted:
+        finish_loggers(trainer.loggers)
+        raise
+    except MisconfigurationException as error:  # found only in fit: a metric that is not logged, a precision
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+    except RuntimeError as error:
+        if trainer.world_size == 1 or (not isinstance(error, DistBackendError) and "gloo" not in str(error)):
+            raise
+        raise UserError(
+            f"another process of this training ended, so rank {trainer.global_rank} cannot go on; its own message says "
+            "why. The last resume point holds: give the same command again, or `fakedet resume`"
+        ) from error
+    except SystemExit:
+        if trainer.interrupted:  # Lightning turns Ctrl-C into an exit without a word
+            raise KeyboardInterrupt from None
+        raise
+
+
+def _chosen_checkpoint(trainer: Trainer, checkpoints: Iterable[ModelCheckpoint]) -> Path:
+    for keeper in checkpoints:
+        best = keeper.best_model_path or keeper.last_model_path
+        if best:
+            return Path(best)
+    if trainer.global_step and trainer.max_steps > 0:
+        raise UserError(
+            f"trainer.max_steps={trainer.max_steps} ended the training before the first validation, so no weights were "
+            "chosen; train for at least an epoch, or set data.steps_per_epoch to make epochs shorter"
+        )
+    raise UserError("no checkpoint was written: callbacks.checkpoint is missing, or training took no step")
+
+
+# --- testing --------------------------------------------------------------------------------------------
+
+
+def _test(
+    fitted: Fitted,
+    datamodule: ImageDataModule,
+    folder: Path,
+    facts: dict[str, Any],
+    bootstrap: dict[str, int],
+    n_pictures: int,
+    audit: bool,
 ) -> dict[str, Any] | None:
-    method, datamodule = fitted.method, fitted.datamodule
-    if not datamodule.has_split("test"):
-        log.info("the manifest has no test split: nothing is scored after training")
-        return None
-    trainer, seen, point = fitted.trainer, method.identity["seen_generators"], method.operating_point
+    """Score the test split and write predictions, metrics and figures; returns metrics.json's content on rank zero."""
+    method, trainer = fitted.method, fitted.trainer
+    seen, point = method.identity["seen_generators"], method.operating_point
     frame = apply_operating_point(point, score_split(trainer, method, datamodule, "test"))
     records = gather_records(method.quarantined)
     frame, share = map_embeddings(trainer, method, datamodule, frame)
     if not trainer.is_global_zero:
         return None
-    metrics = measure_predictions(frame, datamodule, seen, plain(config.bootstrap), point)
+    metrics = measure_predictions(frame, datamodule, seen, bootstrap, point)
     identity = {
         **method.identity, "checkpoint": str(fitted.checkpoint), "split": "test", "run": facts, "map_share": share,
-        "shortcut": header_audit(datamodule, "test", datamodule.pairs) if config.header_audit else {},
+        "shortcut": header_audit(datamodule, "test", datamodule.pairs) if audit else {},
     }  # fmt: skip
-    pictures = small_pictures(datamodule, frame, point, config.pictures)
     quarantine = Quarantine.from_records(records, datamodule.manifest, ("train", "val", "test"))
+    pictures = small_pictures(datamodule, frame, point, n_pictures)
     write_results(folder, frame, metrics, quarantine, identity, pictures)
-    # Figures, and the same on the dashboard.
+
     plot_curves({folder.name: read_curves(folder)}, folder / "curves.png")
     figures = {"test/scores": plot_scores(frame, folder / "scores.png", seen=set(seen))}
     if share:

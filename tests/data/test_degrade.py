@@ -102,12 +102,14 @@ def test_a_sweep_decodes_each_image_once_and_keeps_the_original(
         return real(content)
 
     monkeypatch.setattr(robust_dataset, "decode_image", counted)
-    assert launch("evaluate", [
-        f"checkpoint={tmp_path}/run/checkpoints/best.ckpt", f"data.manifest={tiny_manifest}", "robustness=quick",
-        f"output_dir={tmp_path}/e", "bootstrap.resamples=20", "header_audit=false", "data.max_quarantine=0.5",
-    ]) == 0  # fmt: skip
-    assert len(calls) == 24
-    assert set(calls.values()) == {1}
+    evaluate = [f"checkpoint={tmp_path}/run/checkpoints/best.ckpt", f"data.manifest={tiny_manifest}",
+                "bootstrap.resamples=20", "header_audit=false", "data.max_quarantine=0.5"]  # fmt: skip
+    assert launch("evaluate", [*evaluate, f"output_dir={tmp_path}/plain"]) == 0
+    without = calls.copy()
+    assert launch("evaluate", [*evaluate, "robustness=quick", f"output_dir={tmp_path}/e"]) == 0
+    more = {content: count - 2 * without[content] for content, count in calls.items()}
+    assert len(more) == 24
+    assert set(more.values()) == {1}, "one decoding more for all views together"
     frame, _ = read_predictions(tmp_path / "e" / "predictions.parquet")
     counts = frame["view"].value_counts()
     assert counts.to_dict() == {

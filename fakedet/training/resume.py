@@ -1,4 +1,4 @@
-"""training/resume"""
+"""Runs that go on where they were stopped: the checkpoint they resume from, and the folder they resume in."""
 
 from __future__ import annotations
 
@@ -23,30 +23,35 @@ from yaml import YAMLError
 
 from fakedet.checkpoint import read_checkpoint, write_whole
 from fakedet.errors import Preempted, UserError
-from fakedet.utils import is_main_process, open_folder, was_requeued
+from fakedet.methods.base import gather_records
+from fakedet.utils import is_main_process, open_folder, plain, was_requeued
 
+log = logging.getLogger("fakedet")
+
+# Settings that may differ between the starts of one run.
+ASIDE = ("overwrite", "resume", "callbacks.progress", "trace_cache")
+SHOWN = 3
 # What clusters send before they end a job: SLURM (--signal), submitit (USR2), shutdown and `kill`.
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
-# With several ranks, all must stop at the same step: they ask one another after so many.
+# Several ranks must stop at the same step; they compare after this many steps.
 ASK_EVERY = 10
 
 
 class ResumePoint(Checkpoint):
-    """Write a checkpoint that a killed run resumes from, every so many steps, after each epoch, and when told to stop.
+    """Write a checkpoint that a killed run resumes from: every few steps, after an epoch, and when told to stop.
 
-    Besides what Lightning restores (weights, optimiser, schedule, scaler, progress, other callbacks) it holds each
-    rank's random state, the files that could not be read so far, and the logged curves. The data module saves its own
-    position in the epoch. Written between an optimiser step and the next batch, never at an epoch's last batch, where
-    validation is still to come.
+    Besides what Lightning restores (weights, optimiser, schedule, scaler, progress, data module, other callbacks) it
+    holds each rank's random state, the files that could not be read so far, and the logged curves. It is written
+    between an optimiser step and the next batch, never at an epoch's last batch, where validation is still to come.
 
-    On SIGUSR1, SIGUSR2 and SIGTERM the step under way is finished, the point is written, and
+    On SIGUSR1, SIGUSR2 and SIGTERM the current step is finished, the checkpoint is written, and
     :class:`fakedet.errors.Preempted` ends the run.
 
     Args:
-        path: the file; the last point replaces the one before it.
-        every_steps: batches between two points within an epoch.
-        min_seconds: an epoch that ends sooner than that after the last point writes none, unless it is the last one:
-            of a net that is large and an epoch that is short, points would be most of the time.
+        path: the file; each checkpoint replaces the one before it.
+        every_steps: batches between two checkpoints within an epoch.
+        min_seconds: an epoch other than the last that ends sooner than this after the last checkpoint writes none;
+            with a large net and short epochs, checkpoints would take most of the time.
     """
 
     def __init__(self, path: str, every_steps: int = 200, min_seconds: float = 0.0) -> None:
@@ -62,11 +67,11 @@ class ResumePoint(Checkpoint):
     # --- Lightning's hooks -----------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Remember whose state is to be written."""
+        """Keep the trainer: ``state_dict`` is not given it."""
         self._trainer = trainer
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take up what the last point held, even where no step is left to be taken."""
+        """Restore the unreadable files and the curves, even where no step is left to take."""
         if not self._loaded:
             return
         if trainer.is_global_zero:
@@ -79,13 +84,17 @@ class ResumePoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to signals."""
+
+        def listen(number: int, _: Any) -> None:
+            self._signal = number
+
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._listen) for number in SIGNALS}
+            self._handlers = {number: signal.signal(number, listen) for number in SIGNALS}
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Restore the random state just before the first batch after a point."""
+        """Restore the random state just before the first batch of a resumed run."""
         if self._loaded:
             states = self._loaded["random"]
             if trainer.global_rank < len(states):
@@ -95,48 +104,50 @@ class ResumePoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write a point where one is due or asked for."""
+        """Write a checkpoint where one is due or a signal asks for it."""
         done = batch_idx + 1
         between = done % trainer.accumulate_grad_batches == 0 and done < trainer.num_training_batches
         if not between:
             return
         stop = self._asked_to_stop(trainer, done)
         if stop or done % self.every_steps == 0:
-            self.save(trainer, _unlogged(trainer))
+            self._save(trainer, _unlogged(trainer))
         if stop:
             raise Preempted(stop, self.path)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write a point if one is due; validation has run and the other checkpoints of the epoch are written."""
+        """Write a checkpoint if one is due; validation has run and the epoch's other checkpoints are written."""
         stop = self._asked_to_stop(trainer, 0)
-        due = _is_last_epoch(trainer) or time.monotonic() - self._saved_at >= self.min_seconds
+        # Checkpoint callbacks have their turn after those that may end the training.
+        is_last = (
+            trainer.should_stop
+            or (trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= trainer.max_epochs)
+            or (trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps)
+        )
+        due = bool(is_last or time.monotonic() - self._saved_at >= self.min_seconds)
         self._is_behind = not (stop or trainer.strategy.broadcast(due))
         if not self._is_behind:
-            self.save(trainer)
+            self._save(trainer)
         if stop:
             raise Preempted(stop, self.path)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the last point if the last epoch was not known to be the last, and give the signals back."""
+        """Write the last checkpoint if the last epoch was not known to be the last; stop listening to signals."""
         if self._is_behind:
-            self.save(trainer)
+            self._save(trainer)
         self._stop_listening()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
+        """Stop listening to signals."""
         self._stop_listening()
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what Lightning does not keep; collective, and only for a point."""
+        """Return what Lightning does not keep; only for our own checkpoints, and collective."""
         if not self._saving:
             return {}
         assert self._trainer is not None
         module: Any = self._trainer.lightning_module
-        own = {"random": _random_state(), "quarantined": list(module.quarantined)}
-        ranks = [own]
-        if self._trainer.world_size > 1:
-            ranks = [{} for _ in range(self._trainer.world_size)]
-            torch.distributed.all_gather_object(ranks, own)
+        ranks = gather_records([{"random": _random_state(), "quarantined": list(module.quarantined)}])
         return {
             "random": [rank["random"] for rank in ranks],
             "quarantined": [record for rank in ranks for record in rank["quarantined"]],
@@ -150,13 +161,8 @@ class ResumePoint(Checkpoint):
 
     # --- parts -----------------------------------------------------------------------------------------
 
-    def save(self, trainer: Trainer, unlogged: list[Any] | None = None) -> None:
-        """Write a point.
-
-        Args:
-            trainer: whose state is written.
-            unlogged: metrics and step that Lightning will log only after this.
-        """
+    def _save(self, trainer: Trainer, unlogged: list[Any] | None = None) -> None:
+        """Write a checkpoint; ``unlogged`` are metrics and their step that Lightning will log only after it."""
         self._saving, self._unlogged = True, unlogged or []
         try:
             trainer.save_checkpoint(self.path)
@@ -164,11 +170,8 @@ class ResumePoint(Checkpoint):
         finally:
             self._saving = False
 
-    def _listen(self, number: int, _: Any) -> None:
-        self._signal = number
-
     def _asked_to_stop(self, trainer: Trainer, done: int) -> int:
-        """Give the signal that some rank was sent, on all ranks alike; 0 for none."""
+        """Return the signal that some rank was sent, the same on all ranks; 0 for none."""
         if trainer.world_size == 1:
             return self._signal
         if done % ASK_EVERY:
@@ -183,15 +186,8 @@ class ResumePoint(Checkpoint):
         self._handlers = {}
 
 
-def _is_last_epoch(trainer: Trainer) -> bool:
-    """Say whether training ends with this epoch; what stops it has had its turn, as checkpoints have theirs last."""
-    enough_epochs = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= trainer.max_epochs
-    enough_steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
-    return bool(trainer.should_stop or enough_epochs or enough_steps)
-
-
 def _random_state() -> dict[str, Any]:
-    """Give the state of all generators as tensors and plain values, which load without running code."""
+    """Return the state of all generators as tensors and plain values, which load with ``weights_only``."""
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     assert kind == "MT19937"
@@ -216,7 +212,7 @@ def _set_random(state: dict[str, Any]) -> None:
 
 
 def _unlogged(trainer: Trainer) -> list[Any]:
-    """Give the metrics of the step under way and their step; Lightning logs them after the callbacks' turn."""
+    """Return the current step's metrics and its number; Lightning logs them after the callbacks' turn."""
     connector = trainer._logger_connector
     if not connector.should_update_logs:
         return []
@@ -226,6 +222,7 @@ def _unlogged(trainer: Trainer) -> list[Any]:
 
 
 def _csv(trainer: Trainer) -> Any:
+    """Return the writer of logs/metrics.csv, or None on other ranks."""
     loggers = [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]
     return loggers[0].experiment if loggers and trainer.is_global_zero else None
 
@@ -246,25 +243,21 @@ def _write_curves(trainer: Trainer, text: str) -> None:
         writer.metrics_keys = text.splitlines()[0].split(",")
 
 
-log = logging.getLogger("fakedet")
-
-# They may differ between the starts of one run.
-ASIDE = ("overwrite", "resume", "callbacks.progress", "trace_cache")
-SHOWN = 3
+# --- the folder -----------------------------------------------------------------------------------------
 
 
 def open_or_resume(config: DictConfig) -> Path:
-    """Make the run's folder, or take up the unfinished run in it.
+    """Create the run's folder, or take up the unfinished run in it.
 
     Raises:
         UserError: the folder holds a finished run, one of another config, or something else.
     """
     folder = Path(config.output_dir)
     begun = (folder / "config.yaml").is_file()
-    # A job that SLURM started again has begun its folder itself: overwriting would lose what it did.
+    # A job that SLURM started again has begun its folder itself: overwriting would lose its work.
     if not begun or not config.resume or (config.overwrite and not was_requeued()):
         folder = open_folder(folder, config.overwrite)
-        lock_folder(folder).release()  # a run that is still training keeps its points
+        lock_folder(folder).release()  # a run that is still training keeps its checkpoints
         _forget(folder)
         return folder
     if (folder / "run.json").is_file():
@@ -272,9 +265,9 @@ def open_or_resume(config: DictConfig) -> Path:
             f"output_dir={folder} holds a finished run; name another one, or pass overwrite=true to `fakedet train` to "
             "train it anew"
         )
-    differing = _differing(folder, config)
+    differing = differences(config)
     if differing and not any(folder.glob("**/*.ckpt")):
-        # It ended by a mistake in the config before it had learned anything: the corrected one may have its place.
+        # A mistake in the config ended it before it had learned anything: the corrected run may take its place.
         lock_folder(folder).release()
         _forget(folder)
         return open_folder(folder, overwrite=True)
@@ -288,24 +281,46 @@ def open_or_resume(config: DictConfig) -> Path:
     return folder
 
 
+def _forget(folder: Path) -> None:
+    """Remove the files by which an overwritten run would be taken for unfinished or finished."""
+    for name in ("run.json", "checkpoints/resume.ckpt", "stage1/checkpoints/resume.ckpt", "wandb_id.txt"):
+        (folder / name).unlink(missing_ok=True)
+
+
 def differences(config: DictConfig) -> list[str]:
-    """List as "key: old → new" what the run in the folder of a config was told otherwise; empty without a run."""
+    """List the settings of the run in a config's folder that the config changes, as "key: old → new"."""
     folder = Path(config.output_dir)
-    return _differing(folder, config) if (folder / "config.yaml").is_file() else []
-
-
-def _differing(folder: Path, config: DictConfig) -> list[str]:
-    saved = _plain(_load(folder))
+    if not (folder / "config.yaml").is_file():
+        return []
+    saved = plain(_load(folder))
     saved = _moved(saved, str(saved.get("output_dir", "")), str(config.output_dir))
-    return list(_differences(saved, _plain(config)))
+    return list(_differences(saved, plain(config)))
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in dict.fromkeys([*old, *new]):
+        name, before, after = f"{prefix}{key}", old.get(key), new.get(key)
+        if name in ASIDE or name == "output_dir":
+            continue
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from _differences({"output_dir": "", **before}, {"output_dir": "", **after}, f"{name}.")
+        elif before != after and not _same_place(before, after):
+            yield f"{name}: {before} → {after}"
+
+
+def _same_place(before: Any, after: Any) -> bool:
+    """Return whether two values are one path, relative or absolute."""
+    if not (isinstance(before, str) and isinstance(after, str)):
+        return False
+    return "/" in before and Path(before).resolve() == Path(after).resolve()
 
 
 def finished(config: DictConfig) -> dict[str, Any] | None:
-    """Give what run.json says of the finished run of this very config in its folder; None where there is none."""
+    """Return the content of run.json of the finished run of this very config in its folder; None without one."""
     facts = Path(config.output_dir) / "run.json"
     if config.overwrite or not facts.is_file() or not facts.with_name("config.yaml").is_file():
         return None
-    if any(_differences(_plain(_load(facts.parent)), _plain(config))):
+    if any(_differences(plain(_load(facts.parent)), plain(config))):
         return None
     log.info("%s holds this very run, finished: it is not trained again", facts.parent)
     content: dict[str, Any] = json.loads(facts.read_text(encoding="utf-8"))
@@ -313,10 +328,10 @@ def finished(config: DictConfig) -> dict[str, Any] | None:
 
 
 def config_of(run: str) -> tuple[DictConfig, list[str]]:
-    """Give the config of a run's folder, made to go on, and what its user had overridden.
+    """Return the config of the unfinished run in a folder, and the overrides that it was started with.
 
     Raises:
-        UserError: the folder holds no run, or a finished one.
+        UserError: the folder holds no training run.
     """
     folder = Path(run)
     if not (folder / "config.yaml").is_file():
@@ -326,13 +341,12 @@ def config_of(run: str) -> tuple[DictConfig, list[str]]:
     config = _load(folder)
     if "callbacks" not in config or "model" not in config:
         raise UserError(f"run={folder} is no training run; only those can be resumed")
-    # The folder may have been moved or copied since: it goes on where it is now.
-    config = OmegaConf.create(_moved(_plain(config), str(config.output_dir), str(folder.absolute())))
-    assert isinstance(config, DictConfig)
+    # The folder may have been moved or copied since: the run goes on where it is now.
+    config = OmegaConf.create(_moved(plain(config), str(config.output_dir), str(folder.absolute())))
     config.overwrite, config.resume = False, True
     overrides = folder / "overrides.yaml"
-    given = OmegaConf.to_container(OmegaConf.load(overrides)) if overrides.is_file() else []
-    return config, [str(item) for item in given or []]  # type: ignore[union-attr]
+    given = plain(OmegaConf.load(overrides)) if overrides.is_file() else []
+    return config, [str(item) for item in given or []]
 
 
 def _load(folder: Path) -> DictConfig:
@@ -350,11 +364,11 @@ def _load(folder: Path) -> DictConfig:
 
 
 def lock_folder(folder: Path, doing: str = "training") -> FileLock:
-    """Take the folder for this process alone.
+    """Take an existing folder for this process alone.
 
     Args:
-        folder: that is there.
-        doing: what another process is told to be doing there.
+        folder: of a run.
+        doing: what this process does there, for the message to another process.
 
     Raises:
         UserError: another process has it.
@@ -371,7 +385,7 @@ def resume_point_of(path: Path, manifest_sha256: str) -> Path | None:
     """Return the path of the checkpoint that a training goes on from, or None if there is none.
 
     Raises:
-        UserError: it was written on other data.
+        UserError: it cannot be read, or was written on other data.
     """
     if not path.is_file():
         return None
@@ -387,39 +401,24 @@ def resume_point_of(path: Path, manifest_sha256: str) -> Path | None:
             f"{path} was written on other data: the manifest has changed since this run began. Bring it back, or pass "
             "overwrite=true to `fakedet train` to begin anew"
         )
-    _bring_along(content, path)
+    # Lightning's checkpoint callback forgets which epoch was best if its folder has another name now.
+    states = [state for state in content["callbacks"].values() if isinstance(state, dict)]
+    before = next((str(state["dirpath"]) for state in states if state.get("dirpath")), "")
+    if before and before != str(path.parent.absolute()) and is_main_process():
+        content["callbacks"] = _moved(content["callbacks"], before, str(path.parent.absolute()))
+        write_whole(content, path)
     log.info("going on after step %d, in epoch %d", content["global_step"], content["epoch"] + 1)
     return path
 
 
-def _forget(folder: Path) -> None:
-    """Remove what an overwritten run would be taken for unfinished or finished by."""
-    for name in ("run.json", "checkpoints/resume.ckpt", "stage1/checkpoints/resume.ckpt", "wandb_id.txt"):
-        (folder / name).unlink(missing_ok=True)
-
-
 def keep_last_point(folder: Path) -> None:
-    """Let the resume points of a run that is done be its last checkpoints."""
+    """Rename the resume points of a finished run to its last checkpoints."""
     for path in folder.glob("**/checkpoints/resume.ckpt"):
         path.replace(path.with_name("last.ckpt"))
 
 
-def _bring_along(content: dict[str, Any], path: Path) -> None:
-    """Let a point that was written in another folder speak of this one.
-
-    Lightning's checkpoint callback would else forget which epoch was best, and name its file in the old folder.
-    """
-    folder = str(path.parent.absolute())
-    for state in content["callbacks"].values():
-        before = str(state.get("dirpath") or "") if isinstance(state, dict) else ""
-        if before and before != folder and is_main_process():
-            content["callbacks"] = _moved(content["callbacks"], before, folder)
-            write_whole(content, path)
-            return
-
-
 def _moved(node: Any, before: str, after: str) -> Any:
-    """Give plain values with the paths below one folder brought below another."""
+    """Replace one folder by another in all paths among some plain values."""
     if isinstance(node, dict):
         return {_moved(key, before, after): _moved(value, before, after) for key, value in node.items()}
     if isinstance(node, list):
@@ -427,28 +426,3 @@ def _moved(node: Any, before: str, after: str) -> Any:
     if before and isinstance(node, str) and (node == before or node.startswith(before.rstrip("/") + "/")):
         return after + node[len(before) :]
     return node
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    content: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    return content
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield "key: old → new"; folders named after the run's own folder are compared without it."""
-    for key in dict.fromkeys([*old, *new]):
-        name, before, after = f"{prefix}{key}", old.get(key), new.get(key)
-        if name in ASIDE or name == "output_dir":
-            continue
-        if isinstance(before, dict) and isinstance(after, dict):
-            inner = {"output_dir": ""}
-            yield from _differences({**inner, **before}, {**inner, **after}, f"{name}.")
-        elif before != after and not _same_place(before, after):
-            yield f"{name}: {before} → {after}"
-
-
-def _same_place(before: Any, after: Any) -> bool:
-    """Say whether two paths are one, whether written from the root or from here."""
-    if not (isinstance(before, str) and isinstance(after, str)):
-        return False
-    return "/" in before and Path(before).resolve() == Path(after).resolve()

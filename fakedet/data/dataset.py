@@ -6,7 +6,6 @@ import logging
 import os
 import threading
 import time
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -379,6 +378,9 @@ class ImageLoader(DataLoader[Any]):
         except UserError as error:
             raise UserError(str(error).rsplit("UserError: ", 1)[-1].strip()) from None
 
+    def check_worker_number_rationality(self) -> None:
+        """Say nothing: more workers than cores can pay where reading waits for a disk."""
+
     def _waited_for(self) -> str:
         dataset: Any = self.dataset
         reading = getattr(dataset, "reading", None)
@@ -394,21 +396,18 @@ def make_loader(dataset: Any, sampler: Any, num_workers: int, seed: int) -> Imag
     dataset.reading = Reading(num_workers)
     # Workers would each keep what they happened to draw.
     dataset.memory = PictureMemory() if num_workers == 0 else PictureMemory(0)
-    with warnings.catch_warnings():
-        # More workers than cores can pay where reading waits for a disk.
-        warnings.filterwarnings("ignore", "This DataLoader will create")
-        return ImageLoader(
-            dataset,
-            batch_sampler=sampler,
-            num_workers=num_workers,
-            collate_fn=dataset.collate,
-            worker_init_fn=_quiet_worker,
-            persistent_workers=num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            # Without one, each new iterator would draw from the global generator, and how often there is a
-            # new one depends on the number of workers.
-            generator=torch.Generator().manual_seed(seed),
-        )
+    return ImageLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=dataset.collate,
+        worker_init_fn=_quiet_worker,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        # Without one, each new iterator would draw from the global generator, and how often there is a
+        # new one depends on the number of workers.
+        generator=torch.Generator().manual_seed(seed),
+    )
 
 
 def cores() -> int:

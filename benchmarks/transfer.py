@@ -66,15 +66,15 @@ def main() -> None:
         frame = frame.assign(split=frame["split"].where(~last, "val"), group=range(len(frame)))
         frame.to_csv(changing, index=False)
         trace = folder / "trace"
-        train(settings(folder, changing, "model=trace", "augment=none", f"output_dir={trace}", "trainer.max_epochs=1",
-                       f"trace_cache={folder / 'stage1'}"))  # fmt: skip
+        train(settings(folder, changing, "model=ntf_stage1", "augment=none", f"output_dir={trace}",
+                       "trainer.max_epochs=1", f"trace_cache={folder / 'stage1'}"))  # fmt: skip
         stage1 = trace / "checkpoints" / "best.ckpt"
         for case, path, augment in (
             ("random crops", changing, "light"),
             ("images that never change", fixed(folder, changing), "none"),
         ):
             common = [f"augment={augment}", f"output_dir={folder / 'run'}"]
-            ours = settings(folder, path, "model=transfer", *common)
+            ours = settings(folder, path, "model=ntf", *common)
             bce = settings(folder, path, "model=bce", *common)
             timings.append(interleaved(
                 case, lambda c=ours: fit(c, folder / "run", make_datamodule(c), stage1),

@@ -1,29 +1,362 @@
-"""checkpoint"""
+"""Checkpoints: what one holds, written whole, read as data. A stranger's file names nothing that is called unjudged.
+
+A checkpoint (``.ckpt``, or ``.safetensors`` as ``fakedet export`` writes) holds weights and, under the key
+``fakedet``, a :class:`CheckpointInfo` of plain values: the model's config, what it was trained on, how it looks at
+images, its operating point. :func:`load_detector` builds the detector from these alone. Its classes must be defined in
+fakedet, or in a package that the user trusts by name; they are found and judged before anything is called.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import importlib
 import json
 import os
 import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from torch import Tensor
+from torch import Tensor, nn
 
-from fakedet.errors import UserError
+from fakedet.errors import UserError, one_line
+from fakedet.methods.base import TRAINING_KEYS, Detector
+from fakedet.methods.ntf import NaturalTracePretraining, TraceSource
+from fakedet.metrics.decisions import OperatingPoint
 from fakedet.utils import replacing
+
+FORMAT = 2
+"""Of checkpoints; version 0.1 of fakedet wrote 1."""
+SAFETENSORS = ".safetensors"
+SHIPPED = {"demo": Path(__file__).parent / "weights" / f"demo{SAFETENSORS}"}
+"""Names that stand for a checkpoint wherever one is asked for."""
+
+
+@dataclass
+class CheckpointInfo:
+    """What a checkpoint says of itself; plain values only, so that it loads without running code."""
+
+    model: dict[str, Any]
+    """The resolved model config."""
+    stage1: dict[str, Any] | None
+    """The model config of the stage 1 that it was trained over; None for none."""
+    seen_generators: list[str]
+    """Whose fakes it was trained on."""
+    crop_size: int
+    """Side in pixels of what it looks at."""
+    eval_policy: str
+    """How evaluation takes crops: see :func:`fakedet.data.transforms.evaluation_views`."""
+    match: dict[str, Any] | None
+    """How images were matched on the fly; None: not."""
+    manifest_sha256: str
+    pairs: dict[str, Any] | None
+    """Which reals each generator is compared with; None: all."""
+    held_out: list[Any]
+    """Generators left out of training, and what measures them."""
+    training_data: dict[str, Any]
+    """Manifest, images of each class and generator, sizes and JPEG qualities."""
+    seed: int
+    name: str
+    operating_point: dict[str, Any] | None = None
+    """See :class:`fakedet.metrics.decisions.OperatingPoint`; None before it is fitted."""
+    format: int = FORMAT
+
+    @classmethod
+    def from_dict(cls, content: Any, path: Path) -> CheckpointInfo:
+        """Check plain values and make the info of them.
+
+        Raises:
+            UserError: a value that is missing, unknown or of another type.
+        """
+        if not isinstance(content, dict):
+            raise UserError(f"{path} is damaged: what it says of itself is no mapping")
+        if content.get("format") != FORMAT:
+            version = "fakedet 0.1" if content.get("format") == 1 else "another version of fakedet"
+            raise UserError(
+                f"{path} was written by {version}, whose checkpoints this one does not read; train it anew, or use "
+                "that version"
+            )
+        fields = {one.name: one for one in dataclasses.fields(cls)}
+        lacking = [
+            name for name, one in fields.items() if one.default is dataclasses.MISSING and name not in content
+        ]
+        if lacking:
+            raise UserError(f"{path} is damaged: it lacks {', '.join(lacking)}")
+        for name, value in content.items():
+            if name not in fields:
+                raise UserError(f"{path} is damaged or of another version: it holds '{name}'")
+            wanted, _, optional = str(fields[name].type).partition(" | ")
+            kind = {"dict": dict, "list": list, "int": int, "str": str}[wanted.partition("[")[0]]
+            if not (isinstance(value, kind) or (optional and value is None)) or isinstance(value, bool):
+                raise UserError(f"{path} is damaged: '{name}' in it is no {wanted}")
+        if content.get("operating_point") is not None:
+            try:
+                point = OperatingPoint.from_dict(content["operating_point"])
+                point.calibration(np.zeros(1))
+                if point.reference is not None:
+                    point.reference.p_values(np.zeros(1), np.zeros(1))
+                _ = point.threshold > 0, f"{point.rate:%} {point.n_real:d} {point.n_fake:d}"
+            except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+                raise UserError(f"{path} is damaged: its operating point: {one_line(error)}") from error
+        return cls(**content)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return dataclasses.asdict(self)
+
+
+# --- building a detector from a checkpoint --------------------------------------------------------------
+
+
+def load_detector(path: str | Path, trust: Sequence[str] = ()) -> Detector:
+    """Build the detector of a checkpoint, with its weights, in evaluation mode on the CPU.
+
+    Args:
+        path: of a checkpoint that training or ``fakedet export`` wrote, or the name of one that comes with fakedet.
+        trust: packages, besides fakedet, whose classes the checkpoint may name. Their code is imported and run: name
+            only those that you would run anyway.
+
+    Raises:
+        UserError: no such file, not a checkpoint of fakedet, a class that it may not name, or weights that do not fit.
+    """
+    return detector_of(read_checkpoint(path), path, trust)
+
+
+def load_stage1(path: str | Path, trust: Sequence[str] = ()) -> NaturalTracePretraining:
+    """Load a checkpoint of stage 1.
+
+    Raises:
+        UserError: see :func:`load_detector`; also a checkpoint of another method.
+    """
+    method = load_detector(path, trust)
+    if not isinstance(method, NaturalTracePretraining):
+        raise UserError(
+            f"{path} is a checkpoint of '{method.identity['name']}', not of stage 1; train one with "
+            "`fakedet train model=ntf_stage1`"
+        )
+    return method
+
+
+def detector_of(checkpoint: Mapping[str, Any], path: str | Path, trust: Sequence[str] = ()) -> Detector:
+    """Build the detector of a checkpoint that :func:`read_checkpoint` has read.
+
+    Raises:
+        UserError: a class that it may not name, or weights that do not fit.
+    """
+    info = CheckpointInfo.from_dict(checkpoint["fakedet"], Path(path))
+    # Everything is judged before anything is built.
+    make_model = _judge_model(info.model, "model", path, trust)
+    make_stage1 = None if info.stage1 is None else _judge_model(info.stage1, "stage1", path, trust)
+    parts: dict[str, Any] = {}
+    if make_stage1 is not None and make_model.needs_stage1:
+        stage1 = make_stage1()
+        if not isinstance(stage1, NaturalTracePretraining):
+            raise UserError(f"{path}: stage1._target_ is no stage 1")
+        parts["source"] = TraceSource(stage1.encoder, stage1.homogeneous)
+    method = make_model(**parts)
+    try:
+        method.load_state_dict(checkpoint["state_dict"])
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: the weights do not fit the config inside it: {one_line(error)}") from error
+    method.identity, method.config, method.trust = info.to_dict(), info.model, tuple(trust)
+    return method.eval()
+
+
+@dataclass
+class _Judged:
+    """A class that may be called, with plain keyword values and further judged classes among them."""
+
+    target: type
+    values: dict[str, Any]
+    path: str | Path
+    place: str
+    nested: dict[str, _Judged] = field(default_factory=dict)
+
+    @property
+    def needs_stage1(self) -> bool:
+        return bool(getattr(self.target, "needs_stage1", False))
+
+    def __call__(self, **parts: Any) -> Any:
+        try:
+            built = {name: one() for name, one in self.nested.items()}
+            return self.target(**self.values, **built, **parts)
+        except UserError as error:
+            raise UserError(f"{self.path}: {error}") from error
+        except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{self.path}: {self.place} cannot be built: {one_line(error)}") from error
+
+
+def _judge_model(config: Any, place: str, path: str | Path, trust: Sequence[str]) -> _Judged:
+    """Judge a model config without what only training needs: optimiser, loss, destroyed copies, pretrained weights."""
+    if not isinstance(config, dict) or not isinstance(config.get("encoder"), dict):
+        raise UserError(f"{path} is damaged: '{place}' in it is no model config")
+    model = {key: value for key, value in config.items() if key not in TRAINING_KEYS}
+    for key, without in (("optimizer", {}), ("loss", None), ("copies", None), ("head", None)):
+        if key in model:
+            model[key] = without
+    if "copies_per_real" in model:
+        model["copies_per_real"] = 0.0
+    encoder = dict(model["encoder"])
+    if "pretrained" in encoder:  # the weights come from the checkpoint
+        encoder |= {"pretrained": False, "weights": None}
+    return _judge({**model, "encoder": encoder}, place, Detector, path, trust)
+
+
+def _judge(node: dict[Any, Any], place: str, kind: type, path: str | Path, trust: Sequence[str]) -> _Judged:
+    """Find the class that a node names and judge it and its values; nothing is called.
+
+    Raises:
+        UserError: anything but a class of the right kind, defined where it may be, and plain keyword values.
+    """
+    target = _find(node.get("_target_"), place, kind, path, trust)
+    judged = _Judged(target, {}, path, place)
+    for key, value in node.items():
+        where = f"{place}.{key}"
+        if key == "_target_":
+            continue
+        if not isinstance(key, str) or not key.isidentifier() or key.startswith("_"):
+            raise UserError(f"{path}: {where} is refused: a checkpoint holds plain keyword values")
+        if isinstance(value, dict) and "_target_" in value:
+            judged.nested[key] = _judge(value, where, nn.Module, path, trust)
+        else:
+            judged.values[key] = _plain(value, where, path)
+    return judged
+
+
+def _find(name: Any, place: str, kind: type, path: str | Path, trust: Sequence[str]) -> type:
+    def refused(why: str) -> UserError:
+        return UserError(f"{path}: {place} names '{name}', which is refused: {why}")
+
+    if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
+        raise refused("it is not of the form package.module.Class")
+    module, _, attribute = name.rpartition(".")
+    package = module.partition(".")[0]
+    if package != "fakedet" and package not in trust:
+        raise refused(
+            f"a checkpoint may name classes of fakedet, and of packages that you trust by trust=[{package or name}]"
+        )
+    if module.endswith("__main__"):
+        raise refused("it is no module of classes")
+    try:
+        # Of a package that is trusted: importing runs no code of the checkpoint's.
+        found = vars(importlib.import_module(module)).get(attribute)
+    except Exception as error:  # a module that does not exist, or a trusted one that fails
+        raise refused(f"there is no module {module} ({one_line(error)})") from error
+    if not isinstance(found, type) or found.__module__.partition(".")[0] != package:
+        raise refused(f"it is not a class that is defined in {package}")
+    if not issubclass(found, kind):
+        raise refused(f"it is no {kind.__name__}")
+    return found
+
+
+def _plain(value: Any, where: str, path: str | Path) -> Any:
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) and not key.startswith("_") for key in value):
+            raise UserError(f"{path}: {where} is refused: a checkpoint holds plain keyword values")
+        return {key: _plain(one, f"{where}.{key}", path) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one, where, path) for one in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise UserError(f"{path}: {where} is refused: a checkpoint holds plain keyword values")
+
+
+# --- reading --------------------------------------------------------------------------------------------
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of fakedet as tensors and plain values, without running code.
+
+    Args:
+        path: of a file that training wrote, of a safetensors file that `fakedet export` wrote, or the name of one
+            that comes with fakedet.
+
+    Returns:
+        At least ``state_dict`` and ``fakedet``, the content of a :class:`CheckpointInfo`.
+
+    Raises:
+        UserError: no such file, or not a checkpoint of fakedet.
+    """
+    path = locate(path)
+    if not path.is_file():
+        raise UserError(
+            f"no checkpoint at {path}; `fakedet train` writes checkpoints/best.ckpt in its folder"
+        )
+    checkpoint = read_published(path) if path.suffix == SAFETENSORS else _unpickle(path)
+    CheckpointInfo.from_dict(checkpoint["fakedet"], path)
+    if not isinstance(checkpoint.get("state_dict"), dict):
+        raise UserError(f"{path} is damaged: it lacks state_dict")
+    return checkpoint
+
+
+def locate(checkpoint: str | Path) -> Path:
+    """Return the file of a checkpoint: a path, or the name of one that comes with fakedet."""
+    shipped = SHIPPED.get(str(checkpoint))
+    return shipped if shipped is not None and not Path(checkpoint).is_file() else Path(checkpoint)
+
+
+def _unpickle(path: Path) -> dict[str, Any]:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or foreign file makes the unpickler raise
+        if path.suffix in (".onnx", ".pt2"):
+            raise UserError(
+                f"{path} is an export for other programs; fakedet reads the .ckpt that it was made from, or an export "
+                "to .safetensors"
+            ) from error
+        reason = one_line(error)
+        if "weights_only" in reason:  # PyTorch's advice is to let the file run code
+            reason = "it is damaged, or holds more than tensors and plain values"
+        raise UserError(f"{path} cannot be read as a checkpoint: {reason}") from error
+    if not isinstance(checkpoint, dict) or "fakedet" not in checkpoint:
+        raise UserError(f"{path} is not a checkpoint that fakedet wrote: it has no 'fakedet' entry")
+    # torch.load does not compare the checksums that torch.save wrote.
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise UserError(f"{path} is damaged: the checksum of '{damaged}' in it is wrong; copy it anew")
+    return checkpoint
+
+
+def read_published(path: Path) -> dict[str, Any]:
+    """Read a published safetensors file as what a checkpoint holds: ``state_dict`` and ``fakedet``.
+
+    Raises:
+        UserError: it is damaged, or fakedet did not write it.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        told = metadata.get("fakedet", "null")
+        info = json.loads(told)
+    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as safetensors: {one_line(error)}; copy it anew") from error
+    if not isinstance(info, dict):
+        raise UserError(
+            f"{path} holds weights alone, not a detector; `fakedet export output=x{SAFETENSORS}` writes those, and "
+            "model.encoder.weights=FILE starts an encoder from weights"
+        )
+    if metadata.get("sha256") != _digest(weights, told):
+        raise UserError(f"{path} is damaged: its checksum is wrong; copy it anew")
+    return {"state_dict": weights, "fakedet": info}
+
+
+# --- writing --------------------------------------------------------------------------------------------
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write checkpoints so that a kill or a full disk leaves the last one whole.
 
-    Lightning's own writes to the system's temporary folder first; from another file system that ends in a copy,
-    which a kill can cut in two.
+    Lightning's own writes to the system's temporary folder first; from another file system that ends in a copy, which
+    a kill can cut in two.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -59,50 +392,13 @@ def write_whole(content: Any, path: Path) -> None:
         ) from error
 
 
-SAFETENSORS = ".safetensors"
-SHIPPED = {"demo": Path(__file__).parent / "weights" / f"demo{SAFETENSORS}"}
-"""Names that stand for a checkpoint wherever one is asked for."""
-
-
-def locate(checkpoint: str | Path) -> Path:
-    """Give the file of a checkpoint: a path, or the name of one that comes with fakedet."""
-    shipped = SHIPPED.get(str(checkpoint))
-    return shipped if shipped is not None and not Path(checkpoint).is_file() else Path(checkpoint)
-
-
-def write_published(path: Path, weights: dict[str, Tensor], identity: dict[str, Any]) -> None:
-    """Write weights, their checksum, and what the detector says of itself into one safetensors file."""
+def write_published(path: Path, weights: dict[str, Tensor], info: dict[str, Any]) -> None:
+    """Write weights, their checksum and the checkpoint's info into one safetensors file."""
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
-    told = json.dumps(identity)
+    told = json.dumps(info)
     metadata = {"fakedet": told, "sha256": _digest(whole, told)}
     # Not save_file, whose files no other user may read, whatever the umask.
     path.write_bytes(safetensors.torch.save(whole, metadata))
-
-
-def read_published(path: Path) -> dict[str, Any]:
-    """Read such a file as what a checkpoint holds: ``state_dict`` and ``fakedet``.
-
-    Raises:
-        UserError: it is damaged, or fakedet did not write it.
-    """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-        told = metadata.get("fakedet", "null")
-        identity = json.loads(told)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read as safetensors: {' '.join(str(error).split())}; copy it anew"
-        ) from error
-    if not isinstance(identity, dict):
-        raise UserError(
-            f"{path} holds weights alone, not a detector; `fakedet export output=x{SAFETENSORS}` writes those, and "
-            "model.encoder.weights=FILE starts an encoder from weights"
-        )
-    if metadata.get("sha256") != _digest(weights, told):
-        raise UserError(f"{path} is damaged: its checksum is wrong; copy it anew")
-    return {"state_dict": weights, "fakedet": identity}
 
 
 def _digest(weights: dict[str, Tensor], told: str) -> str:
@@ -112,68 +408,3 @@ def _digest(weights: dict[str, Tensor], told: str) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).numpy().tobytes())
     return digest.hexdigest()
-
-
-IDENTITY = (
-    "model",
-    "stage1",
-    "seen_generators",
-    "crop_size",
-    "eval_policy",
-    "manifest_sha256",
-    "pairs",
-    "name",
-)
-"""What every checkpoint of ours says of itself."""
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of fakedet as plain tensors and values.
-
-    Args:
-        path: of a file that training wrote, of a safetensors file that `fakedet export` wrote, or the name of one
-            that comes with fakedet.
-
-    Raises:
-        UserError: no such file, or not a checkpoint of fakedet.
-    """
-    path = locate(path)
-    if not path.is_file():
-        raise UserError(
-            f"no checkpoint at {path}; `fakedet train` writes checkpoints/best.ckpt in its folder"
-        )
-    checkpoint = read_published(path) if path.suffix == SAFETENSORS else _unpickle(path)
-    identity = checkpoint["fakedet"]
-    lacking = [key for key in IDENTITY if not isinstance(identity, dict) or key not in identity]
-    if lacking or not isinstance(checkpoint.get("state_dict"), dict):
-        raise UserError(
-            f"{path} is damaged or of another version: it lacks {', '.join(lacking) or 'state_dict'}"
-        )
-    return checkpoint
-
-
-def _unpickle(path: Path) -> dict[str, Any]:
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or foreign file makes the unpickler raise
-        if path.suffix in (".onnx", ".pt2"):
-            raise UserError(
-                f"{path} is an export for other programs; fakedet reads the .ckpt that it was made from, or an export "
-                "to .safetensors"
-            ) from error
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if "weights_only" in reason:  # PyTorch's advice is to let the file run code
-            reason = "it is damaged, or holds more than tensors and plain values"
-        raise UserError(f"{path} cannot be read as a checkpoint: {reason}") from error
-    if not isinstance(checkpoint, dict) or "fakedet" not in checkpoint:
-        raise UserError(f"{path} is not a checkpoint that fakedet wrote: it has no 'fakedet' entry")
-    _check_whole(path)
-    return checkpoint
-
-
-def _check_whole(path: Path) -> None:
-    """Compare the checksums that torch.save wrote, which torch.load does not."""
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise UserError(f"{path} is damaged: the checksum of '{damaged}' in it is wrong; copy it anew")

@@ -1,8 +1,13 @@
-"""config"""
+"""Configs: numbers checked, mistakes on the command line told with the nearest key, and objects built from them.
+
+The only module that calls Hydra's ``instantiate``, through :func:`build`. The user's own config may name any class that
+can be imported; a checkpoint may not (:mod:`fakedet.checkpoint`).
+"""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -17,20 +22,19 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Transformer
 from hydra.errors import HydraException, InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from fakedet.errors import UserError, nearest
-from fakedet.methods.base import check_names
+from fakedet.errors import UserError, nearest, one_line
+from fakedet.methods.base import check_optimiser
 
 # Smaller crops leave strided encoders nothing to look at.
 LEAST_CROP = 16
 # Not bf16-true and its like: weights in 16 bits lose what small steps add.
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "64-true", "32", "16", "bf16", "64")
 POSITIVE = ("temperature", "weight_temperature", "epochs", "hidden_dim", "projection_dim", "bank_size", "lr")
-NOT_NEGATIVE = ("contrastive_weight", "real_weight", "fake_weight", "weight_decay", "heterogeneous_weight",
-                "homogeneous_weight")  # fmt: skip
+NOT_NEGATIVE = ("contrastive_weight", "weight_decay", "heterogeneous_weight", "homogeneous_weight")
 
 
 def check_config(config: DictConfig) -> None:
@@ -108,7 +112,7 @@ def _check_length(config: DictConfig) -> None:
 
 def _check_model(config: DictConfig, node: str) -> None:
     if "optimizer" in config[node]:
-        check_names(config[node].optimizer, f"{node}.optimizer")
+        check_optimiser(config[node].optimizer, f"{node}.optimizer")
     for key, value in _numbers(config[node], f"{node}."):
         name = key.rpartition(".")[2]
         if name in POSITIVE and value <= 0:
@@ -131,54 +135,100 @@ def _at_least(config: DictConfig, key: str, least: int) -> None:
         raise UserError(f"{key}={value}: must be at least {least}")
 
 
-# A config or a checkpoint may name only these as _target_: anything else could run a stranger's code.
-ALLOWED_TARGETS = ("fakedet.", "lightning.pytorch.")
+def plain(node: Any) -> Any:
+    """Resolve a node of a config into plain values; other values pass as they are."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
-def instantiated(config: Mapping[str, Any], where: str, **parts: Any) -> Any:
-    """Build the object that a config names as its ``_target_``.
+def build(config: Mapping[str, Any], where: str, **parts: Any) -> Any:
+    """Build the object that a user's own config names as its ``_target_``, from any package that can be imported.
+
+    Nested targets and ``_partial_`` work as Hydra's users know them. This runs the code that the config names: what a
+    checkpoint or a published file names goes through :func:`fakedet.checkpoint.load_detector` instead.
 
     Args:
-        config: resolved, or a DictConfig to resolve; what it holds is passed on as plain values.
+        config: a resolved mapping, or a DictConfig to resolve.
         where: its place in the whole config, for messages.
         **parts: objects passed beside its values.
 
     Raises:
-        UserError: a class that may not be named, or values that it refuses.
+        UserError: a name that cannot be imported, or values that the class refuses.
     """
-    container = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
-    assert isinstance(container, Mapping)
-    _check_targets(container, where)
+    content = {**plain(config), **parts}
     try:
-        return instantiate(dict(container), **parts, _convert_="all", _recursive_=False)
+        return instantiate(
+            {key: value for key, value in content.items() if key not in parts}, **parts, _convert_="all"
+        )
     except InstantiationException as error:
         cause = error.__cause__
+        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+            cause = cause.__cause__
         if isinstance(cause, UserError):
             raise cause from None
         if isinstance(cause, MisconfigurationException):
             hint = "; without one: trainer=cpu" if "No supported gpu" in str(cause) else ""
-            raise UserError(f"{where}: {_one_line(cause)}{hint}") from error
-        if isinstance(cause, TypeError | ValueError) or cause is None:
-            raise UserError(f"{where}: {_one_line(cause or error)}") from error
+            raise UserError(f"{where}: {one_line(cause)}{hint}") from error
+        if isinstance(cause, TypeError | ValueError | ImportError | AttributeError) or cause is None:
+            raise UserError(f"{where}: {one_line(cause or error)}") from error
         raise
 
 
-def _check_targets(node: Any, where: str) -> None:
-    if isinstance(node, Mapping):
-        target = node.get("_target_")
-        if target is not None and not str(target).startswith(ALLOWED_TARGETS):
-            raise UserError(
-                f"{where}._target_: '{target}' is refused; only {' and '.join(ALLOWED_TARGETS)} are built"
-            )
-        for key, value in node.items():
-            _check_targets(value, f"{where}.{key}")
-    elif isinstance(node, list | tuple):
-        for value in node:
-            _check_targets(value, where)
+def target_of(config: Mapping[str, Any], where: str) -> Any:
+    """Import what a config names as its ``_target_``, without calling it.
+
+    Raises:
+        UserError: it names nothing, or nothing that can be imported.
+    """
+    name = config.get("_target_")
+    if not isinstance(name, str) or "." not in name:
+        raise UserError(f"{where}._target_={name}: name a class as package.module.Class")
+    try:
+        return get_object(name)
+    except Exception as error:  # whatever importing a user's module raises
+        raise UserError(
+            f"{where}._target_: '{name}' cannot be imported: {one_line(error)}; it must be in an installed package, or "
+            "in a folder beside --config-dir"
+        ) from error
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def check_kind(config: Mapping[str, Any], where: str, kind: type, wanted: str) -> None:
+    """Check that a config names a class of the kind that its place needs; a function is taken at its word.
+
+    Raises:
+        UserError: it names a class of another kind.
+    """
+    target = target_of(config, where)
+    if isinstance(target, type) and not issubclass(target, kind):
+        raise UserError(
+            f"{where}._target_: {config['_target_']} is no {wanted} (no subclass of {kind.__name__})"
+        )
+    if not callable(target):
+        raise UserError(f"{where}._target_: {config['_target_']} is neither a class nor a function")
+
+
+def packages_of(config: Any) -> set[str]:
+    """Return the packages that a config's targets come from: what its user runs already, and so trusts."""
+    if isinstance(config, Mapping):
+        found = {str(config["_target_"]).partition(".")[0]} if "_target_" in config else set()
+        return found.union(*(packages_of(value) for value in config.values()))
+    return set().union(*map(packages_of, config)) if isinstance(config, list | tuple) else set()
+
+
+def use_config_folder(folder: str) -> Path:
+    """Let classes in packages beside a ``--config-dir`` be imported, in this process and in those that it starts.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    path = Path(folder).absolute()
+    if not path.is_dir():
+        raise UserError(f"--config-dir={folder}: there is no such folder")
+    beside = str(path.parent)
+    if beside not in sys.path:
+        sys.path.insert(0, beside)
+        known = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = beside if not known else f"{beside}{os.pathsep}{known}"
+    return path
 
 
 ENCODER_GROUP = "model/encoder"
@@ -275,9 +325,7 @@ def check_command_line(verb: str, arguments: list[str]) -> None:
 
 def _add_folder(folder: str) -> None:
     """Let the loader know the configs of ``--config-dir``, as Hydra's own command line does."""
-    path = Path(folder).absolute()
-    if not path.is_dir():
-        raise UserError(f"--config-dir={folder}: there is no such folder")
+    path = use_config_folder(folder)
     loader = GlobalHydra.instance().config_loader()
     assert isinstance(loader, ConfigLoaderImpl)
     loader.get_search_path().prepend("command-line", f"file://{path}", "schema")

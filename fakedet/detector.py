@@ -26,8 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor
 
-from fakedet.build import load_detector
-from fakedet.checkpoint import locate
+from fakedet.checkpoint import load_detector, locate
 from fakedet.data.decode import (
     DecodeError,
     Header,
@@ -650,7 +649,7 @@ def load(
     found = (
         torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else _device(device)
     )
-    return Detector(load_detector(path), found, locate(path))
+    return Detector(load_detector(path, trust), found, locate(path))
 
 
 def _device(name: str | torch.device) -> torch.device:

@@ -42,6 +42,11 @@ def choose(name: str, options: Iterable[str], what: str) -> str:
     return name
 
 
+def one_line(error: BaseException) -> str:
+    """Write an error's message in one line; its class where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class Preempted(Exception):
     """A run was told to stop, and stopped at a point that it goes on from.
 

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import fakedet
-from fakedet.build import detector_of
-from fakedet.checkpoint import SAFETENSORS, read_published, write_published
+from fakedet.checkpoint import SAFETENSORS, detector_of, read_published, write_published
 from fakedet.detector import Detector
 from fakedet.errors import UserError
 from fakedet.methods import base
@@ -171,7 +170,7 @@ def _write_onnx(model: Exported, size: int, path: Path, described: Mapping[str, 
 
 def _write_safetensors(model: Exported, size: int, path: Path, described: Mapping[str, Any]) -> Run:
     write_published(path, model.module.state_dict(), model.module.identity)
-    loaded = Exported(detector_of(read_published(path), path)).eval()
+    loaded = Exported(detector_of(read_published(path), path, model.module.trust)).eval()
     return lambda images: loaded(torch.from_numpy(images))[0].detach().numpy()
 
 

@@ -29,7 +29,7 @@ def fakedet(
 
 @pytest.mark.slow
 def test_two_ranks_train_into_one_folder_and_count_each_row_once(tiny_manifest: Path, tmp_path: Path) -> None:
-    done = fakedet("train", "model=transfer", "trainer=ddp", "trainer.accelerator=cpu", "trainer.max_epochs=1",
+    done = fakedet("train", "model=ntf", "trainer=ddp", "trainer.accelerator=cpu", "trainer.max_epochs=1",
                    "data=manifest", f"data.manifest={tiny_manifest}", "data.crop_size=32", "data.batch_size=16",
                    "threads=1", "bootstrap.resamples=20", "output_dir=run", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

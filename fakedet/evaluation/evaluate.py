@@ -15,7 +15,8 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
 from fakedet.audit.audit import header_audit
-from fakedet.build import build_augmentation, build_datamodule, build_trainer, load_detector
+from fakedet.build import build_augmentation, build_datamodule, build_trainer
+from fakedet.checkpoint import load_detector
 from fakedet.config import check_config
 from fakedet.data.datamodule import ImageDataModule
 from fakedet.data.dataset import RobustDataset, make_loader
@@ -128,7 +129,7 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
     facts = provenance(["fakedet", "evaluate", *overrides])
     check_config(config)
     split, bootstrap = config.split, plain(config.bootstrap)
-    method = load_detector(config.checkpoint)
+    method = load_detector(config.checkpoint, config.get("trust") or ())
     datamodule = _datamodule(plain(config.data), config.seed, method)
     datamodule.require(split)
     used = _check_unused(method, datamodule, split, config.force)

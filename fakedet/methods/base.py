@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import timm.optim
 import torch
@@ -20,38 +20,53 @@ from fakedet.metrics.decisions import OperatingPoint
 
 Record = TypeVar("Record")
 
+TRAINING_KEYS = ("name", "epochs", "batch", "init", "monitor")
+"""Keys of a model's config that say how it is trained, not how it is built."""
 SHAPE = ("factor", "steps", "patience", "plateau_metric")
 
 SCHEDULES = ("cosine", "constant", "step", "plateau")
 
 
-def configure_optimiser(
-    parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], total_steps: int
-) -> dict[str, Any]:
+def configure_optimiser(parameters: Iterable[nn.Parameter], settings: Any, total_steps: int) -> Any:
     """Build the optimiser and its per-step schedule in the form that Lightning takes.
 
     Args:
         parameters: what is learned; frozen ones are left out.
-        settings: ``name`` (any optimiser of timm), ``lr``, ``weight_decay``, ``warmup`` (share of all steps)
-            and ``schedule``; everything else goes to the optimiser itself. Schedules: "cosine"; "constant";
+        settings: a mapping with ``name`` (any optimiser of timm), ``lr``, ``weight_decay``, ``warmup`` (share of all
+            steps) and ``schedule``; everything else goes to the optimiser itself. Schedules: "cosine"; "constant";
             "step", times ``factor`` after each of ``steps`` equal parts of the training; "plateau", times ``factor``
-            when ``plateau_metric`` of the validation has not risen for ``patience`` epochs.
+            when ``plateau_metric`` of the validation has not risen for ``patience`` epochs; or a callable that takes
+            the optimiser and returns a PyTorch scheduler, stepped per step. Or, in place of the mapping, a callable
+            that takes the parameters and returns an optimiser, as
+            ``{_target_: torch.optim.SGD, _partial_: true, lr: 0.1}`` does.
         total_steps: optimiser steps of the whole training.
 
     Raises:
         UserError: an unknown optimiser or schedule, or settings that the optimiser does not take.
     """
-    name, schedule = check_names(settings)
-    options = {key: value for key, value in settings.items() if key not in ("name", "schedule")}
+    learned = [parameter for parameter in parameters if parameter.requires_grad]
+    if callable(settings):
+        return settings(learned)
+    check_optimiser(settings)
+    options = dict(settings)
+    name, schedule = str(options.pop("name")), options.pop("schedule", "constant")
     warmup = float(options.pop("warmup", 0.0))
     shape = {key: options.pop(key) for key in SHAPE if key in options}
-    learned = [parameter for parameter in parameters if parameter.requires_grad]
     try:
-        optimiser = timm.optim.create_optimizer_v2(learned, opt=name, **options)
+        optimiser = timm.optim.create_optimizer_v2(learned, opt=name.lower(), **options)
     except (TypeError, ValueError) as error:
         raise UserError(f"model.optimizer: '{name}' does not take these settings: {error}") from error
+    if callable(schedule):
+        return {
+            "optimizer": optimiser,
+            "lr_scheduler": {"scheduler": schedule(optimiser), "interval": "step"},
+        }
     if schedule == "plateau":
-        return _plateau(optimiser, shape)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimiser, mode="max", factor=float(shape["factor"]), patience=int(shape["patience"])
+        )
+        every = {"scheduler": plateau, "interval": "epoch", "monitor": shape["plateau_metric"]}
+        return {"optimizer": optimiser, "lr_scheduler": every}
     warmup_steps = round(warmup * total_steps)
 
     def factor(step: int) -> float:
@@ -68,23 +83,28 @@ def configure_optimiser(
     return {"optimizer": optimiser, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def check_names(settings: Mapping[str, Any], where: str = "model.optimizer") -> tuple[str, str]:
-    """Give the names of optimiser and schedule.
+def check_optimiser(settings: Mapping[str, Any], where: str = "model.optimizer") -> None:
+    """Check the names of optimiser and schedule; what a ``_target_`` stands for is checked when it is built.
 
     Raises:
         UserError: one is unknown; the message names the nearest.
     """
-    known = map(str, timm.optim.list_optimizers())
-    name = choose(str(settings["name"]).lower(), known, f"{where}.name")
-    return name, choose(str(settings.get("schedule", "constant")), SCHEDULES, f"{where}.schedule")
+    if "_target_" in settings:
+        return
+    choose(str(settings["name"]).lower(), map(str, timm.optim.list_optimizers()), f"{where}.name")
+    schedule = settings.get("schedule", "constant")
+    if not callable(schedule) and not isinstance(schedule, Mapping):
+        choose(str(schedule), SCHEDULES, f"{where}.schedule")
 
 
-def _plateau(optimiser: torch.optim.Optimizer, shape: Mapping[str, Any]) -> dict[str, Any]:
-    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimiser, mode="max", factor=float(shape["factor"]), patience=int(shape["patience"])
-    )
-    every = {"scheduler": scheduler, "interval": "epoch", "monitor": shape["plateau_metric"]}
-    return {"optimizer": optimiser, "lr_scheduler": every}
+def sum_of_terms(terms: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """Add up what a :class:`fakedet.losses.ContrastiveLoss` returned; gives the sum and the named terms."""
+    if isinstance(terms, Tensor):
+        return terms, {"contrastive": terms}
+    first, *rest = terms.values()
+    for term in rest:
+        first = first + term
+    return first, terms
 
 
 def gather_rows(module: LightningModule, rows: torch.Tensor) -> torch.Tensor:
@@ -162,11 +182,15 @@ class Detector(LightningModule):
     """
 
     encoder: nn.Module
+    needs_stage1: ClassVar[bool] = False
+    """Whether the method is built over a trained stage 1, passed to it as ``source``."""
 
-    def __init__(self, optimizer: Mapping[str, Any]) -> None:
+    def __init__(self, optimizer: Any) -> None:
         super().__init__()
-        self.optimizer_settings = dict(optimizer)
+        self.optimizer_settings = optimizer
         self.identity: dict[str, Any] = {}
+        self.config: dict[str, Any] = {}
+        self.trust: tuple[str, ...] = ()
         self.metric: GeneratorAveragePrecision | None = None
         self.quarantined: list[dict[str, Any]] = []
 
@@ -255,6 +279,21 @@ class Detector(LightningModule):
         # One dictionary at the end of an epoch; logging ten keys on every step would cost milliseconds each.
         values = {f"{stage}/{key}": float(value) for key, value in self.metric.compute().items()}
         self.log_dict(values, batch_size=1)
+
+    def log_step(
+        self, loss: Tensor, rows: int, terms: Callable[[], Mapping[str, Tensor]] | None = None
+    ) -> None:
+        """Log the loss of a training step, and its terms every ``trainer.log_every_n_steps`` steps.
+
+        Args:
+            loss: a scalar, logged as ``train/loss``.
+            rows: of the batch; weighs it in the epoch's mean.
+            terms: computes further values by their key; called only when they are logged.
+        """
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False, batch_size=rows)
+        due = not self.global_step % self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if terms is not None and (due or self.trainer.is_last_batch):
+            self.log_dict(dict(terms()), batch_size=rows)
 
     # --- parts -----------------------------------------------------------------------------------------
 

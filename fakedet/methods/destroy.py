@@ -1,4 +1,8 @@
-"""methods/destroy"""
+"""Trace-destroyed copies of photographs: the content stays, the low-level statistics are re-synthesised (ours).
+
+Each way of :data:`METHODS` maps float images (n, 3, H, W) and as many rows of uniform draws in [0, 1), shape
+(n, DRAWS) on the CPU, to images of the same shape. An image's result depends on its own draws alone.
+"""
 
 from __future__ import annotations
 
@@ -165,7 +169,7 @@ class TraceDestroyer(nn.Module):
 
     Args:
         kinds: one or more of "resample", "zero_insert", "lowpass", "smooth"; see
-            :mod:`fakedet.methods.destroy`.
+            :data:`METHODS`.
         min_strength: least strength, in [0, 1]; strengths are uniform in [min_strength, 1].
         recompress: least and greatest JPEG quality of the copies; None: they are not compressed. Where the fakes
             to come are JPEGs, copies without JPEG's own traces teach another lesson than theirs.
@@ -181,13 +185,15 @@ class TraceDestroyer(nn.Module):
         recompress: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.kinds = tuple(choose(kind, METHODS, "model.destroyers") for kind in kinds)
+        self.kinds = tuple(choose(kind, METHODS, "model.copies.kinds") for kind in kinds)
         if not self.kinds:
-            raise UserError(f"model.destroyers: name at least one of {', '.join(METHODS)}")
+            raise UserError(f"model.copies.kinds: name at least one of {', '.join(METHODS)}")
         if not 0.0 <= min_strength <= 1.0:
-            raise UserError(f"model.min_strength: {min_strength} is not between 0 and 1")
+            raise UserError(f"model.copies.min_strength: {min_strength} is not between 0 and 1")
         self.min_strength = min_strength
-        self.qualities = None if recompress is None else check_qualities(recompress, "model.recompress")
+        self.qualities = (
+            None if recompress is None else check_qualities(recompress, "model.copies.recompress")
+        )
 
     @property
     def width(self) -> int:
@@ -227,41 +233,3 @@ class TraceDestroyer(nn.Module):
             if self.qualities is not None:
                 levels = recompress(levels, draws[:, _WIDTH:], self.qualities)
             return levels.div(255.0).to(images.dtype)
-
-
-BYTES_KEPT = 512 * 2**20
-"""Bytes of pixels kept."""
-
-
-class CopyMemory:
-    """Make the copy of an image that looks the same each time, with draws that are its own, once.
-
-    A copy does not depend on its batch and is in steps of 1/255, so that what is kept, in bytes, is the copy.
-
-    Args:
-        destroyer: makes the copies.
-        capacity: in bytes; what came first stays.
-    """
-
-    def __init__(self, destroyer: TraceDestroyer, capacity: int = BYTES_KEPT) -> None:
-        self._destroyer, self._left = destroyer, capacity
-        self._kept: dict[int, Tensor] = {}
-
-    def __call__(self, images: Tensor, ids: Tensor, draws: Tensor) -> Tensor:
-        """Give the copies (N, 3, H, W) of images (N, 3, H, W) in [0, 1], rows ``ids`` (N,) of the manifest."""
-        rows = ids.tolist()
-        new = [index for index, row in enumerate(rows) if row not in self._kept]
-        copies = torch.empty_like(images)
-        if new:
-            copies[new] = self._destroyer(images[new], draws=draws[new])
-        for index, row in enumerate(rows):
-            if row in self._kept:
-                copies[index] = self._kept[row].to(images.device).float().div(255.0)
-        for index in new:
-            self._keep(rows[index], copies[index])
-        return copies
-
-    def _keep(self, row: int, copy: Tensor) -> None:
-        if copy.numel() <= self._left and row not in self._kept:
-            self._kept[row] = copy.float().mul(255.0).round().byte().cpu()
-            self._left -= copy.numel()

@@ -1,4 +1,4 @@
-"""models/encoders"""
+"""Encoders: from float RGB images to embeddings, behind a frontend."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fakedet.errors import UserError
-from fakedet.models.backbones import create_timm_model, load_weights, required_size
+from fakedet.models.backbones import create_timm_model, required_size
 from fakedet.models.frontends import build_frontend
 
 
@@ -139,9 +139,7 @@ class TimmEncoder(nn.Module):
         super().__init__()
         self.frontend = build_frontend(frontend)
         channels = int(self.frontend.out_channels)  # type: ignore[arg-type]
-        self.model = create_timm_model(name, channels, pretrained and weights is None, kwargs, keep_head)
-        if weights is not None:
-            load_weights(self.model, weights, channels)
+        self.model = create_timm_model(name, channels, pretrained, weights, keep_head, **kwargs)
         if cut_after is not None:
             cut_model_after(self.model, cut_after, name)
         if stem_kernel is not None:

@@ -1,4 +1,4 @@
-"""fakedet.models.heads"""
+"""Heads on top of an embedding."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class ProjectionHead(nn.Module):
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int) -> None:
         super().__init__()
+        self.out_dim = out_dim
         self.layers = nn.Sequential(
             nn.Linear(in_dim, hidden_dim, bias=False),
             nn.BatchNorm1d(hidden_dim),

@@ -25,17 +25,16 @@ from torch.distributed import DistBackendError
 
 from fakedet.audit.audit import describe_training, header_audit
 from fakedet.build import (
-    TraceCheckpoint,
     build_augmentation,
     build_callbacks,
     build_datamodule,
     build_method,
     build_trainer,
-    load_trace,
-    needs_trace,
+    check_parts,
+    needs_stage1,
 )
-from fakedet.checkpoint import read_checkpoint
-from fakedet.config import check_config
+from fakedet.checkpoint import FORMAT, load_stage1, read_checkpoint
+from fakedet.config import check_config, packages_of
 from fakedet.data.datamodule import ImageDataModule
 from fakedet.data.manifest import Quarantine
 from fakedet.errors import Preempted, UserError
@@ -52,7 +51,7 @@ from fakedet.evaluation.score import (
     write_results,
 )
 from fakedet.methods.base import Detector, gather_records
-from fakedet.methods.ntf import TracePretraining
+from fakedet.methods.ntf import NaturalTracePretraining
 from fakedet.training.loggers import finish_loggers, log_dashboard, resolve_logger
 from fakedet.training.resume import keep_last_point, lock_folder, open_or_resume, resume_point_of
 from fakedet.training.stage1 import Stage1Cache, stage1_config, stage1_key
@@ -126,17 +125,18 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
     facts = provenance(["fakedet", "train", *(overrides or [])])
     if is_main_process():
         write_config(folder, config, overrides)
+    check_parts(config)
     datamodule = make_datamodule(config)
     datamodule.require("train", "val")
     if config.header_audit and is_main_process():
         header_audit(datamodule, "train", datamodule.pairs)
-    trace_path = obtain_trace(config, folder, datamodule) if needs_trace(config.model) else None
+    trace_path = obtain_trace(config, folder, datamodule) if needs_stage1(config.model) else None
     stage1_seconds = time.perf_counter() - started
 
     fitted = fit(config, folder, datamodule, trace_path)
     method, trainer = fitted.method, fitted.trainer
     fit_seconds = time.perf_counter() - started - stage1_seconds
-    if isinstance(method, TracePretraining) and _is_shared(config) and is_main_process():
+    if isinstance(method, NaturalTracePretraining) and _is_shared(config) and is_main_process():
         Stage1Cache(config.trace_cache, stage1_key(config, datamodule.manifest)).publish(fitted.checkpoint)
 
     point = config.operating_point
@@ -207,8 +207,8 @@ def obtain_trace(config: DictConfig, folder: Path, datamodule: ImageDataModule) 
         return Path(config.trace_checkpoint)
     stage1 = plain(config.stage1)
     untrained = build_method(stage1)
-    assert isinstance(untrained, TracePretraining)
-    build_method(plain(config.model), TraceCheckpoint(stage1, untrained))
+    assert isinstance(untrained, NaturalTracePretraining)
+    build_method(plain(config.model), untrained)
 
     wanted = stage1_config(config, folder / "stage1")
     data = make_datamodule(wanted, datamodule)
@@ -257,12 +257,12 @@ def fit(
     given = plain(config)
     # Seeded here, so that a stage 1 trained in this process or taken from the cache leaves the same state.
     lightning.seed_everything(given["seed"], workers=True, verbose=False)
-    trace = load_trace(trace_path) if trace_path else None
-    method = build_method(given["model"], trace)
+    stage1 = load_stage1(trace_path, sorted(packages_of(given["stage1"]))) if trace_path else None
+    method = build_method(given["model"], stage1)
     method.identity = {
-        "format": 1,
+        "format": FORMAT,
         "model": given["model"],
-        "stage1": trace.config if trace else None,
+        "stage1": stage1.config if stage1 else None,
         "seen_generators": [] if datamodule.real_only else list(datamodule.seen_generators),
         "crop_size": datamodule.crop_size,
         "eval_policy": datamodule.eval_policy,

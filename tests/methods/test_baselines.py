@@ -102,7 +102,7 @@ def univfd(head: str | None = None) -> dict:
         "_target_": "fakedet.methods.supervised.SupervisedDetector", "name": "univfd", "head": head,
         "encoder": {"_target_": "fakedet.models.encoders.TimmEncoder", "name": "test_vit", "frontend": "clip",
                     "keep_head": True, "frozen": True, "num_classes": 24},
-        "contrastive_weight": 0.0, "hidden_dim": 8, "projection_dim": 4, "temperature": 0.2,
+        "contrastive_weight": 0.0, "hidden_dim": 8, "projection_dim": 4, "loss": {"_target_": "fakedet.losses.SupCon"},
         "optimizer": {"name": "adamw", "lr": 1e-2, "schedule": "constant"},
     }  # fmt: skip
 

@@ -14,8 +14,8 @@ def last_collapse(tmp_path: Path, cache: Path, *overrides: str) -> dict[str, flo
     register_resolvers()
     with initialize_config_module("fakedet.conf", version_base="1.3"):
         config = compose("train", overrides=[
-            "experiment=demo", "model=trace", f"data.cache={cache}", "trainer.max_epochs=4", "test_after_fit=false",
-            f"output_dir={tmp_path / 'run'}", "trace_cache=null", *overrides])  # fmt: skip
+            "experiment=demo", "model=ntf_stage1", f"data.cache={cache}", "trainer.max_epochs=4",
+            "test_after_fit=false", f"output_dir={tmp_path / 'run'}", "trace_cache=null", *overrides])  # fmt: skip
     done = train(config)
     curves = pd.read_csv(done.folder / "logs" / "metrics.csv")
     return {
@@ -26,7 +26,7 @@ def last_collapse(tmp_path: Path, cache: Path, *overrides: str) -> dict[str, flo
 @pytest.mark.slow
 def test_the_trace_does_not_collapse_with_destroyed_copies(tmp_path: Path, demo_cache: Path) -> None:
     with_copies = last_collapse(tmp_path / "with", demo_cache)
-    without = last_collapse(tmp_path / "without", demo_cache, "model.destroyers=[]")
+    without = last_collapse(tmp_path / "without", demo_cache, "model.copies.kinds=[]")
     assert with_copies["mean_cosine"] < 0.97
     assert with_copies["std"] > 0.02
     assert with_copies["effective_rank"] > 2

@@ -9,34 +9,40 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fakedet.build import TraceCheckpoint, build_method, detector_of
+from fakedet.build import build_method
+from fakedet.checkpoint import FORMAT, detector_of
 from fakedet.errors import UserError
-from fakedet.losses import soft_contrastive_loss
+from fakedet.losses import fake_rows_loss, real_rows_loss, supervised_contrastive_loss
 from fakedet.methods.base import configure_optimiser
 from fakedet.methods.destroy import TraceDestroyer
-from fakedet.methods.ntf import ContrastiveTransfer, TracePretraining
+from fakedet.methods.ntf import NaturalTraceForensics, NaturalTracePretraining, fixed_draws
 from fakedet.methods.supervised import SupervisedDetector
 
 OPTIMIZER = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01, "warmup": 0.1, "schedule": "cosine"}
 ENCODER = {"_target_": "fakedet.models.encoders.SmallEncoder", "width": 8, "frontend": "npr"}
-TRACE = {"_target_": "fakedet.methods.ntf.TracePretraining", "name": "trace", "encoder": ENCODER,
-         "projection_dim": 8, "hidden_dim": 16, "temperature": 0.2, "heterogeneous_weight": 1.0,
-         "homogeneous_weight": 1.0, "destroyers": ["lowpass"], "min_strength": 0.4, "bank_size": 16,
-         "distance": "knn", "optimizer": OPTIMIZER}  # fmt: skip
-TRANSFER = {"_target_": "fakedet.methods.ntf.ContrastiveTransfer", "name": "transfer", "encoder": ENCODER,
-            "init": "trace", "hidden_dim": 16, "temperature": 0.2, "weight_temperature": 0.3, "weights": "soft",
-            "contrastive_weight": 0.25, "real_weight": 1.0, "fake_weight": 1.0, "bank_size": 16,
-            "distance": "knn", "optimizer": OPTIMIZER}  # fmt: skip
-BCE = {"_target_": "fakedet.methods.supervised.SupervisedDetector", "name": "bce", "encoder": ENCODER,
-       "contrastive_weight": 0.5, "hidden_dim": 16, "projection_dim": 8, "temperature": 0.2,
+COPIES = {"_target_": "fakedet.methods.destroy.TraceDestroyer", "kinds": ["lowpass"]}
+STAGE1 = {"_target_": "fakedet.methods.ntf.NaturalTracePretraining", "name": "ntf_stage1", "encoder": ENCODER,
+          "loss": {"_target_": "fakedet.losses.NTXent", "temperature": 0.2}, "copies": COPIES, "fixed_copies": False,
+          "projection_dim": 8, "hidden_dim": 16, "temperature": 0.2, "heterogeneous_weight": 1.0,
+          "homogeneous_weight": 1.0, "bank_size": 16, "distance": "knn", "optimizer": OPTIMIZER}  # fmt: skip
+NTF = {"_target_": "fakedet.methods.ntf.NaturalTraceForensics", "name": "ntf", "encoder": ENCODER, "init": "stage1",
+       "loss": {"_target_": "fakedet.losses.SoftContrastive", "temperature": 0.2, "weight_temperature": 0.3},
+       "hidden_dim": 16, "contrastive_weight": 0.25, "bank_size": 16, "distance": "knn",
        "optimizer": OPTIMIZER}  # fmt: skip
+BCE = {"_target_": "fakedet.methods.supervised.SupervisedDetector", "name": "bce", "encoder": ENCODER,
+       "loss": {"_target_": "fakedet.losses.SupCon", "temperature": 0.2}, "contrastive_weight": 0.5,
+       "hidden_dim": 16, "projection_dim": 8, "optimizer": OPTIMIZER}  # fmt: skip
+
+
+def stage1(**changes: Any) -> NaturalTracePretraining:
+    method = build_method({**STAGE1, **changes})
+    assert isinstance(method, NaturalTracePretraining)
+    return method
 
 
 def quiet(method: Any) -> Any:
     """Let a method compute its loss without a trainer."""
-    method.log = lambda *args, **kwargs: None
-    method.log_dict = lambda *args, **kwargs: None
-    method._log_training = lambda *args, **kwargs: None
+    method.log_step = lambda *args, **kwargs: None
     return method
 
 
@@ -53,9 +59,9 @@ def batch() -> dict[str, torch.Tensor]:
 
 def test_transfer_loss_is_the_documented_sum(batch: dict[str, torch.Tensor]) -> None:
     torch.manual_seed(0)
-    trace = TraceCheckpoint(TRACE, build_method(TRACE))  # type: ignore[arg-type]
-    method = quiet(build_method(TRANSFER, trace))
-    assert isinstance(method, ContrastiveTransfer)
+    trace = stage1()
+    method = quiet(build_method(NTF, trace))
+    assert isinstance(method, NaturalTraceForensics)
     method.eval()  # batch statistics fixed, so that the loss can be computed again below
     loss = method.training_step(batch, 0)
 
@@ -88,12 +94,11 @@ def test_copies_are_fakes_that_share_the_fakes_weight(
 ) -> None:
     monkeypatch.setattr("fakedet.methods.ntf.copy_draws", seeded_draws)
     torch.manual_seed(0)
-    trace = TraceCheckpoint(TRACE, build_method(TRACE))  # type: ignore[arg-type]
+    trace = stage1()
     settings = {
-        **TRANSFER,
+        **NTF,
         "copies_per_real": 0.5,
-        "destroyers": ["lowpass", "smooth"],
-        "recompress": [60, 80],
+        "copies": {**COPIES, "kinds": ["lowpass", "smooth"], "recompress": [60, 80]},
     }
     method = quiet(build_method(settings, trace)).eval()
     loss = float(method.training_step(batch, 0).detach())
@@ -109,26 +114,26 @@ def test_copies_are_fakes_that_share_the_fakes_weight(
     real = [math.log1p(math.exp(v)) for v in logit[:4]]
     fake = [math.log1p(math.exp(-v)) for v in logit[4:]]
     bce = 0.5 * sum(real) / 4 + 0.5 * sum(fake) / 6
-    terms = soft_contrastive_loss(z[:4], t[:4], z[4:], t[4:], 0.2, 0.3)
-    assert loss == pytest.approx(bce + 0.25 * float(terms.real + terms.fake), abs=1e-5)
+    terms = real_rows_loss(z[:4], t[:4], z[4:], 0.2, 0.3) + fake_rows_loss(z[4:], t[4:], t[:4], 0.2)
+    assert loss == pytest.approx(bce + 0.25 * float(terms), abs=1e-5)
 
 
 def test_copies_without_kinds_or_beyond_their_share_are_refused() -> None:
-    trace = TraceCheckpoint(TRACE, build_method(TRACE))  # type: ignore[arg-type]
-    upside_down = {"copies_per_real": 1.0, "destroyers": ["smooth"], "recompress": [90, 70]}
+    trace = stage1()
     for wrong, told in (
         ({"copies_per_real": 1.5}, "copies_per_real=1.5"),
-        ({"copies_per_real": 1.0}, "name at least one"),
-        (upside_down, r"recompress=\[90, 70\]"),
+        ({"copies_per_real": 1.0}, r"needs model\.copies"),
+        ({"copies_per_real": 1.0, "copies": {**COPIES, "kinds": []}}, "name at least one"),
+        ({"copies": {**COPIES, "recompress": [90, 70]}}, r"recompress=\[90, 70\]"),
     ):
         with pytest.raises(UserError, match=told):
-            build_method({**TRANSFER, **wrong}, trace)
+            build_method({**NTF, **wrong}, trace)
 
 
 def test_the_trace_distance_can_take_the_logits_place(batch: dict[str, torch.Tensor]) -> None:
-    trace = TraceCheckpoint(TRACE, build_method(TRACE))  # type: ignore[arg-type]
+    trace = stage1()
     torch.manual_seed(0)
-    method = build_method({**TRANSFER, "score": "trace_distance"}, trace).eval()
+    method = build_method({**NTF, "score": "trace_distance"}, trace).eval()
     images = batch["image"][:, 0]
     with torch.no_grad():
         reals = method.source(torch.rand(12, 3, 32, 32))
@@ -145,20 +150,17 @@ def test_the_trace_distance_can_take_the_logits_place(batch: dict[str, torch.Ten
     np.testing.assert_allclose(scores.trace_distance, distance, atol=1e-5)
     np.testing.assert_allclose(scores.logit, wanted, rtol=1e-2, atol=1e-2)
     with pytest.raises(UserError, match="needs the contrastive term"):
-        build_method({**TRANSFER, "score": "trace_distance", "contrastive_weight": 0}, trace)
+        build_method({**NTF, "score": "trace_distance", "contrastive_weight": 0}, trace)
     with pytest.raises(UserError, match=r"model\.score: 'distance'"):
-        build_method({**TRANSFER, "score": "distance"}, trace)
+        build_method({**NTF, "score": "distance"}, trace)
 
 
 def test_the_residuals_evidence_is_added_to_the_logit_and_trains_nothing() -> None:
     encoder = {"_target_": "fakedet.models.backbones.FrozenEncoder", "name": "test_efficientnet", "pretrained": False,
                "hidden": 8}  # fmt: skip
-    trace = TraceCheckpoint(
-        {**TRACE, "encoder": encoder},
-        build_method({**TRACE, "encoder": encoder}),  # type: ignore[arg-type]
-    )
+    trace = stage1(encoder=encoder)
     config = {
-        **TRANSFER,
+        **NTF,
         "encoder": encoder,
         "residual": {"weight": 3, "dims": 4, "neighbours": 2, "size": 8},
     }
@@ -174,54 +176,42 @@ def test_the_residuals_evidence_is_added_to_the_logit_and_trains_nothing() -> No
     assert evidence.abs().max() > 0.01
     assert not list(method.residual.parameters())
     with pytest.raises(UserError, match=r"model\.residual\.weight=3\.0: needs features"):
-        build_method({**config, "encoder": ENCODER}, TraceCheckpoint(TRACE, build_method(TRACE)))
+        build_method({**config, "encoder": ENCODER}, stage1())
 
 
-def test_a_source_may_learn_too(batch: dict[str, torch.Tensor]) -> None:
-    trace = TraceCheckpoint(TRACE, build_method(TRACE))  # type: ignore[arg-type]
-    method = quiet(build_method({**TRANSFER, "train_source": True}, trace)).train()
-    assert method.source.training
-    before = {name: value.clone() for name, value in method.source.named_parameters()}
-    theirs = {name: value.clone() for name, value in trace.method.named_parameters()}
-    optimiser = configure_optimiser(method.parameters(), OPTIMIZER, 10)["optimizer"]
-    method.training_step(batch, 0).backward()
-    optimiser.step()
-    moved = [name for name, value in method.source.named_parameters() if not torch.equal(before[name], value)]
-    assert {name.split(".")[0] for name in moved} == {"encoder", "head"}
-    for name, value in trace.method.named_parameters():
-        assert torch.equal(theirs[name], value), "what was passed stays"
-
-
-def test_a_frozen_trunk_stands_once_in_memory_and_in_files(tmp_path: Path) -> None:
+def test_a_frozen_backbone_stands_once_in_memory_and_in_files(tmp_path: Path) -> None:
     encoder = {"_target_": "fakedet.models.backbones.FrozenEncoder", "name": "test_efficientnet", "pretrained": False,
                "hidden": 8}  # fmt: skip
-    trace = TraceCheckpoint(
-        {**TRACE, "encoder": encoder},
-        build_method({**TRACE, "encoder": encoder}),  # type: ignore[arg-type]
-    )
-    apart = build_method({**TRANSFER, "encoder": encoder, "init": "scratch"}, trace)
-    assert apart.source.encoder.trunk is not apart.encoder.trunk, "random weights, which differ"
-    shared = build_method({**TRANSFER, "encoder": encoder, "init": "trace"}, trace)
-    assert shared.source.encoder.trunk is shared.encoder.trunk
+    trace = stage1(encoder=encoder)
+    apart = build_method({**NTF, "encoder": encoder, "init": "scratch"}, trace)
+    assert apart.source.encoder.backbone is not apart.encoder.backbone, "random weights, which differ"
+    shared = build_method({**NTF, "encoder": encoder, "init": "stage1"}, trace)
+    assert shared.source.encoder.backbone is shared.encoder.backbone
     assert shared.source.encoder.layers is not shared.encoder.layers
-    shared.identity = {"model": {**TRANSFER, "encoder": encoder}, "stage1": {**TRACE, "encoder": encoder}}
+    info = {
+        "model": {**NTF, "encoder": encoder}, "stage1": {**STAGE1, "encoder": encoder}, "seen_generators": [],
+        "crop_size": 32, "eval_policy": "crop", "match": None, "manifest_sha256": "", "pairs": None, "held_out": [],
+        "training_data": {}, "seed": 0, "name": "ntf", "format": FORMAT,
+    }  # fmt: skip
     sizes = {}
     for name, method in (("apart", apart), ("shared", shared)):
         torch.save({"state_dict": method.state_dict()}, tmp_path / name)
         sizes[name] = (tmp_path / name).stat().st_size
-    trunk = sum(value.numel() * value.element_size() for value in shared.encoder.trunk.state_dict().values())
-    assert sizes["apart"] - sizes["shared"] > 0.9 * trunk
-    content = {"state_dict": shared.state_dict(), "fakedet": shared.identity}
+    backbone = sum(
+        value.numel() * value.element_size() for value in shared.encoder.backbone.state_dict().values()
+    )
+    assert sizes["apart"] - sizes["shared"] > 0.9 * backbone
+    content = {"state_dict": shared.state_dict(), "fakedet": info}
     loaded = detector_of(content, "x.ckpt")
-    assert loaded.source.encoder.trunk is loaded.encoder.trunk
+    assert loaded.source.encoder.backbone is loaded.encoder.backbone
     for name, value in shared.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
 
 
 def test_transfer_starts_from_stage_1_and_never_moves_its_source(batch: dict[str, torch.Tensor]) -> None:
-    trace = TraceCheckpoint(TRACE, build_method(TRACE))  # type: ignore[arg-type]
-    method = quiet(build_method(TRANSFER, trace))
-    for ours, theirs in zip(method.encoder.parameters(), trace.method.encoder.parameters(), strict=True):
+    trace = stage1()
+    method = quiet(build_method(NTF, trace))
+    for ours, theirs in zip(method.encoder.parameters(), trace.encoder.parameters(), strict=True):
         assert torch.equal(ours, theirs)
         assert ours is not theirs
     method.train()
@@ -240,20 +230,25 @@ def test_supervised_loss_with_and_without_contrast(batch: dict[str, torch.Tensor
     logit = method(batch["image"][:, 0]).logit
     expected = F.binary_cross_entropy_with_logits(logit, batch["label"].float())
     assert float(method.training_step(batch, 0).detach()) == pytest.approx(float(expected.detach()), abs=1e-6)
-    with_contrast = quiet(build_method(BCE)).eval()
-    assert float(with_contrast.training_step(batch, 0).detach()) > 0
-    assert any("projection" in name for name, _ in with_contrast.named_parameters())
+    both = quiet(build_method(BCE)).eval()
+    with torch.no_grad():
+        embedding = both.encoder(batch["image"][:, 0])
+        bce = F.binary_cross_entropy_with_logits(both.classifier(embedding), batch["label"].float())
+        contrast = supervised_contrastive_loss(both.projection(embedding), batch["label"], 0.2)
+    assert float(both.training_step(batch, 0).detach()) == pytest.approx(
+        float(bce + 0.5 * contrast), abs=1e-6
+    )
 
 
 def test_every_method_learns_from_one_step(
     batch: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trace = TraceCheckpoint(TRACE, build_method(TRACE))  # type: ignore[arg-type]
-    for method in (build_method(TRACE), build_method(TRANSFER, trace), build_method(BCE)):
+    trace = stage1()
+    for method in (build_method(STAGE1), build_method(NTF, trace), build_method(BCE)):
         quiet(method).train()
         data = batch
         monkeypatch.setattr("fakedet.methods.ntf.copy_draws", seeded_draws)
-        if isinstance(method, TracePretraining):
+        if isinstance(method, NaturalTracePretraining):
             data = {**batch, "image": batch["image"].expand(-1, 2, -1, -1, -1)}
         method.training_step(data, 0).backward()
         moved = [name for name, p in method.named_parameters() if p.requires_grad and p.grad is not None]
@@ -264,13 +259,17 @@ def test_every_method_learns_from_one_step(
 
 def test_fixed_copies_are_the_images_own(batch: dict[str, torch.Tensor]) -> None:
     """The same in any step and place of the batch; of two images alike, each has a copy of its own."""
-    method = quiet(build_method({**TRACE, "fixed_copies": True}))
+    copies = TraceDestroyer(("lowpass",))
     images, ids = batch["image"][:, 0], torch.arange(len(batch["image"]))
-    copies = method._copies(method.destroyer, images, {"id": ids})
-    assert torch.equal(method._copies(method.destroyer, images.flip(0), {"id": ids.flip(0)}).flip(0), copies)
-    assert not torch.equal(copies, images)
-    alike = method._copies(method.destroyer, images[:1].expand(2, -1, -1, -1), {"id": torch.tensor([5, 6])})
+    made = copies(images, draws=fixed_draws(ids, copies.width))
+    assert torch.equal(copies(images.flip(0), draws=fixed_draws(ids.flip(0), copies.width)).flip(0), made)
+    assert not torch.equal(made, images)
+    alike = copies(images[:1].expand(2, -1, -1, -1), draws=fixed_draws(torch.tensor([5, 6]), copies.width))
     assert not torch.equal(alike[0], alike[1])
+    # And stage 1 takes them: its loss does not depend on the step.
+    method = quiet(build_method({**STAGE1, "fixed_copies": True})).eval()
+    data = {"image": batch["image"].expand(-1, 2, -1, -1, -1), "id": ids}
+    assert torch.equal(method.training_step(data, 0), method.training_step(data, 1))
 
 
 def test_views_are_averaged() -> None:

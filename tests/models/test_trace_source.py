@@ -2,7 +2,7 @@
 
 import torch
 
-from fakedet.methods.ntf import TraceMemory, TraceSource
+from fakedet.methods.ntf import TraceSource
 from fakedet.models.encoders import SmallEncoder
 from fakedet.models.heads import ProjectionHead
 
@@ -46,15 +46,3 @@ def test_nothing_in_it_learns_and_what_was_passed_still_does():
         for p in encoder.parameters():
             p.add_(1.0)
     assert torch.equal(source(x), traces)
-
-
-def test_an_image_is_asked_for_once():
-    source = TraceSource(*parts())
-    images, asked = torch.rand(6, 3, 16, 16), []
-    memory = TraceMemory(source)
-    source.register_forward_hook(lambda module, given, made: asked.append(len(given[0])))
-    for rows in ([0, 1, 2], [3, 4, 5], [2, 0, 5], [1, 1, 4]):
-        ids = torch.tensor(rows)
-        torch.testing.assert_close(memory(images[ids], ids + 100), source(images[ids]))
-        asked.pop()  # the comparison's own
-    assert asked == [3, 3]

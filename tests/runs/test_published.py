@@ -20,7 +20,7 @@ from fakedet.export import model_card
 def run(tiny_manifest_module: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("published")
     assert launch("train", [
-        "model=transfer", "data=manifest", "data.crop_size=32", "data.batch_size=16", "debug=step", "threads=1",
+        "model=ntf", "data=manifest", "data.crop_size=32", "data.batch_size=16", "debug=step", "threads=1",
         "header_audit=false", f"data.manifest={tiny_manifest_module}", f"output_dir={root}/run", "trace_cache=null",
         "bootstrap.resamples=50",
     ]) == 0  # fmt: skip
@@ -51,7 +51,7 @@ def test_the_card_says_what_metrics_say(run: Path) -> None:
         ap = row["ap"]
         told = f"| {name} ({seen}) | {row['n_real']} / {row['n_fake']} | {ap['value']:.2f} [{ap['low']:.2f}, "
         assert told in card
-    assert "Trained by `fakedet train model=transfer" in card
+    assert "Trained by `fakedet train model=ntf" in card
     assert "output_dir" not in card
     assert "pretrained" not in card, "its encoder began from nothing"
     counts = read_checkpoint(run / "one.safetensors")["fakedet"]["training_data"]

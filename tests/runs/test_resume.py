@@ -44,10 +44,10 @@ def child(arguments: list[str], what: str | None, number: int, log: str) -> None
 def arm(what: str, number: int) -> None:
     from fakedet.checkpoint import os, torch
     from fakedet.methods.base import Detector
-    from fakedet.methods.ntf import ContrastiveTransfer, TracePretraining
+    from fakedet.methods.ntf import NaturalTraceForensics, NaturalTracePretraining
     from fakedet.methods.supervised import SupervisedDetector
 
-    methods = (SupervisedDetector, TracePretraining, ContrastiveTransfer)
+    methods = (SupervisedDetector, NaturalTracePretraining, NaturalTraceForensics)
     steps = [(method, "training_step") for method in methods]
     if what.startswith("SIG"):
         places, act = steps, lambda *_: os.kill(os.getpid(), getattr(signal, what))
@@ -230,7 +230,7 @@ def test_a_run_that_is_told_to_stop_loses_no_step(whole, name: str, number: int,
 @pytest.mark.slow
 @pytest.mark.parametrize(("what", "number"), [("step", 3), ("step", 9), ("validation", 2)])
 def test_both_stages_go_on(whole, what: str, number: int, tmp_path: Path) -> None:
-    arguments, expected = whole("transfer", "model=transfer", "data.num_workers=1", "trainer.max_epochs=2")
+    arguments, expected = whole("transfer", "model=ntf", "data.num_workers=1", "trainer.max_epochs=2")
     own = [*arguments, f"output_dir={tmp_path / 'run'}", f"trace_cache={tmp_path / 'cache'}"]
     assert run(own, tmp_path / "log", what, number) == -signal.SIGKILL, (tmp_path / "log").read_text()
     assert run(own, tmp_path / "log") == 0, (tmp_path / "log").read_text()

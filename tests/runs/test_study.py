@@ -22,7 +22,7 @@ from fakedet.training.study import Finished, Job, check_jobs, compose_job, plan,
 STUDY = {
     "name": "small", "title": "small study", "seeds": [0, 1], "baseline": "bce", "first": ["trace"],
     "common": ["data=manifest", "data.crop_size=32", "data.batch_size=16", "debug=step", "threads=1"],
-    "methods": {"trace": ["model=trace"], "bce": ["model=mine"], "bad": ["model=bce", "+model.optimizer.no=1"]},
+    "methods": {"trace": ["model=ntf_stage1"], "bce": ["model=mine"], "bad": ["model=bce", "+model.optimizer.no=1"]},
     "derived": {"distance": {"of": "trace", "score": "trace_distance"}},
     "also": {"same": ["data.manifest=${oc.env:SMALL_MANIFEST}"]}, "caveats": ["small & quick"],
 }  # fmt: skip
@@ -168,7 +168,7 @@ def test_what_other_settings_trained_is_not_replaced_without_a_word(tmp_path: Pa
 def test_what_a_config_trained_that_was_edited_since_is_not_taken_for_its_result(
     tiny_manifest: Path, tmp_path: Path
 ) -> None:
-    study = {**STUDY, "methods": {"trace": ["model=trace"], "bce": ["model=bce"]}, "also": {"same": []}}
+    study = {**STUDY, "methods": {"trace": ["model=ntf_stage1"], "bce": ["model=bce"]}, "also": {"same": []}}
     study["also"]["same"] = [f"data.manifest={tiny_manifest}"]
     place = tmp_path / "out"
 
@@ -202,7 +202,7 @@ def test_what_a_config_trained_that_was_edited_since_is_not_taken_for_its_result
 def test_a_mistake_in_a_method_stops_the_study_before_it_trains(tmp_path: Path) -> None:
     for worse, message in (
         ("model/encoder=smal", r"the overrides of 'worse': .*smal"),
-        ("model.temperature=-1", r"study: 'worse': model.temperature=-1: must be above 0"),
+        ("model.loss.temperature=-1", r"study: 'worse': model.loss.temperature=-1: must be above 0"),
         (
             "model.optimizer.schedule=cosin",
             r"study: 'worse': model.optimizer.schedule: 'cosin' .*did you mean 'cosine'",
@@ -212,7 +212,7 @@ def test_a_mistake_in_a_method_stops_the_study_before_it_trains(tmp_path: Path) 
             r"study: 'worse': stage1.optimizer.name: 'adammw' .*did you mean 'adamw'",
         ),
     ):
-        methods = {"trace": ["model=trace"], "bce": ["model=bce"], "worse": ["model=transfer", worse]}
+        methods = {"trace": ["model=ntf_stage1"], "bce": ["model=bce"], "worse": ["model=ntf", worse]}
         first, rest = plan({**STUDY, "methods": methods}, tmp_path, ["data.manifest=none.csv"])
         with pytest.raises(UserError, match=message):
             check_jobs(first + rest)
@@ -229,7 +229,7 @@ def finish(job: Job, name: str | None = None, manifest: str = "") -> None:
 
 
 def test_missing_weights_stop_the_study_before_it_trains(tiny_manifest: Path, tmp_path: Path) -> None:
-    methods = {"trace": ["model=trace"], "clip": ["model=bce", "model.encoder.weights=none.safetensors"]}
+    methods = {"trace": ["model=ntf_stage1"], "clip": ["model=bce", "model.encoder.weights=none.safetensors"]}
     config = {**STUDY, "methods": methods, "baseline": "trace", "also": {}}
     first, rest = plan(config, tmp_path, [f"data.manifest={tiny_manifest}", "model/encoder=timm"])
     with pytest.raises(UserError, match=r"study: 'clip': model.encoder.weights: there is no file none"):
@@ -243,7 +243,7 @@ def test_what_other_data_trained_is_not_compared(tiny_manifest: Path, tmp_path: 
     other = tiny_manifest.with_name("other.csv")
     rows = tiny_manifest.read_text()
     other.write_text(rows + "\n")
-    config = {**STUDY, "methods": {"bce": ["model=bce"], "trace": ["model=trace"]}}
+    config = {**STUDY, "methods": {"bce": ["model=bce"], "trace": ["model=ntf_stage1"]}}
     config["also"] = {"other": [f"data.manifest={other}"]}
 
     def jobs(overwrite: bool = False) -> list[Job]:

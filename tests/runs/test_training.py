@@ -37,7 +37,7 @@ def composed(folder: Path, *overrides: str) -> DictConfig:
 @pytest.fixture(scope="module")
 def transfer_run(tiny_manifest_module: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "transfer"
-    train(composed(folder, "model=transfer", f"data.manifest={tiny_manifest_module}"))
+    train(composed(folder, "model=ntf", f"data.manifest={tiny_manifest_module}"))
     return folder
 
 
@@ -67,7 +67,7 @@ def test_same_command_same_numbers_with_any_number_of_workers(
 ) -> None:
     for workers in (0, 2):
         again = transfer_run.parent / f"again{workers}"
-        config = composed(again, "model=transfer", f"data.manifest={tiny_manifest_module}", "trace_cache=null",
+        config = composed(again, "model=ntf", f"data.manifest={tiny_manifest_module}", "trace_cache=null",
                           f"data.num_workers={workers}")  # fmt: skip
         train(config)
         first, second = (read_predictions(run / "predictions.parquet")[0] for run in (transfer_run, again))
@@ -78,7 +78,7 @@ def test_stage1_is_trained_as_itself_and_not_as_its_transfer(
     tiny_manifest_module: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    config = composed(folder, "model=transfer", f"data.manifest={tiny_manifest_module}", "trace_cache=null",
+    config = composed(folder, "model=ntf", f"data.manifest={tiny_manifest_module}", "trace_cache=null",
                       "trainer.max_epochs=${model.epochs}", "model.epochs=1", "stage1.epochs=3")  # fmt: skip
     train(config)
     curves = pd.read_csv(folder / "stage1" / "logs" / "metrics.csv")
@@ -97,9 +97,9 @@ def test_stage1_is_reused_when_identical_and_only_then(
     manifest = f"data.manifest={tiny_manifest_module}"
     cached = list((transfer_run.parent / "stage1").glob("*.ckpt"))
     assert len(cached) == 1
-    reused = train(composed(transfer_run.parent / "reused", "model=bce", "model.init=trace", manifest))
+    reused = train(composed(transfer_run.parent / "reused", "model=bce", "model.init=stage1", manifest))
     assert not (reused.folder / "stage1").exists()
-    other = train(composed(transfer_run.parent / "other", "model=bce", "model.init=trace", manifest,
+    other = train(composed(transfer_run.parent / "other", "model=bce", "model.init=stage1", manifest,
                            "stage1.temperature=0.3"))  # fmt: skip
     assert (other.folder / "stage1").exists()
     assert len(list((transfer_run.parent / "stage1").glob("*.ckpt"))) == 2
@@ -107,7 +107,7 @@ def test_stage1_is_reused_when_identical_and_only_then(
 
 def test_stage1_is_trained_anew_when_a_photograph_changed(tiny_manifest: Path, tmp_path: Path) -> None:
     def run(name: str) -> bool:
-        config = composed(tmp_path / name, "model=bce", "model.init=trace", f"data.manifest={tiny_manifest}",
+        config = composed(tmp_path / name, "model=bce", "model.init=stage1", f"data.manifest={tiny_manifest}",
                           "trainer.limit_train_batches=1", "test_after_fit=false")  # fmt: skip
         return (train(config).folder / "stage1").exists()
 
@@ -162,14 +162,14 @@ def test_a_stage1_is_named_by_what_changes_its_weights(
 ) -> None:
     def key(*changes: str) -> str:
         given = f"data.manifest={tiny_manifest_module}"
-        wanted = stage1_config(composed(tmp_path / "run", "model=transfer", given, *changes), tmp_path)
+        wanted = stage1_config(composed(tmp_path / "run", "model=ntf", given, *changes), tmp_path)
         return stage1_key(wanted, load_manifest(tiny_manifest_module))
 
     assert (key(change) == key()) is same
 
 
 def test_a_stage1_that_the_clock_stopped_is_not_handed_on(tiny_manifest: Path, tmp_path: Path) -> None:
-    train(composed(tmp_path / "run", "model=bce", "model.init=trace", f"data.manifest={tiny_manifest}",
+    train(composed(tmp_path / "run", "model=bce", "model.init=stage1", f"data.manifest={tiny_manifest}",
                    "+trainer.max_time={minutes: 9}", "debug=step", "test_after_fit=false"))  # fmt: skip
     assert not list((tmp_path / "stage1").glob("*.ckpt"))
 
@@ -178,7 +178,7 @@ def test_stage1_trained_or_reused_gives_the_same_detector(
     transfer_run: Path, tiny_manifest_module: Path
 ) -> None:
     reused = transfer_run.parent / "reused_transfer"
-    train(composed(reused, "model=transfer", f"data.manifest={tiny_manifest_module}"))
+    train(composed(reused, "model=ntf", f"data.manifest={tiny_manifest_module}"))
     first, second = (read_predictions(run / "predictions.parquet")[0] for run in (transfer_run, reused))
     pd.testing.assert_frame_equal(first, second)
 
@@ -187,7 +187,7 @@ def test_transfer_from_a_given_checkpoint_keeps_the_source_frozen(
     transfer_run: Path, tiny_manifest_module: Path
 ) -> None:
     trace = next((transfer_run.parent / "stage1").glob("*.ckpt"))
-    run = train(composed(transfer_run.parent / "given", "model=transfer", f"trace_checkpoint={trace}",
+    run = train(composed(transfer_run.parent / "given", "model=ntf", f"trace_checkpoint={trace}",
                          f"data.manifest={tiny_manifest_module}"))  # fmt: skip
     detector, source = load_detector(run.checkpoint), load_trace(trace).method
     trained = dict(detector.source.encoder.named_parameters())  # type: ignore[union-attr]
@@ -292,10 +292,10 @@ def test_checkpoints_of_others_are_refused(
     manifest = f"data.manifest={tiny_manifest_module}"
     best = transfer_run / "checkpoints" / "best.ckpt"
     with pytest.raises(UserError, match="checkpoint of 'transfer', not of stage 1"):
-        train(composed(tmp_path / "a", "model=transfer", f"trace_checkpoint={best}", manifest))
+        train(composed(tmp_path / "a", "model=ntf", f"trace_checkpoint={best}", manifest))
     trace = next((transfer_run.parent / "stage1").glob("*.ckpt"))
     with pytest.raises(UserError, match="stage 1 has another encoder"):
-        train(composed(tmp_path / "b", "model=transfer", f"trace_checkpoint={trace}", manifest,
+        train(composed(tmp_path / "b", "model=ntf", f"trace_checkpoint={trace}", manifest,
                        "model.encoder.width=16"))  # fmt: skip
     with pytest.raises(UserError, match="no checkpoint at"):
         load_detector(tmp_path / "nothing.ckpt")
@@ -471,7 +471,7 @@ def test_a_torn_resume_point_says_what_to_do(tiny_manifest_module: Path, tmp_pat
 def test_mistakes_of_stage_2_are_found_before_stage_1_and_cost_no_folder(
     wrong: str, told: str, tiny_manifest: Path, tmp_path: Path
 ) -> None:
-    settings = ("model=transfer", f"data.manifest={tiny_manifest}")
+    settings = ("model=ntf", f"data.manifest={tiny_manifest}")
     with pytest.raises(UserError, match=told):
         train(composed(tmp_path / "run", *settings, wrong))
     assert not list(tmp_path.glob("**/*.ckpt"))

@@ -76,7 +76,7 @@ def test_offline_run_holds_a_readable_dashboard(
     register_resolvers()
     with initialize_config_module("fakedet.conf", version_base="1.3"):
         config = compose("train", overrides=[
-            "model=transfer", "data=manifest", f"data.manifest={tiny_manifest}", "data.crop_size=32",
+            "model=ntf", "data=manifest", f"data.manifest={tiny_manifest}", "data.crop_size=32",
             "data.batch_size=16", "trainer.max_epochs=2", "trainer.log_every_n_steps=1", "logger=wandb",
             "logger.tags=[a,b]", "logger.group=sweep1", "bootstrap.resamples=20", "threads=1", "name=mine",
             "trace_cache=null", f"output_dir={tmp_path / 'run'}"])  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
-from fakedet.build import load_detector
+from fakedet.checkpoint import load_detector
 from fakedet.cli.app import register_resolvers
 from fakedet.training.train import train
 

@@ -13,7 +13,7 @@ VERBS = {
     "audit": "find what a detector could cheat on in a manifest, before training on it",
     "match": "bring reals and fakes to one format, size and compression",
     "shard": "write a manifest's images into shards, for object stores and many nodes",
-    "train": "train stage 1 (model=trace), the transfer (model=transfer) or a baseline",
+    "train": "train a detector (model=ntf, a baseline), or stage 1 alone (model=ntf_stage1)",
     "resume": "go on with a run that was stopped, in its folder",
     "evaluate": "score a manifest with a checkpoint: predictions.parquet and metrics.json",
     "report": "rebuild tables, figures and the page from predictions files alone",

@@ -133,7 +133,7 @@ def test_a_sweep_decodes_each_image_once_and_keeps_the_original(
     own = frame[(frame["view"] == "jpeg/75") & frame["path"].str.startswith("gen_a")].set_index("path")[
         "logit"
     ]
-    from fakedet.build import load_detector
+    from fakedet.checkpoint import load_detector
 
     method = load_detector(tmp_path / "run" / "checkpoints" / "best.ckpt").eval()
     for path, logit in own.items():

@@ -14,7 +14,8 @@ from omegaconf import DictConfig
 from safetensors.torch import save_file
 
 from fakedet import build
-from fakedet.build import build_logger, build_trainer, load_detector, load_trace
+from fakedet.build import build_logger, build_trainer
+from fakedet.checkpoint import load_detector, load_stage1
 from fakedet.cli.app import register_resolvers
 from fakedet.data.manifest import load_manifest
 from fakedet.errors import UserError
@@ -189,7 +190,7 @@ def test_transfer_from_a_given_checkpoint_keeps_the_source_frozen(
     trace = next((transfer_run.parent / "stage1").glob("*.ckpt"))
     run = train(composed(transfer_run.parent / "given", "model=ntf", f"trace_checkpoint={trace}",
                          f"data.manifest={tiny_manifest_module}"))  # fmt: skip
-    detector, source = load_detector(run.checkpoint), load_trace(trace).method
+    detector, source = load_detector(run.checkpoint), load_stage1(trace).method
     trained = dict(detector.source.encoder.named_parameters())  # type: ignore[union-attr]
     for name, parameter in source.encoder.named_parameters():
         assert torch.equal(trained[name], parameter), name

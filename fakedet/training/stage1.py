@@ -17,7 +17,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 import fakedet
 from fakedet.data.manifest import Manifest
-from fakedet.models.backbones import find_weights
 from fakedet.utils import is_main_process, plain, replacing, start_name, write_json
 
 log = logging.getLogger("fakedet")
@@ -67,7 +66,7 @@ def stage1_key(config: DictConfig, manifest: Manifest) -> str:
     pretrained = None
     if weights := model["encoder"].get("weights"):
         # By content: other weights may come to have the same name.
-        with find_weights(weights).open("rb") as file:
+        with Path(weights).expanduser().open("rb") as file:
             pretrained = hashlib.file_digest(file, "sha256").hexdigest()
     content = {
         "model": model,

@@ -15,6 +15,8 @@ from torch import nn
 
 from fakedet.checkpoint import AtomicCheckpointIO
 from fakedet.config import build, check_kind, target_of
+from fakedet.data.datamodule import DataModule, check_data_module
+from fakedet.data.transforms import Augment, Augmentation, CustomAugmentation
 from fakedet.errors import UserError, one_line
 from fakedet.methods.base import TRAINING_KEYS, Detector
 from fakedet.methods.ntf import NaturalTracePretraining, TraceSource
@@ -116,18 +118,32 @@ def check_parts(config: Mapping[str, Any]) -> None:
         check_kind(config["logger"], "logger", Logger, "Lightning logger")
 
 
-def build_datamodule(config: Mapping[str, Any], **settings: Any) -> LightningDataModule:
-    """Build the data module of a data config; ``settings`` are what the method asks of it."""
-    module = build(config, "data", **settings)
-    assert isinstance(module, LightningDataModule)
-    return module
+def build_datamodule(config: Mapping[str, Any], **settings: Any) -> DataModule:
+    """Build the data module of a data config, the user's own or one of fakedet's.
+
+    Args:
+        config: the resolved ``data`` node.
+        **settings: what the method asks of it: augment, views, real_only, seed.
+
+    Raises:
+        UserError: it is no data module, or lacks what :class:`fakedet.data.datamodule.DataModule` lists.
+    """
+    return check_data_module(build(config, "data", **settings))
 
 
-def build_augmentation(config: Mapping[str, Any]) -> Any:
-    """Build the augmentation of an augment config: fakedet's recipes, or a ``_target_`` of the user's own."""
-    if "_target_" in config:
-        return build(config, "augment")
-    return build({"_target_": "fakedet.data.transforms.Augmentation", **config}, "augment")
+def build_augmentation(config: Mapping[str, Any]) -> Augment:
+    """Build the augmentation of an augment config: a recipe of fakedet's, or the user's own ``_target_``.
+
+    Raises:
+        UserError: a wrong value, or a ``_target_`` that makes nothing that can be called.
+    """
+    made = build({"_target_": "fakedet.data.transforms.Augmentation", **config}, "augment")
+    if not callable(made):
+        raise UserError(
+            f"augment._target_={config['_target_']}: it must make a function of a crop (H, W, 3) uint8 and a "
+            "numpy.random.Generator; see fakedet.data.transforms.CustomAugmentation"
+        )
+    return made if isinstance(made, Augmentation) else CustomAugmentation(made)
 
 
 def build_callbacks(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pandas as pd
 from fakedet.audit.checks import Finding, alike, crossing_groups, equal_contents, ordered, unseen_generators
 from fakedet.audit.features import Looks, Read, look, sample_rows
 from fakedet.audit.shortcuts import WARN, GeneratorAudit, audit_generators, generator_dict
-from fakedet.data.datamodule import ImageDataModule
+from fakedet.data.datamodule import DataModule
 
 IMBALANCE = 10.0
 """How many times one class may outnumber the other in a split before it is said."""
@@ -123,7 +123,7 @@ QUICK = 300
 """Images of each cell whose headers training and evaluation look at."""
 
 
-def header_audit(datamodule: ImageDataModule, split: str, pairs: Mapping[str, Any] | None) -> dict[str, Any]:
+def header_audit(datamodule: DataModule, split: str, pairs: Mapping[str, Any] | None) -> dict[str, Any]:
     """Measure what the headers of a split give away, say so where it is much, and return it for metrics.json.
 
     Reads the headers of at most :data:`QUICK` images of each generator and collection.
@@ -138,7 +138,7 @@ def header_audit(datamodule: ImageDataModule, split: str, pairs: Mapping[str, An
 _MEASURED: dict[tuple[Any, ...], dict[str, Any]] = {}
 
 
-def _measure(datamodule: ImageDataModule, split: str, pairs: Mapping[str, Any] | None) -> dict[str, Any]:
+def _measure(datamodule: DataModule, split: str, pairs: Mapping[str, Any] | None) -> dict[str, Any]:
     rows = datamodule.manifest.rows(split)
     if set(rows["label"]) != {0, 1}:
         return {}
@@ -163,7 +163,7 @@ def _measure(datamodule: ImageDataModule, split: str, pairs: Mapping[str, Any] |
     return {entry.generator: generator_dict(entry)["header"] for entry in audits}
 
 
-def describe_training(datamodule: ImageDataModule) -> dict[str, Any]:
+def describe_training(datamodule: DataModule) -> dict[str, Any]:
     """Say what a detector is trained on, for those who will ask it about other images.
 
     Returns:
@@ -182,7 +182,7 @@ def describe_training(datamodule: ImageDataModule) -> dict[str, Any]:
     jpeg = looks.loc[looks["jpeg_quality"] > 0, "jpeg_quality"]
     shorter = looks[["width", "height"]].min(axis=1)
     return {
-        "manifest": datamodule.locate()[0].name, **counts,
+        "manifest": datamodule.manifest.path.name, **counts,
         "jpeg_share": float((looks["jpeg_quality"] > 0).mean()) if len(looks) else None,
         "jpeg_quality": _percentiles(jpeg), "shorter_side": _percentiles(shorter),
     }  # fmt: skip
@@ -192,7 +192,7 @@ def _percentiles(values: pd.Series) -> list[float] | None:
     return [float(value) for value in values.quantile([0.05, 0.5, 0.95])] if len(values) else None
 
 
-def _warn_of_unreadable(datamodule: ImageDataModule, split: str, looks: Looks) -> None:
+def _warn_of_unreadable(datamodule: DataModule, split: str, looks: Looks) -> None:
     """Say before hours are spent that a run will fail for what it cannot read."""
     bad = looks.frame[looks.frame["problem"] != ""]
     if len(bad) > datamodule.max_quarantine * len(looks.frame):

@@ -20,7 +20,7 @@ from fakedet.audit.features import look, sample_rows
 from fakedet.audit.shortcuts import GeneratorAudit, audit_generators, generator_dict
 from fakedet.build import build_augmentation, build_datamodule
 from fakedet.config import check_config
-from fakedet.data.datamodule import ImageDataModule
+from fakedet.data.datamodule import DataModule
 from fakedet.data.dataset import cores
 from fakedet.data.decode import DecodeError, parse_header, read_bytes
 from fakedet.data.index import write_manifest, write_rejected
@@ -65,7 +65,6 @@ def match_manifest(config: DictConfig, overrides: list[str]) -> Matched:
     data: dict[str, Any] = OmegaConf.to_container(config.data, resolve=True)  # type: ignore[assignment]
     wanted = data.pop("match")
     datamodule = build_datamodule(data, augment=build_augmentation({"recipe": "none"}), seed=0)
-    assert isinstance(datamodule, ImageDataModule)
     frame = datamodule.manifest.frame
     before, sizes = _audited(datamodule, "before")
     matcher = Matcher(**{**wanted, "size": wanted["size"] or _common_size(sizes)})
@@ -135,7 +134,7 @@ def _open(config: DictConfig, matcher: Matcher, manifest: str) -> Path:
 
 
 def _write_images(
-    datamodule: ImageDataModule, matcher: Matcher, folder: Path, rejected: list[tuple[str, str]]
+    datamodule: DataModule, matcher: Matcher, folder: Path, rejected: list[tuple[str, str]]
 ) -> Iterator[tuple[Any, ...]]:
     """Write the matched images and yield their rows; those that cannot be matched go to ``rejected``."""
     frame = datamodule.manifest.frame

@@ -16,7 +16,6 @@ from fakedet.audit.audit import Audit, audit_frame
 from fakedet.audit.shortcuts import WARN, GeneratorAudit, Shortcut, generator_dict
 from fakedet.build import build_augmentation, build_datamodule
 from fakedet.config import check_config
-from fakedet.data.datamodule import ImageDataModule
 from fakedet.errors import UserError
 from fakedet.pages import PALETTE, REAL_COLOUR, WIDTH, Drawing, new_figure, render, save
 from fakedet.utils import bar, open_folder, provenance, write_config, write_json
@@ -169,7 +168,6 @@ def audit_manifest(config: DictConfig, overrides: list[str]) -> Audit:
     # What another command refuses is what is looked for here.
     settings = {**OmegaConf.to_container(config.data, resolve=True), "allow_group_leak": True}  # type: ignore[dict-item]
     datamodule = build_datamodule(settings, augment=build_augmentation({"recipe": "none"}), seed=0)
-    assert isinstance(datamodule, ImageDataModule)
     frame = datamodule.manifest.frame
     folder = open_folder(config.output_dir, config.overwrite)
     write_config(folder, config, overrides)
@@ -178,7 +176,7 @@ def audit_manifest(config: DictConfig, overrides: list[str]) -> Audit:
             frame, datamodule.manifest.digests, datamodule.pairs, datamodule.read_bytes, config.sample,
             config.seed, lambda done, total: shown.show(done, f"of {total:,}"),
         )  # fmt: skip
-    source = str(datamodule.locate()[0])
+    source = str(datamodule.manifest.path)
     findings = [replace(finding, mend=finding.mend.replace("MANIFEST", source)) for finding in found.findings]
     found = replace(found, findings=findings)
     bad = found.looks.frame.loc[found.looks.frame["problem"] != "", "problem"]

@@ -20,7 +20,6 @@ from fakedet.build import build_datamodule
 from fakedet.cli.predict import ERROR, Writer, open_detector, predict_source
 from fakedet.cli.serve import check_host, import_gradio, serve_page
 from fakedet.config import check_command_line, check_config
-from fakedet.data.datamodule import ImageDataModule
 from fakedet.data.index import Indexed, index_source
 from fakedet.data.shards import shard_manifest
 from fakedet.detector import FAKE, REAL, UNDECIDED, Rules, load
@@ -165,7 +164,6 @@ def run_shard(config: DictConfig, overrides: list[str]) -> None:
     """Write the shards, and say what was left out and how to train from them."""
     check_config(config)
     datamodule = build_datamodule(OmegaConf.to_container(config.data, resolve=True))  # type: ignore[arg-type]
-    assert isinstance(datamodule, ImageDataModule)
     written = shard_manifest(datamodule, config.output_dir, config.overwrite, config.shard_mb)
     for (kind, name), count in sorted(written.lost.items()):
         log.warning("left out: %6d  %s %s", count, kind, name)

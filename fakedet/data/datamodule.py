@@ -1,11 +1,21 @@
-"""data/datamodule"""
+"""The data module: a manifest's images as balanced training batches and as evaluation batches.
+
+:class:`DataModule` is the protocol that training and evaluation rely on. :class:`ImageDataModule` implements it for
+manifests. To use data of your own, name a subclass as ``data._target_`` in the config and override
+
+* :meth:`ImageDataModule.read_manifest`: which images there are, for example
+  ``Manifest.from_frame(frame, folder)`` of a data frame that you made;
+* :meth:`ImageDataModule.make_source`: where their bytes come from, any object with ``read(row) -> bytes``.
+"""
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pandas as pd
@@ -23,67 +33,145 @@ from fakedet.data.dataset import (
     make_loader,
 )
 from fakedet.data.manifest import Cells, Manifest, hold_out, load_manifest, make_cells
-from fakedet.data.match import Matcher, make_matcher
+from fakedet.data.match import MatchedSource, Matcher, make_matcher
 from fakedet.data.sampler import BalancedBatchSampler, EvaluationSampler, Shards
-from fakedet.data.sources import Source, make_source
-from fakedet.data.transforms import POLICIES, Augmentation
+from fakedet.data.sources import FileSource, ShardSource, Source
+from fakedet.data.transforms import POLICIES, Augment, Augmentation
 from fakedet.errors import UserError, choose
-
-OPTIONAL = ("steps_per_epoch", "max_train_reals")
-
-
-def check_settings(
-    eval_policy: str, num_workers: int, max_quarantine: float, matcher: Matcher | None, **sizes: int | None
-) -> None:
-    """Check the settings of :class:`fakedet.data.datamodule.ImageDataModule`.
-
-    Raises:
-        UserError: the first that is out of range, with what would be valid.
-    """
-    for name, size in sizes.items():
-        if size is None and name in OPTIONAL:
-            continue
-        if not isinstance(size, int) or size < 1:
-            raise UserError(f"data.{name}={size}: must be a whole number, at least 1")
-    check_workers(num_workers)
-    choose(eval_policy, POLICIES, "data.eval_policy")
-    if not 0 <= max_quarantine <= 1:
-        raise UserError(f"data.max_quarantine={max_quarantine}: must be a share between 0 and 1")
-    crop = sizes["crop_size"] or 0
-    if matcher is not None and matcher.size < crop:
-        raise UserError(
-            f"data.crop_size={crop} is larger than data.match.size={matcher.size}; crops are cut from matched images"
-        )
-
 
 log = logging.getLogger("fakedet")
 
 
+class DataModule(Protocol):
+    """What training and evaluation need of a data module, beside being a ``LightningDataModule``.
+
+    It is built from the config's ``data`` node. Besides its own values it must accept the keywords ``augment``,
+    ``views``, ``real_only`` and ``seed``, with the meaning they have in :class:`ImageDataModule`. Its loaders yield
+    :class:`fakedet.data.dataset.Batch`: image (B, V, 3, H, W) uint8, label, generator and id (B,) int64, and
+    quarantined, a list.
+    """
+
+    manifest: Manifest
+    """The images: labels, generators, splits, groups; the row number is a batch's ``id``."""
+    as_read: Manifest
+    """The manifest before generators were held out; the same object if none were."""
+    cells: Cells
+    """Names of the codes in a batch's ``generator``, and which reals each generator is compared with."""
+    pairs: Mapping[str, Any] | None
+    """See :mod:`fakedet.metrics.pairing`; None: the default rules."""
+    image_source: Source
+    """Gives the bytes of a row, for degraded views and audits."""
+    crop_size: int
+    eval_policy: str
+    """A key of :data:`fakedet.data.transforms.POLICIES`."""
+    num_workers: int
+    seed: int
+    real_only: bool
+    """Whether training serves reals only (stage 1)."""
+    max_quarantine: float
+    """Largest share of unreadable images in a split, 0 to 1."""
+    matcher: Matcher | None
+    """How images are matched when they are read; the checkpoint remembers it."""
+    held_out: tuple[tuple[str, ...], str]
+    """Generators held out, and what is measured then; see :func:`fakedet.data.manifest.hold_out`."""
+    seen_generators: list[str]
+    """Generators whose fakes are trained on."""
+    views_repeat: bool
+    """Whether a training image gives the same pixels each time, so that its features may be kept."""
+    test_split: str
+    """The split that :meth:`test_dataloader` loads; evaluation sets it."""
+
+    def prepare(self) -> None:
+        """Read what there is to check; mistakes in the data are errors here."""
+
+    def take_manifest_of(self, other: DataModule) -> None:
+        """Use the manifest of another data module of the same config; training calls it after stage 1."""
+
+    def require(self, *splits: str) -> None:
+        """Raise a UserError if a split cannot be trained on or measured."""
+
+    def has_split(self, split: str) -> bool:
+        """Return whether a split has any image."""
+
+    def describe(self) -> str:
+        """Return the numbers of images in one line, for the log."""
+
+    def read_bytes(self, row: int) -> bytes:
+        """Return the bytes of a row's image file; raise a DecodeError if that is impossible."""
+
+    def train_dataloader(self) -> Any:
+        """Return the loader of training batches; its batch sampler is seeded and draws by epoch."""
+
+    def val_dataloader(self) -> Any:
+        """Return the loader of the split "val": each image once over all ranks."""
+
+    def test_dataloader(self) -> Any:
+        """Return the loader of ``test_split``: each image once over all ranks."""
+
+    def bank_dataloader(self, limit: int, label: int = 0) -> Any:
+        """Return a loader of at most ``limit`` training images of a class, as evaluation sees them."""
+
+    def subset_dataloader(self, ids: NDArray[np.int64]) -> Any:
+        """Return a loader of these rows, as evaluation sees them."""
+
+
+def check_data_module(module: object, where: str = "data") -> DataModule:
+    """Check that an object offers what :class:`DataModule` asks for, without reading any data.
+
+    Args:
+        module: that a config named.
+        where: its place in the config, for the message.
+
+    Raises:
+        UserError: it is no LightningDataModule, or members are missing; all are listed.
+    """
+    name = f"{where}._target_={type(module).__module__}.{type(module).__qualname__}"
+    if not isinstance(module, LightningDataModule):
+        raise UserError(f"{name}: not a lightning.pytorch.LightningDataModule")
+    wanted = [*inspect.get_annotations(DataModule), *vars(DataModule)]
+    absent = object()
+    # Static: a property of the class counts, and is not computed, which might read the data.
+    missing = [member for member in wanted if not member.startswith("_")
+               and inspect.getattr_static(module, member, absent) is absent]  # fmt: skip
+    # Lightning's own class has every loader, as a method that only raises an error.
+    missing += [member for member in ("train_dataloader", "val_dataloader", "test_dataloader")
+                if getattr(type(module), member) is getattr(LightningDataModule, member)]  # fmt: skip
+    if missing:
+        raise UserError(
+            f"{name} has no {', '.join(missing)}; see fakedet.data.datamodule.DataModule, or make it a subclass of "
+            "fakedet.data.datamodule.ImageDataModule, which has them all"
+        )
+    return cast(DataModule, module)
+
+
 class ImageDataModule(LightningDataModule):
-    """Serve the images of a manifest.
+    """The images of a manifest; see the module's docstring on subclassing it.
 
     Args:
         manifest: the table; see :func:`fakedet.data.manifest.load_manifest`.
-        root: folder that its paths are relative to; None: its own folder.
-        pairs: generator → the reals it is compared with; see :mod:`fakedet.metrics.per_generator`.
-        crop_size: side of the square that the detector sees.
+        root: folder that the table's paths are relative to; None: the table's own folder.
+        pairs: generator → the reals it is compared with; see :mod:`fakedet.metrics.pairing`.
+        crop_size: side of the square that the detector sees, in pixels.
         eval_policy: "crop", "multi-crop" or "resize".
         batch_size: of the global training batch, over all ranks.
-        eval_batch_size: of evaluation, a rank.
+        eval_batch_size: of evaluation, on each rank.
         num_workers: processes that load images.
-        steps_per_epoch: None: as many as one pass over the training rows takes.
-        max_quarantine: largest share of unreadable images.
+        steps_per_epoch: training steps of an epoch; None: as many as one pass over the training rows takes.
+        max_quarantine: largest share of unreadable images in a split, 0 to 1.
         max_train_reals: train on at most this many reals, evenly thinned; None: all.
-        allow_group_leak: see :func:`fakedet.data.manifest.load_manifest`.
+        allow_group_leak: accept a group of images that is in several splits.
         hold_out: generators whose fakes are not trained on; see :func:`fakedet.data.manifest.hold_out`.
-        measure: what is tested where generators are held out, "test" or "held_out".
+        measure: what is tested if generators are held out, "test" or "held_out".
         match: settings of a :class:`fakedet.data.match.Matcher`; without a size, images are taken as they are.
         shard_window: shards of each stratum that are open at a time; see :class:`BalancedBatchSampler`.
         shard_cache: folder for shards of an object store; None: litdata's own.
-        augment: makes the training views.
+        augment: makes the training views; None: random crops only.
         views: views of each training image.
-        real_only: serve reals only in training (stage 1).
+        real_only: serve only reals in training (stage 1).
         seed: of sampling and augmentation.
+
+    Raises:
+        UserError: a value is out of range. Nothing is read until the manifest is first used.
     """
 
     def __init__(
@@ -105,80 +193,102 @@ class ImageDataModule(LightningDataModule):
         match: Mapping[str, Any] | None = None,
         shard_window: int = 4,
         shard_cache: str | None = None,
-        augment: Augmentation | None = None,
+        augment: Augment | None = None,
         views: int = 1,
         real_only: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.matcher = make_matcher(dict(match or {}))
-        check_settings(
-            eval_policy, num_workers, max_quarantine, self.matcher, crop_size=crop_size, batch_size=batch_size,
-            eval_batch_size=eval_batch_size, views=views, steps_per_epoch=steps_per_epoch,
-            max_train_reals=max_train_reals, shard_window=shard_window,
-        )  # fmt: skip
-        self.source = (manifest, root)
+        self.table, self.root, self.allow_group_leak = manifest, root, allow_group_leak
         self.pairs, self.crop_size, self.eval_policy = pairs, crop_size, eval_policy
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.num_workers, self.steps_per_epoch = num_workers, steps_per_epoch
-        self.max_quarantine, self.max_train_reals = max_quarantine, max_train_reals
-        self.allow_group_leak = allow_group_leak
-        self.held_out = (tuple(hold_out), measure)
+        self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
+        self.steps_per_epoch, self.max_train_reals = steps_per_epoch, max_train_reals
+        self.max_quarantine, self.held_out = max_quarantine, (tuple(hold_out), measure)
+        self.matcher = make_matcher(match)
+        self.shard_window, self.shard_cache = shard_window, shard_cache
         self.augment = augment or Augmentation("none")
         self.views, self.real_only, self.seed = views, real_only, seed
-        self.test_split, self.shard_window, self.shard_cache = "test", shard_window, shard_cache
-        self._manifest: Manifest | None = None
-        self.as_read: Manifest | None = None  # before anything is held out
-        self._image_source: Source | None = None
-        self._cells: dict[str, Cells] = {}
-        self._measured = "val"
+        self.test_split, self._measured = "test", "val"
         self._training: ImageLoader | None = None
         self._position: dict[str, int] = {}
+        self._cells: dict[str, Cells] = {}
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        for name in ("crop_size", "batch_size", "eval_batch_size", "views", "steps_per_epoch", "max_train_reals",
+                     "shard_window"):  # fmt: skip
+            size = getattr(self, name)
+            if size is None and name in ("steps_per_epoch", "max_train_reals"):
+                continue
+            if not isinstance(size, int) or size < 1:
+                raise UserError(f"data.{name}={size}: must be a whole number, at least 1")
+        check_workers(self.num_workers)
+        choose(self.eval_policy, POLICIES, "data.eval_policy")
+        if not 0 <= self.max_quarantine <= 1:
+            raise UserError(f"data.max_quarantine={self.max_quarantine}: must be a share between 0 and 1")
+        if self.matcher is not None and self.matcher.size < self.crop_size:
+            raise UserError(
+                f"data.crop_size={self.crop_size} is larger than data.match.size={self.matcher.size}; crops are cut "
+                "from matched images"
+            )
+
+    # --- what a subclass may override ------------------------------------------------------------------
+
+    def read_manifest(self) -> Manifest:
+        """Return the manifest; called once."""
+        # A URL of shards is no path: Path would remove a slash.
+        root = self.root if self.root is None or "://" in self.root else Path(self.root)
+        return load_manifest(self.table, root, self.allow_group_leak)
+
+    def make_source(self) -> Source:
+        """Return what reads the bytes of a row of the manifest; called once, before matching."""
+        manifest = self.manifest
+        if manifest.shards is None:
+            return FileSource(manifest.root, manifest.frame["path"].tolist())
+        assert manifest.digests is not None
+        position, size = manifest.fact("position"), manifest.fact("bytes")
+        return ShardSource(manifest.shards, position, size, manifest.digests[0], self.shard_cache)
 
     # --- the data --------------------------------------------------------------------------------------
 
-    def locate(self) -> tuple[Path, Path | str | None]:
-        """Give the manifest's path and root; a subclass may make them first."""
-        manifest, root = self.source
-        # A URL is no path: Path would take a slash out of it.
-        return Path(manifest), root if root is None or "://" in root else Path(root)
+    @cached_property
+    def as_read(self) -> Manifest:
+        """The manifest before generators are held out."""
+        manifest = self.read_manifest()
+        for note in manifest.notes:
+            log.info("%s: %s", manifest.path.name, note)
+        if self.num_workers > cores():
+            log.info("data.num_workers=%d on %d cores: rarely faster", self.num_workers, cores())
+        return manifest
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The checked manifest; reading it is the first thing that touches the disk."""
+        return hold_out(self.as_read, *self.held_out)
 
     def prepare(self) -> None:
-        """Read and check the manifest, once."""
-        if self._manifest is None:
-            path, root = self.locate()
-            manifest = load_manifest(path, root, self.allow_group_leak)
-            self._manifest, self.as_read = hold_out(manifest, *self.held_out), manifest
-            for note in manifest.notes:
-                log.info("%s: %s", path.name, note)
-            if self.num_workers > cores():
-                log.info("data.num_workers=%d on %d cores: rarely faster", self.num_workers, cores())
+        """Read and check the manifest, if that has not happened yet."""
+        _ = self.manifest
 
-    def take_manifest_of(self, other: ImageDataModule) -> None:
+    @cached_property
+    def image_source(self) -> Source:
+        """What reads the bytes of a row, matched if the settings say so."""
+        source = self.make_source()
+        if self.matcher is None:
+            return source
+        return MatchedSource(source, self.matcher, self.manifest.frame["path"].tolist())
+
+    def take_manifest_of(self, other: DataModule) -> None:
         """Use the manifest of another data module over the same data instead of reading it again."""
-        self._manifest, self.as_read = other.manifest, other.as_read
+        self.as_read, self.manifest = other.as_read, other.manifest
 
     def read_bytes(self, row: int) -> bytes:
-        """Read the file of a row, matched if that is asked for.
+        """Return the bytes of a row's image, matched if the settings say so.
 
         Raises:
             DecodeError: it cannot be read or matched.
         """
         return self.image_source.read(row)
-
-    @property
-    def image_source(self) -> Source:
-        """Where the images' bytes come from, matched if that is asked for."""
-        if self._image_source is None:
-            self._image_source = make_source(self.manifest, self.matcher, self.shard_cache)
-        return self._image_source
-
-    @property
-    def manifest(self) -> Manifest:
-        """The checked manifest."""
-        self.prepare()
-        assert self._manifest is not None
-        return self._manifest
 
     def setup(self, stage: str) -> None:
         """Read the manifest, and remember which split :attr:`cells` pairs: the one that will be measured."""
@@ -187,10 +297,10 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def cells(self) -> Cells:
-        """The metric's cells, and their pairing among the rows of the split that is measured.
+        """The metric's cells, paired among the rows of the split that is measured.
 
-        Pairing within the split, as the report pairs its predictions: reals that only the training split has
-        are no counterparts of a test.
+        Reports pair their predictions in the same way: reals that only the training split has are not compared with
+        the fakes of a test.
         """
         if self._measured not in self._cells:
             self._cells[self._measured] = make_cells(self.manifest, self.pairs, self._measured)
@@ -198,8 +308,8 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def views_repeat(self) -> bool:
-        """Whether a training image looks the same each time: no augmentation, and no larger than the crop."""
-        if not self.augment.only_crops:
+        """Whether a training image gives the same pixels each time: no augmentation, and no larger than the crop."""
+        if not getattr(self.augment, "only_crops", False):
             return False
         if self.matcher is not None:
             return bool(self.matcher.size == self.crop_size)
@@ -207,7 +317,7 @@ class ImageDataModule(LightningDataModule):
         if facts is None or not {"width", "height"} <= set(facts.column_names):
             return False
         ids = self._training_rows().index.to_numpy()
-        # Text in a CSV table, and of some images the size may not be known.
+        # Sizes are text in a CSV table, and may be missing.
         sides = (pd.to_numeric(facts[side].to_pandas(), errors="coerce") for side in ("width", "height"))
         return all(bool((side.to_numpy()[ids] == self.crop_size).all()) for side in sides)
 
@@ -221,8 +331,8 @@ class ImageDataModule(LightningDataModule):
         """Check that there is something to train on and to measure.
 
         Raises:
-            UserError: a split is empty; for a detector's training and validation, also one without reals or
-                without fakes, because batches need both and so does the mAP that chooses the weights.
+            UserError: a split is empty, or the split "train" or "val" lacks a class that the method needs: balanced
+                batches and the mAP that chooses the weights need both, stage 1 needs reals.
         """
         for split in splits:
             self.manifest.require(split, both_classes=split in ("train", "val") and not self.real_only)
@@ -230,15 +340,14 @@ class ImageDataModule(LightningDataModule):
             raise UserError("the split 'train' has no real images (label 0); stage 1 learns from those alone")
 
     def has_split(self, split: str) -> bool:
-        """Say whether a split has any image."""
+        """Return whether a split has any image."""
         return not self.manifest.rows(split).empty
 
     def describe(self) -> str:
-        """Count images per split and class in one line."""
+        """Return the numbers of reals and fakes of each split in one line."""
         parts = []
         for split in ("train", "val", "test"):
-            rows = self._training_rows() if split == "train" else self.manifest.rows(split)
-            labels = rows["label"]
+            labels = (self._training_rows() if split == "train" else self.manifest.rows(split))["label"]
             parts.append(f"{split} {int((labels == 0).sum())} real + {int((labels == 1).sum())} fake")
         return ", ".join(parts)
 
@@ -248,20 +357,22 @@ class ImageDataModule(LightningDataModule):
         """Load balanced batches; stage 1 gets reals only."""
         rows = self._training_rows()
         ids = rows.index.to_numpy()
-        rank, world_size = _ranks()
         # Rounded up: one pass leaves no row out for lack of a whole batch.
         steps = self.steps_per_epoch or -(-len(rows) // self.batch_size)
+        shards = (
+            None if self.manifest.shards is None else Shards(self.manifest.fact("shard"), self.shard_window)
+        )
         sampler = BalancedBatchSampler(
             ids, rows["label"].to_numpy(), rows["generator"].tolist(), rows["source"].tolist(),
-            self.batch_size, steps, self.seed, self.real_only, rank, world_size, self._shards(),
+            self.batch_size, steps, self.seed, self.real_only, *_rank_and_world_size(), shards,
         )  # fmt: skip
         dataset = ImageDataset(
-            self.manifest, self.cells.codes, self.augment, self.crop_size, self.views, ids, self.image_source
+            self.manifest, self.cells.codes, self.image_source, self.augment, self.crop_size, self.views, ids
         )
         if self._position:
             sampler.set_epoch(self._position["epoch"])
             sampler.set_start_step(self._position["step"])
-        self._training = self._loader(dataset, sampler)
+        self._training = make_loader(dataset, sampler, self.num_workers, self.seed)
         return self._training
 
     def state_dict(self) -> dict[str, int]:
@@ -281,52 +392,46 @@ class ImageDataModule(LightningDataModule):
         return self.eval_dataloader("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Load the split named by ``test_split``."""
+        """Load the split that ``test_split`` names."""
         return self.eval_dataloader(self.test_split)
 
     def eval_dataloader(self, split: str) -> DataLoader[Any]:
         """Load every image of a split once over all ranks, in order, nothing padded or dropped."""
-        return self._eval_loader(self.manifest.rows(split).index.to_numpy(), *_ranks())
+        return self._evaluation_loader(self.manifest.rows(split).index.to_numpy(), *_rank_and_world_size())
 
     def bank_dataloader(self, limit: int, label: int = 0) -> DataLoader[Any]:
         """Load at most ``limit`` training reals (label 1: fakes), evenly thinned, as evaluation sees them."""
         rows = self._training_rows()
-        return self._eval_loader(_thinned(rows.index[rows["label"] == label].to_numpy(), limit), 0, 1)
+        return self._evaluation_loader(_thin(rows.index[rows["label"] == label].to_numpy(), limit), 0, 1)
 
     def subset_dataloader(self, ids: NDArray[np.int64]) -> DataLoader[Any]:
-        """Load these rows, as evaluation sees them, on every rank alike."""
-        return self._eval_loader(ids, 0, 1)
+        """Load these rows, as evaluation sees them, all of them on every rank."""
+        return self._evaluation_loader(ids, 0, 1)
 
-    def _eval_loader(self, ids: NDArray[np.int64], rank: int, world_size: int) -> DataLoader[Any]:
+    def _evaluation_loader(self, ids: NDArray[np.int64], rank: int, world_size: int) -> DataLoader[Any]:
         dataset = EvaluationDataset(
-            self.manifest, self.cells.codes, self.eval_policy, self.crop_size, self.image_source
+            self.manifest, self.cells.codes, self.image_source, self.eval_policy, self.crop_size
         )
-        return self._loader(dataset, EvaluationSampler(ids, self.eval_batch_size, rank, world_size))
-
-    def _loader(self, dataset: Any, sampler: Any) -> ImageLoader:
+        sampler = EvaluationSampler(ids, self.eval_batch_size, rank, world_size)
         return make_loader(dataset, sampler, self.num_workers, self.seed)
-
-    def _shards(self) -> Shards | None:
-        if self.manifest.shards is None:
-            return None
-        return Shards(self.manifest.fact("shard"), self.shard_window)
 
     def _training_rows(self) -> Any:
         rows = self.manifest.rows("train")
         if self.max_train_reals is not None:
-            kept = _thinned(rows.index[rows["label"] == 0].to_numpy(), self.max_train_reals)
+            kept = _thin(rows.index[rows["label"] == 0].to_numpy(), self.max_train_reals)
             rows = rows[(rows["label"] == 1) | rows.index.isin(kept)]
         return rows[rows["label"] == 0] if self.real_only else rows
 
 
-def _thinned(ids: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+def _thin(ids: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Keep at most this many, evenly spaced."""
     if len(ids) <= most:
         return ids
     kept: NDArray[np.int64] = ids[np.linspace(0, len(ids) - 1, most).round().astype(int)]
     return kept
 
 
-def _ranks() -> tuple[int, int]:
+def _rank_and_world_size() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1

@@ -1,4 +1,8 @@
-"""data/decode"""
+"""Decoding: image files to 8-bit RGB by fixed rules, and what their headers say.
+
+OpenCV decodes plain 8-bit JPEG, PNG, WebP and BMP, PIL everything else; where both can, they agree bit for bit. A file
+that cannot be read is a :class:`DecodeError` with a short reason, never a crash.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,25 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
-LONGEST = 200
+MAX_PIXELS = 100_000_000
+"""Images with more pixels are refused before they are decoded."""
+MAX_BYTES = 256 * 2**20
+"""Larger files are refused before they are read."""
+LONGEST_MESSAGE = 200
+# PIL registers some of its readers only when a file needs them; the list must not depend on that.
+Image.init()
+FORMATS = tuple(
+    name for name in ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF") if name in Image.OPEN
+)
+"""What PIL may try. Its other readers are rare, slow, or run programs (EPS)."""
+JPEG = ("JPEG", "MPO")
+OPENCV_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+JPEG_END = b"\xff\xd9"
+PNG_SIGNATURE_BYTES = 8
+PNG_DEPTH_BYTE = 24
+"""Place of a PNG's bit depth, which PIL does not tell."""
+ORIENTATION = 0x0112  # an EXIF tag
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF tags and a value
 
 
 class DecodeError(Exception):
@@ -29,36 +51,109 @@ class DecodeError(Exception):
         self.reason = reason
 
 
-def said(error: Exception) -> str:
-    """Give a library's message as one short line that can be printed; the files it quotes may hold anything."""
+def _one_line(error: Exception) -> str:
+    """Return a library's message as one short printable line; the files that it quotes may hold anything."""
     if isinstance(error, MemoryError):
         return "not enough memory"
     text = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
-    return text[:LONGEST] or type(error).__name__
+    return text[:LONGEST_MESSAGE] or type(error).__name__
 
 
-# ITU-T T.81, Annex K, table K.1: the luminance table that the IJG's library scales by its quality.
-LUMINANCE = np.array([
-    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56,
-    14, 17, 22, 29, 51, 87, 80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92,
-    49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
-])  # fmt: skip
-JPEG = ("JPEG", "MPO")
+# --- files ---------------------------------------------------------------------------------------------
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """Read a file.
+
+    Raises:
+        DecodeError: missing, no permission, not a regular file, or too large. The last two are checked before anything
+            is read, because reading a pipe would never end.
+    """
+    try:
+        found = os.stat(path)
+        if stat.S_ISDIR(found.st_mode):
+            raise DecodeError("a folder, not a file")
+        if not stat.S_ISREG(found.st_mode):
+            raise DecodeError("not a regular file")
+        if found.st_size > MAX_BYTES:
+            raise DecodeError(f"too large: {found.st_size} bytes, the limit is {MAX_BYTES}")
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise DecodeError("no such file") from None
+    except PermissionError:
+        raise DecodeError("no permission to read it") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        raise DecodeError(f"cannot be read: {_one_line(error)}") from None
+
+
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Read an image file as 8-bit RGB; see :func:`decode_image`.
+
+    Raises:
+        DecodeError: missing, no permission, empty, truncated, not an image, or too many pixels.
+    """
+    return decode_image(read_bytes(path), max_pixels)
+
+
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Decode the bytes of an image file as 8-bit RGB, by these rules:
+
+    * EXIF orientation is applied.
+    * Transparent images are laid on white.
+    * Greyscale is replicated to three channels; palettes are looked up.
+    * 16-bit samples keep their high byte, 12-bit ones their upper 8 bits; deeper and signed ones are refused.
+    * CMYK is converted without a colour profile, inverted where Adobe says so; embedded profiles are ignored
+      everywhere.
+    * The first frame of an animation is taken.
+    * A JPEG whose data end before its end marker is refused, though decoders would fill it up silently.
+
+    Args:
+        data: bytes of the file.
+        max_pixels: images whose header names more pixels are refused before they are decoded.
+
+    Returns:
+        (H, W, 3) uint8, RGB, contiguous, writable.
+
+    Raises:
+        DecodeError: empty, truncated, not an image, or too many pixels.
+    """
+    header = _open(data, max_pixels)
+    width, height = header.size
+    if header.format in JPEG and not jpeg_ends(data):
+        raise DecodeError("truncated JPEG: its end marker is missing")
+    if _is_plain(header, data):
+        pixels = _decode_opencv(data)
+        if pixels is not None and pixels.shape == (height, width, 3):
+            return pixels
+    return _turned(_decode_pil(header, data), _orientation(header))
+
+
+def decode_opened(image: Image.Image) -> NDArray[np.uint8]:
+    """Convert an image that PIL opened or made, by the rules of :func:`decode_image`.
+
+    Raises:
+        DecodeError: see :func:`decode_image`.
+    """
+    # The file's bytes are not at hand: these stand for a PNG of 8 bits without chunks to check.
+    return _turned(_decode_pil(image, bytes(PNG_DEPTH_BYTE) + b"\x08"), _orientation(image))
+
+
+# --- headers -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Facts of an image file that need no pixel."""
+    """What an image file's header says; no pixel is decoded for it."""
 
     format: str
     """PIL's name: JPEG, PNG, WEBP, ..."""
     width: int
     height: int
     jpeg_quality: int
-    """1 ... 100: the quality of the IJG's library whose luminance table is nearest; 0 if not a JPEG."""
+    """1 ... 100: the quality of the IJG library whose luminance table is nearest; 0 if not a JPEG."""
     jpeg_tables: str
-    """A name for the quantisation tables and chroma subsampling: equal names, equal encoder settings; "" if
-    not a JPEG."""
+    """A name for the quantisation tables and the chroma subsampling: equal names, equal encoder settings; "" if not a
+    JPEG."""
 
 
 def parse_header(data: bytes) -> Header:
@@ -70,44 +165,54 @@ def parse_header(data: bytes) -> Header:
     Raises:
         DecodeError: empty, not an image, damaged, or too many pixels.
     """
-    if not data:
-        raise DecodeError("empty file")
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError:
-        raise DecodeError(f"too many pixels: the limit is {MAX_PIXELS}") from None
-    except Image.UnidentifiedImageError:
-        raise DecodeError("not an image of a known format, or its header is truncated") from None
-    except Exception as error:  # PIL's readers raise whatever a damaged header makes them stumble over
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DecodeError(f"damaged header: {reason}") from None
-    header = header_of(image)
-    if header.width * header.height > MAX_PIXELS:
-        raise DecodeError(f"too many pixels: {header.width}x{header.height}, the limit is {MAX_PIXELS}")
-    return header
+    return header_of(_open(data, MAX_PIXELS))
 
 
 def header_of(image: Image.Image) -> Header:
-    """Give the header of an opened image; the format of one that was made in memory is ""."""
+    """Return the header of an image that PIL opened; the format of one that was made in memory is ""."""
     kind = str(image.format or "")
-    quality, tables = _jpeg(image) if kind in JPEG else (0, "")
-    return Header(kind, *image.size, quality, tables)
-
-
-def _jpeg(image: Image.Image) -> tuple[int, str]:
-    found: dict[int, list[int]] = getattr(image, "quantization", None) or {}
-    # PIL knows the sampling factors of each component as (id, horizontal, vertical, table).
+    if kind not in JPEG:
+        return Header(kind, *image.size, 0, "")
+    tables: dict[int, list[int]] = getattr(image, "quantization", None) or {}
+    # PIL holds each component as (id, horizontal sampling, vertical sampling, table).
     layers = [layer[1:3] for layer in getattr(image, "layer", [])]
-    name = hashlib.sha256(repr((sorted(found.items()), layers)).encode()).hexdigest()[:12]
-    luminance = found.get(0) or next(iter(found.values()), None)
-    return (nearest_quality(tuple(luminance)) if luminance else 0), name
+    name = hashlib.sha256(repr((sorted(tables.items()), layers)).encode()).hexdigest()[:12]
+    luminance = tables.get(0) or next(iter(tables.values()), None)
+    return Header(kind, *image.size, nearest_quality(tuple(luminance)) if luminance else 0, name)
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    """Parse the header."""
+    if not data:
+        raise DecodeError("empty file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about large images; the limit here is max_pixels
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise DecodeError(f"too many pixels: the limit is {max_pixels}") from None
+    except Image.UnidentifiedImageError:
+        raise DecodeError("not an image of a known format, or its header is truncated") from None
+    except Exception as error:  # PIL's readers raise errors of many types on damaged headers
+        raise DecodeError(f"damaged header: {_one_line(error)}") from None
+    width, height = image.size
+    if width * height > max_pixels:
+        raise DecodeError(f"too many pixels: {width}x{height}, the limit is {max_pixels}")
+    return image
+
+
+# ITU-T T.81, Annex K, table K.1: the luminance table that the IJG library scales by its quality.
+LUMINANCE = np.array([
+    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56,
+    14, 17, 22, 29, 51, 87, 80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92,
+    49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
+])  # fmt: skip
 
 
 @lru_cache(maxsize=4096)
 def nearest_quality(table: tuple[int, ...]) -> int:
-    """Name the quality, 1 ... 100, of the standard luminance table that lies nearest to a table of 64."""
-    distance = np.abs(_standard_tables() - np.asarray(table[:64])).sum(axis=1)
-    return int(np.argmin(distance)) + 1
+    """Return the quality, 1 ... 100, of the standard luminance table that is nearest to a table of 64."""
+    return int(np.argmin(np.abs(_standard_tables() - np.asarray(table[:64])).sum(axis=1))) + 1
 
 
 @lru_cache(maxsize=1)
@@ -118,93 +223,137 @@ def _standard_tables() -> NDArray[np.int64]:
     return scaled
 
 
-SIGNATURE = 8
-"""Bytes before the first chunk."""
+def jpeg_ends(data: bytes) -> bool:
+    """Return whether the end marker follows the scan; the one of an embedded thumbnail does not count."""
+    position = 2
+    while position + 4 <= len(data):
+        if data[position] != 0xFF:  # junk between segments, which decoders skip
+            position = data.find(b"\xff", position)
+            if position < 0:
+                return False
+            continue
+        marker = data[position + 1]
+        if marker in (0x00, 0xFF):  # a byte of that junk, a fill byte
+            position += 1
+        elif marker == 0xDA:  # start of scan: entropy-coded data cannot hold an end marker by chance
+            return data.rfind(JPEG_END, position) >= 0  # almost always the last two bytes
+        else:
+            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return False
 
 
-def check_pixels(data: bytes) -> None:
-    """Check the chunks that hold the pixels, as libpng does when OpenCV decodes.
+def _orientation(header: Image.Image) -> int:
+    if "exif" not in header.info:
+        return 1
+    try:
+        return int(header.getexif().get(ORIENTATION, 1))
+    except Exception:  # damaged metadata say nothing about the pixels
+        return 1
 
-    Raises:
-        DecodeError: one is not what was written.
-    """
-    view, position = memoryview(data), SIGNATURE
+
+# --- pixels, by OpenCV ---------------------------------------------------------------------------------
+
+
+def _is_plain(header: Image.Image, data: bytes) -> bool:
+    """Return whether OpenCV decodes this image exactly as PIL does."""
+    if header.format not in OPENCV_FORMATS or header.mode not in ("L", "RGB"):
+        return False
+    if "transparency" in header.info or getattr(header, "n_frames", 1) > 1:
+        return False
+    if header.format != "PNG":
+        return _orientation(header) == 1
+    # With a colour profile libpng may write warnings to the terminal. 16-bit RGB has the mode RGB too.
+    if "icc_profile" in header.info or data[PNG_DEPTH_BYTE] != 8:
+        return False
+    # Without its last chunk the file is truncated, and PIL says so without libpng's output. EXIF may turn it.
+    position = PNG_SIGNATURE_BYTES
     while position + 12 <= len(data):
-        end = position + 8 + int.from_bytes(view[position : position + 4], "big")
         kind = data[position + 4 : position + 8]
-        wrong = kind == b"IDAT" and zlib.crc32(view[position + 4 : end]) != int.from_bytes(
-            view[end : end + 4], "big"
-        )
-        if wrong:
-            raise DecodeError("damaged PNG: the checksum of its pixels is wrong")
-        if kind == b"IEND":
-            return
-        position = end + 4
+        if kind in (b"IEND", b"eXIf"):
+            return kind == b"IEND"
+        position += 12 + int.from_bytes(data[position : position + 4], "big")
+    return False
 
 
-BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
+def _decode_opencv(data: bytes) -> NDArray[np.uint8] | None:
+    """Decode with OpenCV; None where it cannot, so that PIL finds the reason."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        return None
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+    return None if pixels is None else pixels.astype(np.uint8, copy=False)
 
 
-def decode_pil(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
-    """Decode an opened image by the rules of :func:`fakedet.data.decode.read_image`, but for its orientation.
+# --- pixels, by PIL ------------------------------------------------------------------------------------
 
-    Args:
-        image: opened, not yet loaded.
-        data: the file that it was opened from.
 
-    Returns:
-        (H, W, 3) uint8, writable and contiguous.
-
-    Raises:
-        DecodeError: truncated, damaged, or of a kind without a rule.
-    """
+def _decode_pil(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
+    """Decode an opened image by the rules of :func:`decode_image`, except for its orientation."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged metadata
+            warnings.simplefilter("ignore")  # about damaged metadata
             image.load()
     except Exception as error:  # truncated or damaged in any of the ways that PIL's readers know
-        reason = said(error)
+        reason = _one_line(error)
         raise DecodeError(reason if "truncated" in reason else f"truncated or damaged: {reason}") from None
+    depth = 8
     if image.format == "PNG":
-        check_pixels(data)
+        _check_png_pixels(data)
+        depth = data[PNG_DEPTH_BYTE]
     try:
-        # Byte 24 of a PNG is its bit depth, which PIL does not tell.
-        depth = data[24] if image.format == "PNG" else 8
-        return np.array(_to_rgb(image, depth), order="C")  # PIL's own buffer is read-only
+        return np.array(_to_rgb(image, depth), order="C")  # a copy: PIL's own buffer is read-only
     except DecodeError:
         raise
     except Exception as error:
-        raise DecodeError(f"cannot be converted to RGB: {said(error)}") from None
+        raise DecodeError(f"cannot be converted to RGB: {_one_line(error)}") from None
+
+
+def _check_png_pixels(data: bytes) -> None:
+    """Check the checksums of the chunks that hold the pixels, as libpng does when OpenCV decodes."""
+    view, position = memoryview(data), PNG_SIGNATURE_BYTES
+    while position + 12 <= len(data):
+        end = position + 8 + int.from_bytes(view[position : position + 4], "big")
+        kind = data[position + 4 : position + 8]
+        if kind == b"IEND":
+            return
+        checksum = int.from_bytes(view[end : end + 4], "big")
+        if kind == b"IDAT" and zlib.crc32(view[position + 4 : end]) != checksum:
+            raise DecodeError("damaged PNG: the checksum of its pixels is wrong")
+        position = end + 4
 
 
 def _to_rgb(image: Image.Image, png_depth: int) -> NDArray[np.uint8]:
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-        return _high_byte(image)
-    if image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
-        # Adobe alone writes inks inverted; PIL takes all files for Adobe's.
+        return _deep_grey_to_rgb(image)
+    if image.mode == "CMYK" and image.format in JPEG and "adobe" not in image.info:
+        # Only Adobe writes inks inverted; PIL takes all files for Adobe's.
         image = ImageChops.invert(image)
     transparent = image.info.get("transparency")
     if "A" in image.mode or "a" in image.mode or transparent is not None:
         if image.format == "PNG" and png_depth != 8 and image.mode in ("L", "RGB"):
-            image.info["transparency"] = _as_8_bit(transparent, png_depth)
+            image.info["transparency"] = _to_8_bit(transparent, png_depth)
         layered = image.convert("RGBA")
-        white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, layered)
+        image = Image.alpha_composite(Image.new("RGBA", layered.size, (255, 255, 255, 255)), layered)
     return np.asarray(image.convert("RGB"))
 
 
-def _as_8_bit(colour: Any, depth: int) -> Any:
-    """Give a PNG's transparent colour in the samples that PIL made of the file's.
+def _to_8_bit(colour: Any, depth: int) -> Any:
+    """Convert a PNG's transparent colour as PIL converts the file's samples.
 
-    Of 16-bit colour PIL keeps high bytes, so that all colours that share them are transparent.
+    PIL keeps the high bytes of 16-bit colour, so all colours that share them are transparent.
     """
     if isinstance(colour, tuple):
-        return tuple(_as_8_bit(sample, depth) for sample in colour)
+        return tuple(_to_8_bit(sample, depth) for sample in colour)
     return colour >> 8 if depth == 16 else colour * 255 // (2**depth - 1)
 
 
-def _high_byte(image: Image.Image) -> NDArray[np.uint8]:
-    """Reduce deep grey samples to 8 bits."""
+def _deep_grey_to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Reduce grey samples of 9 to 16 bits to 8 bits."""
     if image.mode == "F":
         raise DecodeError("floating-point pixels: their range is not known")
     values, bits = np.asarray(image), 16
@@ -226,186 +375,8 @@ def _high_byte(image: Image.Image) -> NDArray[np.uint8]:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-MAX_PIXELS = 100_000_000
-"""Images with more pixels than this are refused before they are decoded."""
-MAX_BYTES = 256 * 2**20
-"""Files larger than this are refused before they are read."""
-# PIL registers some of its readers only when a file needs them; the list must not depend on that.
-Image.init()
-FORMATS = tuple(
-    name for name in ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF") if name in Image.OPEN
-)
-"""What PIL may try. Its other readers are rare, slow, or run programs (EPS)."""
-OPENCV_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-ORIENTATION = 0x0112
-JPEG_END = b"\xff\xd9"
-
-
-def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Read an image file as 8-bit RGB.
-
-    OpenCV decodes plain 8-bit RGB and greyscale JPEG, PNG, WebP and BMP, PIL everything else; where both
-    can, they agree bit for bit. The rules:
-
-    * EXIF orientation is applied.
-    * Transparent images are laid on white.
-    * Greyscale is replicated to three channels; palettes are looked up.
-    * 16-bit samples keep their high byte, 12-bit ones their upper 8 bits; deeper and signed ones are refused.
-    * CMYK is converted without a colour profile, inverted where Adobe says so; embedded profiles are ignored
-      everywhere.
-    * Of an animation, the first frame counts.
-    * A JPEG whose data end before its end marker is truncated, though decoders would fill it up in silence.
-
-    Args:
-        path: the file.
-        max_pixels: refuse images with more pixels than this, by their header, before decoding.
-
-    Returns:
-        (H, W, 3) uint8, RGB, contiguous.
-
-    Raises:
-        DecodeError: missing, no permission, empty, truncated, not an image, or too many pixels.
-    """
-    return decode_image(read_bytes(path), max_pixels)
-
-
-def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Decode the bytes of an image file; see :func:`read_image`."""
-    if not data:
-        raise DecodeError("empty file")
-    header = _open(data)
-    width, height = header.size
-    if width * height > max_pixels:
-        raise DecodeError(f"too many pixels: {width}x{height}, the limit is {max_pixels}")
-    if header.format in ("JPEG", "MPO") and not jpeg_ends(data):
-        raise DecodeError("truncated JPEG: its end marker is missing")
-    if _is_plain(header, data):
-        pixels = _decode_opencv(data)
-        if pixels is not None and pixels.shape == (height, width, 3):
-            return pixels
-    return _turned(decode_pil(header, data), _orientation(header))
-
-
-def decode_opened(image: Image.Image) -> NDArray[np.uint8]:
-    """Convert an image that PIL opened or made by the rules of :func:`read_image`, its orientation included.
-
-    Raises:
-        DecodeError: see :func:`read_image`.
-    """
-    # The file's bytes are not at hand: these stand for a PNG of 8 bits without chunks to check.
-    return _turned(decode_pil(image, bytes(24) + b"\x08"), _orientation(image))
-
-
-def read_bytes(path: str | Path) -> bytes:
-    """Read a file.
-
-    Raises:
-        DecodeError: missing, no permission, not a regular file, or too large. The latter two are found before
-            anything is read: a pipe would never end.
-    """
-    try:
-        found = os.stat(path)
-        if stat.S_ISDIR(found.st_mode):
-            raise DecodeError("a folder, not a file")
-        if not stat.S_ISREG(found.st_mode):
-            raise DecodeError("not a regular file")
-        if found.st_size > MAX_BYTES:
-            raise DecodeError(f"too large: {found.st_size} bytes, the limit is {MAX_BYTES}")
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise DecodeError("no such file") from None
-    except PermissionError:
-        raise DecodeError("no permission to read it") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
-        raise DecodeError(f"cannot be read: {said(error)}") from None
-
-
-def _open(data: bytes) -> Image.Image:
-    """Parse the header; no pixel is decoded."""
-    try:
-        with warnings.catch_warnings():
-            # PIL warns about large images; the limit here is max_pixels.
-            warnings.simplefilter("ignore")
-            return Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise DecodeError(f"too many pixels: {said(error)}") from None
-    except Image.UnidentifiedImageError:
-        raise DecodeError("not an image of a known format, or its header is truncated") from None
-    except Exception as error:  # PIL's readers raise whatever a damaged header makes them stumble over
-        raise DecodeError(f"damaged header: {said(error)}") from None
-
-
-def jpeg_ends(data: bytes) -> bool:
-    """Say whether the end marker follows the scan; the one of an embedded thumbnail does not count."""
-    position = 2
-    while position + 4 <= len(data):
-        if data[position] != 0xFF:  # junk between segments, which decoders skip
-            position = data.find(b"\xff", position)
-            if position < 0:
-                return False
-            continue
-        marker = data[position + 1]
-        if marker in (0x00, 0xFF):  # a byte of that junk, a fill byte
-            position += 1
-        elif marker == 0xDA:  # start of scan: entropy-coded data cannot hold an end marker by chance
-            return data.rfind(JPEG_END, position) >= 0  # almost always the last two bytes
-        else:
-            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return False
-
-
-def _is_plain(header: Image.Image, data: bytes) -> bool:
-    """Say whether OpenCV decodes this image exactly as PIL does."""
-    if header.format not in OPENCV_FORMATS or header.mode not in ("L", "RGB"):
-        return False
-    # With a colour profile libpng may write warnings to the terminal; PIL ignores profiles as we do.
-    if header.format == "PNG" and "icc_profile" in header.info:
-        return False
-    if "transparency" in header.info or getattr(header, "n_frames", 1) > 1:
-        return False
-    if header.format == "PNG":
-        # 16-bit RGB has mode RGB too: the bit depth is byte 24. Without its last chunk the file is
-        # truncated, and PIL says so without libpng's noise.
-        return data[24] == 8 and _png_chunks_are_plain(data)
-    return _orientation(header) == 1
-
-
-def _png_chunks_are_plain(data: bytes) -> bool:
-    """Say whether the chunks lead to the last one, and none holds EXIF; pixels are stepped over."""
-    position = 8
-    while position + 12 <= len(data):
-        kind = data[position + 4 : position + 8]
-        if kind in (b"IEND", b"eXIf"):
-            return kind == b"IEND"
-        position += 12 + int.from_bytes(data[position : position + 4], "big")
-    return False
-
-
-def _orientation(header: Image.Image) -> int:
-    if "exif" not in header.info:
-        return 1
-    try:
-        return int(header.getexif().get(ORIENTATION, 1))
-    except Exception:  # damaged metadata say nothing about the pixels
-        return 1
-
-
-def _decode_opencv(data: bytes) -> NDArray[np.uint8] | None:
-    """Decode with OpenCV; None where it cannot, so that PIL finds the reason."""
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:
-        return None
-    finally:
-        cv2.utils.logging.setLogLevel(level)
-    return None if pixels is None else pixels.astype(np.uint8, copy=False)
-
-
 def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Apply an EXIF orientation: 5 to 8 swap rows and columns, and then come the mirrors."""
+    """Apply an EXIF orientation: 5 to 8 swap rows and columns; mirroring comes after."""
     if not 2 <= orientation <= 8:
         return pixels
     if orientation >= 5:

@@ -1,4 +1,4 @@
-"""data/degrade"""
+"""Degradations that robustness is measured under, such as JPEG, blur, resizing and what social networks do."""
 
 from __future__ import annotations
 
@@ -7,28 +7,26 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from fakedet.data.transforms import evaluation_views, pad_to
+from fakedet.data.transforms import Pixels, evaluation_views, pad_to
 from fakedet.errors import UserError, nearest
 
-Pixels = NDArray[np.uint8]
 ORIGINAL = "original"
 BLOCK = 16
-"""Pixels of a JPEG's unit: windows begin at multiples of it, so that their grid is the whole image's."""
+"""Pixels of a JPEG's unit: windows begin at multiples of it, so that their grid is that of the whole image."""
 MARGIN = 32
-"""Pixels around a crop that blur and blocks may reach in from."""
+"""Pixels around a crop from which blur and blocks may reach into it."""
 
 
 class View(NamedTuple):
-    """One way of degrading."""
+    """One degradation of one severity."""
 
     family: str
     severity: float
 
     @property
     def name(self) -> str:
-        """Name it as predictions do, such as ``jpeg/75``."""
+        """Its name in predictions, such as ``jpeg/75``."""
         return f"{self.family}/{self.severity:g}" if self.family != ORIGINAL else ORIGINAL
 
 
@@ -46,15 +44,14 @@ def _webp(image: Pixels, quality: float, rng: np.random.Generator) -> Pixels:
 
 
 def _blur(image: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:
-    return np.asarray(
-        cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101), dtype=np.uint8
-    )
+    blurred = cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101)
+    return np.asarray(blurred, dtype=np.uint8)
 
 
 def _resize(image: Pixels, factor: float, rng: np.random.Generator) -> Pixels:
     height, width = (max(1, round(side * factor)) for side in image.shape[:2])
-    way = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(image, (width, height), interpolation=way), dtype=np.uint8)
+    interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, (width, height), interpolation=interpolation), dtype=np.uint8)
 
 
 def _noise(image: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:
@@ -75,7 +72,7 @@ def _contrast(image: Pixels, factor: float, rng: np.random.Generator) -> Pixels:
 
 
 def _screenshot(image: Pixels, factor: float, rng: np.random.Generator) -> Pixels:
-    """Show scaled on a screen and save what is seen: bilinear scaling, a slight change of gamma, no compression."""
+    """Show the image scaled and save the screen: bilinear scaling, a slight change of gamma, no compression."""
     height, width = (max(1, round(side * factor)) for side in image.shape[:2])
     shown = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
     return np.rint(255 * (shown / 255.0) ** 0.95).astype(np.uint8)
@@ -89,20 +86,25 @@ def _social(image: Pixels, factor: float, rng: np.random.Generator) -> Pixels:
 
 
 def _forwarded(image: Pixels, times: float, rng: np.random.Generator) -> Pixels:
-    """Send from phone to phone: each time shrink to nine tenths and JPEG at quality 70."""
+    """Forward from phone to phone: each time shrink to nine tenths and compress at quality 70."""
     for _ in range(int(times)):
         image = _jpeg(_resize(image, 0.9, rng), 70, rng)
     return image
 
 
+def _keep_corner(image: Pixels, share: float, rng: np.random.Generator) -> Pixels:
+    """Keep the upper left share of both sides, so that the centre is another one."""
+    return image[: max(1, round(image.shape[0] * share)), : max(1, round(image.shape[1] * share))]
+
+
 class Family(NamedTuple):
-    """Degradations of one kind."""
+    """Degradations of one kind, which differ in severity."""
 
     apply: Callable[[Pixels, float, np.random.Generator], Pixels]
     low: float
     high: float
     scale: Callable[[float], float] = lambda severity: 1.0
-    """By how much a severity changes the size."""
+    """The factor by which a severity changes the image's size."""
 
 
 FAMILIES: dict[str, Family] = {
@@ -112,7 +114,7 @@ FAMILIES: dict[str, Family] = {
     "screenshot": Family(_screenshot, 0.1, 4, lambda factor: factor),
     "social": Family(_social, 0.1, 2, lambda factor: factor),
     "forwarded": Family(_forwarded, 1, 10, lambda times: 0.9 ** int(times)),
-    "crop": Family(lambda image, share, rng: _cut(image, share), 0.1, 1),
+    "crop": Family(_keep_corner, 0.1, 1),
 }  # fmt: skip
 
 
@@ -131,7 +133,7 @@ def parse_view(name: str, key: str) -> View:
 
     Args:
         name: family and severity.
-        key: of the config that names it, for messages.
+        key: the config key that names it, for messages.
 
     Raises:
         UserError: no such family, or a severity out of its range.
@@ -155,15 +157,15 @@ def _checked(family: str, severity: object, key: str) -> View:
 def degraded_views(image: Pixels, view: View, size: int, policy: str, seed: int) -> list[Pixels]:
     """Degrade an image and take the crops of an evaluation policy.
 
-    Under the policy "crop" only a window around the crop is degraded; its pixels are those of the whole image degraded,
-    but for the rounding of positions under scaling.
+    Under the policy "crop" only a window around the crop is degraded. Its pixels are those of the degraded whole image,
+    except that scaling rounds positions.
 
     Args:
         image: (H, W, 3).
-        view: how.
+        view: the degradation.
         size: side of a crop.
         policy: see :func:`fakedet.data.transforms.evaluation_views`.
-        seed: of the noise; the image's id.
+        seed: of the noise; the image's row number.
     """
     if view.family == ORIGINAL:
         return evaluation_views(image, size, policy)
@@ -173,31 +175,16 @@ def degraded_views(image: Pixels, view: View, size: int, policy: str, seed: int)
         return evaluation_views(family.apply(image, view.severity, rng), size, policy)
     scale = family.scale(view.severity)
     if scale != 1.0:
-        window = _middle(image, int(np.ceil(size / scale)) + 2 * MARGIN)
+        # A window of the same centre, large enough for the crop after scaling.
+        side = int(np.ceil(size / scale)) + 2 * MARGIN
+        top, left = (max(0, length - side) // 2 for length in image.shape[:2])
+        window = np.ascontiguousarray(image[top : top + side, left : left + side])
         return evaluation_views(family.apply(window, view.severity, rng), size, policy)
-    window, top, left = _window(pad_to(image, size, size), size)
-    done = family.apply(window, view.severity, rng)
+    # A window that begins at a block of the JPEG grid.
+    image = pad_to(image, size, size)
+    crops = [max(0, length - size) // 2 for length in image.shape[:2]]
+    starts = [max(0, crop - MARGIN) // BLOCK * BLOCK for crop in crops]
+    rows, columns = (slice(start, crop + size + MARGIN) for start, crop in zip(starts, crops, strict=True))
+    done = family.apply(np.ascontiguousarray(image[rows, columns]), view.severity, rng)
+    top, left = (crop - start for start, crop in zip(starts, crops, strict=True))
     return [done[top : top + size, left : left + size]]
-
-
-def _window(image: Pixels, size: int) -> tuple[Pixels, int, int]:
-    """Cut out the centre crop with a margin, from multiples of a block; give its place in the window."""
-    starts, stops, places = [], [], []
-    for side in image.shape[:2]:
-        crop = max(0, side - size) // 2
-        start = max(0, crop - MARGIN) // BLOCK * BLOCK
-        starts.append(start)
-        stops.append(min(side, crop + size + MARGIN))
-        places.append(crop - start)
-    return np.ascontiguousarray(image[starts[0] : stops[0], starts[1] : stops[1]]), places[0], places[1]
-
-
-def _middle(image: Pixels, size: int) -> Pixels:
-    """Cut out the middle, so that its centre is the image's."""
-    top, left = (max(0, side - size) // 2 for side in image.shape[:2])
-    return np.ascontiguousarray(image[top : top + size, left : left + size])
-
-
-def _cut(image: Pixels, share: float) -> Pixels:
-    """Keep the upper left share of both sides: what is left has another centre."""
-    return image[: max(1, round(image.shape[0] * share)), : max(1, round(image.shape[1] * share))]

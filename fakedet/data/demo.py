@@ -33,6 +33,7 @@ from fakedet.data.demo_images import (
     postprocess,
     train_generator,
 )
+from fakedet.data.manifest import Manifest, load_manifest
 from fakedet.errors import UserError
 
 DemoProgress = Callable[[str, int, int], None]
@@ -265,10 +266,9 @@ class DemoDataModule(ImageDataModule):
         self.cache = Path(cache or default_cache())
         self.recipe_seed = recipe_seed
 
-    def locate(self) -> tuple[Path, Path]:
-        """Make the data where they are not there yet, and give their manifest and folder."""
-        manifest = demo_data(self.cache, self.recipe_seed)
-        return manifest, manifest.parent
+    def read_manifest(self) -> Manifest:
+        """Make the images where they are not there yet, and return their manifest."""
+        return load_manifest(demo_data(self.cache, self.recipe_seed), None, self.allow_group_leak)
 
 
 def default_cache() -> Path:

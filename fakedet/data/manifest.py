@@ -1,4 +1,4 @@
-"""data/manifest"""
+"""The manifest: a checked table of images, with what is derived from it: cells, held-out generators, quarantine."""
 
 from __future__ import annotations
 
@@ -34,52 +34,10 @@ from fakedet.data.manifest_table import (
 from fakedet.errors import UserError, choose, nearest
 from fakedet.metrics.pairing import real_counterparts
 
-
-@dataclass(frozen=True)
-class Cells:
-    """The cells that the metric counts in: each generator's fakes, each collection's reals.
-
-    Attributes:
-        names: by code.
-        is_fake: by code.
-        counterparts: code of fakes → codes of the reals they are measured against.
-        codes: cell of each row of the manifest.
-    """
-
-    names: list[str]
-    is_fake: list[bool]
-    counterparts: dict[int, list[int]]
-    codes: NDArray[np.int64]
-
-
-def make_cells(manifest: Manifest, pairs: Mapping[str, Any] | None, split: str) -> Cells:
-    """Number the cells of a manifest, and pair them among the rows of one split.
-
-    Raises:
-        UserError: see :func:`fakedet.metrics.pairing.real_counterparts`.
-    """
-    frame = manifest.frame
-    measured = manifest.rows(split)
-    # Reals may be matched by source, so each (collection, source) is a cell of its own.
-    names = np.where(
-        (frame["label"] == 0) & (frame["source"] != ""),
-        frame["generator"] + ":" + frame["source"],
-        frame["generator"],
-    )
-    keys = list(zip(frame["label"].tolist(), names.tolist(), strict=True))
-    order = {key: code for code, key in enumerate(sorted(set(keys)))}
-    codes = np.array([order[key] for key in keys], dtype=np.int64)
-    everywhere = frame.loc[frame["label"] == 0, ["generator", "source"]]
-    known = set(everywhere["generator"]) | set(everywhere["source"])
-    of_split = codes[measured.index.to_numpy()]
-    counterparts = {
-        order[(1, name)]: sorted({int(code) for code in of_split[found.real_rows]})
-        for name, found in real_counterparts(measured, pairs, known).items()
-    }
-    return Cells([name for _, name in order], [bool(label) for label, _ in order], counterparts, codes)
-
-
 PATHS_PROBED = 300
+MEASURES = ("test", "held_out")
+ASIDE = "aside"
+"""The split of rows that a run with held-out generators does not use."""
 
 
 @dataclass(frozen=True)
@@ -91,13 +49,30 @@ class Manifest:
     root: Path
     """The folder that paths are relative to."""
     sha256: str
-    """Of the frame's content; the same for a CSV and a parquet of the same rows."""
+    """Of the frame's content; the same for a CSV and a parquet table of the same rows."""
     facts: pa.Table | None = None
-    """What `fakedet index` and `fakedet shard` say of each row besides; see ``FACTS``."""
+    """Further columns, which `fakedet index` and `fakedet shard` write; see ``FACTS``."""
     shards: str | None = None
     """Folder or URL of the shards that hold the images; None: they are files below the root."""
     notes: list[str] = field(default_factory=list)
-    """What was filled in or left aside, for the log."""
+    """What was filled in or not used, for the log."""
+    path: Path = Path("<data frame>")
+    """The file it was read from."""
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame, root: str | Path = ".", **settings: Any) -> Manifest:
+        """Check and complete a data frame, for a data module that makes its own.
+
+        Args:
+            frame: at least the columns path (unique names, in any form), label (0 real, 1 fake) and generator.
+            root: the folder that paths are relative to, if they are files; whether the files are there is not checked.
+            **settings: ``allow_group_leak`` and ``split_seed``; see :func:`load_manifest`.
+
+        Raises:
+            UserError: a column or a value is wrong.
+        """
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+        return check_manifest(table, cls.path, Path(root), probe=False, **settings)
 
     @cached_property
     def digests(self) -> pd.Series | None:
@@ -107,12 +82,12 @@ class Manifest:
         return pd.Series(texts(self.facts["sha256"]).to_pylist(), self.frame.index, dtype=object)
 
     def fact(self, name: str) -> NDArray[np.int64]:
-        """Give a column of whole numbers of the facts."""
+        """Return a column of whole numbers of the facts."""
         assert self.facts is not None
         return self.facts[name].to_numpy().astype(np.int64)
 
     def rows(self, split: str) -> pd.DataFrame:
-        """Give the rows of one split."""
+        """Return the rows of one split."""
         return self.frame[self.frame["split"] == split]
 
     def require(self, split: str, both_classes: bool = False) -> None:
@@ -134,11 +109,10 @@ class Manifest:
                 )
 
     def describe(self) -> str:
-        """Count images per generator and split, as a table to print."""
+        """Return the numbers of images of each generator and split, as a table to print."""
         kind = self.frame["label"].map({0: "real", 1: "fake"})
         table = pd.crosstab([kind, self.frame["generator"]], self.frame["split"])
-        wanted = [split for split in ("train", "val", "test") if split in table]
-        return str(table[wanted].to_string())
+        return str(table[[split for split in ("train", "val", "test") if split in table]].to_string())
 
 
 def load_manifest(
@@ -148,47 +122,50 @@ def load_manifest(
 
     Args:
         path: a parquet or CSV file with at least the columns path, label (0 real, 1 fake) and generator.
-        root: the folder that paths are relative to; None: what the manifest of `fakedet index` says, else the
-            file's own folder.
-        allow_group_leak: go on although images of one group stand in several splits.
+        root: the folder that its paths are relative to, or the folder or URL of its shards; None: what the manifest
+            itself says, or else its own folder.
+        allow_group_leak: accept a group of images that is in several splits.
         split_seed: of the split by groups that a table without a split gets.
 
     Raises:
-        UserError: whatever is wrong with the file, its columns, values or folder; it names the first.
+        UserError: the file, a column, a value or the folder is wrong; the first mistake is named.
     """
     path = Path(path)
     table = read_table(path)
     metadata = table.schema.metadata or {}
+    written = metadata.get(SHARDS_KEY, metadata.get(ROOT_KEY))
+    own = path.parent if written is None else (path.parent / os.fsdecode(written)).resolve()
     if SHARDS_KEY in metadata:
-        inside = os.fsdecode(metadata[SHARDS_KEY])
-        shards = str(root) if root is not None else str((path.parent / inside).resolve())
-        return check_manifest(table, path, path.parent, allow_group_leak, split_seed, shards)
-    return check_manifest(table, path, _root(path, root, metadata), allow_group_leak, split_seed)
+        shards = str(own if root is None else root)
+        return check_manifest(table, path, path.parent, allow_group_leak, split_seed, shards, probe=False)
+    return check_manifest(table, path, own if root is None else Path(root), allow_group_leak, split_seed)
 
 
 def check_manifest(
     table: pa.Table,
     path: Path,
-    folder: Path,
+    root: Path,
     allow_group_leak: bool = False,
     split_seed: int = 0,
     shards: str | None = None,
+    probe: bool = True,
 ) -> Manifest:
-    """Check and complete a table that was read; see :func:`load_manifest`.
+    """Check and complete a table; see :func:`load_manifest`.
 
     Args:
         table: the rows.
         path: of the table, for messages.
-        folder: that the rows' paths are relative to.
+        root: the folder that the rows' paths are relative to.
         allow_group_leak: see :func:`load_manifest`.
         split_seed: see :func:`load_manifest`.
         shards: folder or URL of the shards that hold the images, if any do.
+        probe: check that some of the first images are there.
 
     Raises:
         UserError: see :func:`load_manifest`.
     """
-    if not folder.is_dir():
-        raise UserError(f"data.root={folder}: there is no such folder")
+    if not root.is_dir():
+        raise UserError(f"data.root={root}: there is no such folder")
     notes: list[str] = []
     check_columns(table, path, notes)
     if not table.num_rows:
@@ -196,68 +173,94 @@ def check_manifest(
     image, label = paths(table, path), labels(table, path)
     generator, source = names(table, "generator", path), names(table, "source", path, blank=True)
     group = names(table, "group", path, blank=True)
-    # A row without a group is a group of its own.
-    group = pc.if_else(pc.equal(group, ""), image, group)
+    group = pc.if_else(pc.equal(group, ""), image, group)  # a row without a group is its own
     split = splits(table, group, path, split_seed, notes)
     check_groups(group, split, path, allow_group_leak, notes)
     columns = dict(zip(COLUMNS, (image, label, generator, source, split, group), strict=True))
     frame = pa.table(columns).to_pandas()
-    if shards is None:
-        _probe(frame["path"].head(PATHS_PROBED).tolist(), folder, path)
+    if probe:
+        _probe(frame["path"].head(PATHS_PROBED).tolist(), root, path)
     kept = table.select([name for name in FACTS if name in table.column_names])
-    return Manifest(frame, folder, _digest(columns), kept, shards, notes)
-
-
-def _root(path: Path, root: str | Path | None, metadata: Mapping[bytes, bytes]) -> Path:
-    """Give the folder that paths are relative to: what the user says, what the manifest says, or its own."""
-    if root is not None:
-        return Path(root)
-    written = metadata.get(ROOT_KEY)
-    return (path.parent / os.fsdecode(written)).resolve() if written is not None else path.parent
+    return Manifest(frame, root, _digest(columns), kept, shards, notes, path)
 
 
 def _digest(columns: dict[str, Any]) -> str:
-    """Hash names and values themselves: pandas' own hash may change with its version."""
+    """Hash names and values; pandas' own hash may change with its version."""
     digest = hashlib.sha256()
     for name, values in columns.items():
         digest.update(f"{name} {len(values)}\n".encode())
         if isinstance(values, np.ndarray):
             digest.update(values.astype(np.uint8).data)  # labels, 0 or 1
             continue
-        # Lengths and then texts: no text can hold what would end it.
+        # Lengths and then texts: a separator could be part of a text.
         lengths, characters = content(values)
         digest.update(lengths.astype("<u2" if lengths.max() < 1 << 16 else "<i8").data)
         digest.update(characters.data)
     return digest.hexdigest()
 
 
-def _probe(probed: list[str], folder: Path, path: Path) -> None:
+def _probe(probed: list[str], root: Path, path: Path) -> None:
     """Notice a manifest of another root before a run is set up; single missing files go into quarantine."""
-    # os.path says no where Path raises: a name that is too long, a folder that may not be searched.
-    if any(os.path.isfile(folder / name) for name in probed):
+    # os.path returns False where Path raises: a name that is too long, a folder without permission.
+    if any(os.path.isfile(root / name) for name in probed):
         return
-    if not any(folder.iterdir()):
-        raise UserError(f"data.root={folder}: the folder is empty")
+    if not any(root.iterdir()):
+        raise UserError(f"data.root={root}: the folder is empty")
     raise UserError(
-        f"none of the first {len(probed)} images of {path} is in {folder}: is this the manifest of another "
+        f"none of the first {len(probed)} images of {path} is in {root}: is this the manifest of another "
         f"root? First missing: {probed[0]}. Pass data.root=FOLDER, the folder that the paths are relative to"
     )
 
 
-MEASURES = ("test", "held_out")
-ASIDE = "aside"
-"""The split of rows that a run with held-out generators uses for nothing."""
+@dataclass(frozen=True)
+class Cells:
+    """The cells that the metric counts in: each generator's fakes, each collection's reals."""
+
+    names: list[str]
+    """By code."""
+    is_fake: list[bool]
+    """By code."""
+    counterparts: dict[int, list[int]]
+    """Code of fakes → codes of the reals that they are compared with."""
+    codes: NDArray[np.int64]
+    """(n,) cell of each row of the manifest."""
+
+
+def make_cells(manifest: Manifest, pairs: Mapping[str, Any] | None, split: str) -> Cells:
+    """Number the cells of a manifest, and pair them among the rows of one split.
+
+    Raises:
+        UserError: see :func:`fakedet.metrics.pairing.real_counterparts`.
+    """
+    frame, measured = manifest.frame, manifest.rows(split)
+    # Reals may be matched by source, so each (collection, source) is a cell of its own.
+    named = np.where(
+        (frame["label"] == 0) & (frame["source"] != ""),
+        frame["generator"] + ":" + frame["source"],
+        frame["generator"],
+    )
+    keys = list(zip(frame["label"].tolist(), named.tolist(), strict=True))
+    order = {key: code for code, key in enumerate(sorted(set(keys)))}
+    codes = np.array([order[key] for key in keys], dtype=np.int64)
+    reals = frame.loc[frame["label"] == 0, ["generator", "source"]]
+    known = set(reals["generator"]) | set(reals["source"])
+    of_split = codes[measured.index.to_numpy()]
+    counterparts = {
+        order[(1, name)]: sorted({int(code) for code in of_split[found.real_rows]})
+        for name, found in real_counterparts(measured, pairs, known).items()
+    }
+    return Cells([name for _, name in order], [bool(label) for label, _ in order], counterparts, codes)
 
 
 def hold_out(manifest: Manifest, generators: Sequence[str], measure: str = "test") -> Manifest:
     """Take the fakes of generators out of training and validation.
 
     Args:
-        manifest: the rows.
-        generators: whose fakes leave the splits train and val; none: the manifest stays as it is.
-        measure: "test": the split test stays, and the held-out generators are unseen in it. "held_out": hyper-
-            parameters shall be chosen without a look at the test split, so that leaves too, and the split test
-            becomes the held-out fakes against half of the groups of validation reals, which leave validation.
+        manifest: the images.
+        generators: whose fakes leave the splits train and val; none: the manifest is returned as it is.
+        measure: "test": the split test stays, and the held-out generators are unseen in it. "held_out": for choosing
+            hyperparameters without looking at the test split, so that split is not used either; the split test becomes
+            the held-out fakes and half of the groups of validation reals, which leave validation.
 
     Raises:
         UserError: a name that is no generator of the training fakes, an unknown measure, or one without generators.
@@ -281,19 +284,15 @@ def hold_out(manifest: Manifest, generators: Sequence[str], measure: str = "test
     if measure == "held_out":
         split = split.mask(split == "test", ASIDE)
         reals = (split == "val") & ~is_fake
-        drawn = frame["group"].isin(_half(frame.loc[reals, "group"]))
+        # Which half is drawn depends only on the names of the groups.
+        groups = np.sort(frame.loc[reals, "group"].unique().astype(str))
+        drawn = frame["group"].isin(np.random.default_rng(0).permutation(groups)[: len(groups) // 2])
         # Other generators' fakes of the drawn photographs can neither be measured nor stay in validation.
         split = split.mask(drawn & reals, "test").mask(drawn & (split == "val") & is_fake, ASIDE)
-        # A fake of a photograph that is still trained on or validated with is not new.
+        # A fake of a photograph that is still used for training or validation is not new.
         remaining = frame.loc[split.isin(("train", "val")), "group"]
         split = split.mask(held & ~frame["group"].isin(remaining), "test")
     return replace(manifest, frame=frame.assign(split=split))
-
-
-def _half(groups: pd.Series) -> pd.Index:
-    """Draw half of the groups; which ones depends on nothing but their names."""
-    names = np.sort(groups.unique().astype(str))
-    return pd.Index(np.random.default_rng(0).permutation(names)[: len(names) // 2])
 
 
 @dataclass(frozen=True)
@@ -303,7 +302,7 @@ class Quarantine:
     frame: pd.DataFrame
     """Columns path, label, generator, split, reason; the index is the id; each image once."""
     n_images: dict[str, int]
-    """Images of each split that was read."""
+    """Number of images of each split that was read."""
 
     @classmethod
     def from_records(
@@ -323,15 +322,12 @@ class Quarantine:
         return len(self.frame)
 
     def shares(self) -> dict[str, float]:
-        """Give the share of unreadable images in each split.
-
-        A split's own share counts: a broken test split must not hide behind a large training split.
-        """
+        """Return the share of unreadable images in each split, so that a large split hides no broken one."""
         bad = self.frame["split"].value_counts()
         return {split: float(bad.get(split, 0)) / count for split, count in self.n_images.items()}
 
     def summary(self) -> dict[str, Any]:
-        """Count them in all, per class, per split and per generator."""
+        """Return their numbers in all, by class, split and generator."""
         return {
             "n": len(self.frame),
             "n_real": int((self.frame["label"] == 0).sum()),
@@ -341,7 +337,7 @@ class Quarantine:
         }
 
     def describe(self) -> str:
-        """Say in one line how many there are, of which class and generator."""
+        """Return in one line how many there are, by class and generator."""
         kinds = self.frame["label"].map({0: "real", 1: "fake"}) + " " + self.frame["generator"]
         counts = ", ".join(f"{count} {kind}" for kind, count in kinds.value_counts().items())
         return f"{len(self.frame)} images could not be read and were left out ({counts})"
@@ -351,12 +347,12 @@ class Quarantine:
 
         Args:
             split: its name.
-            read: the rows that were, with label and generator.
+            read: the rows that could be read, with label and generator.
         """
         gone = self.frame[self.frame["split"] == split]
-        there = set(zip(read["label"], read["generator"], strict=True))
+        present = set(zip(read["label"], read["generator"], strict=True))
         return sorted({name for label, name in zip(gone["label"], gone["generator"], strict=True)
-                       if (label, name) not in there})  # fmt: skip
+                       if (label, name) not in present})  # fmt: skip
 
     def write(self, path: Path) -> None:
         """Write the list as CSV, if there is anything to list."""

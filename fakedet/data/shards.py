@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fakedet.data.datamodule import ImageDataModule
+from fakedet.data.datamodule import DataModule
 from fakedet.data.dataset import cores
 from fakedet.data.decode import DecodeError, Header, parse_header
 from fakedet.data.index import SCHEMA, write_rejected
@@ -49,7 +49,7 @@ class Sharded:
 
 
 def shard_manifest(
-    datamodule: ImageDataModule, output_dir: str | Path, overwrite: bool, shard_mb: float
+    datamodule: DataModule, output_dir: str | Path, overwrite: bool, shard_mb: float
 ) -> Sharded:
     """Write a manifest's images into shards, bytes unchanged (or matched, if the data module matches).
 
@@ -105,7 +105,7 @@ def _check_folder(folder: Path, overwrite: bool) -> Path:
     return folder.absolute()
 
 
-def _write(datamodule: ImageDataModule, folder: Path, size: int, rejected: list[tuple[str, str]]) -> None:
+def _write(datamodule: DataModule, folder: Path, size: int, rejected: list[tuple[str, str]]) -> None:
     """Write shards and manifest.parquet into a new folder."""
     folder.mkdir(parents=True)
     frame = datamodule.manifest.frame
@@ -137,7 +137,7 @@ def _write(datamodule: ImageDataModule, folder: Path, size: int, rejected: list[
 
 
 def _images(
-    datamodule: ImageDataModule, order: list[int], rejected: list[tuple[str, str]]
+    datamodule: DataModule, order: list[int], rejected: list[tuple[str, str]]
 ) -> Iterator[tuple[int, bytes, Header]]:
     """Yield the images that can be read, in order; threads read ahead."""
 

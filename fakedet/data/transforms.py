@@ -1,12 +1,15 @@
-"""data/transforms"""
+"""Transforms: random training crops with augmentation, and the fixed crops of evaluation."""
 
 from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, Protocol
+
+# Before the import: albumentations asks the network for its newest version otherwise.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations as A
 import cv2
@@ -15,14 +18,17 @@ from numpy.typing import NDArray
 
 from fakedet.errors import UserError, choose, nearest
 
-POLICIES = {"crop": 1, "multi-crop": 5, "resize": 1}
-"""Evaluation policies and how many views of an image each gives."""
-
-LONGEST = 16
-"""Times the shorter side that the longer one may measure when an image is resized: an image of one row would
-grow to gigabytes. The centre is all that is looked at."""
-
 Pixels = NDArray[np.uint8]
+
+POLICIES = {"crop": 1, "multi-crop": 5, "resize": 1}
+"""Evaluation policies, and the number of views that each takes of an image."""
+LONGEST_RATIO = 16
+"""An image that is resized is cut to this aspect ratio first: an image of one row would grow to gigabytes."""
+MARGIN = 16
+"""Pixels by which the augmented region exceeds the crop: two JPEG blocks, so that the grid falls anywhere, and the
+border of a blur stays out of the crop."""
+JPEG_SIDE = 65_500
+"""The longest side that a JPEG can have."""
 
 
 def random_crop(image: Pixels, height: int, width: int, rng: np.random.Generator) -> Pixels:
@@ -43,12 +49,12 @@ def random_crop(image: Pixels, height: int, width: int, rng: np.random.Generator
 
 
 def evaluation_views(image: Pixels, size: int, policy: str) -> list[Pixels]:
-    """Take the crops that an evaluation policy asks for; they depend on nothing but the image.
+    """Take the crops of an evaluation policy; they depend only on the image.
 
     * ``crop``: the centre.
     * ``multi-crop``: the centre and the four corners; scores are averaged over them.
-    * ``resize``: the shorter side is resized to ``size``, then the centre. This destroys the traces that a
-      detector looks for; it is here to compare with detectors that were evaluated so.
+    * ``resize``: the shorter side is resized to ``size``, then the centre is cut out. This destroys the traces that a
+      detector looks for; it serves comparisons with detectors that were evaluated in this way.
 
     Args:
         image: (H, W, 3).
@@ -72,10 +78,9 @@ def evaluation_views(image: Pixels, size: int, policy: str) -> list[Pixels]:
 
 
 def pad_to(image: Pixels, height: int, width: int) -> Pixels:
-    """Pad an image on all sides alike, by reflection, to at least the given size.
+    """Pad an image by reflection, equally on all sides, to at least the given size.
 
-    Images of any size will do: where one reflection is not enough it is repeated, and a single row or column
-    is replicated.
+    Any image will do: one reflection is repeated where it is not enough, and a single row or column is replicated.
     """
     missing = [max(0, wanted - have) for wanted, have in zip((height, width), image.shape[:2], strict=True)]
     if not any(missing):
@@ -84,12 +89,12 @@ def pad_to(image: Pixels, height: int, width: int) -> Pixels:
 
 
 def _cut(image: Pixels, top: int, left: int, height: int, width: int) -> Pixels:
-    """Cut first and pad what is left: padded as a whole, one row of a million pixels would be a hundred."""
+    """Cut, then pad: padding the whole image first would multiply one with a row of a million pixels."""
     return pad_to(image[top : top + height, left : left + width], height, width)
 
 
 def _resize_shorter_side(image: Pixels, size: int) -> Pixels:
-    most = LONGEST * min(image.shape[:2])
+    most = LONGEST_RATIO * min(image.shape[:2])
     top, left = (max(side - most, 0) // 2 for side in image.shape[:2])
     image = image[top : top + most, left : left + most]
     height, width = image.shape[:2]
@@ -99,15 +104,40 @@ def _resize_shorter_side(image: Pixels, size: int) -> Pixels:
     return cv2.resize(image, target, interpolation=interpolation).astype(np.uint8, copy=False)
 
 
-# Before the import: albumentations asks the network for its newest version otherwise.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+class Augment(Protocol):
+    """Makes one training view of an image; all randomness comes from the seed."""
+
+    def __call__(self, image: Pixels, size: int, seed: int) -> Pixels:
+        """Return (size, size, 3) uint8 of an image (H, W, 3) uint8, which is not changed."""
 
 
-MARGIN = 16
-"""Pixels a side by which the degraded region exceeds the crop: two JPEG blocks, so that the grid falls
-anywhere, and a border that blur at the edge does not reach into the crop."""
-JPEG_SIDE = 65_500
-"""The longest side that a JPEG can have."""
+class CustomAugmentation:
+    """A random crop, changed by a function of the user's; what a config's ``augment._target_`` becomes.
+
+    Args:
+        function: takes the crop (H, W, 3) uint8 RGB, which it may change in place, and a seeded generator that gives
+            all its randomness; returns (H, W, 3) uint8 of the same size. It is pickled into worker processes.
+    """
+
+    def __init__(self, function: Callable[[Pixels, np.random.Generator], Pixels]) -> None:
+        self.function = function
+
+    def __call__(self, image: Pixels, size: int, seed: int) -> Pixels:
+        """Return one view, as :class:`Augment` says.
+
+        Raises:
+            UserError: the function returned an array of another type or size.
+        """
+        rng = np.random.default_rng(seed)
+        crop = random_crop(image, size, size, rng).copy()
+        made = self.function(crop, rng)
+        if not isinstance(made, np.ndarray) or made.dtype != np.uint8 or made.shape != (size, size, 3):
+            what = f"{made.dtype} {made.shape}" if isinstance(made, np.ndarray) else type(made).__name__
+            raise UserError(
+                f"augment: {self.function!r} returned {what}; it must return a uint8 array ({size}, {size}, 3), of the "
+                "size it was given"
+            )
+        return made
 
 
 @dataclass(frozen=True)
@@ -117,7 +147,7 @@ class Recipe:
     colour: float = 0.0
     """Probability of jittered brightness, contrast, saturation and hue."""
     colour_strength: tuple[float, float] = (0.2, 0.05)
-    """How far: of brightness, contrast and saturation as a factor, of hue in turns."""
+    """Strength: of brightness, contrast and saturation as a factor, of hue in turns."""
     blur: float = 0.0
     """Probability of Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.0, 3.0)
@@ -135,7 +165,7 @@ class Recipe:
     mask_ratio: tuple[float, float] = (0.0, 0.75)
     """Range of their share of the image, uniform."""
     whole_image: bool = False
-    """Degrade the whole image and crop then, as CNNDetection does; else only a region around the crop."""
+    """Augment the whole image and crop then, as CNNDetection does; otherwise only a region around the crop."""
 
 
 RECIPES: dict[str, Recipe] = {
@@ -144,7 +174,7 @@ RECIPES: dict[str, Recipe] = {
     "views": Recipe(colour=0.8, blur=0.2, blur_sigma=(0.1, 0.6), jpeg=0.3, jpeg_quality=(70, 100), flip=0.5),
     # Wang et al. 2020, section 3.2: blur, JPEG, crop, flip.
     "cnndet": Recipe(blur=0.5, jpeg=0.5, flip=0.5, whole_image=True),
-    # Its other published model: blur and JPEG at p 0.1.
+    # Its other published model: blur and JPEG with probability 0.1.
     "cnndet01": Recipe(blur=0.1, jpeg=0.1, flip=0.5, whole_image=True),
     # Li et al., KDD 2025: crop, flip, rotation by ±180°, colour jitter, masked patches.
     "safe": Recipe(flip=0.5, rotate=1.0, colour=1.0, colour_strength=(0.5, 0.0), mask=0.5),
@@ -152,18 +182,16 @@ RECIPES: dict[str, Recipe] = {
 
 
 class JpegCompression(A.ImageCompression):
-    """JPEG as cameras and sites write it.
+    """JPEG compression of an RGB image, with the artifacts of a real JPEG file.
 
-    albumentations hands RGB to an encoder that takes BGR, and weighs red as if it were blue; the artifacts
-    are then not those of a JPEG file. The channels are swapped by OpenCV: numpy takes as long for it as the
-    compression itself.
+    albumentations hands RGB to an encoder that takes BGR, so that red is weighed as blue. OpenCV swaps the channels
+    here: numpy would take as long for it as the compression itself.
     """
 
     def apply(self, img: Pixels, quality: int, image_type: Any, **params: Any) -> Pixels:
         """Compress an RGB image."""
-        encoded = cv2.imencode(
-            image_type, cv2.cvtColor(img, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
-        )[1]
+        flags = [cv2.IMWRITE_JPEG_QUALITY, quality]
+        encoded = cv2.imencode(image_type, cv2.cvtColor(img, cv2.COLOR_RGB2BGR), flags)[1]
         return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB), np.uint8)
 
 
@@ -171,7 +199,7 @@ class PatchMask(A.ImageOnlyTransform):
     """Blacken random squares of a grid (SAFE; Li et al., KDD 2025).
 
     Args:
-        ratio: range of the share of the image that is blackened, uniform; squares are whole, so it is rounded down.
+        ratio: range of the share of the image that is blackened, uniform, rounded down to whole squares.
         size: of the squares in pixels.
         p: probability.
     """
@@ -181,14 +209,14 @@ class PatchMask(A.ImageOnlyTransform):
         self.ratio, self.size = ratio, size
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Draw which squares."""
+        """Draw the squares."""
         height, width = params["shape"][:2]
         squares = [(top, left) for top in range(height // self.size) for left in range(width // self.size)]
         count = int(height * width * self.py_random.uniform(*self.ratio) / self.size**2)
         return {"squares": self.py_random.sample(squares, min(count, len(squares)))}
 
     def apply(self, img: Pixels, squares: list[tuple[int, int]], **params: Any) -> Pixels:
-        """Blacken them."""
+        """Blacken the squares."""
         masked = img.copy()
         for top, left in squares:
             masked[top * self.size : (top + 1) * self.size, left * self.size : (left + 1) * self.size] = 0
@@ -196,11 +224,11 @@ class PatchMask(A.ImageOnlyTransform):
 
 
 class Augmentation:
-    """Take a random, augmented training crop of an image.
+    """A random crop, augmented by a recipe of albumentations' transforms.
 
-    All randomness comes from the seed of the call: albumentations' own streams are the same in every
-    DataLoader worker, and its ``set_random_seed`` gives every transform of a Compose the same stream, so that
-    blur and JPEG at p 0.5 each would always come together.
+    All randomness comes from the seed of the call. albumentations' own streams are the same in every DataLoader
+    worker, and its ``set_random_seed`` gives every transform of a Compose the same stream, so that blur and JPEG with
+    probability 0.5 each would always come together.
 
     Args:
         recipe: a key of :data:`RECIPES`.
@@ -213,39 +241,28 @@ class Augmentation:
     def __init__(self, recipe: str = "none", **changes: Any) -> None:
         choose(recipe, RECIPES, "augment.recipe")
         known = [field.name for field in fields(Recipe)]
-        for key in changes:
+        for key, value in changes.items():
             if key not in known:
                 raise UserError(f"augment: there is no '{key}'; {nearest(key, known)}")
-        given: dict[str, Any] = {
-            key: tuple(value) if _is_list(value) else value for key, value in changes.items()
-        }
-        self.recipe = recipe
-        self.settings = replace(RECIPES[recipe], **given)
+            if isinstance(value, Sequence) and not isinstance(value, str):
+                changes[key] = tuple(value)
+        self.recipe, self.settings = recipe, replace(RECIPES[recipe], **changes)
         _check(self.settings)
         transforms = _transforms(self.settings)
         self._compose = A.Compose(transforms) if transforms else None
 
     @property
     def only_crops(self) -> bool:
-        """Whether nothing but the crop's place is random."""
+        """Whether only the place of the crop is random."""
         return self._compose is None
 
     def __call__(self, image: Pixels, size: int, seed: int) -> Pixels:
-        """Take one crop.
-
-        Args:
-            image: (H, W, 3) RGB uint8; it is not changed.
-            size: side of the crop.
-            seed: of the draw, at least 0; the same seed gives the same crop.
-
-        Returns:
-            (size, size, 3) uint8.
-        """
+        """Return one view, as :class:`Augment` says; the same seed gives the same view."""
         rng = np.random.default_rng(seed)
         if self._compose is None:
             return random_crop(image, size, size, rng)
         if self.settings.whole_image:
-            if max(image.shape) > JPEG_SIDE:  # no draw for the others, whose crops stay what they were
+            if max(image.shape) > JPEG_SIDE:
                 height, width = (min(side, JPEG_SIDE) for side in image.shape[:2])
                 image = random_crop(image, height, width, rng)
         else:
@@ -260,31 +277,27 @@ class Augmentation:
         return f"Augmentation({self.recipe!r}, {asdict(self.settings)})"
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
 def _transforms(recipe: Recipe) -> list[Any]:
-    transforms: list[Any] = []
+    strength, hue = recipe.colour_strength
+    made: list[Any] = []
     if recipe.colour:
-        strength, hue = recipe.colour_strength
-        transforms.append(
+        made.append(
             A.ColorJitter(
                 brightness=strength, contrast=strength, saturation=strength, hue=hue, p=recipe.colour
             )
         )
     if recipe.blur:
-        # blur_limit 0: the kernel is as wide as its σ asks for.
-        transforms.append(A.GaussianBlur(blur_limit=0, sigma_limit=recipe.blur_sigma, p=recipe.blur))
+        # blur_limit 0: the kernel is as wide as its σ needs.
+        made.append(A.GaussianBlur(blur_limit=0, sigma_limit=recipe.blur_sigma, p=recipe.blur))
     if recipe.jpeg:
-        transforms.append(JpegCompression(quality_range=recipe.jpeg_quality, p=recipe.jpeg))
+        made.append(JpegCompression(quality_range=recipe.jpeg_quality, p=recipe.jpeg))
     if recipe.flip:
-        transforms.append(A.HorizontalFlip(p=recipe.flip))
+        made.append(A.HorizontalFlip(p=recipe.flip))
     if recipe.rotate:
-        transforms.append(A.Rotate(limit=180, interpolation=cv2.INTER_NEAREST, fill=0, p=recipe.rotate))
+        made.append(A.Rotate(limit=180, interpolation=cv2.INTER_NEAREST, fill=0, p=recipe.rotate))
     if recipe.mask:
-        transforms.append(PatchMask(recipe.mask_ratio, p=recipe.mask))
-    return transforms
+        made.append(PatchMask(recipe.mask_ratio, p=recipe.mask))
+    return made
 
 
 def _check(recipe: Recipe) -> None:

@@ -18,7 +18,7 @@ from fakedet.audit.audit import header_audit
 from fakedet.build import build_augmentation, build_datamodule, build_trainer
 from fakedet.checkpoint import load_detector
 from fakedet.config import check_config
-from fakedet.data.datamodule import ImageDataModule
+from fakedet.data.datamodule import DataModule
 from fakedet.data.dataset import RobustDataset, make_loader
 from fakedet.data.degrade import ORIGINAL, View, make_views
 from fakedet.data.manifest import Quarantine
@@ -52,7 +52,7 @@ SCORED = ("view", "logit", "trace_distance", "score", "p_value", "verdict", *MAP
 
 
 def score_views(
-    trainer: Trainer, method: Detector, datamodule: ImageDataModule, split: str, views: list[View]
+    trainer: Trainer, method: Detector, datamodule: DataModule, split: str, views: list[View]
 ) -> pd.DataFrame:
     """Score all views of a split; each image is decoded once for all of them.
 
@@ -178,7 +178,7 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
 def _write_robustness(
     folder: Path,
     frame: pd.DataFrame,
-    datamodule: ImageDataModule,
+    datamodule: DataModule,
     seen: list[str],
     bootstrap: Mapping[str, int],
 ) -> None:
@@ -194,7 +194,7 @@ def _write_robustness(
     log.info("%d images were decoded once for %d views", images, len(content))
 
 
-def _check_unused(method: Detector, datamodule: ImageDataModule, split: str, force: bool) -> str:
+def _check_unused(method: Detector, datamodule: DataModule, split: str, force: bool) -> str:
     """Refuse a split that the detector was made with, unless forced, and return what it was used for."""
     used = used_for_fitting(method, datamodule, split)
     if used and not force:
@@ -209,7 +209,7 @@ def _check_unused(method: Detector, datamodule: ImageDataModule, split: str, for
     return used
 
 
-def _tell_unscored(datamodule: ImageDataModule, split: str) -> None:
+def _tell_unscored(datamodule: DataModule, split: str) -> None:
     """Log what a manifest holds besides the split: `fakedet index` puts only 15 % of a folder into test."""
     counts = datamodule.manifest.frame["split"].value_counts()
     others = ", ".join(f"{name} {count}" for name, count in counts.items() if name not in (split, ""))
@@ -218,7 +218,7 @@ def _tell_unscored(datamodule: ImageDataModule, split: str) -> None:
                  "them, and an index with split=test has all in one", counts.get(split, 0), split, others)  # fmt: skip
 
 
-def _datamodule(settings: dict[str, Any], seed: int, method: Detector) -> ImageDataModule:
+def _datamodule(settings: dict[str, Any], seed: int, method: Detector) -> DataModule:
     """Build the data module; crop, policy, matching and pairs are the checkpoint's unless the config names others."""
     for key in ("crop_size", "eval_policy"):
         if settings.get(key) is None:
@@ -227,7 +227,6 @@ def _datamodule(settings: dict[str, Any], seed: int, method: Detector) -> ImageD
     if (settings.get("match") or {}).get("size") is None and method.identity.get("match"):
         settings["match"] = method.identity["match"]
     datamodule = build_datamodule(settings, augment=build_augmentation({"recipe": "none"}), seed=seed)
-    assert isinstance(datamodule, ImageDataModule)
     datamodule.prepare()
     if datamodule.pairs is None:
         pairs = method.identity["pairs"]

@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, Trainer
 from numpy.typing import NDArray
 
 from fakedet.checkpoint import read_checkpoint, write_whole
-from fakedet.data.datamodule import ImageDataModule
+from fakedet.data.datamodule import DataModule
 from fakedet.data.decode import DecodeError, decode_image
 from fakedet.data.manifest import Quarantine, hold_out
 from fakedet.errors import UserError
@@ -37,17 +37,17 @@ SMALL_SIDE = 224
 """Longer side of a small picture, in pixels."""
 
 
-def score_split(trainer: Trainer, method: Detector, datamodule: ImageDataModule, split: str) -> pd.DataFrame:
+def score_split(trainer: Trainer, method: Detector, datamodule: DataModule, split: str) -> pd.DataFrame:
     """Score every image of a split once, by ``trainer.validate`` for "val" and ``trainer.test`` for others.
 
     Returns:
         One row an image that could be read, in the order of the manifest; the rows of all ranks, on every rank.
     """
     if split == "val":
-        trainer.validate(method, datamodule=datamodule, verbose=False)
+        trainer.validate(method, datamodule=datamodule, verbose=False)  # type: ignore[arg-type]
     else:
         datamodule.test_split = split
-        trainer.test(method, datamodule=datamodule, verbose=False)
+        trainer.test(method, datamodule=datamodule, verbose=False)  # type: ignore[arg-type]
     assert method.metric is not None
     rows = {key: value.cpu().numpy() for key, value in method.metric.rows().items()}
     return datamodule.manifest.frame.loc[rows["id"]].reset_index(names="id").assign(
@@ -141,7 +141,7 @@ def check_operating_point(rate: float, calibration: str) -> None:
 def fit_on_validation(
     trainer: Trainer,
     method: Detector,
-    datamodule: ImageDataModule,
+    datamodule: DataModule,
     rate: float,
     calibration: str,
     checkpoint: Path,
@@ -183,7 +183,7 @@ def fit_on_validation(
     write_whole(content, checkpoint)
 
 
-def used_for_fitting(method: Detector, datamodule: ImageDataModule, split: str) -> str:
+def used_for_fitting(method: Detector, datamodule: DataModule, split: str) -> str:
     """Return what images of a split were used for when the detector was made: "training", "fitting" or "" (nothing).
 
     Rows are compared, not the split's name, because what a name stands for depends on what is held out.
@@ -191,7 +191,6 @@ def used_for_fitting(method: Detector, datamodule: ImageDataModule, split: str) 
     if method.identity.get("manifest_sha256") != datamodule.manifest.sha256:
         return ""
     rows = datamodule.manifest.rows(split).index
-    assert datamodule.as_read is not None
     held_out = method.identity.get("held_out", ((), "test"))
     made_with = hold_out(datamodule.as_read, *held_out).frame["split"].loc[rows]
     point = method.operating_point
@@ -216,7 +215,7 @@ def apply_operating_point(point: OperatingPoint | None, frame: pd.DataFrame) -> 
 # --- results --------------------------------------------------------------------------------------------
 
 
-def known_reals(datamodule: ImageDataModule) -> set[str]:
+def known_reals(datamodule: DataModule) -> set[str]:
     """Return the names of all reals of a manifest: pairs may name reals that are in another split."""
     everything = datamodule.manifest.frame
     reals = everything[everything["label"] == 0]
@@ -225,7 +224,7 @@ def known_reals(datamodule: ImageDataModule) -> set[str]:
 
 def measure_predictions(
     frame: pd.DataFrame,
-    datamodule: ImageDataModule,
+    datamodule: DataModule,
     seen: list[str],
     bootstrap: Mapping[str, int],
     point: OperatingPoint | None = None,
@@ -258,7 +257,7 @@ def measure_predictions(
 
 
 def map_embeddings(
-    trainer: Trainer, method: Detector, datamodule: ImageDataModule, frame: pd.DataFrame
+    trainer: Trainer, method: Detector, datamodule: DataModule, frame: pd.DataFrame
 ) -> tuple[pd.DataFrame, list[float]]:
     """Embed some images of a predictions frame; call it on every rank.
 
@@ -284,7 +283,7 @@ def map_embeddings(
 
 
 def small_pictures(
-    datamodule: ImageDataModule, frame: pd.DataFrame, point: OperatingPoint | None, count: int
+    datamodule: DataModule, frame: pd.DataFrame, point: OperatingPoint | None, count: int
 ) -> dict[str, bytes]:
     """Make small JPEGs, by path, of the most confident errors of a predictions frame, as evaluation saw them.
 

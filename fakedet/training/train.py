@@ -35,7 +35,7 @@ from fakedet.build import (
 )
 from fakedet.checkpoint import FORMAT, load_stage1, read_checkpoint
 from fakedet.config import check_config, packages_of
-from fakedet.data.datamodule import ImageDataModule
+from fakedet.data.datamodule import DataModule
 from fakedet.data.manifest import Quarantine
 from fakedet.errors import Preempted, UserError
 from fakedet.evaluation.plots import draw_map, plot_curves, plot_scores, read_curves
@@ -167,7 +167,7 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
     return TrainedRun(folder, fitted.checkpoint, metrics, fitted.validation)
 
 
-def make_datamodule(config: DictConfig, same_data: ImageDataModule | None = None) -> ImageDataModule:
+def make_datamodule(config: DictConfig, same_data: DataModule | None = None) -> DataModule:
     """Build the data module that serves batches as the config's model wants them.
 
     Args:
@@ -182,7 +182,6 @@ def make_datamodule(config: DictConfig, same_data: ImageDataModule | None = None
         real_only=batch.real_only,
         seed=config.seed,
     )
-    assert isinstance(datamodule, ImageDataModule)
     if same_data is not None:
         datamodule.take_manifest_of(same_data)
     datamodule.prepare()
@@ -192,7 +191,7 @@ def make_datamodule(config: DictConfig, same_data: ImageDataModule | None = None
 # --- stage 1 --------------------------------------------------------------------------------------------
 
 
-def obtain_trace(config: DictConfig, folder: Path, datamodule: ImageDataModule) -> Path:
+def obtain_trace(config: DictConfig, folder: Path, datamodule: DataModule) -> Path:
     """Return the path of a stage-1 checkpoint: the given one, a cached one of identical config and data, or a new one.
 
     Args:
@@ -243,9 +242,7 @@ class Fitted:
     """Best value of what chose the checkpoint; None where the last epoch's weights are kept."""
 
 
-def fit(
-    config: DictConfig, folder: Path, datamodule: ImageDataModule, trace_path: Path | None = None
-) -> Fitted:
+def fit(config: DictConfig, folder: Path, datamodule: DataModule, trace_path: Path | None = None) -> Fitted:
     """Train ``config.model``, resumed if it was stopped before, and load the weights of the chosen epoch.
 
     Args:
@@ -309,10 +306,10 @@ def _refuse_the_highest_loss(checkpoints: Iterable[ModelCheckpoint]) -> None:
             )
 
 
-def _run(trainer: Trainer, method: Detector, datamodule: ImageDataModule, point: Path | None) -> None:
+def _run(trainer: Trainer, method: Detector, datamodule: DataModule, point: Path | None) -> None:
     """Run ``trainer.fit`` and turn what ends it early into our errors."""
     try:
-        trainer.fit(method, datamodule=datamodule, ckpt_path=point, weights_only=True)
+        trainer.fit(method, datamodule=datamodule, ckpt_path=point, weights_only=True)  # type: ignore[arg-type]
     except SIGTERMException as error:  # told to stop while validating; the last resume point holds
         finish_loggers(trainer.loggers)
         raise Preempted(signal.SIGTERM, "the last resume point") from error
@@ -352,7 +349,7 @@ def _chosen_checkpoint(trainer: Trainer, checkpoints: Iterable[ModelCheckpoint])
 
 def _test(
     fitted: Fitted,
-    datamodule: ImageDataModule,
+    datamodule: DataModule,
     folder: Path,
     facts: dict[str, Any],
     bootstrap: dict[str, int],

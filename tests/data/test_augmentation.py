@@ -2,6 +2,7 @@
 
 import pickle
 from collections import Counter
+from pathlib import Path
 
 import albumentations as A
 import cv2
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from fakedet.data.transforms import RECIPES, Augmentation, JpegCompression
+from fakedet.data.datamodule import ImageDataModule
+from fakedet.data.transforms import RECIPES, Augmentation, CustomAugmentation, JpegCompression, random_crop
 from fakedet.errors import UserError
 
 
@@ -161,6 +163,36 @@ def test_safe_rotates_by_any_angle_and_blackens_the_corners() -> None:
     corners = np.mean([(crop[0, 0] == 0).all() for crop in turned])
     assert corners > 0.8
     assert len({crop.tobytes() for crop in turned}) > 30
+
+
+def invert(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    crop[:] = 255 - crop
+    return np.roll(crop, rng.integers(64), axis=1)
+
+
+def test_a_function_of_the_users_own_changes_a_random_crop(tiny_manifest: Path) -> None:
+    augment = CustomAugmentation(invert)
+    image = picture()
+    before = image.copy()
+    first = [augment(image, 64, seed) for seed in range(10)]
+    np.testing.assert_array_equal(image, before)
+    for seed, crop in enumerate(first):
+        np.testing.assert_array_equal(augment(image, 64, seed), crop)
+        rng = np.random.default_rng(seed)
+        plain = random_crop(image, 64, 64, rng)
+        np.testing.assert_array_equal(crop, np.roll(255 - plain, rng.integers(64), axis=1))
+    assert len({crop.tobytes() for crop in first}) == 10
+    data = ImageDataModule(str(tiny_manifest), crop_size=24, augment=augment)
+    assert not data.views_repeat
+    assert next(iter(data.train_dataloader()))["image"].shape[1:] == (1, 3, 24, 24)
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda c, rng: c[:-1], lambda c, rng: c / 255, lambda c, rng: None, lambda c, rng: c[..., 0]]
+)
+def test_what_a_users_function_returns_is_checked(wrong) -> None:
+    with pytest.raises(UserError, match=r"augment: .* returned .* must return a uint8 array \(32, 32, 3\)"):
+        CustomAugmentation(wrong)(picture(), 32, 0)
 
 
 def test_cnndets_second_model_degrades_a_tenth() -> None:

@@ -5,14 +5,17 @@ import os
 import warnings
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from fakedet.data.datamodule import ImageDataModule
+from fakedet.data.datamodule import ImageDataModule, check_data_module
+from fakedet.data.decode import DecodeError
+from fakedet.data.manifest import Manifest, load_manifest
 from fakedet.data.transforms import Augmentation
 from fakedet.errors import UserError
 from fakedet.metrics.pairing import real_counterparts
@@ -234,12 +237,78 @@ def test_more_workers_than_cores_are_noted_without_a_warning(
 
 def test_a_subclass_may_say_where_the_data_are(tiny_manifest: Path) -> None:
     class Elsewhere(ImageDataModule):
-        def locate(self):
-            return tiny_manifest, tiny_manifest.parent
+        def read_manifest(self):
+            return load_manifest(tiny_manifest)
 
     data = Elsewhere("", crop_size=24)
     data.prepare()
     assert len(data.manifest.frame) == 72
+
+
+class InMemory:
+    """A source of the user's own: pictures that were never files, one of them broken."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+
+    def read(self, row: int) -> bytes:
+        if row == 3:
+            raise DecodeError("no picture 3")
+        picture = np.full((24, 24, 3), row, np.uint8)
+        return cv2.imencode(".png", picture)[1].tobytes()
+
+
+class FrameModule(ImageDataModule):
+    """A data module of the user's own: a data frame instead of a table, a source instead of files."""
+
+    def __init__(self, extra: int, **settings) -> None:
+        super().__init__("", **settings)
+        self.extra = extra
+
+    def read_manifest(self) -> Manifest:
+        frame = pd.DataFrame({"path": [f"picture {row}" for row in range(24)], "label": [0, 1] * 12,
+                              "split": ["train"] * 12 + ["val"] * 6 + ["test"] * 6})  # fmt: skip
+        return Manifest.from_frame(frame.assign(generator=frame["label"].map({0: "camera", 1: "gan"})))
+
+    def make_source(self) -> InMemory:
+        return InMemory(self.manifest.frame["path"].tolist())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_and_their_bytes_may_come_from_anywhere(workers: int) -> None:
+    data = FrameModule(extra=5, crop_size=24, num_workers=workers, batch_size=4)
+    assert check_data_module(data) is data
+    data.require("train", "val", "test")
+    for batch in [*data.train_dataloader(), *data.eval_dataloader("test")]:
+        for row, image in zip(batch["id"].tolist(), batch["image"], strict=True):
+            assert (image == row).all()
+    (record,) = next(iter(data.bank_dataloader(100, 1)))["quarantined"]
+    assert (record["id"], record["reason"]) == (3, "no picture 3")
+    with pytest.raises(UserError, match="<data frame>: row 1 has no generator"):
+        Manifest.from_frame(pd.DataFrame({"path": ["a"], "label": [0], "generator": [""]}))
+
+
+def test_a_data_module_that_lacks_something_is_refused_before_data_are_read() -> None:
+    class Foreign(LightningDataModule):
+        crop_size = 24
+
+        @property
+        def manifest(self):
+            raise AssertionError("nothing is read yet")
+
+        def train_dataloader(self):
+            raise AssertionError("nothing is read yet")
+
+    with pytest.raises(
+        UserError, match=r"data\._target_=.*Foreign has no as_read, cells, .*val_dataloader"
+    ) as caught:
+        check_data_module(Foreign())
+    for there in ("crop_size", "manifest,", " train_dataloader"):
+        assert there not in str(caught.value)
+    assert "ImageDataModule" in str(caught.value)
+    with pytest.raises(UserError, match=r"not a lightning\.pytorch\.LightningDataModule"):
+        check_data_module(object())
+    check_data_module(ImageDataModule("nowhere.csv"))
 
 
 @pytest.mark.corpus

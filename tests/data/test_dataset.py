@@ -10,6 +10,7 @@ from fakedet.data.dataset import EvaluationDataset, ImageDataset, collate
 from fakedet.data.decode import read_image
 from fakedet.data.manifest import Manifest, load_manifest
 from fakedet.data.sampler import Draw
+from fakedet.data.sources import FileSource
 from fakedet.data.transforms import Augmentation, evaluation_views
 from fakedet.errors import UserError
 
@@ -23,8 +24,18 @@ def codes_of(manifest: Manifest) -> np.ndarray:
     return manifest.frame["generator"].astype("category").cat.codes.to_numpy().astype(np.int64)
 
 
-def training(manifest: Manifest, views: int = 1, **settings) -> ImageDataset:
-    return ImageDataset(manifest, codes_of(manifest), Augmentation("light"), 32, views, **settings)
+def source(manifest: Manifest) -> FileSource:
+    return FileSource(manifest.root, manifest.frame["path"].tolist())
+
+
+def training(manifest: Manifest, views: int = 1, pool: np.ndarray | None = None) -> ImageDataset:
+    train = np.flatnonzero(manifest.frame["split"] == "train")
+    return ImageDataset(manifest, codes_of(manifest), source(manifest), Augmentation("light"), 32, views,
+                        train if pool is None else pool)  # fmt: skip
+
+
+def evaluation(manifest: Manifest, policy: str) -> EvaluationDataset:
+    return EvaluationDataset(manifest, codes_of(manifest), source(manifest), policy, 32)
 
 
 def destroy(manifest: Manifest, rows) -> None:
@@ -56,7 +67,7 @@ def test_a_batch_is_what_the_contract_says(manifest: Manifest) -> None:
 
 @pytest.mark.parametrize(("policy", "views"), [("crop", 1), ("multi-crop", 5), ("resize", 1)])
 def test_evaluation_sees_exactly_the_policy_s_views(manifest: Manifest, policy: str, views: int) -> None:
-    dataset = EvaluationDataset(manifest, codes_of(manifest), policy, 32)
+    dataset = evaluation(manifest, policy)
     batch = dataset.collate([dataset[Draw(3, seed)] for seed in (1, 2)])
     expected = evaluation_views(read_image(manifest.root / manifest.frame["path"][3]), 32, policy)
     assert batch["image"].shape == (2, views, 3, 32, 32)
@@ -114,7 +125,7 @@ def test_nothing_readable_is_an_error_that_names_files(
 
 def test_bad_evaluation_images_are_left_out_and_reported(manifest: Manifest) -> None:
     destroy(manifest, [4, 5])
-    dataset = EvaluationDataset(manifest, codes_of(manifest), "multi-crop", 32)
+    dataset = evaluation(manifest, "multi-crop")
     batch = dataset.collate([dataset[Draw(row, row)] for row in (3, 4, 5, 6)])
     assert batch["id"].tolist() == [3, 6]
     assert [record["id"] for record in batch["quarantined"]] == [4, 5]

@@ -8,9 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
-from fakedet.data import decode
 from fakedet.data.decode import ORIENTATION, DecodeError, decode_image, read_image
 
 
@@ -65,7 +64,7 @@ def test_png_orientation_is_found_after_the_pixels_too() -> None:
 
 
 def test_plain_files_take_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "decode_pil", lambda *_: pytest.fail("PIL was asked"))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("PIL decoded it"))
     for fmt in ("JPEG", "PNG", "WEBP", "BMP"):
         assert decode_image(encoded(picture(), fmt)).shape == picture().shape
 
@@ -166,7 +165,7 @@ def test_a_jpeg_whose_tail_is_zeros_is_noticed_and_one_with_something_after_its_
 
 def test_a_decoder_that_fills_up_in_silence_does_not_hide_truncation(monkeypatch: pytest.MonkeyPatch) -> None:
     # As OpenCV 4 does: grey where the data end, and no error.
-    monkeypatch.setattr(decode, "_decode_opencv", lambda data: np.zeros((200, 200, 3), np.uint8))
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: np.zeros((200, 200, 3), np.uint8))
     exif = b"Exif\0\0" + encoded(picture(16, 16), "JPEG")
     for options in ({}, {"exif": exif}, {"progressive": True}):
         data = encoded(picture(200, 200), "JPEG", **options)
@@ -177,8 +176,8 @@ def test_a_decoder_that_fills_up_in_silence_does_not_hide_truncation(monkeypatch
 
 
 def test_too_many_pixels_are_refused_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("decode_pil", "_decode_opencv"):
-        monkeypatch.setattr(decode, name, lambda *_: pytest.fail("it was decoded"))
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("OpenCV decoded it"))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("PIL decoded it"))
     with pytest.raises(DecodeError, match="too many pixels: 47x61"):
         decode_image(encoded(picture(), "PNG"), max_pixels=47 * 61 - 1)
 

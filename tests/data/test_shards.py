@@ -244,8 +244,8 @@ def test_without_litdata_the_extra_is_named(sharded: Path, monkeypatch: pytest.M
 def test_a_killed_run_leaves_no_folder(tiny_manifest: Path, tmp_path: Path) -> None:
     script = f"""
 import os
-from fakedet.commands.app import launch
-import fakedet.runs.shard as module
+from fakedet.cli.app import launch
+import fakedet.data.shards as module
 real = module.write_rejected
 def die(*_): os.kill(os.getpid(), 9)
 module.write_rejected = die

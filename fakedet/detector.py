@@ -376,10 +376,10 @@ class Detector:
         self,
         x: Single | Iterable[Single] | Tensor,
         *,
-        false_alarm: float = Rules.false_alarm,
-        miss: float = Rules.miss,
-        views: Sequence[str] = Rules.views,
-        tiles: int = Rules.tiles,
+        false_alarm: float = 0.05,
+        miss: float = 0.05,
+        views: Sequence[str] = ("jpeg/80", "resize/0.75"),
+        tiles: int = 9,
         batch_size: int = 64,
     ) -> Prediction | pd.DataFrame:
         """Classify images as real, fake or undecided.
@@ -477,7 +477,7 @@ class Detector:
             parts = [self.module.score_views(self._views(part)).logit for part in images.split(batch_size)]
         return torch.cat(parts).to(images.device)
 
-    def heatmap(self, x: Single, *, tiles: int = Rules.tiles) -> Pixels:
+    def heatmap(self, x: Single, *, tiles: int = 9) -> Pixels:
         """Draw the scores of an image's tiles over it: blue is real, red is fake, white is in between.
 
         Args:

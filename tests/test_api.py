@@ -1,9 +1,11 @@
 """`import fakedet`: the same verdicts from paths, PIL images, arrays and tensors, and the verbs from Python."""
 
 import ast
+import inspect
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +165,9 @@ def test_rows_are_those_of_the_command_line(detector: fakedet.Detector, tmp_path
 def test_defaults_are_those_of_the_command_line(verb: str) -> None:
     config: Any = OmegaConf.load(CONF / f"{verb}.yaml")
     assert Rules(config.false_alarm, config.miss, tuple(config.views), config.tiles) == Rules()
+    parameters = inspect.signature(fakedet.Detector.predict).parameters
+    assert {name: parameters[name].default for name in asdict(Rules())} == asdict(Rules())
+    assert inspect.signature(fakedet.Detector.heatmap).parameters["tiles"].default == Rules().tiles
 
 
 def test_settings_are_checked_and_count(detector: fakedet.Detector) -> None:

@@ -1,0 +1,22 @@
+"""Classify the images in a folder as real, fake or undecided.
+
+python examples/predict_folder.py FOLDER [CHECKPOINT]
+"""
+
+import sys
+
+import fakedet
+
+folder = sys.argv[1]
+# "demo" comes with fakedet. It knows simulated fakes only, and is no use for real cases.
+checkpoint = sys.argv[2] if len(sys.argv) > 2 else "demo"
+
+detector = fakedet.load(checkpoint)
+print(detector)
+
+table = detector.predict(folder)
+print(table[["path", "verdict", "score", "p_value", "reason"]].to_string(index=False))
+print(table["verdict"].value_counts(dropna=False).to_string())
+
+for row in table[table["error"].notna()].itertuples():
+    print(f"{row.path} cannot be read: {row.error}")

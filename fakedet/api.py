@@ -20,13 +20,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fakedet.config import check_command_line, expand_encoders
+from fakedet.config import check_command_line, expand_encoders, packages_of
 from fakedet.detector import Detector, load
 from fakedet.errors import UserError
 from fakedet.evaluation import evaluate as evaluation
 from fakedet.evaluation.predictions import read_predictions
 from fakedet.training import train as training
-from fakedet.utils import quiet_libraries
+from fakedet.utils import plain, quiet_libraries
 
 PLAIN = re.compile(r"(?!(null|true|false|nan|inf)$)[a-z_/.][\w/.-]*", re.IGNORECASE)
 """Text that Hydra's grammar reads as it is."""
@@ -44,10 +44,12 @@ class TrainedRun:
     """Content of metrics.json; None if the test split was not scored."""
     validation: float | None
     """Best value of what chose the weights on the validation split; None if nothing chose."""
+    trust: tuple[str, ...] = ()
+    """Packages whose classes the run's config names."""
 
     def load(self, device: str = "auto") -> Detector:
-        """Load the trained detector; see :func:`load`."""
-        return load(self.checkpoint, device)
+        """Load the trained detector; the packages that the run's config names are trusted."""
+        return load(self.checkpoint, device, self.trust)
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,10 @@ def train(*overrides: str, config: DictConfig | None = None, **settings: Any) ->
     with _quiet():
         done = training.train(config, _words(overrides, settings))
     metrics = None if done.metrics is None else _metrics(done.folder)
-    return TrainedRun(done.folder, done.checkpoint, metrics, done.validation)
+    packages = packages_of([plain(config[key]) for key in ("model", "stage1") if config.get(key)])
+    return TrainedRun(
+        done.folder, done.checkpoint, metrics, done.validation, tuple(sorted(packages - {"fakedet"}))
+    )
 
 
 def evaluate(

@@ -649,7 +649,7 @@ def load(
     found = (
         torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else _device(device)
     )
-    return Detector(load_detector(path, trust), found, locate(path))
+    return Detector(load_detector(path, tuple(trust)), found, locate(path))
 
 
 def _device(name: str | torch.device) -> torch.device:

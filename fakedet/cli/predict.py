@@ -38,13 +38,13 @@ JUDGED_BY = ("false_alarm", "miss", "views", "tiles")
 """Settings that answers depend on."""
 
 
-def open_detector(checkpoint: str, device: str, rules: Rules) -> Detector:
+def open_detector(checkpoint: str, device: str, trust: Sequence[str], rules: Rules) -> Detector:
     """Load a detector for a console verb, and say what it knows and what it cannot promise.
 
     Raises:
         UserError: no such checkpoint, one without an operating point, or no such device.
     """
-    detector = load(checkpoint, device)
+    detector = load(checkpoint, device, trust)
     point = detector.require_operating_point()
     log.info("detector '%s', trained on fakes of: %s", detector.info["name"],
              ", ".join(detector.generators) or "none (it knows real images only)")  # fmt: skip

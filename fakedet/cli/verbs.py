@@ -249,7 +249,7 @@ def run_compare(config: DictConfig, overrides: list[str]) -> None:
 def run_export(config: DictConfig, overrides: list[str]) -> None:
     """Export, and say how near it is to the original."""
     path = Path(config.output)
-    worst = export_detector(load(config.checkpoint, "cpu"), path, config.check, overrides)
+    worst = export_detector(load(config.checkpoint, "cpu", config.trust), path, config.check, overrides)
     log.info("logits differ from PyTorch's by at most %.2g on %d images", worst, config.check)
     log.info("model        %s (%.1f MB)", path, path.stat().st_size / 1e6)
     log.info("description  %s.json", path)
@@ -329,7 +329,7 @@ def run_predict(config: DictConfig, overrides: list[str]) -> None:
         raise UserError("heatmaps are made of tiles; tiles=0 leaves nothing to draw")
     sources = [config.source] if isinstance(config.source, str) else [str(item) for item in config.source]
     rules = _rules(config)
-    detector = open_detector(config.checkpoint, config.device, rules)
+    detector = open_detector(config.checkpoint, config.device, config.trust, rules)
     writer = Writer(Path(config.output), config.resume)
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     with threads(config.threads):
@@ -354,7 +354,7 @@ def run_serve(config: DictConfig, overrides: list[str]) -> None:
     check_host(config.host, config.port)
     import_gradio()
     rules = _rules(config)
-    detector = open_detector(config.checkpoint, config.device, rules)
+    detector = open_detector(config.checkpoint, config.device, config.trust, rules)
     with threads(config.threads):
         serve_page(
             detector, rules, config.host, config.port, config.max_mb, config.per_minute, config.batch_size

@@ -1,4 +1,4 @@
-"""evaluation/plots"""
+"""Figures of runs and comparisons: curves, scores, intervals, embedding map, calibration, robustness."""
 
 from __future__ import annotations
 
@@ -20,6 +20,15 @@ from fakedet.evaluation.predictions import MAP
 from fakedet.metrics.bootstrap import Interval
 from fakedet.metrics.calibration import BINS, balanced_weights, bin_of, calibration_error
 from fakedet.pages import MARKERS, PALETTE, REAL_COLOUR, WIDTH, new_figure, save
+
+# With more methods than this, each generator has a panel: in one row the methods could not be told apart.
+AT_MOST_TOGETHER = 6
+PANELS_A_ROW = 3
+ROBUSTNESS_COLUMNS = 3
+LEAST_IN_BIN = 5
+"""Images below which a bin of the calibration figure is not drawn."""
+
+Values = Mapping[str, Mapping[str, Any]]
 
 
 def plot_curves(runs: Mapping[str, pd.DataFrame], path: Path) -> Path:
@@ -58,7 +67,11 @@ def plot_scores(frame: pd.DataFrame, path: Path, seen: set[str] | None = None) -
         path: the PNG.
         seen: generators seen in training; None where nobody knows.
     """
-    groups = _score_groups(frame)
+    groups = [
+        (str(name), label, rows["logit"].to_numpy(dtype=np.float64))
+        for label in (0, 1)
+        for name, rows in frame[frame["label"] == label].groupby("generator", sort=True)
+    ]
     finite = [logits[np.isfinite(logits)] for _, _, logits in groups]
     everything = np.concatenate([*finite, np.zeros(0)])
     low, high = np.percentile(everything, [0.2, 99.8]) if len(everything) else (-1.0, 1.0)
@@ -82,36 +95,28 @@ def plot_scores(frame: pd.DataFrame, path: Path, seen: set[str] | None = None) -
     return save(figure, path)
 
 
-def _score_groups(frame: pd.DataFrame) -> list[tuple[str, int, NDArray[np.float64]]]:
-    return [
-        (str(name), label, rows["logit"].to_numpy(dtype=np.float64))
-        for label in (0, 1)
-        for name, rows in frame[frame["label"] == label].groupby("generator", sort=True)
-    ]
-
-
 def colour_of(number: int) -> str:
-    """Give the colour of the n-th thing."""
+    """Return the colour of the n-th line or point."""
     return PALETTE[number % len(PALETTE)]
 
 
 def marker_of(number: int) -> str:
-    """Give the marker of the n-th thing."""
+    """Return the marker of the n-th line or point; it changes where the colours repeat."""
     return MARKERS[number // len(PALETTE) % len(MARKERS)]
 
 
 def known(name: str, label: int, seen: set[str] | None) -> str:
-    """Say ", unseen" of a generator that was not trained on."""
+    """Return ", unseen" for a generator that was not trained on, else ""."""
     return ", unseen" if label == 1 and seen is not None and name not in seen else ""
 
 
 def plain(name: str) -> str:
-    """Keep matplotlib from reading a name as mathematics, or hiding it for a leading underscore."""
+    """Escape a name: matplotlib reads $ as mathematics and hides labels with a leading underscore."""
     return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def add_legend(figure: Figure, handles: Sequence[Any]) -> None:
-    """Put the legend below, where long names do not narrow the axes."""
+    """Put the legend below the axes, where long names do not narrow them."""
     if handles:
         longest = max(len(str(handle.get_label())) for handle in handles)
         columns = max(1, min(len(handles), 100 // (longest + 6)))
@@ -119,7 +124,7 @@ def add_legend(figure: Figure, handles: Sequence[Any]) -> None:
 
 
 def dress(axes: Axes, title: str, x: str, y: str, grid: str = "x") -> None:
-    """Give axes their title, labels, grid and small type."""
+    """Set the title, labels, grid and type size of axes."""
     axes.set_title(plain(title), fontsize=10, loc="left")
     axes.set_xlabel(x, fontsize=9)
     axes.set_ylabel(y, fontsize=9)
@@ -127,13 +132,6 @@ def dress(axes: Axes, title: str, x: str, y: str, grid: str = "x") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, color="#E8E8E8", linewidth=0.6)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
-
-
-# More methods than this stand below each other in a panel a generator: side by side in a row, none could be made out.
-AT_MOST_TOGETHER = 6
-PANELS_A_ROW = 3
-
-Values = Mapping[str, Mapping[str, Any]]
 
 
 def plot_intervals(
@@ -149,8 +147,8 @@ def plot_intervals(
         rows: generator → method → {"value", "low", "high"}, None where undefined.
         title: above the figure.
         path: the PNG.
-        sections: of the rows ("seen", "unseen", "mean"); a stronger line parts them.
-        chance: of each row, marked by a grey tick; None: 0.5 for all, a dotted line.
+        sections: section of each row ("seen", "unseen", "mean"); a stronger line separates them.
+        chance: value of a guess for each row, drawn as a grey tick; None: 0.5 for all, a dotted line.
     """
     methods = list(next(iter(rows.values()))) if rows else []
     shown = {name: name + (", unseen" if (sections or {}).get(name) == "unseen" else "") for name in rows}
@@ -227,10 +225,10 @@ def _draw(axes: Axes, entry: Mapping[str, Any], at: float, number: int) -> None:
 def plot_matrix(
     cells: Mapping[str, Mapping[str, Interval]], seen: Mapping[str, Collection[str]], title: str, path: Path
 ) -> Path:
-    """Draw a value for each detector (row) and generator (column); frames mark what a detector never saw.
+    """Draw a value for each detector (row) and generator (column); frames mark what a detector was not trained on.
 
     Args:
-        cells: generator → detector → value with its interval, which the cell tells too.
+        cells: generator → detector → value with its interval.
         seen: detector → generators whose fakes it was trained on.
         title: above the figure.
         path: the PNG.
@@ -239,7 +237,7 @@ def plot_matrix(
     values = np.array([[cells[generator][method].value for generator in generators] for method in methods])
     figure = new_figure(max(WIDTH, 1.8 + 1.0 * len(generators)), 1.5 + 0.5 * len(methods))
     axes = figure.subplots()
-    # Diverging around a guess: red ranks fakes below reals.
+    # The colours diverge around 0.5; red ranks fakes below reals.
     axes.imshow(values, cmap="RdBu", vmin=0.0, vmax=1.0, aspect="auto")
     for row, method in enumerate(methods):
         for column, generator in enumerate(generators):
@@ -259,7 +257,7 @@ def plot_matrix(
 
 
 def project(embedding: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Project embeddings on their first two principal components.
+    """Project embeddings onto their first two principal components.
 
     Args:
         embedding: (N, D), any N and D >= 1.
@@ -280,27 +278,18 @@ def project(embedding: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float
     return places, share
 
 
-def plot_map(
-    places: NDArray[np.float64],
-    share: ArrayLike,
-    labels: ArrayLike,
-    generators: Sequence[str],
-    seen: set[str],
-    path: Path,
-) -> Path:
-    """Draw places on the first two principal components.
+def draw_map(frame: pd.DataFrame, share: ArrayLike, seen: set[str], path: Path) -> Path:
+    """Draw the embedding map of a predictions frame.
 
     Args:
-        places: (N, 2) from :func:`project`; rows that are not finite are left out and counted in the title.
+        frame: with the columns of :data:`fakedet.evaluation.predictions.MAP`; images without a place are not drawn.
         share: (2,) of variance.
-        labels: (N,) 0 real, 1 fake.
-        generators: name of each row.
         seen: generators seen in training; the fakes of others are drawn as crosses.
         path: the PNG.
     """
-    kept = np.isfinite(places).all(axis=1)
-    real, names = np.asarray(labels)[kept] == 0, np.asarray(generators, dtype=object)[kept]
-    x, y = np.asarray(places, dtype=np.float64)[kept].T
+    mapped = frame[np.isfinite(frame[MAP]).all(axis=1)]
+    x, y = mapped[MAP].to_numpy(dtype=np.float64).T
+    real, names = mapped["label"].to_numpy() == 0, mapped["generator"].to_numpy(dtype=object)
     figure = new_figure(WIDTH, 5.0)
     axes = figure.subplots()
     axes.scatter(
@@ -313,16 +302,11 @@ def plot_map(
         axes.scatter(x[rows], y[rows], s=16 if was_seen else 24, marker=marker, alpha=0.75, color=colour_of(number),
                      linewidths=0 if was_seen else 1.1,
                      label=plain(f"{name}{known(name, 1, seen)} (n={rows.sum()})"))  # fmt: skip
-    lost = f", without {int((~kept).sum())} that are not finite" if not kept.all() else ""
     first, second = np.asarray(share, dtype=np.float64)
-    dress(axes, f"embeddings of {kept.sum()} test images{lost}", f"component 1 ({first:.0%} of variance)",
+    dress(axes, f"embeddings of {len(mapped)} test images", f"component 1 ({first:.0%} of variance)",
           f"component 2 ({second:.0%})", grid="both")  # fmt: skip
     add_legend(figure, axes.get_legend_handles_labels()[0])
     return save(figure, path)
-
-
-LEAST_IN_BIN = 5
-"""Images below which a bin is not drawn."""
 
 
 def plot_reliability(frames: Mapping[str, pd.DataFrame], path: Path) -> Path:
@@ -344,8 +328,7 @@ def plot_reliability(frames: Mapping[str, pd.DataFrame], path: Path) -> Path:
         mean = np.bincount(bins, weights=weights * scores, minlength=BINS)[drawn] / total[drawn]
         share = np.bincount(bins, weights=weights * labels, minlength=BINS)[drawn] / total[drawn]
         error = calibration_error(scores, labels)
-        marker = MARKERS[number // len(PALETTE) % len(MARKERS)]
-        axes.plot(mean, share, color=PALETTE[number % len(PALETTE)], marker=marker, markersize=5,
+        axes.plot(mean, share, color=colour_of(number), marker=marker_of(number), markersize=5,
                   label=f"{method} (ECE {error:.2f})")  # fmt: skip
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="score = P(fake)", ylabel="share of fakes")
     axes.spines[["top", "right"]].set_visible(False)
@@ -367,7 +350,7 @@ def plot_curves_of_decision(frames: Mapping[str, pd.DataFrame], path: Path) -> P
         labels, logits = frame["label"].to_numpy(), frame["logit"].to_numpy()
         if len(set(labels.tolist())) < 2:
             continue
-        colour = PALETTE[number % len(PALETTE)]
+        colour = colour_of(number)
         false, true, _ = roc_curve(labels, logits)
         roc.plot(false, true, color=colour, label=method)
         precise, found, _ = precision_recall_curve(labels, logits)
@@ -384,18 +367,11 @@ def plot_curves_of_decision(frames: Mapping[str, pd.DataFrame], path: Path) -> P
     return save(figure, path)
 
 
-LINES = (
-    ("map_seen", "seen generators", PALETTE[0], "o"),
-    ("map_unseen", "unseen generators", PALETTE[1], "s"),
-)
-COLUMNS = 3
-
-
 def plot_robustness(content: Mapping[str, Any], path: Path) -> Path:
     """Draw one panel a family: mAP of seen and of unseen generators with 95 % intervals.
 
     Args:
-        content: of robustness.json: view → mean → {"value", "low", "high"}.
+        content: content of robustness.json: view → mean → {"value", "low", "high"}.
         path: the PNG.
     """
     families: dict[str, list[tuple[float, str]]] = {}
@@ -403,12 +379,13 @@ def plot_robustness(content: Mapping[str, Any], path: Path) -> Path:
         if "/" in name:
             family, severity = name.split("/")
             families.setdefault(family, []).append((float(severity), name))
-    rows = max(1, math.ceil(len(families) / COLUMNS))
+    rows = max(1, math.ceil(len(families) / ROBUSTNESS_COLUMNS))
     figure = new_figure(12.0, 2.6 * rows + 0.6)
-    panels = figure.subplots(rows, COLUMNS, sharey=True, squeeze=False).ravel()
+    panels = figure.subplots(rows, ROBUSTNESS_COLUMNS, sharey=True, squeeze=False).ravel()
     for panel, (family, views) in zip(panels, families.items(), strict=False):
         places = range(len(views))
-        for key, label, colour, marker in LINES:
+        for key, colour, marker in (("map_seen", PALETTE[0], "o"), ("map_unseen", PALETTE[1], "s")):
+            label = f"{key.removeprefix('map_')} generators"
             original = content["original"][key]["value"]
             if original is None:
                 continue
@@ -429,7 +406,7 @@ def plot_robustness(content: Mapping[str, Any], path: Path) -> Path:
     for panel in panels[len(families) :]:
         panel.set_visible(False)
     for row in range(rows):
-        panels[row * COLUMNS].set_ylabel("mAP")
+        panels[row * ROBUSTNESS_COLUMNS].set_ylabel("mAP")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False)
     return save(figure, path)
 
@@ -444,10 +421,3 @@ def read_curves(folder: Path) -> pd.DataFrame:
         return pd.DataFrame()
     table = pd.read_csv(path)
     return table.drop(columns="step").groupby("epoch").mean().reset_index()
-
-
-def draw_map(frame: pd.DataFrame, share: list[float], seen: set[str], path: Path) -> Path:
-    """Draw the embedding map of a predictions frame; images without a place are not on it."""
-    mapped = frame[frame[MAP].notna().all(axis=1)]
-    places = mapped[MAP].to_numpy(dtype=float)
-    return plot_map(places, share, mapped["label"].to_numpy(), mapped["generator"].tolist(), seen, path)

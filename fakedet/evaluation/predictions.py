@@ -1,4 +1,4 @@
-"""evaluation/predictions"""
+"""The predictions file: a row an image and view, from which every table and figure is made."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from fakedet.errors import UserError
 from fakedet.utils import replacing
 
+ORIGINAL = "original"
 METADATA_KEY = b"fakedet"
 PICTURES_KEY = b"fakedet.pictures"
 SCHEMA = {
@@ -30,8 +31,8 @@ SCHEMA = {
 MAP = ["map_x", "map_y"]
 """Place on the embedding map; NaN for images that are not on it."""
 NEEDED = ("path", "label", "generator", "logit")
-# Runs over one manifest differ by the few images that one of them could not read. Where they share less than
-# this of their images, they were evaluated on different data.
+# Runs over one manifest differ by the few images that one of them could not read. Runs that share a smaller part of
+# their images than this were evaluated on different data.
 SHARED = 0.9
 
 
@@ -41,7 +42,7 @@ def write_predictions(
     identity: dict[str, Any],
     pictures: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write a predictions frame with the run's identity in its metadata, whole or not at all.
+    """Write a predictions frame with the run's identity in its metadata.
 
     Args:
         frame: the columns of SCHEMA; those of MAP may be missing.
@@ -88,7 +89,7 @@ def read_predictions(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 
 def _identity(table: pa.Table, path: Path) -> dict[str, Any]:
-    """Give the run's identity; of a file that has none, an empty one."""
+    """Return the run's identity; an empty one for a file without any."""
     try:
         identity = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
     except ValueError as error:
@@ -109,7 +110,7 @@ def _identity(table: pa.Table, path: Path) -> dict[str, Any]:
 
 
 def _completed(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Bring columns to their kinds; what a file of others lacks is told from the logit or left open."""
+    """Convert the columns to their types; a missing score is computed from the logit."""
     frame = frame.assign(label=frame["label"].astype(np.int8), generator=frame["generator"].astype(str))
     for name in ("score", "p_value", "trace_distance", *MAP):
         if name not in frame:
@@ -117,14 +118,14 @@ def _completed(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
         try:
             frame[name] = pd.to_numeric(frame[name]).astype(np.float64)
         except (ValueError, TypeError) as error:
-            raise UserError(f"{path}: the column {name} holds what is no number") from error
+            raise UserError(f"{path}: the column {name} holds values that are not numbers") from error
     if "score" not in frame or frame["score"].isna().any():
         frame["score"] = 1 / (1 + np.exp(-frame["logit"].clip(-700, 700)))
     return frame
 
 
 def read_pictures(path: str | Path) -> dict[str, bytes]:
-    """Read the small JPEGs that a predictions file holds: path of an image → JPEG; those that are none are left out."""
+    """Read the small JPEGs of a predictions file: path of an image → JPEG; entries that are no JPEG are left out."""
     try:
         content = json.loads((pq.read_schema(path).metadata or {}).get(PICTURES_KEY, b"{}"))
         decoded = {str(name): base64.b64decode(text, validate=True) for name, text in content.items()}
@@ -161,18 +162,18 @@ def _check(frame: pd.DataFrame, path: Path) -> None:
 
 
 def align(frames: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[str, NDArray[np.float64]], int]:
-    """Bring the predictions of several runs to the images that all of them scored.
+    """Restrict the predictions of several runs to the images that all of them scored.
 
     Args:
-        frames: by run; images are told by their path.
+        frames: by run; images are identified by their path.
 
     Returns:
         The shared rows in the order of the first frame, the (n,) logits of each run for them, and how many
         images are left out because only some runs scored them.
 
     Raises:
-        UserError: an image twice in a run, runs that share too few images, or that disagree about what the
-            shared ones are.
+        UserError: an image twice in a run, runs that share too few images, or runs that disagree about the
+            shared ones.
     """
     indexed = {}
     for key, frame in frames.items():
@@ -208,9 +209,6 @@ def _same_images(key: str, frame: pd.DataFrame, base: pd.DataFrame) -> None:
                 f"{key}: {int(other.sum())} images have other {name}s than in the first run, first: "
                 f"{frame.index[other.to_numpy()][0]}; compare runs over the same manifest"
             )
-
-
-ORIGINAL = "original"
 
 
 @dataclass(frozen=True)
@@ -259,30 +257,27 @@ def read_files(paths: Sequence[Path]) -> list[Read]:
 def confident_errors(
     frame: pd.DataFrame, threshold: float | None, count: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Choose the reals of highest and the fakes of lowest logit, at most one of each group.
+    """Choose the reals with the highest and the fakes with the lowest logits, at most one of each group.
 
     Args:
-        frame: of predictions, one view.
-        threshold: images on the right side of it are no errors; None: whatever is most wrong is shown.
-        count: at most so many of each.
+        frame: predictions of one view.
+        threshold: images on the right side of it are no errors; None: the most wrong images are chosen anyway.
+        count: number of each, at most.
 
     Returns:
         Reals taken for fakes and fakes taken for reals, most confident first.
     """
-    return _worst(frame[frame["label"] == 0], threshold, count, 1), _worst(
-        frame[frame["label"] == 1], threshold, count, -1
-    )
+    reals, fakes = frame[frame["label"] == 0], frame[frame["label"] == 1]
+    return _worst(reals, threshold, count, 1), _worst(fakes, threshold, count, -1)
 
 
 def _worst(rows: pd.DataFrame, threshold: float | None, count: int, sign: int) -> pd.DataFrame:
     if threshold is not None:
         wrong = rows["logit"] > threshold if sign > 0 else rows["logit"] <= threshold
         rows = rows[wrong]
-    # Ties by path, so that the same predictions show the same pictures.
+    # Ties are ordered by path, so that the same predictions show the same pictures.
     rows = rows.assign(_order=-sign * rows["logit"]).sort_values(["_order", "path"], kind="stable")
-    group = (
-        rows["group"].where(rows["group"].astype(str) != "", rows["path"])
-        if "group" in rows
-        else rows["path"]
-    )
+    group = rows["path"]
+    if "group" in rows:
+        group = rows["group"].where(rows["group"].astype(str) != "", rows["path"])
     return rows[~group.duplicated()].head(count).drop(columns="_order")

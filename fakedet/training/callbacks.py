@@ -1,4 +1,4 @@
-"""training/callbacks"""
+"""Callbacks of a training: stop at a bad loss, measure the speed, show progress, stop at a low learning rate."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from fakedet.errors import UserError
 from fakedet.utils import write_json
 
+log = logging.getLogger("fakedet")
+
+SECONDS_BETWEEN_WRITES = 0.5
+
 
 class LossGuard(Callback):
-    """End the run at the first loss that is NaN or infinite, before it reaches the weights, and keep its batch.
-
-    The last resume point is from before; weights that were once spoilt would stay so.
+    """End the run at the first loss that is NaN or infinite, before it reaches the weights, and save its batch.
 
     Args:
-        path: the file for the batch: images, labels, rows of the manifest, step and loss.
-        every_steps: steps between two looks; a look waits for the GPU.
+        path: file for the batch: images, labels, rows of the manifest, step and loss.
+        every_steps: steps between two checks; a check waits for the GPU.
     """
 
     def __init__(self, path: str, every_steps: int = 1) -> None:
@@ -33,11 +35,11 @@ class LossGuard(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Keep hold of the batch."""
+        """Hold on to the batch."""
         self._batch = batch
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
-        """Look at the loss.
+        """Check the loss.
 
         Raises:
             UserError: it is NaN or infinite.
@@ -48,7 +50,7 @@ class LossGuard(Callback):
         if math.isfinite(value):
             return
         path = self.path
-        if trainer.world_size > 1:  # each rank its own: the wrong one may not be rank zero
+        if trainer.world_size > 1:  # each rank saves its own, because any of them may have the bad loss
             path = path.with_stem(f"{path.stem}-rank{trainer.global_rank}")
         kept = {key: item.cpu() for key, item in self._batch.items() if isinstance(item, torch.Tensor)}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,76 +63,57 @@ class LossGuard(Callback):
 
 
 class Throughput(Callback):
-    """Log how fast a training is, how much of its time it waits for data, and its memory, once an epoch.
+    """Log the speed of a training, its share of time spent waiting for data, and its memory, once an epoch.
 
     ``perf/images_per_second`` over all ranks, ``perf/data_wait_share`` in [0, 1], ``perf/memory_gb`` (peak, of the
     GPU or the process).
     """
 
-    def __init__(self) -> None:
-        self._clear()
-
-    def _clear(self) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reset the counts."""
         self._images = 0
         self._waited = self._worked = 0.0
-        self._last = math.nan
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
-        self._clear()
-        self._last = _now()
+        self._last = time.perf_counter()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Count what was waited."""
-        now = _now()
+        """Add the time spent waiting for data."""
+        now = time.perf_counter()
         self._waited += now - self._last
         self._last = now
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count what was worked."""
-        now = _now()
+        """Add the time of the step, and log at the end of the epoch."""
+        now = time.perf_counter()
         self._worked += now - self._last
         self._last = now
         self._images += len(batch["id"])
-        # At the last batch: validation comes next, and its time is not training's.
+        # At the last batch, because validation comes next.
         if batch_idx + 1 == trainer.num_training_batches and self._waited + self._worked > 0:
             seconds = self._waited + self._worked
+            if torch.cuda.is_available():
+                memory = torch.cuda.max_memory_allocated() / 2**30
+            else:
+                memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
             values = {
                 "perf/images_per_second": self._images * trainer.world_size / seconds,
                 "perf/data_wait_share": self._waited / seconds,
-                "perf/memory_gb": _memory(),
+                "perf/memory_gb": memory,
             }
             for logger in trainer.loggers:
                 logger.log_metrics({**values, "epoch": trainer.current_epoch}, trainer.global_step)
 
 
-def _now() -> float:
-    return time.perf_counter()
-
-
-def _memory() -> float:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-log = logging.getLogger("fakedet")
-
-SECONDS_BETWEEN_WRITES = 0.5
-
-
 class RunProgress(Callback):
-    """Log one line an epoch and keep ``file`` up to date with the steps done and the steps in all.
+    """Log one line an epoch, and keep a file with the number of steps done and of all steps.
 
-    Lightning's own bar serves an interactive terminal; this serves log files, clusters and the study command,
-    which draws one bar a job from these files.
+    Lightning's own bar serves an interactive terminal; this serves log files and clusters.
 
     Args:
-        file: where to write the progress as JSON; null for nowhere.
+        file: where to write the progress as JSON; None for nowhere.
     """
 
     def __init__(self, file: str | None = None) -> None:
@@ -139,13 +122,13 @@ class RunProgress(Callback):
         self._epoch_start = 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note when the epoch began."""
+        """Record when the epoch began."""
         self._epoch_start = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write the progress, a few times a second at most."""
+        """Write the progress, at most twice a second."""
         now = time.perf_counter()
         if (
             self.file is not None
@@ -156,7 +139,7 @@ class RunProgress(Callback):
             self._write(trainer, batch_idx + 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the epoch's numbers; validation has already run."""
+        """Log the epoch's values; validation has already run."""
         if not trainer.is_global_zero:
             return
         shown = []
@@ -169,7 +152,7 @@ class RunProgress(Callback):
                  "  ".join(shown), seconds)  # fmt: skip
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write that the training is done."""
+        """Write that the training has ended."""
         if self.file is not None and trainer.is_global_zero:
             self._write(trainer, 0)
 
@@ -185,7 +168,7 @@ class RunProgress(Callback):
 
 
 class RateFloor(Callback):
-    """End the training at the first epoch whose learning rate is below a floor (CNNDetection; Wang et al. 2020).
+    """End the training after the first epoch whose learning rate is below a floor (CNNDetection; Wang et al. 2020).
 
     Args:
         rate: the floor.
@@ -195,9 +178,7 @@ class RateFloor(Callback):
         self.rate = rate
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the rate."""
-        if (
-            max(group["lr"] for optimiser in trainer.optimizers for group in optimiser.param_groups)
-            < self.rate
-        ):
+        """Check the learning rate."""
+        rates = [group["lr"] for optimiser in trainer.optimizers for group in optimiser.param_groups]
+        if max(rates) < self.rate:
             trainer.should_stop = True

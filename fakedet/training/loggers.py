@@ -1,4 +1,4 @@
-"""training/loggers"""
+"""The experiment logger beside the CSV file, and what wandb's dashboard shows of the test results."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import netrc
 import os
 import secrets
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,12 @@ from fakedet.utils import is_main_process
 
 log = logging.getLogger("fakedet")
 
-# wandb's own default for reaching the server is a minute and a half; a run should not stand still that long.
+# wandb's own default for reaching the server is 90 seconds; a run should not wait that long.
 INIT_SECONDS = 20.0
+EXAMPLES_PER_GENERATOR = 4
+GENERATOR_COLUMNS: list[str | int] = [
+    "generator", "seen", "n_real", "n_fake", "ap", "ap_low", "ap_high", "auc", "auc_low", "auc_high"
+]  # fmt: skip
 
 
 def resolve_logger(config: dict[str, Any], folder: Path) -> list[Logger]:
@@ -46,31 +51,23 @@ def _wandb_settings(settings: dict[str, Any], config: dict[str, Any], folder: Pa
 
     offline = settings.get("offline")
     if offline is None:
-        offline = os.environ.get("WANDB_MODE", "").lower() not in ("online", "shared") and not _has_key()
+        offline = os.environ.get("WANDB_MODE", "").lower() not in ("online", "shared") and not has_wandb_key()
     if offline:
         log.info("wandb: offline; upload later with `wandb sync %s/wandb/offline-run-*`", folder)
-    extra: dict[str, Any] = {
-        "settings": wandb.Settings(init_timeout=INIT_SECONDS, silent=True, console="off"),
-        "config": config,
-    }
-    return {**settings, "offline": bool(offline), **_same_run(folder), **extra}
+    told = wandb.Settings(init_timeout=INIT_SECONDS, silent=True, console="off")
+    settings = {**settings, "offline": bool(offline), "settings": told, "config": config}
+    # Rank zero alone talks to wandb; a file of another rank could make it find its folder occupied.
+    if is_main_process():
+        # The run's id is kept in its folder: a resumed run goes on in the same place on the dashboard.
+        path = folder / "wandb_id.txt"
+        if not path.is_file():
+            path.write_text(secrets.token_hex(4), encoding="utf-8")
+        settings |= {"id": path.read_text(encoding="utf-8").strip(), "resume": "allow"}
+    return settings
 
 
-def _same_run(folder: Path) -> dict[str, Any]:
-    """Give the run's id, kept in its folder: a resumed run goes on in the same place on the dashboard.
-
-    Only rank zero speaks to wandb. Another one could be here before rank zero has looked whether the folder is empty.
-    """
-    if not is_main_process():
-        return {}
-    path = folder / "wandb_id.txt"
-    if not path.is_file():
-        path.write_text(secrets.token_hex(4), encoding="utf-8")
-    return {"id": path.read_text(encoding="utf-8").strip(), "resume": "allow"}
-
-
-def _has_key() -> bool:
-    """Say whether wandb would find a key, without asking it: it would ask the user."""
+def has_wandb_key() -> bool:
+    """Return whether wandb would find a key; asking wandb itself would make it ask the user."""
     if os.environ.get("WANDB_MODE", "").lower() in ("offline", "disabled", "dryrun"):
         return False
     if os.environ.get("WANDB_API_KEY"):
@@ -81,74 +78,57 @@ def _has_key() -> bool:
         return False
 
 
-EXAMPLES_PER_GENERATOR = 4
-GENERATOR_COLUMNS: list[str | int] = [
-    "generator", "seen", "n_real", "n_fake", "ap", "ap_low", "ap_high", "auc", "auc_low", "auc_high"
-]  # fmt: skip
-
-
 def log_dashboard(
     loggers: Sequence[Logger],
     frame: pd.DataFrame,
     metrics: dict[str, Any],
     manifest: Manifest,
-    pictures: dict[str, Path],
+    figures: dict[str, Path],
 ) -> None:
     """Send the test results to wandb, where it is the logger.
 
     Keys: ``test/per_generator`` (table with intervals), ``test/scores_real`` and ``test/scores_fake``
-    (histograms), ``test/examples`` (images with their scores), and each of ``pictures`` under its name.
+    (histograms), ``test/examples`` (images with their scores), and each of ``figures`` under its name.
     """
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.experiment.log(_panels(frame, metrics, manifest, pictures))
+            logger.experiment.log(_panels(frame, metrics, manifest, figures))
 
 
 def finish_loggers(loggers: Sequence[Logger]) -> None:
-    """Close wandb's run, so that the next one in this process is a run of its own."""
+    """Close wandb's run, so that the next training in this process is a run of its own."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()
 
 
 def _panels(
-    frame: pd.DataFrame, metrics: dict[str, Any], manifest: Manifest, pictures: dict[str, Path]
+    frame: pd.DataFrame, metrics: dict[str, Any], manifest: Manifest, figures: dict[str, Path]
 ) -> dict[str, Any]:
     import wandb
 
-    panels: dict[str, Any] = {
-        "test/per_generator": wandb.Table(columns=GENERATOR_COLUMNS, data=list(_generator_rows(metrics))),
-        "test/examples": [
-            wandb.Image(image, caption=caption) for image, caption in _examples(frame, manifest)
-        ],
-    }
-    for name, label in (("real", 0), ("fake", 1)):
-        scores = frame.loc[frame["label"] == label, "score"].tolist()
-        if len(scores):
-            panels[f"test/scores_{name}"] = wandb.Histogram(scores)
-    for key in ("map", "map_seen", "map_unseen"):
-        if metrics[key]["low"] is not None:
-            panels[f"test/{key}_low"], panels[f"test/{key}_high"] = metrics[key]["low"], metrics[key]["high"]
-    return panels | {name: wandb.Image(str(path)) for name, path in pictures.items()}
-
-
-def _generator_rows(metrics: dict[str, Any]) -> list[Iterable[Any]]:
-    return [
+    rows: list[Iterable[Any]] = [
         [name, entry["seen"], entry["n_real"], entry["n_fake"]]
         + [entry[kind][part] for kind in ("ap", "auc") for part in ("value", "low", "high")]
         for name, entry in metrics["per_generator"].items()
     ]
-
-
-def _examples(frame: pd.DataFrame, manifest: Manifest) -> list[tuple[Any, str]]:
-    """Pick the first images of every generator and collection with their scores."""
-    chosen = frame.groupby(["label", "generator"], sort=True).head(EXAMPLES_PER_GENERATOR)
     examples = []
-    for row in chosen.itertuples():
-        try:
+    for row in frame.groupby(["label", "generator"], sort=True).head(EXAMPLES_PER_GENERATOR).itertuples():
+        with suppress(DecodeError):  # it is in the quarantine list already
             image = read_image(manifest.root / str(row.path))
-        except DecodeError:
-            continue  # it is in the quarantine list already
-        kind = "fake" if row.label else "real"
-        examples.append((image, f"{row.generator} ({kind}): P(fake) = {row.score:.2f}"))
-    return examples
+            kind = "fake" if row.label else "real"
+            examples.append(
+                wandb.Image(image, caption=f"{row.generator} ({kind}): P(fake) = {row.score:.2f}")
+            )
+    panels: dict[str, Any] = {
+        "test/per_generator": wandb.Table(columns=GENERATOR_COLUMNS, data=rows),
+        "test/examples": examples,
+    }
+    for name, label in (("real", 0), ("fake", 1)):
+        scores = frame.loc[frame["label"] == label, "score"].tolist()
+        if scores:
+            panels[f"test/scores_{name}"] = wandb.Histogram(scores)
+    for key in ("map", "map_seen", "map_unseen"):
+        if metrics[key]["low"] is not None:
+            panels[f"test/{key}_low"], panels[f"test/{key}_high"] = metrics[key]["low"], metrics[key]["high"]
+    return panels | {name: wandb.Image(str(path)) for name, path in figures.items()}

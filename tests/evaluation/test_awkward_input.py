@@ -10,7 +10,7 @@ from rich.console import Console
 
 from fakedet.errors import UserError
 from fakedet.evaluation.comparison import compare, console_table, markdown, rows, verdict, write_csv
-from fakedet.evaluation.plots import plot_intervals, plot_map, plot_scores, project
+from fakedet.evaluation.plots import draw_map, plot_intervals, plot_scores, project
 from fakedet.evaluation.predictions import align, read_predictions, write_predictions
 from fakedet.evaluation.report import Page, write_page
 
@@ -124,10 +124,8 @@ def test_names_are_shown_as_they_are(name: str, tmp_path: Path) -> None:
     plot_intervals(listed, name, tmp_path / "a.png", {row.name: row.section for row in rows(comparison)})
     frame = runs[name][0][1]
     plot_scores(frame, tmp_path / "b.png", {name})
-    embedding = np.random.default_rng(0).normal(size=(len(frame), 4))
-    plot_map(
-        *project(embedding), frame["label"].to_numpy(), list(frame["generator"]), {name}, tmp_path / "c.png"
-    )
+    places, share = project(np.random.default_rng(0).normal(size=(len(frame), 4)))
+    draw_map(frame.assign(map_x=places[:, 0], map_y=places[:, 1]), share, {name}, tmp_path / "c.png")
     assert all((tmp_path / f"{letter}.png").stat().st_size > 5000 for letter in "abc")
 
 
@@ -148,9 +146,8 @@ def test_diverged_rows_do_not_stop_the_figures(tmp_path: Path) -> None:
     embedding = np.random.default_rng(0).normal(size=(12, 3))
     embedding[3] = np.nan
     for given in (embedding, np.full((12, 3), np.nan)):
-        plot_map(
-            *project(given), frame["label"].to_numpy(), list(frame["generator"]), set(), tmp_path / "e.png"
-        )
+        places, share = project(given)
+        draw_map(frame.assign(map_x=places[:, 0], map_y=places[:, 1]), share, set(), tmp_path / "e.png")
     assert all((tmp_path / name).stat().st_size > 1000 for name in ("s.png", "e.png"))
 
 

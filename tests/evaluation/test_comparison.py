@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score
 
 from fakedet.errors import UserError
 from fakedet.evaluation.comparison import compare, console_table, markdown, verdict, write_csv, write_markdown
-from fakedet.evaluation.plots import plot_curves, plot_intervals, plot_map, plot_scores, project
+from fakedet.evaluation.plots import draw_map, plot_curves, plot_intervals, plot_scores, project
 from fakedet.evaluation.report import Page, write_page
 from fakedet.pages import Drawing
 
@@ -175,13 +175,15 @@ def test_report_is_one_file_that_escapes_and_asks_for_nothing(tmp_path: Path) ->
     runs = {"bce": [(0, predictions(1.0, 0))], "<script>alert(1)</script>": [(0, predictions(3.0, 1))]}
     comparison = compare(runs, "bce", None, SEEN, n_resamples=50)
     listed = {"gen_a": {m: cell.to_dict() for m, cell in comparison.values["ap"]["gen_a"].items()}}
+    places, share = project(np.random.default_rng(0).normal(size=(9, 1)))
+    mapped = pd.DataFrame({"label": [0, 1, 1] * 3, "generator": ["real", "gen_a", "gen_b"] * 3,
+                           "map_x": places[:, 0], "map_y": places[:, 1]})  # fmt: skip
     pictures = [
         plot_intervals(listed, "AP", tmp_path / "a.png"),
         plot_scores(runs["bce"][0][1], tmp_path / "b.png"),
         plot_curves({"bce": pd.DataFrame({"epoch": [0, 1], "train/loss": [1.0, 0.5]}), "none": pd.DataFrame()},
                     tmp_path / "c.png"),
-        plot_map(*project(np.random.default_rng(0).normal(size=(9, 1))), np.array([0, 1, 1] * 3),
-                       ["real", "gen_a", "gen_b"] * 3, {"gen_a"}, tmp_path / "d.png"),
+        draw_map(mapped, share, {"gen_a"}, tmp_path / "d.png"),
     ]  # fmt: skip
     page = Page("A & B", comparison, [Drawing(path, "a <b> caption") for path in pictures], [{"method": "<i>"}],
                 {"git": "<unknown>"}, "fakedet study", caveats=["<u>care</u>"], failures=["<x> failed"])  # fmt: skip

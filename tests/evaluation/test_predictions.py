@@ -57,7 +57,7 @@ def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda table: table.assign(logit=[1.0, np.inf] * 3), "3 logits are infinite, first: ü 1.png"),
-        (lambda table: table.assign(score="high"), "the column score holds what is no number"),
+        (lambda table: table.assign(score="high"), "the column score holds values that are not numbers"),
         (lambda table: table.iloc[:0], "needs real and fake images"),
         (lambda table: table[table["label"] == 1], "needs real and fake images"),
         (lambda table: table.assign(view="jpeg/50"), "no rows of the view 'original'"),

@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_module
 from wandb.proto import wandb_internal_pb2
 
 from fakedet.cli.app import register_resolvers
+from fakedet.training.loggers import has_wandb_key
 from fakedet.training.train import train
 
 
@@ -102,15 +103,13 @@ def test_offline_run_holds_a_readable_dashboard(
 
 
 def test_offline_is_the_default_without_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from fakedet.training.loggers import _has_key
-
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("NETRC", raising=False)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    assert not _has_key()
+    assert not has_wandb_key()
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password secret\n")
     (tmp_path / ".netrc").chmod(0o600)
-    assert _has_key()
+    assert has_wandb_key()
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert not _has_key()
+    assert not has_wandb_key()

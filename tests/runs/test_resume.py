@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 from fakedet.data import dataset
+from fakedet.data.datamodule import ImageDataModule
+from fakedet.data.transforms import Augmentation
 from fakedet.evaluation import score as scoring
 from fakedet.evaluation.predictions import read_predictions
 
@@ -296,3 +299,36 @@ def test_a_config_that_is_none_is_told(text: str, tmp_path: Path) -> None:
         config_of(str(tmp_path))
     with pytest.raises(UserError, match=r"config\.yaml"):
         open_or_resume(OmegaConf.create({"output_dir": str(tmp_path), "overwrite": False, "resume": True}))
+
+
+@pytest.mark.parametrize("taken", [0, 3, 5, 7])
+def test_the_data_go_on_where_their_state_was_taken(tiny_manifest: Path, taken: int) -> None:
+    """Epochs of five steps; the state names the next step, whoever prefetched."""
+
+    def data(workers: int) -> ImageDataModule:
+        return ImageDataModule(
+            str(tiny_manifest), crop_size=32, batch_size=8, steps_per_epoch=5, num_workers=workers,
+            augment=Augmentation("light"),
+        )  # fmt: skip
+
+    def batches(module: ImageDataModule, first: int) -> Iterator[dict]:
+        loader = module.train_dataloader()
+        for epoch in range(first, 3):
+            loader.batch_sampler.set_epoch(epoch)  # as Lightning does
+            yield from loader
+
+    whole = list(batches(data(0), 0))
+    assert len(whole) == 15
+    stopped = data(1)
+    begun = batches(stopped, 0)
+    for _ in range(taken):
+        next(begun)
+    state = stopped.state_dict()
+    begun.close()
+    resumed = data(0)
+    resumed.load_state_dict(state)
+    rest = list(batches(resumed, state.get("epoch", 0)))
+    assert len(rest) == 15 - taken
+    for one, other in zip(rest, whole[taken:], strict=True):
+        assert torch.equal(one["id"], other["id"])
+        assert torch.equal(one["image"], other["image"])

@@ -63,6 +63,26 @@ def test_a_run_leaves_all_that_is_needed(transfer_run: Path) -> None:
     assert facts["packages"]["torch"]
 
 
+def test_validation_is_logged_as_validation_and_the_test_once(transfer_run: Path) -> None:
+    curves = pd.read_csv(transfer_run / "logs" / "metrics.csv")
+    assert curves["val/map"].notna().sum() == 2, "one value an epoch"
+    assert curves["test/map"].notna().sum() == 1
+    metrics = json.loads((transfer_run / "metrics.json").read_text())
+    assert curves["test/ap/gen_c"].dropna().item() == pytest.approx(
+        metrics["per_generator"]["gen_c"]["ap"]["value"]
+    )
+    stage1 = pd.read_csv(transfer_run / "stage1" / "logs" / "metrics.csv")
+    assert not [name for name in stage1 if name.startswith("test/")]
+
+
+def test_a_training_reads_and_describes_its_manifest_once(tiny_manifest: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(tiny_manifest).assign(camera="x")
+    table.to_csv(tiny_manifest, index=False)
+    train(composed(tmp_path / "run", "model=transfer", f"data.manifest={tiny_manifest}", "debug=step"))
+    assert (tmp_path / "run" / "run.log").read_text().count("columns not used: camera") == 1
+
+
+@pytest.mark.slow
 def test_same_command_same_numbers_with_any_number_of_workers(
     transfer_run: Path, tiny_manifest_module: Path
 ) -> None:
@@ -362,6 +382,7 @@ def test_values_that_cannot_work_are_refused(
         train(composed(tmp_path / "run", "model=bce", f"data.manifest={tiny_manifest}", *override.split()))
 
 
+@pytest.mark.slow
 def test_a_compiled_encoder_gives_the_same_weights_under_the_same_names(
     tiny_manifest_module: Path, tmp_path: Path
 ) -> None:
@@ -402,6 +423,8 @@ def test_validation_batches_of_one_class_end_in_a_run(tiny_manifest: Path, tmp_p
     done = train(composed(tmp_path / "run", "model=bce", f"data.manifest={tiny_manifest}", "data.eval_batch_size=8",
                           "trainer.limit_val_batches=1"))  # fmt: skip
     assert done.validation is None
+    point = torch.load(done.checkpoint, weights_only=True)["fakedet"]["operating_point"]
+    assert (point["n_real"], point["n_fake"]) == (8, 8), "the operating point is fitted on the whole split"
     assert json.loads((done.folder / "run.json").read_text())["validation"] is None
 
 

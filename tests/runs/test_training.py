@@ -78,7 +78,7 @@ def test_validation_is_logged_as_validation_and_the_test_once(transfer_run: Path
 def test_a_training_reads_and_describes_its_manifest_once(tiny_manifest: Path, tmp_path: Path) -> None:
     table = pd.read_csv(tiny_manifest).assign(camera="x")
     table.to_csv(tiny_manifest, index=False)
-    train(composed(tmp_path / "run", "model=transfer", f"data.manifest={tiny_manifest}", "debug=step"))
+    train(composed(tmp_path / "run", "model=ntf", f"data.manifest={tiny_manifest}", "debug=step"))
     assert (tmp_path / "run" / "run.log").read_text().count("columns not used: camera") == 1
 
 

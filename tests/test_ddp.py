@@ -75,6 +75,21 @@ def test_a_sweep_over_two_ranks_runs_each_job_once_and_outlives_a_failed_one(
 
 
 @pytest.mark.slow
+def test_two_ranks_score_degraded_views_as_one_process_does(tiny_manifest: Path, tmp_path: Path) -> None:
+    (tiny_manifest.parent / "gen_c" / "test 0.jpg").write_bytes(b"broken")  # the ranks' shares are uneven
+    common = ["checkpoint=demo", f"data.manifest={tiny_manifest}", "robustness=quick", "threads=1",
+              "header_audit=false", "bootstrap.resamples=0", "data.max_quarantine=0.5"]  # fmt: skip
+    for name, more in (("one", []), ("two", ["trainer=ddp", "trainer.accelerator=cpu"])):
+        done = fakedet("evaluate", *common, *more, f"output_dir={name}", cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (read_predictions(tmp_path / name / "predictions.parquet")[0] for name in ("one", "two"))
+    assert len(one) == 23 * 5
+    pd.testing.assert_frame_equal(one, two, rtol=1e-4, atol=1e-4)
+    metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
+    assert metrics[0]["quarantined"] == metrics[1]["quarantined"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["bce", "supcon", "trace", "transfer"])
 def test_two_ranks_learn_what_one_process_with_their_batch_learns(
     model: str, tiny_manifest: Path, tmp_path: Path

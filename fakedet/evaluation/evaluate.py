@@ -89,31 +89,23 @@ def measure_robustness(
     Returns:
         robustness.json's content: view → {"map": {"value", "low", "high", "drop": ...}, ...}, and the table behind it.
     """
-    names = list(dict.fromkeys(frame["view"]))
     original = frame[frame["view"] == ORIGINAL].drop(columns="view").reset_index(drop=True)
-    logits = {}
-    for name in names:
-        own = frame[frame["view"] == name].set_index("id")["logit"]
-        logits[name] = own.loc[original["id"]].to_numpy()
-    table = bootstrap_statistics(
-        original,
-        logits,
-        pairs,
-        seen,
-        int(bootstrap["resamples"]),
-        int(bootstrap["seed"]),
-        known_reals,
-    )
-    content: dict[str, Any] = {}
-    for name in names:
-        places = [*MEANS, *table.generators]
-        content[name] = {
+    logits = {
+        str(name): rows.set_index("id")["logit"].loc[original["id"]].to_numpy()
+        for name, rows in frame.groupby("view", sort=False)
+    }
+    resamples, seed = int(bootstrap["resamples"]), int(bootstrap["seed"])
+    table = bootstrap_statistics(original, logits, pairs, seen, resamples, seed, known_reals)
+    content = {
+        name: {
             place: {
                 **table.interval(name, "ap", place).to_dict(),
                 "drop": table.difference(ORIGINAL, name, "ap", place).to_dict(),
             }
-            for place in places
+            for place in (*MEANS, *table.generators)
         }
+        for name in logits
+    }
     return content, table
 
 

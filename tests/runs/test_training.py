@@ -82,7 +82,6 @@ def test_a_training_reads_and_describes_its_manifest_once(tiny_manifest: Path, t
     assert (tmp_path / "run" / "run.log").read_text().count("columns not used: camera") == 1
 
 
-@pytest.mark.slow
 def test_same_command_same_numbers_with_any_number_of_workers(
     transfer_run: Path, tiny_manifest_module: Path
 ) -> None:

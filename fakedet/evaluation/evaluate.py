@@ -40,7 +40,7 @@ from fakedet.evaluation.score import (
 from fakedet.methods.base import Detector, gather_records
 from fakedet.metrics.bootstrap import Interval
 from fakedet.metrics.pairing import real_counterparts
-from fakedet.metrics.per_generator import BootstrapTable, bootstrap_statistics
+from fakedet.metrics.per_generator import bootstrap_statistics
 from fakedet.utils import is_main_process, open_folder, plain, provenance, threads, write_config, write_json
 
 log = logging.getLogger("fakedet")
@@ -76,7 +76,7 @@ def score_views(
 
 def measure_robustness(
     frame: pd.DataFrame, pairs: Any, seen: list[str], bootstrap: Mapping[str, int], known_reals: set[str]
-) -> tuple[dict[str, Any], BootstrapTable]:
+) -> dict[str, Any]:
     """Measure mAP of every view and its paired drop from the original.
 
     Args:
@@ -87,7 +87,7 @@ def measure_robustness(
         known_reals: see :func:`fakedet.metrics.pairing.real_counterparts`.
 
     Returns:
-        robustness.json's content: view → {"map": {"value", "low", "high", "drop": ...}, ...}, and the table behind it.
+        robustness.json's content: view → {"map": {"value", "low", "high", "drop": ...}, ...}.
     """
     original = frame[frame["view"] == ORIGINAL].drop(columns="view").reset_index(drop=True)
     logits = {
@@ -96,7 +96,7 @@ def measure_robustness(
     }
     resamples, seed = int(bootstrap["resamples"]), int(bootstrap["seed"])
     table = bootstrap_statistics(original, logits, pairs, seen, resamples, seed, known_reals)
-    content = {
+    return {
         name: {
             place: {
                 **table.interval(name, "ap", place).to_dict(),
@@ -106,7 +106,6 @@ def measure_robustness(
         }
         for name in logits
     }
-    return content, table
 
 
 def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
@@ -175,7 +174,7 @@ def _write_robustness(
     bootstrap: Mapping[str, int],
 ) -> None:
     """Measure all views, write robustness.json and its figure, and log a table."""
-    content, _ = measure_robustness(frame, datamodule.pairs, seen, bootstrap, known_reals(datamodule))
+    content = measure_robustness(frame, datamodule.pairs, seen, bootstrap, known_reals(datamodule))
     images = int(frame["id"].nunique())
     write_json(folder / "robustness.json", {"views": content, "n_images": images, "decoded": images})
     plot_robustness(content, folder / "robustness.png")

@@ -151,7 +151,7 @@ def figures(
             drawn.append(Drawing(draw_map(one.original, share, set(seen), folder / f"map_{number}.png"),
                                 f"{method}: test images on the two main directions of its embedding"))  # fmt: skip
         if one.frame["view"].nunique() > 1:
-            content, _ = measure_robustness(one.frame, pairs, seen, bootstrap, reals)
+            content = measure_robustness(one.frame, pairs, seen, bootstrap, reals)
             drawn.append(Drawing(plot_robustness(content, folder / f"robustness_{number}.png"),
                                 f"{method}: mAP of degraded images; dashed: as they are"))  # fmt: skip
     return drawn

@@ -11,7 +11,7 @@ export FAKEDET_CORPUS
 export NO_ALBUMENTATIONS_UPDATE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo study test fast-test lint bench train train-ddp submit sweep sweep-slurm resume compare evaluate lock pins clean
+.PHONY: help setup demo study test test-slow lint bench train train-ddp submit sweep sweep-slurm resume compare evaluate lock pins clean
 
 # Ends with a line of its own where a target's variable is not given.
 need = $(if $($(1)),,$(error $(1)= is not given; `make help` shows an example))
@@ -38,11 +38,11 @@ study: $(STAMP)  ## Run conf/study/NAME.yaml, or go on with it: make study NAME=
 	$(call need,NAME)
 	@$(BIN)/fakedet study study=$(NAME) jobs=$(JOBS) output_dir=runs/studies/$(NAME) $(ARGS)
 
-test: lint  ## Lint, check types and run all tests.
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
-
-fast-test: $(STAMP)  ## Only the unit tests (minutes).
+test: lint  ## Lint, check types and run the tests but the long ones.
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+
+test-slow: $(STAMP)  ## Run the long tests: killed runs, several processes, clusters, a browser, an installed wheel.
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(ARGS)
 
 lint: $(STAMP)  ## Ruff and mypy.
 	@$(BIN)/ruff check .

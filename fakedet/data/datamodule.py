@@ -48,7 +48,8 @@ class DataModule(Protocol):
     It is built from the config's ``data`` node. Besides its own values it must accept the keywords ``augment``,
     ``views``, ``real_only`` and ``seed``, with the meaning they have in :class:`ImageDataModule`. Its loaders yield
     :class:`fakedet.data.dataset.Batch`: image (B, V, 3, H, W) uint8, label, generator and id (B,) int64, and
-    quarantined, a list.
+    quarantined, a list. A run that is resumed within an epoch goes on with the right batch if Lightning's hooks
+    ``state_dict`` and ``load_state_dict`` carry the position in the training data.
     """
 
     manifest: Manifest

@@ -243,8 +243,7 @@ def plot_matrix(
         for column, generator in enumerate(generators):
             cell = cells[generator][method]
             pale = 0.2 < cell.value < 0.8
-            words = "–" if np.isnan(cell.value) else f"{cell.value:.2f}\n[{cell.low:.2f}, {cell.high:.2f}]"
-            axes.text(column, row, words, ha="center", va="center", fontsize=7.5,
+            axes.text(column, row, cell.text().replace(" ", "\n", 1), ha="center", va="center", fontsize=7.5,
                       color="black" if pale or np.isnan(cell.value) else "white")  # fmt: skip
             if generator not in seen.get(method, ()):
                 box = Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, fill=False, linewidth=2.2)

@@ -1,4 +1,7 @@
-"""audit/match"""
+"""Matching on disk: write all images of a manifest in one format, size and compression, and audit the result.
+
+:class:`fakedet.data.match.Matcher` says what is done to an image; here it is done to all, with a new manifest.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -14,12 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
 
-from fakedet.audit.features import look, sample_rows
-from fakedet.audit.shortcuts import GeneratorAudit, audit_generators, generator_dict
-from fakedet.build import build_augmentation, build_datamodule
-from fakedet.config import check_config
+from fakedet.audit.features import Read, look, sample_rows
+from fakedet.audit.shortcuts import Shortcut, audit_generators
 from fakedet.data.datamodule import DataModule
 from fakedet.data.dataset import cores
 from fakedet.data.decode import DecodeError, parse_header, read_bytes
@@ -27,7 +27,8 @@ from fakedet.data.index import write_manifest, write_rejected
 from fakedet.data.manifest_table import ROOT_KEY
 from fakedet.data.match import Matcher
 from fakedet.errors import UserError
-from fakedet.utils import bar, open_folder, provenance, replacing, write_config, write_json
+from fakedet.metrics.pairing import Pairs
+from fakedet.utils import bar, open_folder, provenance, replacing, write_json
 
 log = logging.getLogger("fakedet")
 
@@ -36,70 +37,89 @@ CHUNK = 512
 FITTING = 0.98
 """Share of the images of every generator and collection that must be as large as the size chosen for all."""
 SAMPLE = 500
-"""Images of each cell whose headers are audited before and after."""
+"""Images per cell whose headers are audited before and after."""
 
 
 @dataclass(frozen=True)
 class Matched:
     """What matching did."""
 
-    folder: Path
     matcher: Matcher
-    before: list[GeneratorAudit]
-    after: list[GeneratorAudit]
+    before: dict[str, Shortcut]
+    """Header shortcut of each generator."""
+    after: dict[str, Shortcut]
     written: int
-    reasons: Counter[str]
     lost: Counter[tuple[str, str]]
     """Images left out by (class, generator)."""
 
 
-def match_manifest(config: DictConfig, overrides: list[str]) -> Matched:
+def match_manifest(
+    datamodule: DataModule,
+    settings: Mapping[str, Any],
+    folder: Path,
+    command: list[str],
+    overwrite: bool = False,
+) -> Matched:
     """Write matched copies of all images of a manifest, their manifest, and the audit before and after.
 
-    An interrupted run goes on when it is called again with the same settings.
+    An interrupted run continues when it is called again with the same settings.
+
+    Args:
+        datamodule: whose manifest is matched.
+        settings: of :class:`fakedet.data.match.Matcher`; size None or 0 chooses the largest size that nearly all
+            images of every generator reach.
+        folder: where images, manifest.parquet, manifest.rejected.csv and match.json go.
+        command: that made this, for the provenance.
+        overwrite: whether the folder may hold other files.
 
     Raises:
-        UserError: anything wrong with manifest, settings or folder; the disk is full.
+        UserError: a wrong setting, no image that can be matched, an occupied folder, or a full disk.
     """
-    check_config(config)
-    data: dict[str, Any] = OmegaConf.to_container(config.data, resolve=True)  # type: ignore[assignment]
-    wanted = data.pop("match")
-    datamodule = build_datamodule(data, augment=build_augmentation({"recipe": "none"}), seed=0)
-    frame = datamodule.manifest.frame
-    before, sizes = _audited(datamodule, "before")
-    matcher = Matcher(**{**wanted, "size": wanted["size"] or _common_size(sizes)})
+    manifest = datamodule.manifest
+    frame = manifest.frame
+    before, sizes = _audited(frame, datamodule.read_bytes, datamodule.pairs, "before")
+    matcher = Matcher(**{**settings, "size": settings["size"] or _common_size(sizes)})
     log.info("matching %s images to %d pixels", f"{len(frame):,}", matcher.size)
-    folder = _open(config, matcher, datamodule.manifest.sha256)
-    write_config(folder, config, overrides)
+    begun = {"match": matcher.to_dict(), "manifest_sha256": manifest.sha256}
+    note = folder / "begun.json"
+    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == begun:
+        log.info("going on in %s", folder)
+    else:
+        open_folder(folder, overwrite)
+        write_json(note, begun)
     rejected: list[tuple[str, str]] = []
     rows = _write_images(datamodule, matcher, folder / IMAGES, rejected)
-    write_manifest(folder / "manifest.parquet", rows, {ROOT_KEY: IMAGES.encode()})
+    written = write_manifest(folder / "manifest.parquet", rows, {ROOT_KEY: IMAGES.encode()})
     write_rejected(folder / "manifest.rejected.csv", rejected)
-    after, _ = _audited(
-        build_datamodule({**data, "manifest": str(folder / "manifest.parquet"), "root": None}), "after"
-    )
+    if not written:
+        raise UserError(
+            f"no image could be matched to {matcher.size} pixels, the first: {': '.join(rejected[0])}"
+        )
+    new = pd.read_parquet(folder / "manifest.parquet")
+    paths = [folder / IMAGES / path for path in new["path"]]
+    after, _ = _audited(new, lambda row: read_bytes(paths[row]), datamodule.pairs, "after")
     left = frame[frame["path"].isin([path for path, _ in rejected])]
     lost = Counter(zip(left["label"].map({0: "real", 1: "fake"}), left["generator"], strict=True))
     write_json(folder / "match.json", {
-        "match": matcher.to_dict(), "manifest_sha256": datamodule.manifest.sha256,
-        "written": len(frame) - len(rejected), "left_out": len(rejected),
+        **begun, "written": written, "left_out": len(rejected),
         "left_out_of": {f"{kind} {name}": count for (kind, name), count in lost.items()},
-        "before": {entry.generator: generator_dict(entry)["header"] for entry in before},
-        "after": {entry.generator: generator_dict(entry)["header"] for entry in after},
-        "run": provenance(["fakedet", "match", *overrides]),
+        "before": {name: shortcut.to_dict() for name, shortcut in before.items()},
+        "after": {name: shortcut.to_dict() for name, shortcut in after.items()},
+        "run": provenance(command),
     })  # fmt: skip
-    reasons = Counter(reason.split(":")[0].split(" pixels")[-1].strip(", ") for _, reason in rejected)
-    return Matched(folder, matcher, before, after, len(frame) - len(rejected), reasons, lost)
+    return Matched(matcher, before, after, written, lost)
 
 
-def _audited(datamodule: Any, when: str) -> tuple[list[GeneratorAudit], pd.DataFrame]:
-    """Audit the headers of a sample, and give the sample with its sizes."""
-    frame = datamodule.manifest.frame
+def _audited(
+    frame: pd.DataFrame, read: Read, pairs: Pairs | None, when: str
+) -> tuple[dict[str, Shortcut], pd.DataFrame]:
+    """Audit the headers of a sample, and return the readable rows of the sample with their sizes."""
     ids = sample_rows(frame, SAMPLE)
     with bar(f"headers {when}", len(ids)) as shown:
-        looks = look(ids, datamodule.read_bytes, pixels=False, seen=shown.show)
-    audits, _ = audit_generators(frame, looks, datamodule.pairs)
-    return audits, frame.loc[looks.frame.index].join(looks.frame[looks.frame["problem"] == ""], how="inner")
+        looks = look(ids, read, pixels=False, progress=shown.show)
+    audits, _ = audit_generators(frame, looks, pairs)
+    sizes = looks.frame.loc[looks.frame["problem"] == "", ["width", "height"]]
+    return {entry.generator: entry.header for entry in audits}, sizes.join(frame[["label", "generator"]])
 
 
 def _common_size(sizes: pd.DataFrame) -> int:
@@ -107,45 +127,34 @@ def _common_size(sizes: pd.DataFrame) -> int:
     if sizes.empty:
         raise UserError("none of the images looked at can be read; run fakedet audit to see why")
     shorter = sizes[["width", "height"]].min(axis=1)
-    reached = shorter.groupby([sizes["label"], sizes["generator"]]).quantile(
-        1 - FITTING, interpolation="lower"
-    )
+    cells = shorter.groupby([sizes["label"], sizes["generator"]])
+    reached = cells.quantile(1 - FITTING, interpolation="lower")
     size = int(reached.min()) // 8 * 8
     if size < 32:
         label, name = list(reached.index)[int(reached.to_numpy().argmin())]
         raise UserError(
-            f"{('real', 'fake')[label]} {name} has images of {int(reached.min())} pixels; name the size that "
-            "smaller images are left out below with data.match.size=PIXELS"
+            f"{('real', 'fake')[label]} {name} has images of {int(reached.min())} pixels; choose the size below "
+            "which images are left out with data.match.size=PIXELS"
         )
     return size
-
-
-def _open(config: DictConfig, matcher: Matcher, manifest: str) -> Path:
-    """Open the folder; one that was begun with the same settings is gone on with."""
-    folder = Path(config.output_dir)
-    begun = {"match": matcher.to_dict(), "manifest_sha256": manifest}
-    note = folder / "begun.json"
-    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == begun:
-        log.info("going on in %s", folder)
-        return folder
-    folder = open_folder(folder, config.overwrite)
-    write_json(note, begun)
-    return folder
 
 
 def _write_images(
     datamodule: DataModule, matcher: Matcher, folder: Path, rejected: list[tuple[str, str]]
 ) -> Iterator[tuple[Any, ...]]:
-    """Write the matched images and yield their rows; those that cannot be matched go to ``rejected``."""
+    """Write the matched images and yield their manifest rows; append those that cannot be matched to ``rejected``."""
     frame = datamodule.manifest.frame
     todo = iter(frame.itertuples())
 
     def match(row: Any) -> tuple[Any, ...] | str:
         name = f"{row.path}.jpg"
         try:
-            data = _written(folder / name) or _write(
-                matcher(datamodule.read_bytes(row.Index), row.path), folder / name
-            )
+            try:
+                data = read_bytes(folder / name)  # written, whole, by an interrupted run
+            except DecodeError:
+                data = matcher(datamodule.read_bytes(row.Index), row.path)
+                with replacing(folder / name) as temporary:
+                    temporary.write_bytes(data)
         except DecodeError as error:
             return error.reason
         header = parse_header(data)
@@ -163,17 +172,3 @@ def _write_images(
                     yield result
             done += len(part)
             shown.show(done)
-
-
-def _written(path: Path) -> bytes:
-    """Give what an interrupted run has written; nothing if it has not. Files are written whole."""
-    try:
-        return read_bytes(path)
-    except DecodeError:
-        return b""
-
-
-def _write(data: bytes, path: Path) -> bytes:
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
-    return data

@@ -1,27 +1,172 @@
-"""audit/report"""
+"""The audit of a manifest: all checks and shortcuts, and the files that it writes (audit.json, report.html, CSV)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from omegaconf import DictConfig, OmegaConf
 
-from fakedet.audit.audit import Audit, audit_frame
-from fakedet.audit.shortcuts import WARN, GeneratorAudit, Shortcut, generator_dict
-from fakedet.build import build_augmentation, build_datamodule
-from fakedet.config import check_config
-from fakedet.errors import UserError
+from fakedet.audit.checks import (
+    LEVELS,
+    Finding,
+    class_balance,
+    crossing_groups,
+    equal_contents,
+    look_alikes,
+    unreadable_files,
+    unseen_generators,
+)
+from fakedet.audit.features import Looks, Read, look, sample_rows
+from fakedet.audit.shortcuts import WARN, GeneratorAudit, Shortcut, audit_generators
+from fakedet.data.datamodule import DataModule
+from fakedet.metrics.pairing import Pairs
 from fakedet.pages import PALETTE, REAL_COLOUR, WIDTH, Drawing, new_figure, render, save
-from fakedet.utils import bar, open_folder, provenance, write_config, write_json
+from fakedet.utils import bar, provenance, write_json
 
 FAKE_COLOUR = PALETTE[1]
 MOST_POINTS = 4000
+HEADINGS = {"problem": "Problems", "warning": "Warnings", "note": "Notes"}
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found."""
+
+    findings: list[Finding]
+    generators: list[GeneratorAudit]
+    looks: Looks
+    pairs: pd.DataFrame
+    """Images that look alike; see :func:`fakedet.audit.checks.look_alikes`."""
+    n_images: int
+    """Of the manifest."""
+
+    @property
+    def verdict(self) -> str:
+        """The audit in one sentence."""
+        problems = [finding for finding in self.findings if finding.level == "problem"]
+        if problems:
+            kinds = ", ".join(dict.fromkeys(finding.kind for finding in problems))
+            count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+            return f"Do not trust results on this data yet: {count} ({kinds})."
+        if any(finding.level == "warning" for finding in self.findings):
+            return "No shortcut that would decide results was found; read the warnings."
+        return "Nothing was found that a detector could cheat on."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "verdict": self.verdict,
+            "n_images": self.n_images,
+            "n_looked_at": len(self.looks.frame),
+            "n_unreadable": len(self.looks.problems),
+            "generators": {entry.generator: entry.to_dict() for entry in self.generators},
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+
+
+def audit_frame(
+    frame: pd.DataFrame,
+    digests: pd.Series | None,
+    pairs: Pairs | None,
+    read: Read,
+    sample: int | None = 1000,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Audit:
+    """Run all checks on a manifest.
+
+    Args:
+        frame: of the manifest.
+        digests: SHA-256 of each row, if the manifest has them; else those of the rows looked at are used.
+        pairs: see :func:`fakedet.metrics.pairing.real_counterparts`.
+        read: returns a row's bytes.
+        sample: images looked at of each label, generator, source and split; None: all.
+        seed: of the sample.
+        progress: called with the number of images done and of all images.
+    """
+    ids = sample_rows(frame, sample, seed)
+    looks = look(ids, read, pixels=True, progress=lambda done: progress(done, len(ids)))
+    near, pairs_of_images = look_alikes(frame, looks)
+    generators, shortcuts = audit_generators(frame, looks, pairs)
+    findings = [
+        *unreadable_files(frame, looks),
+        *class_balance(frame),
+        *crossing_groups(frame),
+        *unseen_generators(frame),
+        *equal_contents(frame, looks.frame["sha256"] if digests is None else digests),
+        *near,
+        *shortcuts,
+    ]
+    if len(ids) < len(frame):
+        findings.append(Finding(
+            "note", "sample", f"{len(ids)} of {len(frame)} images were looked at",
+            "What a sample does not show is not ruled out; groups, splits and hashes are of all images.",
+            "sample=null looks at all", {"looked_at": len(ids), "images": len(frame)},
+        ))  # fmt: skip
+    findings.sort(key=lambda finding: LEVELS.index(finding.level))
+    return Audit(findings, generators, looks, pairs_of_images, len(frame))
+
+
+def audit_manifest(
+    datamodule: DataModule, folder: Path, command: list[str], sample: int | None = 1000, seed: int = 0
+) -> Audit:
+    """Audit a data module's manifest and write audit.json, report.html, figures and lists into a folder.
+
+    Args:
+        datamodule: whose manifest, pairs and files are audited.
+        folder: an open folder.
+        command: that made this, for the provenance.
+        sample: see :func:`audit_frame`.
+        seed: of the sample.
+    """
+    manifest = datamodule.manifest
+    frame, source = manifest.frame, manifest.path
+    with bar("looking at images") as shown:
+        audit = audit_frame(
+            frame, manifest.digests, datamodule.pairs, datamodule.read_bytes, sample, seed,
+            lambda done, total: shown.show(done, f"of {total:,}"),
+        )  # fmt: skip
+    findings = [
+        replace(finding, mend=finding.mend.replace("MANIFEST", str(source))) for finding in audit.findings
+    ]
+    audit = replace(audit, findings=findings)
+    made = provenance(command)
+    origin = {"manifest": str(source), "manifest_sha256": manifest.sha256, "run": made}
+    write_json(folder / "audit.json", {**audit.to_dict(), **origin})
+    if len(audit.pairs):
+        audit.pairs.to_csv(folder / "near_duplicates.csv", index=False)
+    bad = audit.looks.problems
+    unreadable = list(zip(frame.loc[bad.index, "path"], bad, strict=True))
+    if unreadable:
+        pd.DataFrame(unreadable, columns=["path", "reason"]).to_csv(folder / "unreadable.csv", index=False)
+    figures = []
+    if audit.generators:
+        figures.append(Drawing(
+            plot_shortcuts(audit.generators, folder / "shortcuts.png"),
+            "How well a small classifier tells each generator's fakes from their reals without seeing a trace: "
+            "AUC under cross-validation by groups, with 95 % intervals over groups. At 0.5 there is nothing to "
+            "cheat on; above 0.7 (dashed) a detector's score on that generator may be this shortcut.",
+        ))  # fmt: skip
+    readable = audit.looks.frame[audit.looks.frame["problem"] == ""]
+    if len(readable):
+        labels = frame.loc[readable.index, "label"].to_numpy()
+        figures.append(Drawing(
+            plot_headers(readable, labels, folder / "headers.png"),
+            "Formats, sizes and compression of the images looked at. Where the two classes differ, a detector "
+            "has something to cheat on.",
+        ))  # fmt: skip
+    facts = {"manifest": source, "root": manifest.root, "fakedet": made["fakedet"],
+             "manifest sha256": manifest.sha256, "made": made["started"]}  # fmt: skip
+    render(
+        "fakedet.audit", "audit.html", folder / "report.html", title=f"Audit of {source.name}", audit=audit,
+        figures=figures, facts=facts, command=" ".join(made["command"]), levels=HEADINGS, unreadable=unreadable,
+    )  # fmt: skip
+    return audit
 
 
 def plot_shortcuts(audits: Sequence[GeneratorAudit], path: Path) -> Path:
@@ -29,15 +174,19 @@ def plot_shortcuts(audits: Sequence[GeneratorAudit], path: Path) -> Path:
     figure = new_figure(WIDTH, 1.4 + 0.34 * len(audits))
     axes = figure.subplots()
     rows = np.arange(len(audits))[::-1]
-    _points(
-        axes, [audit.header for audit in audits], rows + 0.12, PALETTE[0], "o", "format, size, compression"
-    )
-    if all(audit.content is not None for audit in audits):
-        contents = [audit.content for audit in audits if audit.content is not None]
-        _points(axes, contents, rows - 0.12, PALETTE[4], "s", "thumbnail and colours")
+
+    def draw(shortcuts: Sequence[Shortcut], rows: np.ndarray, colour: str, marker: str, name: str) -> None:
+        values, lows, highs = ([getattr(s.auc, end) for s in shortcuts] for end in ("value", "low", "high"))
+        axes.hlines(rows, lows, highs, color=colour, linewidth=2, alpha=0.6)
+        axes.plot(values, rows, marker, color=colour, label=name, markersize=6)
+
+    draw([audit.header for audit in audits], rows + 0.12, PALETTE[0], "o", "format, size, compression")
+    contents = [audit.content for audit in audits if audit.content is not None]
+    if len(contents) == len(audits):
+        draw(contents, rows - 0.12, PALETTE[4], "s", "thumbnail and colours")
     axes.axvline(0.5, color=REAL_COLOUR, linewidth=1)
     axes.axvline(WARN, color=FAKE_COLOUR, linewidth=1, linestyle="--")
-    axes.set_yticks(rows, [f"{audit.generator}" for audit in audits])
+    axes.set_yticks(rows, [audit.generator for audit in audits])
     axes.set_xlim(0.2, 1.02)
     axes.set_xlabel("AUC without seeing a trace (0.5 is chance, dashed is the warning)")
     axes.grid(axis="x", alpha=0.3)
@@ -66,13 +215,9 @@ def plot_headers(facts: pd.DataFrame, labels: np.ndarray, path: Path) -> Path:
                    markersize=6 - 2 * label, markeredgewidth=0)  # fmt: skip
         jpeg = own.loc[own["jpeg_quality"] > 0, "jpeg_quality"]
         _histogram(qualities, jpeg.to_numpy(), np.arange(0.5, 101.5, 2), colour)
-        pixels = (own["width"] * own["height"]).clip(lower=1)
-        _histogram(
-            densities,
-            np.log2((own["bytes"] / pixels).to_numpy(dtype=float).clip(1e-3)),
-            np.linspace(-6, 4, 60),
-            colour,
-        )
+        density = own["bytes"] / (own["width"] * own["height"]).clip(lower=1)
+        logs = np.log2(density.to_numpy(dtype=float).clip(1e-3))
+        _histogram(densities, logs, np.linspace(-6, 4, 60), colour)
     formats.set_xticks(range(len(kinds)), kinds)
     titles = ("format", "width × height, pixels", "JPEG quality", "log2 of bytes per pixel")
     for axes, title in zip((formats, sizes, qualities, densities), titles, strict=True):
@@ -83,116 +228,8 @@ def plot_headers(facts: pd.DataFrame, labels: np.ndarray, path: Path) -> Path:
     return save(figure, path)
 
 
-def _points(
-    axes: Axes, shortcuts: Sequence[Shortcut], rows: np.ndarray, colour: str, marker: str, name: str
-) -> None:
-    values = np.array([shortcut.auc.value for shortcut in shortcuts])
-    lows = np.array([shortcut.auc.low for shortcut in shortcuts])
-    highs = np.array([shortcut.auc.high for shortcut in shortcuts])
-    axes.hlines(rows, lows, highs, color=colour, linewidth=2, alpha=0.6)
-    axes.plot(values, rows, marker, color=colour, label=name, markersize=6)
-
-
 def _histogram(axes: Axes, values: np.ndarray, edges: np.ndarray, colour: str) -> None:
     if len(values):
         counts, _ = np.histogram(values, edges)
         axes.stairs(counts / len(values), edges, color=colour, fill=True, alpha=0.35)
         axes.stairs(counts / len(values), edges, color=colour)
-
-
-SEEN = {"problem": "Problems", "warning": "Warnings", "note": "Notes"}
-
-
-def to_dict(audit: Audit) -> dict[str, Any]:
-    """Give an audit as JSON takes it."""
-    return {
-        "verdict": audit.verdict,
-        "n_images": audit.n_images,
-        "n_looked_at": len(audit.looks.frame),
-        "n_unreadable": int((audit.looks.frame["problem"] != "").sum()),
-        "generators": {entry.generator: generator_dict(entry) for entry in audit.generators},
-        "findings": [finding.to_dict() for finding in audit.findings],
-    }
-
-
-def write_audit_page(
-    audit: Audit, frame: pd.DataFrame, folder: Path, title: str, facts: Mapping[str, Any], command: str,
-    unreadable: Sequence[tuple[str, str]],
-) -> Path:  # fmt: skip
-    """Write ``report.html`` and its figures into a folder, and ``near_duplicates.csv`` where there are any.
-
-    Args:
-        audit: what to show.
-        frame: of the manifest.
-        folder: where to.
-        title: of the page.
-        facts: name → value, for the end of the page.
-        command: how to make it again.
-        unreadable: (path, reason).
-    """
-    figures = []
-    if audit.generators:
-        figures.append(Drawing(
-            plot_shortcuts(audit.generators, folder / "shortcuts.png"),
-            "How well a small classifier tells each generator's fakes from their reals without seeing a trace: "
-            "AUC under cross-validation by groups, with 95 % intervals over groups. At 0.5 there is nothing to "
-            "cheat on; above 0.7 (dashed) a detector's score on that generator may be this shortcut.",
-        ))  # fmt: skip
-    readable = audit.looks.frame[audit.looks.frame["problem"] == ""]
-    if len(readable):
-        labels = frame.loc[readable.index, "label"].to_numpy()
-        figures.append(Drawing(
-            plot_headers(readable, labels, folder / "headers.png"),
-            "Formats, sizes and compression of the images looked at. Where the two classes do not lie over each "
-            "other, a detector has something to cheat on.",
-        ))  # fmt: skip
-    if len(audit.pairs):
-        audit.pairs.to_csv(folder / "near_duplicates.csv", index=False)
-    path = folder / "report.html"
-    render(
-        "fakedet.audit", "audit.html", path, title=title, audit=audit, figures=figures, facts=facts,
-        command=command, levels=SEEN, unreadable=list(unreadable),
-    )  # fmt: skip
-    return path
-
-
-def audit_manifest(config: DictConfig, overrides: list[str]) -> Audit:
-    """Audit the manifest of a composed ``audit`` config and write audit.json and report.html.
-
-    Raises:
-        UserError: anything wrong with manifest or folder.
-    """
-    check_config(config)
-    if config.sample is not None and config.sample < 1:
-        raise UserError(f"sample={config.sample}: must be at least 1, or null for all images")
-    # What another command refuses is what is looked for here.
-    settings = {**OmegaConf.to_container(config.data, resolve=True), "allow_group_leak": True}  # type: ignore[dict-item]
-    datamodule = build_datamodule(settings, augment=build_augmentation({"recipe": "none"}), seed=0)
-    frame = datamodule.manifest.frame
-    folder = open_folder(config.output_dir, config.overwrite)
-    write_config(folder, config, overrides)
-    with bar("looking at images") as shown:
-        found = audit_frame(
-            frame, datamodule.manifest.digests, datamodule.pairs, datamodule.read_bytes, config.sample,
-            config.seed, lambda done, total: shown.show(done, f"of {total:,}"),
-        )  # fmt: skip
-    source = str(datamodule.manifest.path)
-    findings = [replace(finding, mend=finding.mend.replace("MANIFEST", source)) for finding in found.findings]
-    found = replace(found, findings=findings)
-    bad = found.looks.frame.loc[found.looks.frame["problem"] != "", "problem"]
-    unreadable = list(zip(frame.loc[bad.index, "path"], bad, strict=True))
-    if unreadable:
-        pd.DataFrame(unreadable, columns=["path", "reason"]).to_csv(folder / "unreadable.csv", index=False)
-    facts = provenance(["fakedet", "audit", *overrides])
-    content = {
-        **to_dict(found),
-        "manifest": source,
-        "manifest_sha256": datamodule.manifest.sha256,
-        "run": facts,
-    }
-    write_json(folder / "audit.json", content)
-    shown_facts = {"manifest": source, "root": datamodule.manifest.root, "fakedet": facts["fakedet"],
-                   "manifest sha256": datamodule.manifest.sha256, "made": facts["started"]}  # fmt: skip
-    command = " ".join(facts["command"])
-    write_audit_page(found, frame, folder, f"Audit of {Path(source).name}", shown_facts, command, unreadable)
-    return found

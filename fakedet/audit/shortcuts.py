@@ -1,7 +1,13 @@
-"""audit/shortcuts"""
+"""Shortcuts: how well a small classifier tells a generator's fakes from their reals without seeing any trace of it.
+
+One classifier sees the header (format, size, compression), another a thumbnail and colour histograms. Both are scored
+under cross-validation by groups, with a bootstrap interval over groups. :func:`header_audit` and
+:func:`describe_training` are what training and evaluation call.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,10 +25,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from fakedet.audit.checks import Finding
-from fakedet.audit.features import Looks
+from fakedet.audit.features import Looks, look, sample_rows
+from fakedet.data.datamodule import DataModule
 from fakedet.metrics.bootstrap import Interval, percentile_interval, resample_weights, stratify_groups
-from fakedet.metrics.pairing import Counterparts, real_counterparts
+from fakedet.metrics.pairing import Pairs, real_counterparts
 from fakedet.metrics.ranking import ranking_statistics
+
+log = logging.getLogger("fakedet")
 
 FOLDS = 5
 TREES = 60
@@ -30,6 +39,16 @@ COMMON = 12
 """Formats and JPEG tables that have a feature of their own; rarer ones share one."""
 LEAST = 4
 """Images of each class below which no AUC is given."""
+WARN = 0.7
+"""AUC above which a shortcut is reported."""
+LOUD = 20
+"""Images of each class below which a shortcut is stored by training and evaluation, but not warned about."""
+QUICK = 300
+"""Images per cell whose headers training and evaluation look at."""
+LEAST_STRIPS = 0.1
+"""Difference between the classes' shares of images with a strip below which nothing is reported."""
+SIDES = ("top", "bottom", "left", "right")
+MATCH = "fakedet match data.manifest=MANIFEST output_dir=FOLDER, or data.match.size=PIXELS on the fly"
 
 
 @dataclass(frozen=True)
@@ -40,14 +59,66 @@ class Shortcut:
     n_real: int
     n_fake: int
     told_by: str
-    """The feature that tells most by itself, with its AUC; "" if none does."""
+    """The single feature that separates the classes best, with its AUC; "" if none does."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        counts = {"n_real": self.n_real, "n_fake": self.n_fake}
+        return {"auc": self.auc.to_dict(), **counts, "told_by": self.told_by}
+
+
+@dataclass(frozen=True)
+class GeneratorAudit:
+    """What separates one generator's fakes from their reals, other than its traces."""
+
+    generator: str
+    reals: list[str]
+    rule: str
+    """Why these reals; see :class:`fakedet.metrics.pairing.Counterparts`."""
+    header: Shortcut
+    content: Shortcut | None
+    """None where pixels were not looked at."""
+    strips: dict[str, tuple[float, float]]
+    """Side → shares of reals and of fakes that have a strip of one colour there."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "reals": self.reals,
+            "rule": self.rule,
+            "header": self.header.to_dict(),
+            "content": self.content and self.content.to_dict(),
+            "strips": {side: {"real": real, "fake": fake} for side, (real, fake) in self.strips.items()},
+        }
+
+
+def header_shortcut(
+    facts: pd.DataFrame, labels: NDArray[np.int64], groups: NDArray[np.object_], resamples: int = 500
+) -> Shortcut:
+    """Measure how well header facts separate one generator from its reals; see :func:`measure`."""
+    forest = ExtraTreesClassifier(
+        TREES, min_samples_leaf=2, max_features=None, class_weight="balanced", random_state=0
+    )
+    return measure(header_features(facts), labels, groups, forest, resamples)
+
+
+def content_shortcut(
+    content: NDArray[np.float32], labels: NDArray[np.int64], groups: NDArray[np.object_], resamples: int = 500
+) -> Shortcut:
+    """Measure how well a thumbnail and colours separate the classes; see :func:`measure`."""
+    linear = make_pipeline(
+        StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", max_iter=2000)
+    )
+    names = [f"thumbnail {number}" for number in range(content.shape[1])]
+    return measure(pd.DataFrame(content, columns=names), labels, groups, linear, resamples)
 
 
 def header_features(facts: pd.DataFrame) -> pd.DataFrame:
     """Make features of format, size and compression.
 
     Args:
-        facts: columns format, width, height, bytes, jpeg_quality, jpeg_tables; see :mod:`fakedet.audit.features`.
+        facts: columns format, width, height, bytes, jpeg_quality, jpeg_tables; see
+            :class:`fakedet.audit.features.Looks`.
     """
     pixels = (facts["width"] * facts["height"]).clip(lower=1).to_numpy(dtype=float)
     features = {
@@ -68,38 +139,17 @@ def header_features(facts: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def header_shortcut(
-    facts: pd.DataFrame, labels: NDArray[np.int64], groups: NDArray[np.object_], resamples: int = 500
-) -> Shortcut:
-    """Measure what header facts give away about one generator against its reals; see :func:`measure`."""
-    forest = ExtraTreesClassifier(
-        TREES, min_samples_leaf=2, max_features=None, class_weight="balanced", random_state=0
-    )
-    return measure(header_features(facts), labels, groups, forest, resamples)
-
-
-def content_shortcut(
-    content: NDArray[np.float32], labels: NDArray[np.int64], groups: NDArray[np.object_], resamples: int = 500
-) -> Shortcut:
-    """Measure what a thumbnail and colours give away; see :func:`measure`."""
-    linear = make_pipeline(
-        StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", max_iter=2000)
-    )
-    names = [f"thumbnail {number}" for number in range(content.shape[1])]
-    return measure(pd.DataFrame(content, columns=names), labels, groups, linear, resamples)
-
-
 def measure(
     features: pd.DataFrame,
     labels: NDArray[np.int64],
     groups: NDArray[np.object_],
-    classifier: object,
+    classifier: Any,
     resamples: int,
 ) -> Shortcut:
-    """Take the AUC of a classifier's scores under cross-validation by groups.
+    """Compute the AUC of a classifier's scores under cross-validation by groups.
 
-    Siblings never stand on both sides of a fold. The interval is a bootstrap over groups of the scores; it
-    does not hold what other folds would have changed.
+    All images of a group are in the same fold. The interval is a bootstrap of the scores over groups; it does not
+    cover how much other folds would change the scores.
 
     Args:
         features: (n, d).
@@ -109,87 +159,50 @@ def measure(
         resamples: of the bootstrap.
 
     Returns:
-        NaN for the AUC where a class has fewer than :data:`LEAST` images or lies in one group.
+        NaN for the AUC where a class has fewer than :data:`LEAST` images or only one group.
     """
     n_real, n_fake = int((labels == 0).sum()), int((labels == 1).sum())
     groups_of = [len(set(groups[labels == label])) for label in (0, 1)]
     if min(n_real, n_fake) < LEAST or min(groups_of) < 2:
-        return Shortcut(Interval(float("nan"), float("nan"), float("nan")), n_real, n_fake, "")
-    scores = _out_of_fold(features.to_numpy(), labels, groups, classifier, min(FOLDS, *groups_of))
+        return Shortcut(Interval(math.nan, math.nan, math.nan), n_real, n_fake, "")
+    values = features.to_numpy()
+    scores = np.full(len(labels), np.nan)
+    with warnings.catch_warnings():
+        # A class with fewer groups than folds is absent from some; those rows get no score.
+        warnings.simplefilter("ignore", UserWarning)
+        division = StratifiedGroupKFold(min(FOLDS, *groups_of), shuffle=True, random_state=0)
+        folds = list(division.split(values, labels, groups))
+    for train, test in folds:
+        if len(set(labels[train])) == 2:
+            scores[test] = classifier.fit(values[train], labels[train]).predict_proba(values[test])[:, 1]
     known = ~np.isnan(scores)
-    auc = _interval(scores[known], labels[known], groups[known], resamples)
+    scores, label, group = scores[known], labels[known], groups[known]
+    strata = stratify_groups(group, label, np.zeros(len(label), dtype=np.int64))
+    weights = next(resample_weights(strata, resamples, np.random.default_rng(0)))[:, strata.codes]
+    auc = percentile_interval(_auc(label, scores), ranking_statistics(label, scores, weights)[1])
     return Shortcut(auc, n_real, n_fake, _told_by(features, labels))
 
 
-def _out_of_fold(
-    features: NDArray[np.float64],
-    labels: NDArray[np.int64],
-    groups: NDArray[np.object_],
-    classifier: object,
-    folds: int,
-) -> NDArray[np.float64]:
-    scores = np.full(len(labels), np.nan)
-    with warnings.catch_warnings():
-        # A class with fewer groups than folds is missing from some; those rows have no score.
-        warnings.simplefilter("ignore", UserWarning)
-        division = list(
-            StratifiedGroupKFold(folds, shuffle=True, random_state=0).split(features, labels, groups)
-        )
-    for train, test in division:
-        if len(set(labels[train])) == 2:
-            fitted = classifier.fit(features[train], labels[train])  # type: ignore[attr-defined]
-            scores[test] = fitted.predict_proba(features[test])[:, 1]
-    return scores
-
-
-def _interval(
-    scores: NDArray[np.float64], labels: NDArray[np.int64], groups: NDArray[np.object_], resamples: int
-) -> Interval:
-    value = float(ranking_statistics(labels, scores)[1][0])
-    strata = stratify_groups(groups, labels, np.zeros(len(labels), dtype=np.int64))
-    weights = next(resample_weights(strata, resamples, np.random.default_rng(0)))[:, strata.codes]
-    return percentile_interval(value, ranking_statistics(labels, scores, weights)[1])
+def _auc(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> float:
+    return float(ranking_statistics(labels, scores)[1][0])
 
 
 def _told_by(features: pd.DataFrame, labels: NDArray[np.int64]) -> str:
-    """Name the single feature that separates the classes best, if it does by 0.1 or more."""
+    """Name the single feature that separates the classes best, if its AUC differs from 0.5 by more than 0.1."""
     best, name = 0.1, ""
     for column in features:
         if str(column).startswith("thumbnail"):
             return ""
-        auc = float(ranking_statistics(labels, features[column].to_numpy())[1][0])
+        auc = _auc(labels, features[column].to_numpy())
         if abs(auc - 0.5) > best:
             best, name = abs(auc - 0.5), f"{column} (AUC {max(auc, 1 - auc):.2f} alone)"
     return name
 
 
-WARN = 0.7
-"""AUC above which a shortcut is reported."""
-LEAST_STRIPS = 0.1
-"""Difference of the classes' shares of images with a strip below which nothing is said."""
-SIDES = ("top", "bottom", "left", "right")
-MATCH = "fakedet match data.manifest=MANIFEST output_dir=FOLDER, or data.match.size=PIXELS on the fly"
-
-
-@dataclass(frozen=True)
-class GeneratorAudit:
-    """What can be told of one generator's fakes without any trace of it."""
-
-    generator: str
-    reals: list[str]
-    rule: str
-    """Why these reals; see :class:`fakedet.metrics.pairing.Counterparts`."""
-    header: Shortcut
-    content: Shortcut | None
-    """None where pixels were not looked at."""
-    strips: dict[str, tuple[float, float]]
-    """Side → shares of reals and of fakes that have a strip of one colour there."""
-
-
 def audit_generators(
-    frame: pd.DataFrame, looks: Looks, pairs: Mapping[str, Any] | None, resamples: int = 500
+    frame: pd.DataFrame, looks: Looks, pairs: Pairs | None, resamples: int = 500
 ) -> tuple[list[GeneratorAudit], list[Finding]]:
-    """Audit every generator of the rows that were looked at against its reals.
+    """Measure the shortcuts of every generator on the rows that were looked at.
 
     Args:
         frame: of the manifest.
@@ -198,7 +211,8 @@ def audit_generators(
         resamples: of the intervals.
     """
     readable = (looks.frame["problem"] == "").to_numpy()
-    rows = frame.loc[looks.frame.index[readable]]
+    facts = looks.frame[readable]
+    rows = frame.loc[facts.index]
     reals = frame.loc[frame["label"] == 0, ["generator", "source"]]
     known = set(reals["generator"]) | set(reals["source"])
     audits, alone = [], []
@@ -206,36 +220,28 @@ def audit_generators(
         if not len(counterparts.real_rows):
             alone.append(name)
             continue
-        audits.append(_audit(name, rows, looks, readable, counterparts, resamples))
-    return audits, _alone(alone) + _findings(audits)
-
-
-def _audit(
-    name: str,
-    rows: pd.DataFrame,
-    looks: Looks,
-    readable: np.ndarray,
-    counterparts: Counterparts,
-    resamples: int,
-) -> GeneratorAudit:
-    chosen = np.concatenate([counterparts.real_rows, counterparts.fake_rows])
-    labels = rows["label"].to_numpy()[chosen].astype(np.int64)
-    groups = rows["group"].to_numpy(object)[chosen]
-    facts = looks.frame[readable].iloc[chosen]
-    header = header_shortcut(facts, labels, groups, resamples)
-    content, strips = None, {}
-    if looks.content is not None:
-        content = content_shortcut(looks.content[readable][chosen], labels, groups, resamples)
-        strips = {side: _shares((facts[side] > 0).to_numpy(), labels) for side in SIDES}
-    return GeneratorAudit(name, counterparts.reals, counterparts.rule, header, content, strips)
-
-
-def _shares(has: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    return float(has[labels == 0].mean()), float(has[labels == 1].mean())
+        chosen = np.concatenate([counterparts.real_rows, counterparts.fake_rows])
+        labels = rows["label"].to_numpy()[chosen].astype(np.int64)
+        groups = rows["group"].to_numpy(object)[chosen]
+        header = header_shortcut(facts.iloc[chosen], labels, groups, resamples)
+        content, strips = None, {}
+        if looks.content is not None:
+            content = content_shortcut(looks.content[readable][chosen], labels, groups, resamples)
+            for side in SIDES:
+                has = (facts[side].to_numpy()[chosen] > 0).astype(float)
+                strips[side] = float(has[labels == 0].mean()), float(has[labels == 1].mean())
+        audits.append(GeneratorAudit(name, counterparts.reals, counterparts.rule, header, content, strips))
+    findings = _findings(audits)
+    if alone:
+        findings.insert(0, Finding(
+            "problem", "counterpart", f"There are no reals to compare with: {', '.join(alone)}",
+            "Their AP is not defined.", "add reals, or name some with data.pairs", {"generators": alone},
+        ))  # fmt: skip
+    return audits, findings
 
 
 def _findings(audits: Sequence[GeneratorAudit]) -> list[Finding]:
-    """Say what is much, one finding for all generators that it holds of."""
+    """Report what exceeds its limit, in one finding for all generators that it holds for."""
     headers = {a.generator: a.header for a in audits if a.header.auc.value > WARN}
     contents = {
         a.generator: a.content for a in audits if a.content is not None and a.content.auc.value > WARN
@@ -243,41 +249,40 @@ def _findings(audits: Sequence[GeneratorAudit]) -> list[Finding]:
     few = {a.generator: a.header for a in audits if math.isnan(a.header.auc.value)}
     findings = []
     if headers:
-        by = _most_frequent([shortcut.told_by.split(" (")[0] for shortcut in headers.values()])
+        told = [shortcut.told_by.split(" (")[0] for shortcut in headers.values() if shortcut.told_by]
+        by = f", most often by {max(told, key=told.count)}" if told else ""
+        sure = any(shortcut.auc.low > WARN for shortcut in headers.values())
         findings.append(Finding(
-            "problem" if any(shortcut.auc.low > WARN for shortcut in headers.values()) else "warning", "header",
-            f"Format, size or compression tell the fakes of {_listed(headers)} from their reals"
-            + (f", most often by {by}" if by else ""),
+            "problem" if sure else "warning", "header",
+            f"Format, size or compression tell the fakes of {_listed(headers)} from their reals{by}",
             "A detector can do as well on these without seeing a trace, and will learn to.", MATCH,
             _numbers(headers),
         ))  # fmt: skip
     if contents:
         findings.append(Finding(
             "warning", "content", f"Thumbnails and colours tell the fakes of {_listed(contents)} from their reals",
-            "The two show different things, so a detector may learn subjects instead of traces.",
+            "The classes show different things, so a detector may learn subjects instead of traces.",
             "compare with reals of the same subjects: a source column, or data.pairs", _numbers(contents),
         ))  # fmt: skip
     if few:
         findings.append(Finding(
             "note", "few", f"Too few images for a shortcut AUC: {_listed(few)}",
-            "Nothing can be said of their shortcuts.", "", _numbers(few),
+            "Nothing can be said about their shortcuts.", "", _numbers(few),
         ))  # fmt: skip
-    return findings + [found for side in SIDES if (found := _strip_finding(audits, side)) is not None]
-
-
-def _strip_finding(audits: Sequence[GeneratorAudit], side: str) -> Finding | None:
-    marked = {a.generator: a.strips[side] for a in audits if side in a.strips and _one_sided(a, side)}
-    if not marked:
-        return None
-    listed = "; ".join(
-        f"{name} ({fake:.0%} of fakes, {real:.0%} of reals)" for name, (real, fake) in marked.items()
-    )
-    return Finding(
-        "warning", "strip", f"A strip of one colour at the {side} is more frequent in one class: {listed}",
-        "A border, bar or caption that one class has gives it away.",
-        "crop it off before indexing, or use centre crops that leave it out",
-        {"side": side, "shares": {name: {"real": real, "fake": fake} for name, (real, fake) in marked.items()}},
-    )  # fmt: skip
+    for side in SIDES:
+        marked = {a.generator: a.strips[side] for a in audits if side in a.strips and _one_sided(a, side)}
+        if marked:
+            listed = "; ".join(
+                f"{name} ({fake:.0%} of fakes, {real:.0%} of reals)" for name, (real, fake) in marked.items()
+            )
+            shares = {name: {"real": real, "fake": fake} for name, (real, fake) in marked.items()}
+            findings.append(Finding(
+                "warning", "strip", f"A strip of one colour at the {side} is more frequent in one class: {listed}",
+                "A border, bar or caption in one class gives it away.",
+                "crop it off before indexing, or use centre crops that leave it out",
+                {"side": side, "shares": shares},
+            ))  # fmt: skip
+    return findings
 
 
 def _one_sided(audit: GeneratorAudit, side: str) -> bool:
@@ -288,45 +293,84 @@ def _one_sided(audit: GeneratorAudit, side: str) -> bool:
     return abs(real - fake) >= LEAST_STRIPS and bool(fisher_exact(table).pvalue < 1e-3)
 
 
-def _alone(names: Sequence[str]) -> list[Finding]:
-    if not names:
-        return []
-    return [Finding(
-        "problem", "counterpart", f"There are no reals to compare with: {', '.join(names)}",
-        "Their AP is not defined.", "add reals, or name some with data.pairs", {"generators": list(names)},
-    )]  # fmt: skip
-
-
 def _listed(shortcuts: Mapping[str, Shortcut]) -> str:
     ranked = sorted(shortcuts.items(), key=lambda item: -item[1].auc.value)
-    return "; ".join(
-        f"{name} (AUC {shortcut.auc.text()}, {shortcut.n_real} real, {shortcut.n_fake} fake)"
-        for name, shortcut in ranked
-    )
+    return "; ".join(f"{name} (AUC {s.auc.text()}, {s.n_real} real, {s.n_fake} fake)" for name, s in ranked)
 
 
 def _numbers(shortcuts: Mapping[str, Shortcut]) -> dict[str, Any]:
     return {name: shortcut.auc.to_dict() for name, shortcut in shortcuts.items()}
 
 
-def _most_frequent(names: Sequence[str]) -> str:
-    known = [name for name in names if name]
-    return max(known, key=known.count) if known else ""
+_MEASURED: dict[tuple[Any, ...], dict[str, Any]] = {}
+"""Results of :func:`header_audit`: stage 1 and the method after it look at the same data and warn once."""
 
 
-def generator_dict(entry: GeneratorAudit) -> dict[str, Any]:
-    """Give what was measured of one generator as JSON takes it."""
-    return {
-        "reals": entry.reals,
-        "rule": entry.rule,
-        "header": _shortcut(entry.header),
-        "content": None if entry.content is None else _shortcut(entry.content),
-        "strips": {side: {"real": real, "fake": fake} for side, (real, fake) in entry.strips.items()},
+def header_audit(datamodule: DataModule, split: str) -> dict[str, Any]:
+    """Measure the header shortcuts of a split, warn where they are large, and return them for metrics.json.
+
+    Reads the headers of at most :data:`QUICK` images of each generator and collection.
+
+    Returns:
+        Generator → what :meth:`Shortcut.to_dict` gives; empty for a split of one class.
+    """
+    key = (datamodule.manifest.sha256, split, datamodule.held_out)
+    if key in _MEASURED:
+        return _MEASURED[key]
+    rows = datamodule.manifest.rows(split)
+    if set(rows["label"]) != {0, 1}:
+        return {}
+    looks = look(sample_rows(rows, QUICK), datamodule.read_bytes, pixels=False)
+    bad = looks.problems
+    if len(bad) > datamodule.max_quarantine * len(looks.frame):
+        # The run will fail for these; say so before hours are spent.
+        log.warning(
+            "%d of %d images looked at in the split '%s' cannot be used, the first: %s: %s; a run fails above "
+            "data.max_quarantine=%s of a split", len(bad), len(looks.frame), split,
+            datamodule.manifest.frame.loc[bad.index[0], "path"], bad.iloc[0], datamodule.max_quarantine,
+        )  # fmt: skip
+    audits, _ = audit_generators(rows, looks, datamodule.pairs, resamples=300)
+    told = {entry.generator: entry.header for entry in audits}
+    loud = {
+        name: shortcut
+        for name, shortcut in told.items()
+        if shortcut.auc.value > WARN and min(shortcut.n_real, shortcut.n_fake) >= LOUD
     }
+    if loud:
+        worst = max(loud, key=lambda name: loud[name].auc.value)
+        log.warning(
+            "shortcut in the split '%s': format, size or compression alone tell %d of %d generators from their reals "
+            "(most: %s, AUC %s, %d real, %d fake); see fakedet audit%s",
+            split, len(loud), len(told), worst, loud[worst].auc.text(), loud[worst].n_real, loud[worst].n_fake,
+            "" if datamodule.matcher else " and fakedet match; where its reals are of another kind, data.pairs",
+        )  # fmt: skip
+    _MEASURED[key] = {name: shortcut.to_dict() for name, shortcut in told.items()}
+    return _MEASURED[key]
 
 
-def _shortcut(shortcut: Shortcut) -> dict[str, Any]:
+def describe_training(datamodule: DataModule) -> dict[str, Any]:
+    """Describe the images that a detector is trained on, for comparison with other images.
+
+    Returns:
+        Manifest, images of each class and generator, and percentiles of a sample's sizes and JPEG qualities.
+    """
+    rows = datamodule.manifest.rows("train")
+    counts = {
+        kind: {
+            str(name): int(n)
+            for name, n in rows.loc[rows["label"] == label, "generator"].value_counts().items()
+        }
+        for label, kind in ((0, "real"), (1, "fake"))
+    }
+    facts = look(sample_rows(rows, QUICK), datamodule.read_bytes, pixels=False).frame
+    facts = facts[facts["problem"] == ""]
+    jpeg = facts.loc[facts["jpeg_quality"] > 0, "jpeg_quality"]
+
+    def percentiles(values: pd.Series) -> list[float] | None:
+        return [float(value) for value in values.quantile([0.05, 0.5, 0.95])] if len(values) else None
+
     return {
-        "auc": shortcut.auc.to_dict(), "n_real": shortcut.n_real, "n_fake": shortcut.n_fake,
-        "told_by": shortcut.told_by,
+        "manifest": datamodule.manifest.path.name, **counts,
+        "jpeg_share": float((facts["jpeg_quality"] > 0).mean()) if len(facts) else None,
+        "jpeg_quality": percentiles(jpeg), "shorter_side": percentiles(facts[["width", "height"]].min(axis=1)),
     }  # fmt: skip

@@ -16,10 +16,12 @@ from rich.table import Table
 
 from fakedet.audit.match import match_manifest
 from fakedet.audit.report import audit_manifest
-from fakedet.build import build_datamodule
+from fakedet.audit.shortcuts import WARN
+from fakedet.build import build_augmentation, build_datamodule
 from fakedet.cli.predict import ERROR, Writer, open_detector, predict_source
 from fakedet.cli.serve import check_host, import_gradio, serve_page
 from fakedet.config import check_command_line, check_config
+from fakedet.data.datamodule import DataModule
 from fakedet.data.index import Indexed, index_source
 from fakedet.data.shards import shard_manifest
 from fakedet.detector import FAKE, REAL, UNDECIDED, Rules, load
@@ -103,7 +105,16 @@ def _table(found: Indexed) -> Table:
 
 def run_audit(config: DictConfig, overrides: list[str]) -> int:
     """Audit, print the findings, and return the number of problems."""
-    found = audit_manifest(config, overrides)
+    check_config(config)
+    if config.sample is not None and config.sample < 1:
+        raise UserError(f"sample={config.sample}: must be at least 1, or null for all images")
+    # The audit reports the leaks that other commands refuse.
+    datamodule = _datamodule({**_plain(config.data), "allow_group_leak": True})
+    datamodule.prepare()  # a wrong manifest is refused before the folder is made
+    folder = open_folder(config.output_dir, config.overwrite)
+    write_config(folder, config, overrides)
+    command = ["fakedet", "audit", *overrides]
+    found = audit_manifest(datamodule, folder, command, config.sample, config.seed)
     for entry in found.generators:
         content = entry.content.auc.text(".3f") if entry.content else "-"
         log.info(
@@ -119,45 +130,51 @@ def run_audit(config: DictConfig, overrides: list[str]) -> int:
             log.info("  mend: %s", finding.mend)
     log.info("")
     log.info("%s", found.verdict)
-    log.info("audit   %s/audit.json", config.output_dir)
-    log.info("report  %s/report.html", config.output_dir)
+    log.info("audit   %s/audit.json", folder)
+    log.info("report  %s/report.html", folder)
     return sum(finding.level == "problem" for finding in found.findings)
 
 
 def run_match(config: DictConfig, overrides: list[str]) -> None:
-    """Match, and print what headers gave away before and give away after."""
-    matched = match_manifest(config, overrides)
-    after = {entry.generator: entry.header for entry in matched.after}
+    """Match, and print how well headers separated the classes before and after."""
+    check_config(config)
+    data, folder = _plain(config.data), Path(config.output_dir)
+    settings = data.pop("match")
+    command = ["fakedet", "match", *overrides]
+    matched = match_manifest(_datamodule(data), settings, folder, command, config.overwrite)
+    write_config(folder, config, overrides)
     log.info("%-24s %-28s %s", "header AUC", "before", "after")
-    for entry in matched.before:
-        now = after.get(entry.generator)
-        shown = now.auc.text(".3f") if now else "no images left"
-        log.info("%-24s %-28s %s", entry.generator, entry.header.auc.text(".3f"), shown)
-    loud = [
-        name
-        for name, shortcut in after.items()
-        if not math.isnan(shortcut.auc.low) and shortcut.auc.low > 0.7
-    ]
+    for name, before in matched.before.items():
+        after = matched.after[name].auc.text(".3f") if name in matched.after else "no images left"
+        log.info("%-24s %-28s %s", name, before.auc.text(".3f"), after)
+    lows = {name: shortcut.auc.low for name, shortcut in matched.after.items()}
+    loud = [name for name, low in lows.items() if low > WARN]
+    unknown = [name for name, low in lows.items() if math.isnan(low)]
     if loud:
         log.warning(
-            "bytes still tell %s: at one quality their images are smoother or rougher than their reals, which "
-            "is content and not format", ", ".join(loud),
+            "file sizes still separate the fakes of %s: at equal quality their images are smoother or rougher than "
+            "their reals, which is content and not format", ", ".join(loud),
         )  # fmt: skip
-    unknown = [name for name, shortcut in after.items() if math.isnan(shortcut.auc.low)]
     if unknown:
-        log.warning("too few images to say whether headers still tell %s", ", ".join(unknown))
-    elif after and not loud:
-        log.info(
-            "verdict   no generator's headers are above an AUC of 0.7 by more than the interval any more"
-        )
+        log.warning("too few images to say whether headers still separate %s", ", ".join(unknown))
+    elif lows and not loud:
+        log.info("verdict   no generator's header AUC is above 0.7 by more than the interval any more")
     for (kind, name), count in sorted(matched.lost.items()):
         log.warning("left out: %6d  %s %s", count, kind, name)
-    if matched.reasons:
-        log.info("left out  %s/manifest.rejected.csv", matched.folder)
+    if matched.lost:
+        log.info("left out  %s/manifest.rejected.csv", folder)
     log.info("%d images of %d pixels", matched.written, matched.matcher.size)
-    log.info("manifest  %s/manifest.parquet", matched.folder)
-    log.info("evidence  %s/match.json", matched.folder)
-    log.info("next      fakedet audit data.manifest=%s/manifest.parquet", matched.folder)
+    log.info("manifest  %s/manifest.parquet", folder)
+    log.info("evidence  %s/match.json", folder)
+    log.info("next      fakedet audit data.manifest=%s/manifest.parquet", folder)
+
+
+def _plain(node: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(node, resolve=True)  # type: ignore[return-value]
+
+
+def _datamodule(settings: dict[str, Any]) -> DataModule:
+    return build_datamodule(settings, augment=build_augmentation({"recipe": "none"}), seed=0)
 
 
 def run_shard(config: DictConfig, overrides: list[str]) -> None:

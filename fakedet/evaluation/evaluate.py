@@ -14,7 +14,7 @@ import pandas as pd
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
-from fakedet.audit.audit import header_audit
+from fakedet.audit.shortcuts import header_audit
 from fakedet.build import build_augmentation, build_datamodule, build_trainer
 from fakedet.checkpoint import load_detector
 from fakedet.config import check_config
@@ -157,7 +157,7 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
     identity = {
         **method.identity, "checkpoint": str(config.checkpoint), "split": split, "data_was_used_for": used or None,
         "run": facts, "map_share": share,
-        "shortcut": header_audit(datamodule, split, datamodule.pairs) if config.header_audit else {},
+        "shortcut": header_audit(datamodule, split) if config.header_audit else {},
     }  # fmt: skip
     quarantine = Quarantine.from_records(records, datamodule.manifest, (split,))
     write_results(folder, frame, metrics, quarantine, identity, pictures)

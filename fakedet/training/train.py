@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 from torch.distributed import DistBackendError
 
-from fakedet.audit.audit import describe_training, header_audit
+from fakedet.audit.shortcuts import describe_training, header_audit
 from fakedet.build import (
     build_augmentation,
     build_callbacks,
@@ -129,7 +129,7 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
     datamodule = make_datamodule(config)
     datamodule.require("train", "val")
     if config.header_audit and is_main_process():
-        header_audit(datamodule, "train", datamodule.pairs)
+        header_audit(datamodule, "train")
     trace_path = obtain_trace(config, folder, datamodule) if needs_stage1(config.model) else None
     stage1_seconds = time.perf_counter() - started
 
@@ -367,7 +367,7 @@ def _test(
     metrics = measure_predictions(frame, datamodule, seen, bootstrap, point)
     identity = {
         **method.identity, "checkpoint": str(fitted.checkpoint), "split": "test", "run": facts, "map_share": share,
-        "shortcut": header_audit(datamodule, "test", datamodule.pairs) if audit else {},
+        "shortcut": header_audit(datamodule, "test") if audit else {},
     }  # fmt: skip
     quarantine = Quarantine.from_records(records, datamodule.manifest, ("train", "val", "test"))
     pictures = small_pictures(datamodule, frame, point, n_pictures)

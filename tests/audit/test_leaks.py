@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage import data
 
-from fakedet.audit.audit import Audit, audit_frame
+from fakedet.audit.report import Audit, audit_frame
 from fakedet.cli.app import launch
 from fakedet.data.decode import DecodeError
 
@@ -55,7 +55,7 @@ class Data:
             raise DecodeError("no such file")
         return self.files[row]
 
-    def audit_frame(self, **settings: object) -> Audit:
+    def audit(self, **settings: object) -> Audit:
         return audit_frame(self.frame, None, None, self.read, **settings)  # type: ignore[arg-type]
 
     def kinds(self) -> list[tuple[str, str]]:
@@ -163,7 +163,7 @@ def test_command_writes_json_and_page(tmp_path: Path, capsys: pytest.CaptureFixt
     arguments = [f"data.manifest={tmp_path}/m.csv", f"output_dir={tmp_path}/audit", "sample=null"]
     assert launch("audit", arguments) == 0
     printed = capsys.readouterr().out
-    assert "PROBLEM: 1 groups stand in several splits" in printed
+    assert "PROBLEM: 1 groups are in several splits" in printed
     content = json.loads((tmp_path / "audit" / "audit.json").read_text())
     assert content["n_unreadable"] == 1
     assert set(content["generators"]) == {"gan", "dalle2"}

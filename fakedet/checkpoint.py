@@ -101,6 +101,7 @@ class CheckpointInfo:
                 point = OperatingPoint.from_dict(content["operating_point"])
                 point.calibration(np.zeros(1))
                 if point.reference is not None:
+                    np.asarray(point.reference.scores, dtype=np.float64)
                     point.reference.p_values(np.zeros(1), np.zeros(1))
                 _ = point.threshold > 0, f"{point.rate:%} {point.n_real:d} {point.n_fake:d}"
             except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:

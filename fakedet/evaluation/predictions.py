@@ -80,7 +80,7 @@ def read_predictions(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is not a parquet file: {' '.join(str(error).split())[:200]}") from error
-    frame = table.to_pandas()
+    frame = table.to_pandas(ignore_metadata=True)  # a stranger may have written it
     missing = [name for name in NEEDED if name not in frame]
     if missing:
         raise UserError(f"{path}: not a predictions file, it has no column {', '.join(missing)}")

@@ -1,0 +1,1 @@
+"""A user's own package: nothing of it is known to fakedet."""

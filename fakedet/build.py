@@ -20,6 +20,7 @@ from fakedet.data.transforms import Augment, Augmentation, CustomAugmentation
 from fakedet.errors import UserError, one_line
 from fakedet.methods.base import TRAINING_KEYS, Detector
 from fakedet.methods.ntf import NaturalTracePretraining, TraceSource
+from fakedet.utils import plain
 
 log = logging.getLogger("fakedet")
 
@@ -98,24 +99,26 @@ def needs_stage1(config: Mapping[str, Any]) -> bool:
 
 
 def check_parts(config: Mapping[str, Any]) -> None:
-    """Check that each part of a composed train config names a class of the kind that its place needs.
-
-    Nothing is built and no data are read.
+    """Check that each part of a composed train config is of the kind that its place needs; no data are read.
 
     Raises:
-        UserError: the first part that does not.
+        UserError: the first part that is not, with what it lacks.
     """
-    model = config["model"]
+    model, stage1 = config["model"], config["stage1"]
     check_kind(model, "model", Detector, "method")
-    check_kind(model["encoder"], "model.encoder", nn.Module, "encoder")
-    if model.get("loss"):
-        check_kind(model["loss"], "model.loss", nn.Module, "loss")
+    if needs_stage1(model):
+        check_kind(stage1, "stage1", NaturalTracePretraining, "stage 1")
+    for place, node in (("model", model), ("stage1", stage1)):
+        if node.get("loss"):
+            check_kind(node["loss"], f"{place}.loss", nn.Module, "loss")
     check_kind(config["data"], "data", LightningDataModule, "data module")
     for name, node in config["callbacks"].items():
         if node:
             check_kind(node, f"callbacks.{name}", Callback, "Lightning callback")
     if config.get("logger"):
         check_kind(config["logger"], "logger", Logger, "Lightning logger")
+    check_kind(model["encoder"], "model.encoder", nn.Module, "encoder")
+    build_encoder(plain(model["encoder"]))  # what it has is known when it is built
 
 
 def build_datamodule(config: Mapping[str, Any], **settings: Any) -> DataModule:

@@ -20,4 +20,7 @@ class PrototypeLoss(nn.Module):
         points = z if traces is None else traces
         prototype = F.normalize(points[labels == 0].mean(dim=0), dim=0)
         cosine = z @ prototype
-        return {"pull": (1 - cosine[labels == 0]).mean(), "push": F.relu(cosine[labels == 1] - self.margin).mean()}
+        return {
+            "pull": (1 - cosine[labels == 0]).mean(),
+            "push": F.relu(cosine[labels == 1] - self.margin).mean(),
+        }

@@ -1,0 +1,97 @@
+"""A package of a user's own, examples/plugin, is trained and loaded again with no edit of fakedet."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fakedet
+from fakedet.errors import UserError
+
+PLUGIN = Path(__file__).parent.parent / "examples" / "plugin"
+SMALL = ["data.crop_size=32", "data.batch_size=16", "debug=step", "threads=1", "header_audit=false",
+         "bootstrap.resamples=0", "trace_cache=null"]  # fmt: skip
+
+
+def run(verb: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fakedet", verb, "--config-dir", str(folder / "plugin" / "conf"), *arguments],
+        cwd=folder, capture_output=True, text=True, timeout=300, check=False,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shutil.copytree(PLUGIN, tmp_path / "plugin")
+    return tmp_path
+
+
+def test_everything_of_ones_own_at_once(
+    folder: Path, tiny_manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = f"data.manifest={tiny_manifest}"
+    done = run("train", "experiment=own", manifest, *SMALL, "output_dir=run", "trainer.log_every_n_steps=1",
+               folder=folder)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int((folder / "run" / "steps.txt").read_text()) > 0
+    curves = (folder / "run" / "logs" / "metrics.csv").read_text().splitlines()[0]
+    assert {"train/loss_pull", "train/loss_push"} <= set(curves.split(","))
+    checkpoint = folder / "run" / "checkpoints" / "best.ckpt"
+    again = ["evaluate", f"checkpoint={checkpoint}", manifest, "output_dir=evaluated", "threads=1",
+             "header_audit=false", "bootstrap.resamples=0"]  # fmt: skip
+    refused = run(*again, folder=folder)
+    assert refused.returncode == 2
+    assert "trust=[own_forensics]" in refused.stderr
+    assert run(*again, "trust=[own_forensics]", folder=folder).returncode == 0
+    monkeypatch.syspath_prepend(str(folder / "plugin"))
+    with pytest.raises(UserError, match=r"trust=\[own_forensics\]"):
+        fakedet.load(checkpoint)
+    detector = fakedet.load(checkpoint, trust=["own_forensics"])
+    assert detector(torch.rand(2, 3, 32, 32)).shape == (2,)
+
+
+def test_a_method_from_the_base_class_with_an_optimiser_of_torchs(folder: Path, tiny_manifest: Path) -> None:
+    done = run("train", "model=hinge", "data=manifest", f"data.manifest={tiny_manifest}", *SMALL, "output_dir=run",
+               folder=folder)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    weights = torch.load(folder / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert "momentum" in weights["optimizer_states"][0]["param_groups"][0], "it is SGD"
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("model._target_=own_forensics.encoder.DifferenceEncoder", "model._target_: .* is no method"),
+        (
+            "model.encoder._target_=own_forensics.callback.CountSteps",
+            "model.encoder._target_: .* is no encoder",
+        ),
+        ("model.loss._target_=own_forensics.encoder.Nothing", "model.loss._target_: .*cannot be imported"),
+        ("data._target_=own_forensics.loss.PrototypeLoss", "data._target_: .* is no data module"),
+        ("callbacks.steps._target_=own_forensics.loss.PrototypeLoss", "callbacks.steps._target_: .*callback"),
+        ("model.encoder._target_=not_installed.Encoder", "model.encoder._target_: .*installed package"),
+        ("model.encoder._target_=own_forensics", "model.encoder._target_"),
+        ("model.encoder._target_=torch.nn.Identity", "has the whole number embedding_dim|embedding_dim"),
+    ],
+)
+def test_what_a_part_lacks_is_said_before_data_are_read(
+    override: str, told: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from fakedet.cli.app import launch
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("PYTHONPATH", "")
+    (folder / "none.csv").write_text("path,label,generator\nnone.png,0,x\n")
+    status = launch("train", ["--config-dir", str(folder / "plugin" / "conf"), "experiment=own",
+                              "data.manifest=none.csv", *SMALL, "output_dir=run", override])  # fmt: skip
+    said = capfd.readouterr().err
+    assert status == 2
+    assert re.search(told, said), said
+    assert len(said.strip().splitlines()) == 1

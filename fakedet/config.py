@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fakedet.errors import UserError, nearest, one_line
 from fakedet.methods.base import check_optimiser
+from fakedet.utils import plain
 
 # Smaller crops leave strided encoders nothing to look at.
 LEAST_CROP = 16
@@ -133,11 +134,6 @@ def _at_least(config: DictConfig, key: str, least: int) -> None:
     value = OmegaConf.select(config, key)
     if value is not None and value < least:
         raise UserError(f"{key}={value}: must be at least {least}")
-
-
-def plain(node: Any) -> Any:
-    """Resolve a node of a config into plain values; other values pass as they are."""
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
 def build(config: Mapping[str, Any], where: str, **parts: Any) -> Any:

@@ -429,22 +429,25 @@ class Detector:
             batches: Iterable[Tensor] = (self._views(part) for part in x.split(batch_size))
         else:
             batches = self._batches(_pictures(x), batch_size)
+        # One black image first, whose row is left out: no image at all has a (0, D) embedding too.
+        none = torch.zeros(1, 1, 3, self.crop_size, self.crop_size, device=self.module.device)
         with torch.no_grad():
-            parts = [self.module.score_views(views).embedding.cpu().numpy() for views in batches]
-        return np.concatenate(parts).astype(np.float32, copy=False)
+            parts = [self.module.score_views(none).embedding[:0]]
+            parts += [self.module.score_views(views).embedding for views in batches if len(views)]
+        return torch.cat(parts).float().cpu().numpy()
 
     def _batches(self, pictures: Iterator[str | Picture], count: int) -> Iterator[Tensor]:
+        """Give the crops of images that must be readable, float (count, V, 3, S, S)."""
+
+        def crops(picture: str | Picture) -> Pixels:
+            read = picture if isinstance(picture, Picture) else read_picture(picture)
+            if read.pixels is None:
+                raise UserError(f"{read.path or 'an image'} cannot be read: {read.error}")
+            return np.stack(evaluation_views(read.pixels, self.crop_size, self.crop_policy))
+
         with ThreadPoolExecutor(READERS) as pool:
             while part := list(islice(pictures, count)):
-                crops = list(pool.map(self._crops, part))
-                yield self._on_device(np.stack(crops)).movedim(-1, 2)
-
-    def _crops(self, picture: str | Picture) -> NDArray[np.uint8]:
-        """Give the (V, S, S, 3) crops of an image that must be readable."""
-        read = picture if isinstance(picture, Picture) else read_picture(picture)
-        if read.pixels is None:
-            raise UserError(f"{read.path or 'an image'} cannot be read: {read.error}")
-        return np.stack(evaluation_views(read.pixels, self.crop_size, self.crop_policy))
+                yield self._on_device(np.stack(list(pool.map(crops, part)))).movedim(-1, 2)
 
     def __call__(self, images: Tensor, *, batch_size: int = 64) -> Tensor:
         """Give the logits of a batch, without gradients.
@@ -646,19 +649,13 @@ def load(
             device.
     """
     path = os.fspath(checkpoint)
-    found = (
-        torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else _device(device)
-    )
-    return Detector(load_detector(path, tuple(trust)), found, locate(path))
-
-
-def _device(name: str | torch.device) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
+        found = torch.zeros(1, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={name}: {str(error).splitlines()[0]}; valid: auto, cpu, cuda") from error
-    return device
+        raise UserError(f"device={device}: {str(error).splitlines()[0]}; valid: auto, cpu, cuda") from error
+    return Detector(load_detector(path, tuple(trust)), found, locate(path))
 
 
 def _pictures(x: Single | Iterable[Single] | Tensor) -> Iterator[str | Picture]:
@@ -718,17 +715,14 @@ def _check_array(image: NDArray[Any]) -> None:
 
 def _check_tensor(images: Tensor) -> None:
     """Refuse a tensor that is not (N, 3, H, W), uint8 or float in [0, 1], and say how to make it one."""
-    shape = tuple(images.shape)
-    told = (
-        f"a tensor of {images.dtype} of shape {shape}: wanted (N, 3, H, W) in RGB, uint8 or float in [0, 1]"
-    )
+    given = f"a tensor of {images.dtype} of shape {tuple(images.shape)}"
+    told = f"{given}: wanted (N, 3, H, W) in RGB, uint8 or float in [0, 1]"
     if images.ndim == 3:
         raise UserError(f"{told}; give a single image a batch dimension, as in image[None]")
     if images.ndim == 4 and images.shape[1] != 3 and images.shape[3] == 3:
         raise UserError(f"{told}; put the channels second, as in images.permute(0, 3, 1, 2)")
-    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
-        raise UserError(told)
-    if images.dtype != torch.uint8 and not images.is_floating_point():
+    is_image = images.dtype == torch.uint8 or images.is_floating_point()
+    if not is_image or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
         raise UserError(told)
     if images.is_floating_point() and images.numel():
         low, high = (float(value) for value in images.detach().aminmax())

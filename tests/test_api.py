@@ -265,6 +265,17 @@ def test_embeddings_keep_the_order(detector: fakedet.Detector, tmp_path: Path) -
         expected = detector.module(as_tensor(*images)[:, :, 3:67, 8:72] / 255).embedding
     np.testing.assert_allclose(found, expected, atol=1e-5)
     np.testing.assert_allclose(detector.embed(images[1]), expected[1:2], atol=1e-5)
+    assert detector.embed([]).shape == (0, expected.shape[1])
+    assert detector.embed(as_tensor(*images)[:0]).shape == (0, expected.shape[1])
+    assert detector(as_tensor(*images)[:0].float()).shape == (0,)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_any_float_will_do(detector: fakedet.Detector, kind: torch.dtype) -> None:
+    images = torch.full((1, 3, 64, 64), 0.5)  # exact in all of them
+    torch.testing.assert_close(detector(images.to(kind)), detector(images))
+    with pytest.raises(fakedet.UserError, match="its values run from"):
+        detector((images + 1).to(kind))
 
 
 # --- what is refused -----------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from fakedet.cli.serve import check_host, import_gradio, serve_page
 from fakedet.config import check_command_line, check_config
 from fakedet.data.datamodule import DataModule
 from fakedet.data.index import Indexed, index_source
+from fakedet.data.index import Settings as IndexSettings
 from fakedet.data.shards import shard_manifest
 from fakedet.detector import FAKE, REAL, UNDECIDED, Rules, load
 from fakedet.errors import UserError
@@ -67,7 +68,17 @@ SPLITS = ("train", "val", "test")
 def run_index(config: DictConfig, overrides: list[str]) -> None:
     """Index, and say what was found."""
     started = time.perf_counter()
-    found = index_source(config)
+    settings = IndexSettings(
+        config.layout, _names(config.reals), config.split, _names(config.unseen), config.group, config.split_seed,
+        config.hash, config.threads, config.skip_unreadable,
+    )  # fmt: skip
+    found = index_source(
+        Path(config.source),
+        Path(config.output) if config.output else None,
+        settings,
+        Path(config.root) if config.root else None,
+        {str(key): str(value) for key, value in (config.columns or {}).items()},
+    )
     console = Console(width=None if Console().is_terminal else 110)
     console.print(_table(found))
     state, copies = found.scan, found.copies
@@ -89,6 +100,11 @@ def run_index(config: DictConfig, overrides: list[str]) -> None:
         log.info("left out  %s", found.rejected)
     log.info("manifest  %s", found.manifest)
     log.info("next      fakedet audit data.manifest=%s", found.manifest)
+
+
+def _names(value: str | Iterable[object] | None) -> list[str]:
+    """Return the names of a setting that may be null, one name or a list."""
+    return [value] if isinstance(value, str) else [str(name) for name in value or ()]
 
 
 def _table(found: Indexed) -> Table:

@@ -1,4 +1,10 @@
-"""data/demo"""
+"""The demo data: real crops of photographs that installed packages bring along, and fakes of simulated generators.
+
+Nothing is downloaded. The generators are small networks, trained on the training photographs alone, that re-make crops.
+Every step that the two classes do not share is kept from giving the class away: fakes have the channel means and
+deviations of their crop, are grey where it is grey, and lose their border; both classes are cut from windows of one
+size and go through the same blur, noise and JPEG.
+"""
 
 from __future__ import annotations
 
@@ -6,192 +12,129 @@ import hashlib
 import logging
 import os
 import shutil
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from filelock import FileLock
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from torch import Tensor
+from torch import Tensor, nn
 
 from fakedet.data.datamodule import ImageDataModule
-from fakedet.data.demo_images import (
-    SEEN,
-    UNSEEN,
-    Generate,
-    crops,
-    load_photos,
-    middle,
-    postprocess,
-    train_generator,
-)
+from fakedet.data.decode import DecodeError, read_image
 from fakedet.data.manifest import Manifest, load_manifest
 from fakedet.errors import UserError
+from fakedet.utils import bar
 
+log = logging.getLogger("fakedet")
+
+VERSION = 3
+"""Part of the cache's key; raise it when the code changes what it makes."""
+# package, folder in it. Read from the folder: scikit-image's own functions would download what is missing.
+SKIMAGE, SKLEARN, MATPLOTLIB = (
+    ("skimage", "data"),
+    ("sklearn", "datasets/images"),
+    ("matplotlib", "mpl-data/sample_data"),
+)
+PHOTOS: dict[str, dict[str, tuple[tuple[str, str], str]]] = {
+    "train": {
+        "astronaut": (SKIMAGE, "astronaut.png"),
+        "coffee": (SKIMAGE, "coffee.png"),
+        "motorcycle": (SKIMAGE, "motorcycle_left.png"),
+        "grass": (SKIMAGE, "grass.png"),
+        "brick": (SKIMAGE, "brick.png"),
+        "hubble": (SKIMAGE, "hubble_deep_field.jpg"),
+        "clock": (SKIMAGE, "clock_motion.png"),
+        "cell": (SKIMAGE, "cell.png"),
+        "grace_hopper": (MATPLOTLIB, "grace_hopper.jpg"),
+    },
+    "val": {
+        "flower": (SKLEARN, "flower.jpg"),
+        "moon": (SKIMAGE, "moon.png"),
+        "ihc": (SKIMAGE, "ihc.png"),
+        "page": (SKIMAGE, "page.png"),
+    },
+    "test": {
+        "chelsea": (SKIMAGE, "chelsea.png"),
+        "china": (SKLEARN, "china.jpg"),
+        "rocket": (SKIMAGE, "rocket.jpg"),
+        "gravel": (SKIMAGE, "gravel.png"),
+        "coins": (SKIMAGE, "coins.png"),
+        "retina": (SKIMAGE, "retina.jpg"),
+        "camera": (SKIMAGE, "camera.png"),
+    },
+}
+LEAST_PHOTOS = {"train": 6, "val": 2, "test": 4}
+"""With fewer photographs a split says nothing."""
+LEAST_STD = 6.0
+"""Crops with less contrast are sky or black borders; both classes skip them."""
+SEEN = ("transposed", "nearest", "shuffle")
+UNSEEN = ("bilinear", "bicubic", "quantised", "denoiser")
+CHANNELS = 24
+LEVELS = 7
+"""Of the quantised latent."""
+
+Pixels = NDArray[np.uint8]
+Generate = Callable[[Tensor], Tensor]
 DemoProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class DemoRecipe:
-    """Sizes of the demo data.
-
-    Attributes:
-        size: side of an image.
-        margin: made around each fake and cut off, because the border of a network's output gives it away.
-        steps: of training, each generator.
-        batch: training crops a step.
-        real: reals by split.
-        fake: fakes of each generator by split; unseen generators are in test only.
-    """
+    """Sizes of the demo data."""
 
     size: int = 80
+    """Side of an image."""
     margin: int = 12
+    """Made around each fake and cut off, because the border of a network's output gives it away."""
     steps: int = 220
+    """Of training, for each generator."""
     batch: int = 12
+    """Training crops of a step."""
     real: tuple[tuple[str, int], ...] = (("train", 900), ("val", 300), ("test", 200))
+    """Number of reals by split."""
     fake: tuple[tuple[str, int], ...] = (("train", 300), ("val", 100), ("test", 200))
+    """Number of fakes of each generator by split; unseen generators are in test only."""
 
 
-def make_demo_data(
-    folder: Path, seed: int = 0, recipe: DemoRecipe | None = None, progress: DemoProgress | None = None
-) -> Path:
-    """Write the demo's images and ``manifest.csv`` into a folder.
-
-    The simulated generators learn from the training photographs alone. Fakes are re-made crops, matched to their
-    crop in channel mean and standard deviation, grey where it is grey, and other crops than the reals'.
+class DemoDataModule(ImageDataModule):
+    """The demo data; they are made once and kept.
 
     Args:
-        folder: empty or not there yet.
-        seed: the same seed gives the same bytes on the same machine.
-        recipe: sizes.
-        progress: called with what is done, how much of it, and of how much.
-
-    Returns:
-        The manifest's path.
+        cache: folder that they are kept in; None: ``FAKEDET_CACHE`` or ``~/.cache/fakedet``.
+        recipe_seed: seed of the data themselves, apart from the run's seed.
+        **settings: see :class:`fakedet.data.datamodule.ImageDataModule`.
     """
-    recipe = recipe or DemoRecipe()
-    report = progress or (lambda what, done, total: None)
-    folder.mkdir(parents=True, exist_ok=True)
-    photos = {split: load_photos(split) for split in ("train", "val", "test")}
-    rows: list[dict[str, object]] = []
-    with _own_random_state(seed):
-        for split, count in recipe.real:
-            rng = np.random.default_rng([seed, 0, _number(split)])
-            stream = crops(photos[split], recipe.size, rng, recipe.margin)
-            for number in range(count):
-                name, image = next(stream)
-                shown = middle(image, recipe.margin)
-                rows.append(_write(folder, "real", 0, split, name, number, shown, rng))
-        kinds = [*SEEN, *UNSEEN]
-        for place, kind in enumerate(kinds):
-            report(f"simulated generator '{kind}'", place, len(kinds))
-            generate = _train(kind, photos["train"], recipe, seed)
-            for split, count in recipe.fake:
-                if kind in SEEN or split == "test":
-                    rows += _fakes(folder, kind, generate, photos[split], split, count, recipe, seed)
-        report("demo data", len(kinds), len(kinds))
-    path = folder / "manifest.csv"
-    pd.DataFrame(rows).to_csv(path, index=False)
-    return path
+
+    def __init__(self, cache: str | None = None, recipe_seed: int = 0, **settings: Any) -> None:
+        super().__init__(manifest="", **settings)
+        self.cache, self.recipe_seed = Path(cache or default_cache()), recipe_seed
+
+    def read_manifest(self) -> Manifest:
+        """Make the images if they are not there yet, and return their manifest."""
+        return load_manifest(demo_data(self.cache, self.recipe_seed), None, self.allow_group_leak)
 
 
-def _train(kind: str, photos: dict[str, NDArray[np.uint8]], recipe: DemoRecipe, seed: int) -> Generate:
-    stream = crops(photos, 48, np.random.default_rng([seed, 1, _number(kind)]))
-
-    def batch() -> Tensor:
-        return _tensor(np.stack([next(stream)[1] for _ in range(recipe.batch)]))
-
-    return train_generator(kind, batch, recipe.steps, torch.Generator().manual_seed(seed))
+def default_cache() -> Path:
+    """Return the folder that demo data are kept in."""
+    given = os.environ.get("FAKEDET_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "fakedet"
 
 
-def _fakes(
-    folder: Path,
-    kind: str,
-    generate: Generate,
-    photos: dict[str, NDArray[np.uint8]],
-    split: str,
-    count: int,
-    recipe: DemoRecipe,
-    seed: int,
-) -> Iterator[dict[str, object]]:
-    rng = np.random.default_rng([seed, 2, _number(kind), _number(split)])
-    stream = crops(photos, recipe.size, rng, recipe.margin)
-    inner = slice(recipe.margin, recipe.margin + recipe.size)
-    for number in range(count):
-        name, image = next(stream)
-        source = _tensor(image[None])
-        with torch.no_grad():
-            made = _as_grey_as(source, generate(source))
-        fake = _matched(made[..., inner, inner], source[..., inner, inner])
-        pixels = (fake[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-        yield _write(folder, kind, 1, split, name, number, pixels, rng)
-
-
-def _as_grey_as(source: Tensor, made: Tensor) -> Tensor:
-    """Take the colour off what was made of a photograph without any.
-
-    A grey photograph has three equal channels, a network's output never quite: a faint tint would tell the
-    classes apart, and say nothing of generators.
-    """
-    grey = bool((source == source[:, :1]).all())
-    return made.mean(1, keepdim=True).expand_as(made) if grey else made
-
-
-def _matched(made: Tensor, source: Tensor) -> Tensor:
-    """Give each channel the mean and standard deviation of the crop that it was made from."""
-    at = (2, 3)
-    scale = source.std(at, keepdim=True) / made.std(at, keepdim=True).clamp(min=1e-4)
-    return (made - made.mean(at, keepdim=True)) * scale + source.mean(at, keepdim=True)
-
-
-def _write(
-    folder: Path, generator: str, label: int, split: str, photo: str, number: int, image: NDArray[np.uint8],
-    rng: np.random.Generator,
-) -> dict[str, object]:  # fmt: skip
-    path = f"{split}/{generator}/{photo}_{number:04d}.jpg"
-    (folder / path).parent.mkdir(parents=True, exist_ok=True)
-    (folder / path).write_bytes(postprocess(image, rng))
-    return {"path": path, "label": label, "generator": generator, "split": split, "group": photo}
-
-
-def _tensor(images: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32) / 255.0)
-
-
-def _number(name: str) -> int:
-    return zlib.crc32(name.encode())
-
-
-@contextmanager
-def _own_random_state(seed: int) -> Iterator[None]:
-    """Draw weights from a state of our own, on one thread, and leave the caller's as they were."""
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        # One thread: the sums of several depend on how they were shared out, and small nets gain nothing.
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
-
-
-log = logging.getLogger("fakedet")
-
-# Raise it when the recipe's code changes what it makes.
-VERSION = 3
+# --- the cache -----------------------------------------------------------------------------------------
 
 
 def demo_data(cache: Path, seed: int = 0, recipe: DemoRecipe | None = None) -> Path:
-    """Give the manifest of the demo data, making them first where they are not whole in the cache.
+    """Return the path of the demo data's manifest; make the data first if they are not whole in the cache.
 
     Args:
         cache: folder that keeps them.
@@ -204,13 +147,12 @@ def demo_data(cache: Path, seed: int = 0, recipe: DemoRecipe | None = None) -> P
     recipe = recipe or DemoRecipe()
     key = hashlib.sha256(f"{VERSION} {seed} {recipe}".encode()).hexdigest()[:12]
     folder = cache / f"demo-{key}"
-    if _is_whole(folder):  # asks for no lock, so a cache that can only be read serves too
-        return folder / "manifest.csv"
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f"demo-{key}.lock"):
-            if not _is_whole(folder):
-                _make(folder, seed, recipe)
+        if not _is_whole(folder):  # without a lock, so that a cache that can only be read serves too
+            cache.mkdir(parents=True, exist_ok=True)
+            with FileLock(cache / f"demo-{key}.lock"):
+                if not _is_whole(folder):
+                    _fill_cache(folder, seed, recipe)
     except OSError as error:
         raise UserError(
             f"the demo data cannot be kept in {cache}: {error.strerror or error}; set FAKEDET_CACHE or "
@@ -219,19 +161,15 @@ def demo_data(cache: Path, seed: int = 0, recipe: DemoRecipe | None = None) -> P
     return folder / "manifest.csv"
 
 
-def _make(folder: Path, seed: int, recipe: DemoRecipe) -> None:
-    building = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    # We hold the lock: whatever lies here was left by a process that was killed.
+def _fill_cache(folder: Path, seed: int, recipe: DemoRecipe) -> None:
+    # We hold the lock: whatever is here was left by a process that was killed.
     for left in folder.parent.glob(f"{folder.name}.*.tmp"):
         shutil.rmtree(left, ignore_errors=True)
+    building = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     log.info("making the demo data in %s (once, about a minute)", folder)
-    bars = Progress(TextColumn("{task.description:<32}"), BarColumn(bar_width=30), MofNCompleteColumn(),
-                    TimeElapsedColumn(), disable=not sys.stdout.isatty())  # fmt: skip
     try:
-        with bars:
-            task = bars.add_task("demo data", total=None)
-            make_demo_data(building, seed, recipe, lambda what, done, total: bars.update(
-                task, description=what, completed=done, total=total))  # fmt: skip
+        with bar("demo data", len(SEEN + UNSEEN)) as shown:
+            make_demo_data(building, seed, recipe, lambda what, done, total: shown.show(done, what))
         (building / "files.txt").write_text(_listing(building), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(building, folder)
@@ -240,7 +178,7 @@ def _make(folder: Path, seed: int, recipe: DemoRecipe) -> None:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Compare names and sizes with what was written: cheap, and notices whatever was cut or deleted."""
+    """Compare names and sizes with what was written: cheap, and notices what was cut or deleted."""
     try:
         return (folder / "files.txt").read_text(encoding="utf-8") == _listing(folder)
     except (OSError, UnicodeDecodeError):
@@ -252,26 +190,267 @@ def _listing(folder: Path) -> str:
     return "".join(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n" for path in found)
 
 
-class DemoDataModule(ImageDataModule):
-    """Serve real crops of bundled photographs and fakes of simulated generators.
+# --- the images ----------------------------------------------------------------------------------------
+
+
+def make_demo_data(
+    folder: Path, seed: int = 0, recipe: DemoRecipe | None = None, progress: DemoProgress | None = None
+) -> Path:
+    """Write the demo's images and ``manifest.csv`` into a folder.
 
     Args:
-        cache: folder that the images are kept in; null: ``FAKEDET_CACHE`` or ``~/.cache/fakedet``.
-        recipe_seed: seed of the data themselves, apart from the run's seed.
-        **settings: see :class:`fakedet.data.datamodule.ImageDataModule`.
+        folder: empty or not there yet.
+        seed: the same seed gives the same bytes on the same machine.
+        recipe: sizes.
+        progress: called with what is done, how much of it is done, and of how much.
+
+    Returns:
+        The manifest's path.
+    """
+    recipe = recipe or DemoRecipe()
+    folder.mkdir(parents=True, exist_ok=True)
+    photos = {split: load_photos(split) for split in ("train", "val", "test")}
+    rows: list[dict[str, object]] = []
+
+    def write(label: int, generator: str, split: str, photo: str, number: int, image: Pixels) -> None:
+        path = f"{split}/{generator}/{photo}_{number:04d}.jpg"
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(postprocess(image, rng))
+        rows.append({"path": path, "label": label, "generator": generator, "split": split, "group": photo})
+
+    with _own_random_state(seed):
+        for split, count in recipe.real:
+            rng = np.random.default_rng([seed, 0, _number(split)])
+            stream = crops(photos[split], recipe.size, rng, recipe.margin)
+            for number in range(count):
+                photo, crop = next(stream)
+                write(0, "real", split, photo, number, middle(crop, recipe.margin))
+        for place, kind in enumerate(SEEN + UNSEEN):
+            if progress is not None:
+                progress(f"simulated generator '{kind}'", place, len(SEEN + UNSEEN))
+            learnt = crops(photos["train"], 48, np.random.default_rng([seed, 1, _number(kind)]))
+            noise = torch.Generator().manual_seed(seed)
+            generate = train_generator(kind, learnt, recipe, noise)
+            for split, count in recipe.fake:
+                if kind in UNSEEN and split != "test":
+                    continue
+                rng = np.random.default_rng([seed, 2, _number(kind), _number(split)])
+                stream = crops(photos[split], recipe.size, rng, recipe.margin)
+                for number in range(count):
+                    photo, crop = next(stream)
+                    write(1, kind, split, photo, number, _remade(crop, generate, recipe))
+    path = folder / "manifest.csv"
+    pd.DataFrame(rows).to_csv(path, index=False)
+    return path
+
+
+def _number(name: str) -> int:
+    return zlib.crc32(name.encode())
+
+
+@contextmanager
+def _own_random_state(seed: int) -> Iterator[None]:
+    """Draw weights from a random state of our own, on one thread, and leave the caller's as they were."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        # With several threads, sums depend on how they were divided, and small networks gain nothing.
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def load_photos(split: str) -> dict[str, Pixels]:
+    """Read the photographs of a split: name → (H, W, 3) uint8; a missing one is left out.
+
+    Raises:
+        UserError: too few are there.
+    """
+    found = {}
+    for name, ((package, folder), file) in PHOTOS[split].items():
+        try:
+            found[name] = read_image(Path(str(files(package).joinpath(folder).joinpath(file))))
+        except (DecodeError, ModuleNotFoundError):
+            # Another version of the package may have dropped it: the data then differ from those of the docs.
+            log.warning("demo data: %s is not in the installed %s; going on without it", file, package)
+    if len(found) < LEAST_PHOTOS[split]:
+        raise UserError(
+            f"demo data: only {len(found)} of {len(PHOTOS[split])} photographs for '{split}' are in the installed "
+            "scikit-image, scikit-learn and matplotlib; install the versions of requirements.lock"
+        )
+    return found
+
+
+def crops(
+    photos: dict[str, Pixels], size: int, rng: np.random.Generator, margin: int = 0
+) -> Iterator[tuple[str, Pixels]]:
+    """Cut endless random crops, photograph after photograph, whose middle is not flat.
+
+    Args:
+        photos: name → (H, W, 3) uint8.
+        size: side of the middle, which is what an image will show.
+        rng: of the places.
+        margin: around the middle; a crop is (size + 2 margin, size + 2 margin, 3). The places and the flatness
+            of the middle depend on it, so both classes have to use the same.
+    """
+    side = size + 2 * margin
+    while True:
+        for name, photo in photos.items():
+            for _ in range(50):
+                top = int(rng.integers(photo.shape[0] - side + 1))
+                left = int(rng.integers(photo.shape[1] - side + 1))
+                crop = photo[top : top + side, left : left + side]
+                if middle(crop, margin).std() >= LEAST_STD:
+                    break
+            yield name, crop
+
+
+def middle(crop: Pixels, margin: int) -> Pixels:
+    """Cut a margin off all four sides of (H, W, 3)."""
+    return crop[margin : crop.shape[0] - margin, margin : crop.shape[1] - margin]
+
+
+def postprocess(image: Pixels, rng: np.random.Generator) -> bytes:
+    """Blur or add noise to an RGB image at random, a little, and compress it as JPEG of a random quality.
+
+    The draws do not depend on the class: what they leave behind says nothing about it.
+    """
+    pixels = image.astype(np.float32)
+    if rng.random() < 0.3:
+        pixels = cv2.GaussianBlur(pixels, (0, 0), float(rng.uniform(0.2, 0.6))).astype(np.float32)
+    if rng.random() < 0.3:
+        pixels = pixels + rng.normal(0.0, rng.uniform(0.5, 3.0), pixels.shape).astype(np.float32)
+    rounded = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    quality = int(rng.integers(85, 99))
+    done, data = cv2.imencode(".jpg", rounded[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert done
+    return bytes(data)
+
+
+# --- the simulated generators --------------------------------------------------------------------------
+
+
+def _remade(crop: Pixels, generate: Generate, recipe: DemoRecipe) -> Pixels:
+    """Re-make a crop, keep its statistics, and cut the margin off."""
+    source = _tensor([crop])
+    with torch.no_grad():
+        made = generate(source)
+    # A grey photograph has three equal channels, a network's output never quite: the tint would tell the class.
+    if bool((source == source[:, :1]).all()):
+        made = made.mean(1, keepdim=True).expand_as(made)
+    inner = slice(recipe.margin, recipe.margin + recipe.size)
+    fake = match_statistics(made[..., inner, inner], source[..., inner, inner])
+    return np.asarray((fake[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def match_statistics(made: Tensor, source: Tensor) -> Tensor:
+    """Give each channel of (N, C, H, W) the mean and standard deviation that it has in the source."""
+    at = (2, 3)
+    scale = source.std(at, keepdim=True) / made.std(at, keepdim=True).clamp(min=1e-4)
+    return (made - made.mean(at, keepdim=True)) * scale + source.mean(at, keepdim=True)
+
+
+def _tensor(images: list[Pixels]) -> Tensor:
+    return torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).astype(np.float32) / 255.0)
+
+
+def train_generator(
+    kind: str, stream: Iterator[tuple[str, Pixels]], recipe: DemoRecipe, noise: torch.Generator
+) -> Generate:
+    """Train one simulated generator and return the function that re-makes images (N, 3, H, W) with it.
+
+    Args:
+        kind: of :data:`SEEN` or :data:`UNSEEN`.
+        stream: training crops.
+        recipe: how many crops and steps.
+        noise: of the denoiser; weights are drawn from the global random state.
+    """
+    net: nn.Module = Denoiser() if kind == "denoiser" else AutoEncoder(kind)
+    optimiser = torch.optim.Adam(net.parameters(), lr=4e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.steps)
+    for _ in range(recipe.steps):
+        images = _tensor([next(stream)[1] for _ in range(recipe.batch)])
+        if kind == "denoiser":
+            level = 0.25 * torch.rand(len(images), generator=noise)
+            added = torch.randn(images.shape, generator=noise) * level.view(-1, 1, 1, 1)
+            made = net(images + added, level)
+        else:
+            made = net(images)
+        loss = F.l1_loss(made, images)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    net.eval()
+    return (lambda images: _denoise(net, images, noise)) if kind == "denoiser" else net
+
+
+def _denoise(net: nn.Module, images: Tensor, noise: torch.Generator) -> Tensor:
+    """Add noise to images, then remove it step by step; each step keeps some for the next."""
+    levels = [0.15, 0.10, 0.06, 0.03]
+    made = images + levels[0] * torch.randn(images.shape, generator=noise)
+    for level, following in zip(levels, [*levels[1:], 0.012], strict=True):
+        clean = net(made, torch.full((len(images),), level))
+        made = clean + following * torch.randn(images.shape, generator=noise)
+    return made
+
+
+def _conv(out: int) -> nn.Conv2d:
+    return nn.Conv2d(CHANNELS, out, 3, 1, 1, padding_mode="reflect")
+
+
+class AutoEncoder(nn.Module):
+    """Halve the size, and double it again by one kind of upsampling; more levels would blur.
+
+    Args:
+        kind: "transposed", "nearest", "shuffle", "bilinear", "bicubic" or "quantised".
     """
 
-    def __init__(self, cache: str | None = None, recipe_seed: int = 0, **settings: Any) -> None:
-        super().__init__(manifest="", **settings)
-        self.cache = Path(cache or default_cache())
-        self.recipe_seed = recipe_seed
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, CHANNELS, 5, 2, 2, padding_mode="reflect"), nn.LeakyReLU(0.1), _conv(CHANNELS)
+        )
+        upsampling: list[nn.Module]
+        if kind == "shuffle":
+            upsampling = [_conv(12), nn.PixelShuffle(2)]
+        elif kind == "transposed":
+            upsampling = [nn.ConvTranspose2d(CHANNELS, CHANNELS, 4, 2, 1), nn.LeakyReLU(0.1), _conv(3)]
+        else:
+            mode = {"quantised": "bilinear"}.get(kind, kind)
+            upsampling = [
+                nn.Upsample(scale_factor=2, mode=mode),
+                _conv(CHANNELS),
+                nn.LeakyReLU(0.1),
+                _conv(3),
+            ]
+        self.decoder = nn.Sequential(nn.LeakyReLU(0.1), *upsampling)
 
-    def read_manifest(self) -> Manifest:
-        """Make the images where they are not there yet, and return their manifest."""
-        return load_manifest(demo_data(self.cache, self.recipe_seed), None, self.allow_group_leak)
+    def forward(self, images: Tensor) -> Tensor:
+        """Re-make images (N, 3, H, W) in [0, 1], H and W even."""
+        latent = self.encoder(images - 0.5)
+        if self.kind == "quantised":
+            soft = torch.tanh(latent) * (LEVELS // 2)
+            latent = soft + (soft.round() - soft).detach()
+        made: Tensor = self.decoder(latent) + 0.5
+        return made
 
 
-def default_cache() -> Path:
-    """Give the folder that demo data are kept in."""
-    given = os.environ.get("FAKEDET_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "fakedet"
+class Denoiser(nn.Module):
+    """Predict the clean image from a noisy one and its noise level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(4, CHANNELS, 3, 1, 1, padding_mode="reflect")]
+        for _ in range(2):
+            layers += [nn.LeakyReLU(0.1), _conv(CHANNELS)]
+        self.layers = nn.Sequential(*layers, nn.LeakyReLU(0.1), _conv(3))
+
+    def forward(self, noisy: Tensor, level: Tensor) -> Tensor:
+        """Remove noise of standard deviations (N,) from images (N, 3, H, W)."""
+        plane = level.view(-1, 1, 1, 1).expand(-1, 1, *noisy.shape[-2:])
+        clean: Tensor = noisy - self.layers(torch.cat([noisy - 0.5, plane], dim=1))
+        return clean

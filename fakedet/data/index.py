@@ -1,4 +1,9 @@
-"""data/index"""
+"""Indexing: a folder of images, a table of paths, or parquet files that hold images, to a manifest.
+
+:func:`index_source` decides which of the three it is. The order of the module is the order of the work: scan
+(:mod:`fakedet.data.scan`), recognise the layout (:mod:`fakedet.data.layouts`), give every file its label, generator,
+split and group, decide what becomes of copies, write.
+"""
 
 from __future__ import annotations
 
@@ -22,150 +27,68 @@ from urllib.parse import quote
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from omegaconf import DictConfig
 
 from fakedet.data.dataset import cores
 from fakedet.data.decode import DecodeError, parse_header
-from fakedet.data.layouts import SPLIT_FOLDERS, Layout, Place, find_layout
+from fakedet.data.layouts import Layout, Place, find_layout
 from fakedet.data.manifest import check_manifest
 from fakedet.data.manifest_table import COLUMNS, ROOT_KEY, SHARES, SPLITS, read_table, split_of
 from fakedet.data.scan import Facts, Listing, Scan, Store, scan, walk
 from fakedet.errors import UserError, nearest
-from fakedet.utils import Bar, bar, replacing
+from fakedet.utils import bar, replacing
 
-ROWS = 1 << 16
-"""Of a piece in memory."""
+log = logging.getLogger("fakedet")
+
 NAMES = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema([
     ("path", pa.string()), ("label", pa.int8()), ("generator", NAMES), ("source", NAMES), ("split", NAMES),
     ("group", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("format", NAMES),
     ("jpeg_quality", pa.int16()), ("jpeg_tables", NAMES), ("bytes", pa.int64()), ("sha256", pa.string()),
 ])  # fmt: skip
-
-
-def write_manifest(path: Path, rows: Iterable[tuple[Any, ...]], facts: dict[bytes, bytes]) -> int:
-    """Write rows in the order of :data:`SCHEMA`; a manifest that is there stays whole until the end.
-
-    Returns:
-        The number of rows.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written.
-    """
-    written, source = 0, iter(rows)
-    with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA.with_metadata(facts)) as writer:
-        while piece := list(islice(source, ROWS)):
-            arrays = [
-                pa.array(column, field.type)
-                for column, field in zip(zip(*piece, strict=True), SCHEMA, strict=True)
-            ]
-            writer.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA))
-            written += len(piece)
-    return written
-
-
-def write_rejected(path: Path, rows: Iterable[tuple[str, str]]) -> None:
-    """Write (path, reason) of what was left out as CSV; no file where there is nothing.
-
-    Raises:
-        UserError: as :func:`write_manifest`.
-    """
-    listed = list(rows)
-    if not listed:
-        path.unlink(missing_ok=True)  # of an earlier run
-        return
-    # Names that are not UTF-8 are shown with their bytes escaped.
-    with (
-        replacing(path) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(("path", "reason"))
-        writer.writerows(listed)
-
-
-# Where a content stands in several splits, the copy in the first of these stays.
-KEPT = ("test", "val", "train")
-
-
-@dataclass
-class Copies:
-    """What became of files that share their content with others."""
-
-    contents: int = 0
-    """Contents that more than one file has."""
-    files: int = 0
-    """Files that have them."""
-    contradictions: int = 0
-    """Files left out because their content stands as real and as fake."""
-    crossing: int = 0
-    """Files left out because their content stands in another split too."""
-    dropped: dict[str, str] = field(default_factory=dict)
-    """Path → reason of the files left out."""
-
-
-def resolve_copies(store: Store, rows: Rows) -> Copies:
-    """Decide what becomes of files that share their content, and tell ``rows`` which are one group.
-
-    A content that is labelled both real and fake leaves with all its files. Of a content in several splits,
-    the copies in test stay, else those in val: what is measured stays as its makers published it.
-    """
-    found = Copies()
-    for same in store.copies():
-        files = [(folder, name) for _, folder, name in same if rows.place(folder) is not None]
-        if len(files) < 2:
-            continue
-        found.contents += 1
-        found.files += len(files)
-        paths = [posixpath.join(folder, name) for folder, name in files]
-        rows.first_copy |= dict.fromkeys(paths[1:], files[0])
-        if not _drop_contradiction(files, paths, rows, found):
-            _drop_crossing(files, paths, rows, found)
-    return found
-
-
-def _drop_contradiction(files: list[tuple[str, str]], paths: list[str], rows: Rows, found: Copies) -> bool:
-    labels = [place.label for folder, _ in files if (place := rows.place(folder)) is not None]
-    if len(set(labels)) == 1:
-        return False
-    for path, label in zip(paths, labels, strict=True):
-        other = paths[labels.index(1 - label)]
-        found.dropped[path] = (
-            f"equal content as {other}, which is {('real', 'fake')[1 - label]}: one of the labels is wrong"
-        )
-    found.contradictions += len(paths)
-    return True
-
-
-def _drop_crossing(files: list[tuple[str, str]], paths: list[str], rows: Rows, found: Copies) -> None:
-    splits = [rows.split(folder, name) for folder, name in files]
-    kept = next(split for split in KEPT if split in splits)
-    for path, split in zip(paths, splits, strict=True):
-        if split != kept:
-            found.dropped[path] = f"equal content as {paths[splits.index(kept)]}, which is in {kept}"
-            found.crossing += 1
-
-
+ROWS_WRITTEN = 1 << 16
+"""Rows of a manifest that are in memory at a time."""
+MOST_THREADS = 64
+TABLES = (".csv", ".tsv", ".parquet")
+EMBEDDED = "parquet"
+"""The value of ``layout`` for parquet files that hold images."""
+GROUP_RULES = ("auto", "file", "stem")
 CARVED = {"val": 0.1, "train": 0.9}
 """Shares of the training groups of a layout that has a test split and no validation split."""
-GROUP_RULES = ("auto", "file", "stem")
+KEPT = ("test", "val", "train")
+"""Of copies in several splits, those in the first of these stay."""
 
 
 @dataclass(frozen=True)
-class Choices:
-    """What the user may say of splits and groups."""
+class Settings:
+    """How to index.
 
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    layout: str = "auto"
+    """Name of a layout, or "auto" to recognise it."""
+    reals: Collection[str] = ()
+    """Names or globs of top folders that hold reals."""
     split: str | None = None
-    """Every image's split; None: the layout's, else by the hash of the group."""
+    """Every image's split; None: the layout's, or else by the hash of the group."""
     unseen: Collection[str] = ()
-    """Generators (names or globs) whose images go to test alone."""
+    """Generators (names or globs) whose images go to the test split only."""
     group: str = "auto"
-    """One of :data:`GROUP_RULES`, or a regular expression whose first group is looked for in the path."""
-    seed: int = 0
+    """One of :data:`GROUP_RULES`, or a regular expression whose first group is searched for in the path."""
+    split_seed: int = 0
     """Of the splits by hash."""
+    hashed: bool = True
+    """Take the SHA-256 of each file, which finds duplicates."""
+    threads: int | None = None
+    """Files read at a time; None: four for each core."""
+    skip_unreadable: bool = False
+    """Go on without folders that cannot be read."""
     pattern: re.Pattern[str] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"threads={self.threads}: must be at least 1")
         if self.split is not None and self.split not in SPLITS:
             raise UserError(f"split={self.split}: {nearest(self.split, set(SPLITS.values()))}")
         if self.group in GROUP_RULES:
@@ -182,92 +105,20 @@ class Choices:
         object.__setattr__(self, "pattern", pattern)
 
 
-class Rows:
-    """Say where each file belongs.
+@dataclass
+class Copies:
+    """What became of files that share their content with others."""
 
-    Args:
-        layout: of the folder.
-        choices: of the user.
-        counts: usable files of each folder, relative to the root.
-
-    Raises:
-        UserError: ``unseen`` names a generator that is not there.
-    """
-
-    def __init__(self, layout: Layout, choices: Choices, counts: Mapping[str, int]) -> None:
-        self.layout, self.choices = layout, choices
-        self.place = lru_cache(maxsize=1 << 16)(self._place)
-        self.first_copy: dict[str, tuple[str, str]] = {}
-        """Path of a copy → (folder, name) of the first file with its content: one content, one group."""
-        self.unseen_groups: set[str] = set()
-        places = [place for folder in counts if (place := self.place(folder)) is not None]
-        given = {place.split for place in places if place.split}
-        self._carve = "test" in given and "val" not in given and "train" in given
-        self._unseen = _matching(choices.unseen, {place.generator for place in places if place.label == 1})
-
-    def group(self, folder: str, name: str) -> str:
-        """Name the group of a file."""
-        folder, name = self.first_copy.get(posixpath.join(folder, name), (folder, name))
-        path, stem = posixpath.join(folder, name), posixpath.splitext(name)[0]
-        if self.choices.pattern is not None:
-            found = self.choices.pattern.search(path)
-            return (found.group(1) if found else None) or path
-        if self.choices.group == "stem":
-            return stem
-        if self.choices.group == "auto":
-            return self.layout.group(tuple(folder.split("/")), stem) or path
-        return path
-
-    def split(self, folder: str, name: str) -> str:
-        """Choose the split of a file that has a place."""
-        place = self.place(folder)
-        assert place is not None
-        if self.choices.split is not None:
-            return SPLITS[self.choices.split]
-        group = self.group(folder, name)
-        if place.generator in self._unseen or group in self.unseen_groups:
-            return "test"
-        if place.split == "train" and self._carve:
-            return split_of(group, self.choices.seed, CARVED)
-        return place.split or split_of(group, self.choices.seed, SHARES)
-
-    def note_unseen(self, rows: Iterable[Facts]) -> None:
-        """Remember the groups of unseen generators: their siblings go to test with them."""
-        if self._unseen:
-            for fact in rows:
-                place = self.place(fact.folder)
-                if place is not None and place.generator in self._unseen:
-                    self.unseen_groups.add(self.group(fact.folder, fact.name))
-
-    def _place(self, folder: str) -> Place | None:
-        return self.layout.place(tuple(folder.split("/")) if folder else ())
-
-
-def _matching(patterns: Collection[str], names: Collection[str]) -> set[str]:
-    found = set()
-    for pattern in patterns:
-        own = {name for name in names if fnmatchcase(name, pattern)}
-        if not own:
-            raise UserError(f"unseen: no generator is called '{pattern}'; {nearest(pattern, names)}")
-        found |= own
-    return found
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to index.
-
-    Raises:
-        UserError: a value is out of range.
-    """
-
-    layout: str = "auto"
-    reals: Collection[str] = ()
-    choices: Choices = field(default_factory=Choices)
-    hashed: bool = True
-    threads: int = 8
-    skip_unreadable: bool = False
-    """Go on without folders that cannot be read."""
+    contents: int = 0
+    """Contents that more than one file has."""
+    files: int = 0
+    """Files that have them."""
+    contradictions: int = 0
+    """Files left out because their content is labelled both real and fake."""
+    crossing: int = 0
+    """Files left out because their content is in another split too."""
+    dropped: dict[str, str] = field(default_factory=dict)
+    """Path → reason of the files left out."""
 
 
 @dataclass(frozen=True)
@@ -276,25 +127,83 @@ class Indexed:
 
     manifest: Path
     rejected: Path
+    """CSV of the files left out, with their reasons; not there if none were."""
     layout: str
     rows: int
     scan: Scan
     copies: Copies
     reasons: Counter[str]
-    """How many files were left out, by reason."""
+    """Number of files left out, by reason."""
     counts: Counter[tuple[int, str, str]]
-    """Images by (label, generator, split)."""
+    """Number of images by (label, generator, split)."""
+
+
+def index_source(
+    source: Path,
+    output: Path | None = None,
+    settings: Settings | None = None,
+    root: Path | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> Indexed:
+    """Index a folder, a table, or parquet files that hold images, and show the progress.
+
+    Args:
+        source: the folder or file.
+        output: the manifest to write, or a folder for it; None: manifest.parquet in the source's folder.
+        settings: how.
+        root: of a table: the folder that its paths are relative to; None: its own.
+        columns: of a table: manifest column → the table's column.
+
+    Raises:
+        UserError: the source, a setting or the place for the manifest is wrong.
+    """
+    settings = settings or Settings()
+    if not source.exists():
+        raise UserError(f"source={source}: there is no such folder or file")
+    manifest = _manifest_path(source, output)
+    embedded = parquets(source, deep=settings.layout == EMBEDDED)
+    if settings.layout == EMBEDDED and not embedded:
+        raise UserError(f"layout={EMBEDDED}: {source} holds no parquet files with a column of image bytes")
+    if embedded:
+        source = manifest.parent / "images"
+        settings = replace(settings, layout="real_fake")
+        _extract_all(embedded, source)
+    with bar("reading headers") as shown:
+
+        def seen(state: Scan) -> None:
+            shown.show(state.files, f"files, {state.read:,} read")
+
+        if source.is_dir():
+            return index_folder(source.resolve(), manifest, settings, seen)
+        if source.suffix.lower() not in TABLES:
+            raise UserError(f"source={source}: neither a folder nor a table ({', '.join(TABLES)})")
+        return index_table(source, (root or source.parent).resolve(), manifest, settings, columns or {}, seen)
+
+
+def _manifest_path(source: Path, output: Path | None) -> Path:
+    if output is None:
+        return (source if source.is_dir() else source.parent) / "manifest.parquet"
+    if output.is_dir():
+        return output / "manifest.parquet"
+    if output.suffix != ".parquet":
+        raise UserError(f"output={output}: name a folder or a .parquet file")
+    if source.is_file() and output.exists() and output.samefile(source):
+        raise UserError(f"output={output}: this is the source itself; name another file")
+    return output
+
+
+# --- folders -------------------------------------------------------------------------------------------
 
 
 def index_folder(
     root: Path, manifest: Path, settings: Settings, seen: Callable[[Scan], None] = lambda state: None
 ) -> Indexed:
-    """Bring the manifest of a folder up to date.
+    """Write the manifest of a folder, or bring it up to date.
 
     Args:
         root: the folder.
-        manifest: the parquet file to write. Beside it come ``<name>.rejected.csv``, what was left out and why,
-            and ``<name>.index.sqlite``, what is known of each file, so that the next run reads only what changed.
+        manifest: the parquet file to write. Beside it come ``<name>.rejected.csv``, what was left out and why, and
+            ``<name>.index.sqlite``, what is known of each file, so that the next run reads only what changed.
         settings: how.
         seen: called with the counts so far.
 
@@ -302,185 +211,238 @@ def index_folder(
         UserError: no images, no layout that fits, a folder that cannot be read, no space.
     """
     with Store(manifest.with_suffix(".index.sqlite")) as store:
-        state = scan(root, walk(root), store, settings.threads, settings.hashed, seen)
-        state.others -= _own_files(root, manifest)
-        _check_seen(root, state, settings)
-        counts = store.counts()
-        if not counts:
-            raise UserError(
-                f"{root}: none of the {state.files} images there can be read; the first: {_first_problem(store)}"
+        state = scan(root, walk(root), store, _threads(settings), settings.hashed, seen)
+        if manifest.parent.resolve().is_relative_to(root):  # files that indexing itself wrote
+            state.others -= sum(
+                path.name.startswith(f"{manifest.stem}.") for path in manifest.parent.iterdir()
             )
-        folders = {_parts(folder): count for folder, count in counts.items()}
-        layout = find_layout(settings.layout, root.name, folders, settings.reals)
-        rows = Rows(layout, settings.choices, counts)
-        rows.note_unseen(store.rows())
-        copies = resolve_copies(store, rows)
-        rejected: list[tuple[str, str]] = list(state.problems)
-        placed: Counter[tuple[int, str, str]] = Counter()
-        facts = metadata(root, manifest, layout.name, settings)
-        written = write_manifest(manifest, _rows(_open(store, state), rows, copies, rejected, placed), facts)
-    path = manifest.with_suffix(".rejected.csv")
-    write_rejected(path, sorted(rejected))
-    return Indexed(manifest, path, layout.name, written, state, copies, count_reasons(rejected), placed)
+        if state.closed and not settings.skip_unreadable:
+            first = min(state.closed)
+            path, reason = next(problem for problem in state.problems if problem[0] == first)
+            raise UserError(
+                f"{root}: {len(state.closed)} folder(s) cannot be read, the first: {path or '.'}: {reason}. A manifest "
+                "without them would be of a part of the data only; give read permission, or pass "
+                "skip_unreadable=true. What was read so far is kept"
+            )
+        if not state.files:
+            what = f"{state.others} files of other kinds" if state.others else "no files at all"
+            raise UserError(
+                f"{root}: there are no images (jpg, png, webp, bmp, tif, ...) but {what}; is it mounted?"
+            )
+        return index_store(store, state, root, manifest, settings)
 
 
-def _open(store: Store, state: Scan) -> Iterator[Facts]:
-    """Yield what is known of files in folders that can be read now."""
-    return (fact for fact in store.rows() if fact.folder not in state.closed)
+def index_store(store: Store, state: Scan, root: Path, manifest: Path, settings: Settings) -> Indexed:
+    """Write the manifest of the files that a store knows; memory does not grow with their number.
+
+    Args:
+        store: of a folder's files.
+        state: of the scan that filled it.
+        root: the folder.
+        manifest: the parquet file to write.
+        settings: how.
+
+    Raises:
+        UserError: none of the files can be used, or no layout fits.
+    """
+    counts = store.counts()
+    if not counts:
+        fact = next(store.rows())
+        raise UserError(
+            f"{root}: none of the {state.files} images there can be read; the first: {fact.path}: {fact.problem}"
+        )
+    images = {_parts(folder): count for folder, count in counts.items()}
+    layout = find_layout(settings.layout, root.name, images, settings.reals)
+    files = Placement(layout, settings, counts)
+    files.note_unseen(store.rows())
+    copies = resolve_copies(store, files)
+    rejected: list[tuple[str, str]] = list(state.problems)
+    placed: Counter[tuple[int, str, str]] = Counter()
+
+    def rows() -> Iterator[tuple[Any, ...]]:
+        for fact in store.rows():
+            place = files.place(fact.folder)
+            # What is known of a folder that cannot be read now is kept, and not used.
+            if fact.folder in state.closed or (place is None and layout.aside(_parts(fact.folder))):
+                continue
+            reason = fact.problem or copies.dropped.get(fact.path, "")
+            if place is None or reason:
+                rejected.append(
+                    (fact.path, reason or f"the layout {layout.name} has no place for its folder")
+                )
+                continue
+            split = files.split(fact.folder, fact.name)
+            placed[(place.label, place.generator, split)] += 1
+            group = files.group(fact.folder, fact.name)
+            yield (fact.path, place.label, place.generator, place.source, split, group, *_described(fact))
+
+    return _write(manifest, root, layout.name, settings, state, copies, rows(), rejected, placed)
 
 
-def _rows(
-    facts: Iterable[Facts],
-    rows: Rows,
-    copies: Copies,
-    rejected: list[tuple[str, str]],
-    placed: Counter[tuple[int, str, str]],
-) -> Iterator[tuple[Any, ...]]:
-    for fact in facts:
-        path = posixpath.join(fact.folder, fact.name)
-        place = rows.place(fact.folder)
-        if place is None and rows.layout.aside(_parts(fact.folder)):
-            continue
-        reason = fact.problem or copies.dropped.get(path, "")
-        if place is None and not reason:
-            reason = f"the layout {rows.layout.name} has no place for its folder"
-        if reason or place is None:
-            rejected.append((path, reason))
-            continue
-        split = rows.split(fact.folder, fact.name)
-        placed[(place.label, place.generator, split)] += 1
-        yield (path, place.label, place.generator, place.source, split, rows.group(fact.folder, fact.name),
-               *described(fact))  # fmt: skip
-
-
-def described(fact: Facts) -> tuple[Any, ...]:
-    """Give the columns of a manifest that say what a file is like."""
-    return (
-        fact.width,
-        fact.height,
-        fact.format,
-        fact.jpeg_quality,
-        fact.jpeg_tables,
-        fact.bytes,
-        fact.sha256,
-    )
+def _threads(settings: Settings) -> int:
+    return min(settings.threads or 4 * cores(), MOST_THREADS)
 
 
 def _parts(folder: str) -> tuple[str, ...]:
     return tuple(folder.split("/")) if folder else ()
 
 
-def _own_files(root: Path, manifest: Path) -> int:
-    """Count the files that indexing itself has put below the root."""
-    try:
-        manifest.resolve().relative_to(root)
-    except ValueError:
-        return 0
-    return sum(path.name.startswith(f"{manifest.stem}.") for path in manifest.parent.iterdir())
+class Placement:
+    """Where each file belongs: its label and generator, its group, its split.
 
+    Args:
+        layout: of the folder.
+        settings: of the user.
+        counts: number of usable files of each folder, relative to the root.
 
-def _check_seen(root: Path, state: Scan, settings: Settings) -> None:
-    if state.closed and not settings.skip_unreadable:
-        first = min(state.closed)
-        path, reason = next(problem for problem in state.problems if problem[0] == first)
-        raise UserError(
-            f"{root}: {len(state.closed)} folder(s) cannot be read, the first: {path or '.'}: {reason}. A manifest "
-            "without them would be of a part of the data only; give read permission, or pass "
-            "skip_unreadable=true. What was read so far is kept"
+    Raises:
+        UserError: ``unseen`` names a generator that is not there.
+    """
+
+    def __init__(self, layout: Layout, settings: Settings, counts: Mapping[str, int]) -> None:
+        self.layout, self.settings = layout, settings
+        self.place: Callable[[str], Place | None] = lru_cache(maxsize=1 << 16)(
+            lambda folder: layout.place(_parts(folder))
         )
-    if not state.files:
-        what = f"{state.others} files of other kinds" if state.others else "no files at all"
-        raise UserError(
-            f"{root}: there are no images (jpg, png, webp, bmp, tif, ...) but {what}; is it mounted?"
-        )
+        self.first_copy: dict[str, tuple[str, str]] = {}
+        """Path of a copy → (folder, name) of the first file with its content: one content, one group."""
+        self._unseen_groups: set[str] = set()
+        places = [place for folder in counts if (place := self.place(folder)) is not None]
+        given = {place.split for place in places if place.split}
+        self._carve = "test" in given and "val" not in given and "train" in given
+        fakes = {place.generator for place in places if place.label == 1}
+        self._unseen: set[str] = set()
+        for pattern in settings.unseen:
+            own = {name for name in fakes if fnmatchcase(name, pattern)}
+            if not own:
+                raise UserError(f"unseen: no generator is called '{pattern}'; {nearest(pattern, fakes)}")
+            self._unseen |= own
+
+    def group(self, folder: str, name: str) -> str:
+        """Return the group of a file."""
+        folder, name = self.first_copy.get(posixpath.join(folder, name), (folder, name))
+        path, stem = posixpath.join(folder, name), posixpath.splitext(name)[0]
+        if self.settings.pattern is not None:
+            found = self.settings.pattern.search(path)
+            return (found.group(1) if found else None) or path
+        if self.settings.group == "stem":
+            return stem
+        if self.settings.group == "auto":
+            return self.layout.group(tuple(folder.split("/")), stem) or path
+        return path
+
+    def split(self, folder: str, name: str) -> str:
+        """Return the split of a file that has a place."""
+        place = self.place(folder)
+        assert place is not None
+        if self.settings.split is not None:
+            return SPLITS[self.settings.split]
+        group = self.group(folder, name)
+        if place.generator in self._unseen or group in self._unseen_groups:
+            return "test"
+        if place.split == "train" and self._carve:
+            return split_of(group, self.settings.split_seed, CARVED)
+        return place.split or split_of(group, self.settings.split_seed, SHARES)
+
+    def note_unseen(self, rows: Iterable[Facts]) -> None:
+        """Remember the groups of unseen generators: their siblings go to test with them."""
+        if self._unseen:
+            for fact in rows:
+                place = self.place(fact.folder)
+                if place is not None and place.generator in self._unseen:
+                    self._unseen_groups.add(self.group(fact.folder, fact.name))
 
 
-def _first_problem(store: Store) -> str:
-    fact = next(store.rows())
-    return f"{posixpath.join(fact.folder, fact.name)}: {fact.problem}"
+def resolve_copies(store: Store, files: Placement) -> Copies:
+    """Decide what becomes of files that share their content, and tell ``files`` which are one group.
+
+    A content that is labelled both real and fake is left out with all its files. Of a content in several splits, the
+    copies in test stay, or else those in val: what is measured stays as its makers published it.
+    """
+    found = Copies()
+    for same in store.copies():
+        placed = [
+            (folder, name, place) for folder, name in same if (place := files.place(folder)) is not None
+        ]
+        if len(placed) < 2:
+            continue
+        found.contents += 1
+        found.files += len(placed)
+        paths = [posixpath.join(folder, name) for folder, name, _ in placed]
+        labels = [place.label for _, _, place in placed]
+        files.first_copy |= dict.fromkeys(paths[1:], placed[0][:2])
+        if len(set(labels)) > 1:
+            for path, label in zip(paths, labels, strict=True):
+                other, what = paths[labels.index(1 - label)], ("real", "fake")[1 - label]
+                found.dropped[path] = f"equal content as {other}, which is {what}: one of the labels is wrong"
+            found.contradictions += len(paths)
+            continue
+        splits = [files.split(folder, name) for folder, name, _ in placed]
+        kept = next(split for split in KEPT if split in splits)
+        for path, split in zip(paths, splits, strict=True):
+            if split != kept:
+                found.dropped[path] = f"equal content as {paths[splits.index(kept)]}, which is in {kept}"
+                found.crossing += 1
+    return found
 
 
-def metadata(root: Path, manifest: Path, layout: str, settings: Settings) -> dict[bytes, bytes]:
-    """Say in a manifest what it is relative to and how it was made."""
-    choices = settings.choices
-    made = {
-        "layout": layout, "split": choices.split, "unseen": list(choices.unseen), "group": choices.group,
-        "split_seed": choices.seed,
-    }  # fmt: skip
-    relative = os.path.relpath(root, manifest.parent.resolve())
-    return {ROOT_KEY: os.fsencode(relative), b"fakedet.index": json.dumps(made).encode()}
-
-
-def count_reasons(rejected: list[tuple[str, str]]) -> Counter[str]:
-    """Count reasons; what follows a colon or names another file is particular to one."""
-    return Counter(reason.split(" as ")[0].split(":")[0] for _, reason in rejected)
-
-
-WORDS = {"real": 0, "fake": 1}
+# --- tables --------------------------------------------------------------------------------------------
 
 
 def index_table(
     table: Path, root: Path, manifest: Path, settings: Settings, columns: Mapping[str, str],
     seen: Callable[[Scan], None] = lambda state: None,
 ) -> Indexed:  # fmt: skip
-    """Write the manifest of the images that a table names; files that it does not name are not looked at.
+    """Write the manifest of the images that a table names; other files are not looked at.
 
     The table's own labels, generators, groups and splits are taken as they are, and checked.
 
     Args:
         table: CSV or parquet.
         root: the folder that its paths are relative to.
-        manifest: see :func:`fakedet.data.index.index_folder`.
-        settings: how; the layout does not matter.
-        columns: the manifest's column → the table's column, where they have other names.
+        manifest: see :func:`index_folder`.
+        settings: how; what a table says itself, in its columns, may not be set.
+        columns: manifest column → the table's column, where they have other names.
         seen: called with the counts so far.
 
     Raises:
         UserError: the table is wrong; see :func:`fakedet.data.manifest.load_manifest`.
     """
-    _check_choices(settings)
-    choices = settings.choices
+    default = Settings()
+    for name in ("layout", "reals", "unseen", "group"):
+        value, unset = getattr(settings, name), getattr(default, name)
+        if value != unset and (value or unset):  # an empty list is as good as an empty tuple
+            raise UserError(f"{name}: this is for folders; a table says it itself, in its columns")
     renamed = _renamed(read_table(table), columns, table)
-    # With one split for all, no group can stand in two.
-    frame = check_manifest(renamed, table, root, choices.split is not None, choices.seed).frame
-    if choices.split is not None:
-        frame["split"] = SPLITS[choices.split]
-    rejected: list[tuple[str, str]] = []
+    # With one split for all, no group can be in two.
+    frame = check_manifest(renamed, table, root, settings.split is not None, settings.split_seed).frame
+    if settings.split is not None:
+        frame["split"] = SPLITS[settings.split]
     with Store(manifest.with_suffix(".index.sqlite")) as store:
-        state = scan(root, _listings(root, frame["path"]), store, settings.threads, settings.hashed, seen)
-        facts = {posixpath.join(fact.folder, fact.name): fact for fact in store.rows()}
+        listings = _listings(root, frame["path"])
+        state = scan(root, listings, store, _threads(settings), settings.hashed, seen)
+        facts = {fact.path: fact for fact in store.rows()}
     problems = dict(state.problems)
     copies = _contradictions(frame, facts)
+    rejected: list[tuple[str, str]] = []
     placed: Counter[tuple[int, str, str]] = Counter()
 
-    def rows() -> Iterator[tuple[object, ...]]:
-        for row in frame.itertuples(index=False):
-            path, fact = str(row.path), facts.get(str(row.path))
+    def rows() -> Iterator[tuple[Any, ...]]:
+        for path, label, generator, source, split, group in frame[list(COLUMNS)].itertuples(index=False):
+            fact = facts.get(path)
             reason = fact.problem if fact else problems.get(path, "no such file")
             reason = reason or copies.dropped.get(path, "")
             if reason or fact is None:
                 rejected.append((path, reason))
                 continue
-            placed[(row.label, row.generator, row.split)] += 1  # type: ignore[index]
-            yield (*row, *described(fact))
+            placed[(label, generator, split)] += 1
+            yield (path, label, generator, source, split, group, *_described(fact))
 
-    frame = frame[["path", "label", "generator", "source", "split", "group"]]
-    written = write_manifest(manifest, rows(), metadata(root, manifest, "table", settings))
-    path = manifest.with_suffix(".rejected.csv")
-    write_rejected(path, sorted(rejected))
-    return Indexed(manifest, path, "table", written, state, copies, count_reasons(rejected), placed)
-
-
-def _check_choices(settings: Settings) -> None:
-    choices = settings.choices
-    given = {"layout": settings.layout != "auto", "reals": bool(settings.reals), "unseen": bool(choices.unseen),
-             "group": choices.group != "auto"}  # fmt: skip
-    for name, is_given in given.items():
-        if is_given:
-            raise UserError(f"{name}: this is for folders; a table says it itself, in its columns")
+    return _write(manifest, root, "table", settings, state, copies, rows(), rejected, placed)
 
 
 def _renamed(table: pa.Table, columns: Mapping[str, str], path: Path) -> pa.Table:
+    """Rename a table's columns to the manifest's, and its labels real and fake to 0 and 1."""
     present = table.column_names
     for wanted, given in columns.items():
         if wanted not in COLUMNS:
@@ -490,10 +452,11 @@ def _renamed(table: pa.Table, columns: Mapping[str, str], path: Path) -> pa.Tabl
     names = {given: wanted for wanted, given in columns.items()}
     table = table.rename_columns([names.get(name, name) for name in present])
     if "label" in table.column_names:
-        words = [WORDS.get(str(word).strip().lower(), word) for word in table["label"].to_pylist()]
-        if any(isinstance(word, str) for word in words):  # mixed with words, numbers are text too
-            words = [str(word) for word in words]
-        table = table.set_column(table.column_names.index("label"), "label", pa.array(words))
+        labels = {"real": 0, "fake": 1}
+        values = [labels.get(str(value).strip().lower(), value) for value in table["label"].to_pylist()]
+        if any(isinstance(value, str) for value in values):  # beside other words, numbers are text too
+            values = [str(value) for value in values]
+        table = table.set_column(table.column_names.index("label"), "label", pa.array(values))
     return table
 
 
@@ -515,7 +478,7 @@ def _listings(root: Path, paths: pd.Series) -> Iterator[Listing]:
 
 
 def _contradictions(frame: pd.DataFrame, facts: Mapping[str, Facts]) -> Copies:
-    """Find contents that the table labels both real and fake; both are left out."""
+    """Find contents that the table labels both real and fake; their files are left out."""
     digests = pd.Series([facts[path].sha256 if path in facts else "" for path in frame["path"]], frame.index)
     known = frame.assign(sha256=digests)[digests != ""]
     same = known[known["sha256"].duplicated(keep=False)]
@@ -529,12 +492,14 @@ def _contradictions(frame: pd.DataFrame, facts: Mapping[str, Facts]) -> Copies:
     return copies
 
 
-IMAGE_COLUMN = ("image_data", "image", "bytes")
+# --- parquet files that hold images --------------------------------------------------------------------
+
+IMAGE_COLUMNS = ("image_data", "image", "bytes")
 NAME_COLUMNS = ("model_name", "generator", "model")
-LABEL_COLUMNS = {"0": 0, "1": 1, "real": 0, "fake": 1, "false": 0, "true": 1}
-ROWS_AT_A_TIME = 64
-"""Rows in memory at a time."""
-EXTENSIONS = {
+LABELS = {"0": 0, "1": 1, "real": 0, "fake": 1, "false": 0, "true": 1}
+ROWS_READ = 64
+"""Rows of a parquet file that are in memory at a time."""
+ENDINGS = {
     "JPEG": "jpg",
     "MPO": "jpg",
     "PNG": "png",
@@ -545,20 +510,12 @@ EXTENSIONS = {
 }
 
 
-def holds_images(path: Path) -> bool:
-    """Say whether a parquet file has a column of image bytes."""
-    try:
-        return _image_column(pq.read_schema(path)) is not None
-    except (pa.ArrowInvalid, OSError):
-        return False
-
-
 def parquets(source: Path, deep: bool = False) -> list[Path]:
     """List the parquet files that hold images.
 
     Args:
         source: a file or a folder.
-        deep: look at all depths; else in the folder and its ``data/``, where Hugging Face puts them.
+        deep: search at all depths; otherwise in the folder and its ``data/``, where Hugging Face puts them.
     """
     if source.is_file():
         files = [source] if source.suffix == ".parquet" else []
@@ -566,7 +523,35 @@ def parquets(source: Path, deep: bool = False) -> list[Path]:
         files = sorted(source.rglob("*.parquet"))
     else:
         files = sorted([*source.glob("*.parquet"), *source.glob("data/*.parquet")])
-    return [path for path in files if holds_images(path)]
+    return [path for path in files if _holds_images(path)]
+
+
+def _holds_images(path: Path) -> bool:
+    try:
+        return _image_column(pq.read_schema(path)) is not None
+    except (pa.ArrowInvalid, OSError):
+        return False
+
+
+def _image_column(schema: pa.Schema) -> str | None:
+    for name in IMAGE_COLUMNS:
+        if name in schema.names:
+            kind = schema.field(name).type
+            if pa.types.is_struct(kind):
+                return name if kind.get_field_index("bytes") >= 0 else None
+            if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+                return name
+    return None
+
+
+def _extract_all(files: list[Path], folder: Path) -> None:
+    log.info("%d parquet file(s) hold images; they are written to %s", len(files), folder)
+    with bar("writing images") as shown:
+        failed = extract(files, folder, shown.show)
+    for where, reason in list(failed.items())[:5]:
+        log.warning("left out: %s: %s", where, reason)
+    if len(failed) > 5:
+        log.warning("... and %d more rows", len(failed) - 5)
 
 
 def extract(
@@ -574,7 +559,7 @@ def extract(
 ) -> dict[str, str]:
     """Write the images of parquet files, byte for byte, to ``<folder>/[split/]<generator>/{real,fake}/``.
 
-    A file of the same name and size is not written again, so interrupted work goes on.
+    A file that is there with the right size is not written again, so interrupted work goes on.
 
     Args:
         files: from :func:`parquets`.
@@ -593,8 +578,9 @@ def extract(
             where, data = _target(path, number, row)
             if isinstance(where, str):
                 failed[f"{path.name} row {number}"] = where
-            else:
-                _write(folder / where, data)
+            elif not (folder / where).is_file() or (folder / where).stat().st_size != len(data):
+                with replacing(folder / where) as temporary:
+                    temporary.write_bytes(data)
             done += 1
             seen(done)
     return failed
@@ -612,7 +598,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     ]
     number = 0
     try:
-        for batch in pq.ParquetFile(path).iter_batches(ROWS_AT_A_TIME, columns=wanted):
+        for batch in pq.ParquetFile(path).iter_batches(ROWS_READ, columns=wanted):
             for row in batch.to_pylist():
                 yield number, {**row, "image": row[image]}
                 number += 1
@@ -621,8 +607,8 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _target(path: Path, number: int, row: Mapping[str, Any]) -> tuple[Path | str, bytes]:
-    """Give where a row's image goes, or why it goes nowhere."""
-    label = LABEL_COLUMNS.get(str(row["label"]).strip().lower())
+    """Return where a row's image goes, or why it goes nowhere, and its bytes."""
+    label = LABELS.get(str(row["label"]).strip().lower())
     if label is None:
         return f"label {row['label']!r} is neither 0 (real) nor 1 (fake)", b""
     image = row["image"]
@@ -630,126 +616,85 @@ def _target(path: Path, number: int, row: Mapping[str, Any]) -> tuple[Path | str
     if not isinstance(data, bytes):
         return "no image bytes", b""
     try:
-        extension = EXTENSIONS.get(parse_header(data).format, "png")
+        ending = ENDINGS.get(parse_header(data).format, "png")
     except DecodeError as error:
         return error.reason, b""
     name = next((str(row[key]) for key in NAME_COLUMNS if row.get(key)), ("real", "fake")[label])
     if label == 0 and row.get("real_source"):
         name = str(row["real_source"])
-    split = SPLIT_FOLDERS.get(str(row.get("split", "")).lower(), "") or SPLIT_FOLDERS.get(
-        path.name.split("-")[0].lower(), ""
-    )
-    # Files of one name may lie in several folders.
+    splits = (str(row.get("split", "")).lower(), path.name.split("-")[0].lower())
+    split = next((SPLITS[given] for given in splits if given in SPLITS), "")
+    # Files of one name may be in several folders.
     mark = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:6]
-    file = f"{path.stem}_{mark}_{number:08d}.{extension}"
+    file = f"{path.stem}_{mark}_{number:08d}.{ending}"
     return Path(split, quote(name, safe=" +=,@") or "unknown", ("real", "fake")[label], file), data
 
 
-def _write(path: Path, data: bytes) -> None:
-    try:
-        if path.stat().st_size == len(data):
-            return
-    except OSError:
-        pass
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
+# --- writing -------------------------------------------------------------------------------------------
 
 
-def _image_column(schema: pa.Schema) -> str | None:
-    for name in IMAGE_COLUMN:
-        if name in schema.names:
-            kind = schema.field(name).type
-            if pa.types.is_struct(kind):
-                return name if kind.get_field_index("bytes") >= 0 else None
-            if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-                return name
-    return None
+def _write(
+    manifest: Path, root: Path, layout: str, settings: Settings, state: Scan, copies: Copies,
+    rows: Iterator[tuple[Any, ...]], rejected: list[tuple[str, str]], placed: Counter[tuple[int, str, str]],
+) -> Indexed:  # fmt: skip
+    """Write the rows; reading them fills ``rejected`` and ``placed``."""
+    made = {"layout": layout, "split": settings.split, "unseen": list(settings.unseen), "group": settings.group,
+            "split_seed": settings.split_seed}  # fmt: skip
+    relative = os.path.relpath(root, manifest.parent.resolve())
+    metadata = {ROOT_KEY: os.fsencode(relative), b"fakedet.index": json.dumps(made).encode()}
+    written = write_manifest(manifest, rows, metadata)
+    path = manifest.with_suffix(".rejected.csv")
+    write_rejected(path, sorted(rejected))
+    # What follows a colon or names another file belongs to one file only.
+    reasons = Counter(reason.split(" as ")[0].split(":")[0] for _, reason in rejected)
+    return Indexed(manifest, path, layout, written, state, copies, reasons, placed)
 
 
-log = logging.getLogger("fakedet")
-
-TABLES = (".csv", ".tsv", ".parquet")
-EMBEDDED = "parquet"
-"""As ``layout=`` names parquet files that hold the images."""
-
-
-def index_source(config: DictConfig) -> Indexed:
-    """Index the folder, the table or the parquet files of images that ``source`` names.
-
-    Raises:
-        UserError: anything wrong with source, settings or the place for the manifest.
-    """
-    source = Path(config.source)
-    if not source.exists():
-        raise UserError(f"source={source}: there is no such folder or file")
-    settings = _index_settings(config)
-    manifest = _manifest_path(config, source)
-    embedded = parquets(source, deep=settings.layout == EMBEDDED)
-    if settings.layout == EMBEDDED and not embedded:
-        raise UserError(f"layout={EMBEDDED}: {source} holds no parquet files with a column of image bytes")
-    if embedded:
-        return _index_embedded(embedded, manifest, settings)
-    with bar("reading headers") as shown:
-        if source.is_dir():
-            return index_folder(source.resolve(), manifest, settings, _show(shown))
-        if source.suffix.lower() not in TABLES:
-            raise UserError(f"source={source}: neither a folder nor a table ({', '.join(TABLES)})")
-        root = Path(config.root) if config.root else source.parent
-        columns = {str(key): str(value) for key, value in config.columns.items()}
-        return index_table(source, root.resolve(), manifest, settings, columns, _show(shown))
-
-
-def _index_embedded(files: list[Path], manifest: Path, settings: Settings) -> Indexed:
-    """Write the images beside the manifest, then index them."""
-    folder = manifest.parent / "images"
-    log.info("%d parquet file(s) hold images; they are written to %s", len(files), folder)
-    with bar("writing images") as shown:
-        failed = extract(files, folder, shown.show)
-    for where, reason in list(failed.items())[:5]:
-        log.warning("left out: %s: %s", where, reason)
-    if len(failed) > 5:
-        log.warning("... and %d more rows", len(failed) - 5)
-    with bar("reading headers") as shown:
-        return index_folder(folder.resolve(), manifest, replace(settings, layout="real_fake"), _show(shown))
-
-
-def _show(shown: Bar) -> Callable[[Scan], None]:
-    def seen(state: Scan) -> None:
-        shown.show(state.files, f"files, {state.read:,} read")
-
-    return seen
-
-
-def _index_settings(config: DictConfig) -> Settings:
-    threads = 4 * cores() if config.threads is None else int(config.threads)
-    if threads < 1:
-        raise UserError(f"threads={threads}: must be at least 1")
-    choices = Choices(config.split, _listed_names(config.unseen), config.group, config.split_seed)
-    return Settings(
-        config.layout,
-        _listed_names(config.reals),
-        choices,
-        config.hash,
-        min(threads, 64),
-        config.skip_unreadable,
+def _described(fact: Facts) -> tuple[Any, ...]:
+    """Return the columns of a manifest that describe a file."""
+    return (
+        fact.width,
+        fact.height,
+        fact.format,
+        fact.jpeg_quality,
+        fact.jpeg_tables,
+        fact.bytes,
+        fact.sha256,
     )
 
 
-def _listed_names(value: str | Iterable[object] | None) -> list[str]:
-    if value is None:
-        return []
-    return [value] if isinstance(value, str) else [str(name) for name in value]
+def write_manifest(path: Path, rows: Iterable[tuple[Any, ...]], metadata: dict[bytes, bytes]) -> int:
+    """Write rows in the order of :data:`SCHEMA`; an old manifest stays whole until the end.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    written, source = 0, iter(rows)
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA.with_metadata(metadata)) as writer:
+        while piece := list(islice(source, ROWS_WRITTEN)):
+            columns = zip(zip(*piece, strict=True), SCHEMA, strict=True)
+            arrays = [pa.array(column, field.type) for column, field in columns]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA))
+            written += len(piece)
+    return written
 
 
-def _manifest_path(config: DictConfig, source: Path) -> Path:
-    """Choose where the manifest goes: into the folder itself, else beside the table."""
-    if config.output is None:
-        return (source if source.is_dir() else source.parent) / "manifest.parquet"
-    path = Path(config.output)
-    if path.is_dir():
-        return path / "manifest.parquet"
-    if path.suffix != ".parquet":
-        raise UserError(f"output={path}: name a folder or a .parquet file")
-    if source.is_file() and path.exists() and path.samefile(source):
-        raise UserError(f"output={path}: this is the source itself; name another file")
-    return path
+def write_rejected(path: Path, rows: Iterable[tuple[str, str]]) -> None:
+    """Write (path, reason) of what was left out as CSV; no file where there is nothing.
+
+    Raises:
+        UserError: as :func:`write_manifest`.
+    """
+    listed = list(rows)
+    if not listed:
+        path.unlink(missing_ok=True)  # of an earlier run
+        return
+    # Names that are not UTF-8 are shown with their bytes escaped.
+    with (
+        replacing(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        csv.writer(file).writerows([("path", "reason"), *listed])

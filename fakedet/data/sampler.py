@@ -1,4 +1,8 @@
-"""data/sampler"""
+"""Samplers: which images a batch is made of.
+
+Both are batch samplers that yield lists of :class:`Draw`, and pure functions of their arguments: a step needs no other
+step before it, which makes resuming exact and ranks agree.
+"""
 
 from __future__ import annotations
 
@@ -24,38 +28,38 @@ class Draw(NamedTuple):
 
 
 class Shards(NamedTuple):
-    """Where rows lie when they are read from shards."""
+    """Where rows are, if they are read from shards."""
 
     of_row: Ints
     """(rows of the manifest,) number of each row's shard."""
     window: int
-    """Shards that a walk keeps open at a time."""
+    """Number of shards that a walk keeps open at a time."""
 
 
 class _Walk:
     """An endless walk over some rows: one shuffled permutation after another, at any position.
 
     Args:
-        rows: what is walked over, at least one.
+        rows: at least one.
         strata: a code for each row, counted by :meth:`counts`.
         n_strata: number of codes.
         entropy: what the permutations depend on.
-        shards: where the rows lie. With them a permutation goes through windows of a few shards, in random
-            order, and shuffles within: one row after the other from anywhere would need all shards at once.
+        shards: where the rows are. With them a permutation goes through windows of a few shards, in random order, and
+            shuffles within a window; a shuffle of everything would need all shards at once.
     """
 
     def __init__(
         self, rows: Ints, strata: Ints, n_strata: int, entropy: tuple[int, ...], shards: Shards | None = None
     ) -> None:
         self.window = shards.window if shards else 0
-        # Numbered anew from 0, among the shards that hold a row of this walk.
+        # Numbered from 0 among the shards that hold a row of this walk.
         self.shard = np.unique(shards.of_row[rows], return_inverse=True)[1] if shards else None
         self.rows, self.strata, self.n_strata, self.entropy = rows, strata, n_strata, entropy
         self._totals = np.bincount(strata, minlength=n_strata)
         self._round, self._order = -1, rows
 
     def at(self, position: int) -> int:
-        """Give the row at a position of the walk."""
+        """Return the row at a position of the walk."""
         number, offset = divmod(position, len(self.rows))
         return int(self.rows[self._permutation(number)[offset]])
 
@@ -78,15 +82,14 @@ class _Walk:
 
 
 class BalancedBatchSampler(Sampler[list[Draw]]):
-    """Yield training batches: half reals, half fakes, the fakes equal over generators.
+    """Yield training batches: half reals, half fakes, the fakes equally many of each generator.
 
-    The fakes' slots go round the generators, so that over any stretch of slots their counts differ by at
-    most one. Each real stands beside a fake: one of the same source where reals of that source exist, else
-    any. Generators, sources and reals are each walked by reshuffled permutations: every image is used before
-    one is used again.
+    The slots of the fakes cycle through the generators, so in any stretch of slots their counts differ by at most 1.
+    Each real is paired with a fake: a real of the same source if there is one, otherwise any. Generators, sources and
+    reals are each walked by reshuffled permutations, so every image is used before one is used again.
 
-    Step s of epoch e is a pure function of (seed, e, s); no step needs another one before it. A rank takes
-    its share of the global batch: the ranks' shares, one after the other, are the batch of a single process.
+    Step s of epoch e is a pure function of (seed, e, s). A rank takes its share of the global batch: the ranks' shares,
+    one after the other, are the batch of a single process.
 
     Args:
         ids: (n,) rows of the manifest.
@@ -94,12 +97,12 @@ class BalancedBatchSampler(Sampler[list[Draw]]):
         generators: (n,) names.
         sources: (n,) names; "" where unknown.
         batch_size: images of a step over all ranks.
-        steps: batches an epoch.
-        seed: of everything.
-        real_only: draw reals alone, as stage 1 wants them; one permutation is walked.
+        steps: batches of an epoch.
+        seed: of all random choices.
+        real_only: draw only reals, for stage 1; one permutation is walked.
         rank: of this process.
         world_size: number of processes.
-        shards: where the rows lie, when they are read from shards; see :class:`_Walk`.
+        shards: where the rows are, if they are read from shards; see :class:`_Walk`.
 
     Raises:
         UserError: a class is missing, or the batch does not divide into equal shares.
@@ -122,7 +125,9 @@ class BalancedBatchSampler(Sampler[list[Draw]]):
         label, rows = np.asarray(labels), np.asarray(ids, dtype=np.int64)
         names, places = np.asarray(generators, dtype=object), np.asarray(sources, dtype=object)
         _check_batch(batch_size, world_size, 1 if real_only else 2)
-        _check_classes(label, real_only)
+        for value, name in ((0, "real"), (1, "fake")):
+            if not (label == value).any() and not (real_only and value):
+                raise UserError(f"there are no {name} images (label {value}) to train on")
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.real_only = real_only
         fake = label == 1
@@ -151,7 +156,7 @@ class BalancedBatchSampler(Sampler[list[Draw]]):
             self.epoch, self.start_step = int(epoch), 0
 
     def set_start_step(self, step: int) -> None:
-        """Let this epoch begin at a later step; later epochs begin at their first.
+        """Begin this epoch at a later step; later epochs begin at their first.
 
         Raises:
             ValueError: the epoch has no such step.
@@ -161,7 +166,7 @@ class BalancedBatchSampler(Sampler[list[Draw]]):
         self.start_step = int(step)
 
     def __len__(self) -> int:
-        """Give the steps of a whole epoch, wherever this one begins: Lightning asks only once."""
+        """Return the steps of a whole epoch, wherever this one begins: Lightning asks only once."""
         return self.steps
 
     def __iter__(self) -> Iterator[list[Draw]]:
@@ -172,12 +177,12 @@ class BalancedBatchSampler(Sampler[list[Draw]]):
             yield self.share(epoch, step)
 
     def share(self, epoch: int, step: int) -> list[Draw]:
-        """Give this rank's share of a step."""
+        """Return this rank's share of a step."""
         size = self.batch_size // self.world_size
         return self.batch(epoch, step)[self.rank * size : (self.rank + 1) * size]
 
     def batch(self, epoch: int, step: int) -> list[Draw]:
-        """Give the global batch of a step; in balanced batches each fake follows its real."""
+        """Return the global batch of a step; in balanced batches each fake follows its real."""
         number = epoch * self.steps + step
         if self.real_only:
             ids = [self._reals[0].at(number * self.batch_size + slot) for slot in range(self.batch_size)]
@@ -188,8 +193,8 @@ class BalancedBatchSampler(Sampler[list[Draw]]):
 
     def _pairs(self, first_slot: int, n: int) -> list[int]:
         kinds = len(self._fakes)
-        # How often each stratum of reals was asked for before this step: a rank can start anywhere.
-        asked = np.sum(
+        # How often each stratum of reals was needed before this step, which may be the first of a resumed run.
+        needed = np.sum(
             [walk.counts((first_slot - code + kinds - 1) // kinds) for code, walk in enumerate(self._fakes)],
             axis=0,
         )
@@ -197,16 +202,15 @@ class BalancedBatchSampler(Sampler[list[Draw]]):
         for slot in range(first_slot, first_slot + n):
             fake = self._fakes[slot % kinds].at(slot // kinds)
             stratum = self._stratum[fake]
-            ids += [self._reals[stratum].at(int(asked[stratum])), fake]
-            asked[stratum] += 1
+            ids += [self._reals[stratum].at(int(needed[stratum])), fake]
+            needed[stratum] += 1
         return ids
 
 
 class EvaluationSampler(Sampler[list[Draw]]):
     """Yield every row of a rank's share exactly once, in order: nothing padded, nothing dropped.
 
-    Ranks with fewer rows end with empty batches, so that all take the same number of steps and none waits
-    for another.
+    Ranks with fewer rows end with empty batches, so that all take the same number of steps and none waits for another.
 
     Args:
         ids: (n,) rows of the manifest.
@@ -245,10 +249,3 @@ def _check_batch(batch_size: int, world_size: int, classes: int) -> None:
             f"data.batch_size: {batch_size} does not divide into {halves} {world_size} process(es); "
             f"take a multiple of {unit}, such as {below}"
         )
-
-
-def _check_classes(label: NDArray[np.int64], real_only: bool) -> None:
-    wanted = ((0, "real"),) if real_only else ((0, "real"), (1, "fake"))
-    for value, name in wanted:
-        if not (label == value).any():
-            raise UserError(f"there are no {name} images (label {value}) to train on")

@@ -1,10 +1,9 @@
-"""data/shards"""
+"""Writing shards: a manifest's images in a few large files, for object stores and many nodes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 import warnings
@@ -24,12 +23,10 @@ from fakedet.data.datamodule import DataModule
 from fakedet.data.dataset import cores
 from fakedet.data.decode import DecodeError, Header, parse_header
 from fakedet.data.index import SCHEMA, write_rejected
-from fakedet.data.manifest_table import SHARDS_KEY
+from fakedet.data.manifest_table import COLUMNS, SHARDS_KEY
 from fakedet.data.sources import INDEX, import_litdata
 from fakedet.errors import UserError
 from fakedet.utils import bar
-
-log = logging.getLogger("fakedet")
 
 ORDER = ["split", "label", "generator", "source", "path"]
 """Rows of one stratum lie together: a shard then serves one stratum, and is done with when that has passed."""
@@ -45,7 +42,7 @@ class Sharded:
     shards: int
     bytes: int
     lost: Counter[tuple[str, str]]
-    """Images left out by (class, generator)."""
+    """Number of images left out, by (class, generator)."""
 
 
 def shard_manifest(
@@ -59,31 +56,41 @@ def shard_manifest(
     Args:
         datamodule: its manifest is written.
         output_dir: the folder.
-        overwrite: replace a folder that is not empty.
+        overwrite: replace a folder of shards.
         shard_mb: size of a shard, in MB of 10^6 bytes.
 
     Raises:
-        UserError: anything wrong with manifest, folder or settings; the disk is full.
+        UserError: the manifest, the folder or a setting is wrong; the disk is full.
     """
     if shard_mb <= 0:
         raise UserError(f"shard_mb={shard_mb}: must be above 0")
     import_litdata()
     frame = datamodule.manifest.frame
     folder = _check_folder(Path(output_dir), overwrite)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     rejected: list[tuple[str, str]] = []
     try:
         _write(datamodule, temporary, int(shard_mb * 1e6), rejected)
         write_rejected(temporary / "rejected.csv", rejected)
-        written = _describe(temporary, folder, frame, rejected)
-        _replace(folder, temporary)
+        sizes = [path.stat().st_size for path in temporary.glob("*.bin")]
+        if folder.exists():
+            os.rename(folder, old)
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            if old.exists():
+                os.rename(old, folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written: {error.strerror or error}; what was there is unchanged"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return written
+    left = frame[frame["path"].isin([path for path, _ in rejected])]
+    lost = Counter(zip(left["label"].map({0: "real", 1: "fake"}), left["generator"], strict=True))
+    return Sharded(folder, len(frame) - len(rejected), len(sizes), sum(sizes), lost)
 
 
 def _check_folder(folder: Path, overwrite: bool) -> Path:
@@ -110,6 +117,7 @@ def _write(datamodule: DataModule, folder: Path, size: int, rejected: list[tuple
     folder.mkdir(parents=True)
     frame = datamodule.manifest.frame
     order = frame.sort_values(ORDER, kind="stable").index.tolist()
+    described = frame[list(COLUMNS)].to_numpy(object)  # by id, which is the position
     rows: list[tuple[Any, ...]] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -118,13 +126,11 @@ def _write(datamodule: DataModule, folder: Path, size: int, rejected: list[tuple
         cache = Cache(str(folder), chunk_bytes=size)
         for row, data, header in _images(datamodule, order, rejected):
             cache[len(rows)] = data
-            kept = frame.loc[row]
-            rows.append((kept["path"], kept["label"], kept["generator"], kept["source"], kept["split"], kept["group"],
-                         header.width, header.height, header.format, header.jpeg_quality, header.jpeg_tables,
-                         len(data), hashlib.sha256(data).hexdigest()))  # fmt: skip
+            facts = (header.width, header.height, header.format, header.jpeg_quality, header.jpeg_tables)
+            rows.append((*described[row], *facts, len(data), hashlib.sha256(data).hexdigest()))
         if not rows:
             raise UserError(
-                f"none of the {len(frame)} images can be read; the first: {': '.join(rejected[0])}"
+                f"none of the {len(frame)} images can be read; the first: {', '.join(rejected[0])}"
             )
         cache.done()
         cache.merge()
@@ -160,25 +166,3 @@ def _images(
             else:
                 yield row, *found
             shown.show(number + 1)
-
-
-def _describe(temporary: Path, folder: Path, frame: Any, rejected: list[tuple[str, str]]) -> Sharded:
-    files = [path for path in temporary.iterdir() if path.suffix == ".bin"]
-    left = frame[frame["path"].isin([path for path, _ in rejected])]
-    lost = Counter(zip(left["label"].map({0: "real", 1: "fake"}), left["generator"], strict=True))
-    size = sum(path.stat().st_size for path in files)
-    return Sharded(folder, len(frame) - len(rejected), len(files), size, lost)
-
-
-def _replace(folder: Path, temporary: Path) -> None:
-    """Put the new folder in place; the old one is there until then, and again if that fails."""
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    if folder.exists():
-        os.rename(folder, old)
-    try:
-        os.rename(temporary, folder)
-    except OSError:
-        if old.exists():
-            os.rename(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

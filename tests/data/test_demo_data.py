@@ -8,11 +8,21 @@ import pandas as pd
 import pytest
 import torch
 
-from fakedet.data import demo as cache
-from fakedet.data import demo as make
 from fakedet.data.decode import read_image
-from fakedet.data.demo import DemoRecipe, demo_data, make_demo_data
-from fakedet.data.demo_images import LEAST_STD, PHOTOS, SEEN, UNSEEN, crops, load_photos, middle, postprocess
+from fakedet.data.demo import (
+    LEAST_STD,
+    PHOTOS,
+    SEEN,
+    UNSEEN,
+    DemoRecipe,
+    crops,
+    demo_data,
+    load_photos,
+    make_demo_data,
+    match_statistics,
+    middle,
+    postprocess,
+)
 from fakedet.errors import UserError
 
 TINY = DemoRecipe(
@@ -80,10 +90,8 @@ def test_the_same_seed_gives_the_same_bytes_and_leaves_global_randomness_alone(
 
 def test_fakes_keep_their_crop_s_brightness_and_contrast() -> None:
     """Channel means and deviations must not tell the classes apart."""
-    from fakedet.data.demo import _matched
-
     source = torch.rand(2, 3, 16, 16)
-    made = _matched(torch.rand(2, 3, 16, 16) * 0.3 + 0.5, source)
+    made = match_statistics(torch.rand(2, 3, 16, 16) * 0.3 + 0.5, source)
     torch.testing.assert_close(made.mean((2, 3)), source.mean((2, 3)))
     torch.testing.assert_close(made.std((2, 3)), source.std((2, 3)))
 
@@ -124,7 +132,7 @@ def test_both_classes_are_cut_from_the_same_windows(tmp_path: Path, monkeypatch:
         windows.append((size, margin))
         return crops(photos, size, rng, margin)
 
-    monkeypatch.setattr(make, "crops", spy)
+    monkeypatch.setattr("fakedet.data.demo.crops", spy)
     make_demo_data(tmp_path / "spied", 0, TINY)
     generators_learn = (48, 0)
     images = [window for window in windows if window != generators_learn]
@@ -186,7 +194,7 @@ def test_a_whole_cache_serves_where_nothing_can_be_written(
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(cache, "FileLock", refuse)
+    monkeypatch.setattr("fakedet.data.demo.FileLock", refuse)
     assert demo_data(tmp_path, 0, TINY) == manifest
     with pytest.raises(UserError, match="cannot be kept"):
         demo_data(tmp_path, 1, TINY)

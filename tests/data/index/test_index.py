@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from fakedet.data import index as folder_module
-from fakedet.data.index import Choices, Indexed, Settings, extract, index_folder, index_table, parquets
+from fakedet.cli.app import launch
+from fakedet.data.index import Indexed, Settings, extract, index_folder, index_table, parquets
 from fakedet.data.manifest import load_manifest
 from fakedet.errors import UserError
 
@@ -99,8 +99,8 @@ def test_a_killed_index_goes_on_where_it_was(data: Path) -> None:
     script = f"""
 import os
 from pathlib import Path
-from fakedet.data.index import scan as module
-from fakedet.data.index.folder import Settings, index_folder
+import fakedet.data.scan as module
+from fakedet.data.index import Settings, index_folder
 module.BATCH = 4
 def die(state):
     if state.read >= 12:
@@ -258,12 +258,22 @@ def test_table_keeps_its_own_splits_and_groups(data: Path, tmp_path: Path) -> No
     ]  # fmt: skip
     assert frame["width"].tolist() == [7, 7]
     assert "No such file" in rejected(found)["sd/missing.png"]
-    index_table(table, data, tmp_path / "m.parquet", Settings(choices=Choices(split="validation")), columns)
+    index_table(table, data, tmp_path / "m.parquet", Settings(split="validation"), columns)
     assert set(pd.read_parquet(tmp_path / "m.parquet")["split"]) == {"val"}
     with pytest.raises(UserError, match="unseen: this is for folders"):
-        index_table(table, data, tmp_path / "m.parquet", Settings(choices=Choices(unseen=["sd"])), columns)
+        index_table(table, data, tmp_path / "m.parquet", Settings(unseen=["sd"]), columns)
     with pytest.raises(UserError, match="there is no column 'file'; did you mean 'filename'"):
         index_table(table, data, tmp_path / "m.parquet", Settings(), {"path": "file"})
+
+
+def test_the_columns_of_a_table_are_named_on_the_command_line(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("filename,is_fake,generator\nreal/0.png,real,photos\nsd/1.png,fake,sd\n")
+    columns = "columns={path: filename, label: is_fake}"
+    assert (
+        launch("index", [f"source={tmp_path}/t.csv", f"root={data}", columns, f"output={tmp_path}/m.parquet"])
+        == 0
+    )
+    assert pd.read_parquet(tmp_path / "m.parquet")["path"].tolist() == ["real/0.png", "sd/1.png"]
 
 
 def test_community_forensics_parquet(tmp_path: Path) -> None:
@@ -302,12 +312,13 @@ def test_hugging_face_parquet(tmp_path: Path) -> None:
 
 def test_choices_name_the_nearest(data: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'test'"):
-        Choices(split="tset")
+        Settings(split="tset")
     with pytest.raises(UserError, match="did you mean 'genimage'"):
         run(data, layout="genimages")
     with pytest.raises(UserError, match="no folder here is as it says"):
         run(data, layout="genimage")
-    assert folder_module  # imported for its name in messages
+    with pytest.raises(UserError, match="threads=0: must be at least 1"):
+        Settings(threads=0)
 
 
 @pytest.mark.slow
@@ -316,29 +327,16 @@ def test_memory_does_not_grow_with_files(tmp_path: Path) -> None:
     script = """
 import resource, sys
 from pathlib import Path
-from fakedet.data.index.folder import Settings, index_folder
-from fakedet.data.index.store import Facts, Store
+from fakedet.data.index import Settings, index_store
+from fakedet.data.scan import Facts, Scan, Store
 count, root = int(sys.argv[1]), Path(sys.argv[2])
-(root / "real").mkdir(parents=True); (root / "sd").mkdir()
-for kind in ("real", "sd"):
-    (root / kind / "a.png").write_bytes(b"x")
 with Store(root / "m.index.sqlite") as store:
     for start in range(0, count, 1000):
         store.add([Facts("f%04d/%s" % (start, kind), "%08d.png" % n, 9, 9,
                          "%064x" % (2 * n + (kind == "fake")), "PNG", 9, 9, 0, "", "")
                    for n in range(start, start + 500) for kind in ("real", "fake")])
-    from fakedet.data.index.rows import Choices, Rows
-    from fakedet.data.index.copies import resolve_copies
-    from fakedet.data.index.folder import _rows
-    from fakedet.data.index.write import write_manifest
-    from fakedet.data.layouts.detect import find_layout
-    from collections import Counter
-    counts = store.counts()
-    layout = find_layout("auto", "d", {tuple(f.split("/")): n for f, n in counts.items()})
-    rows = Rows(layout, Choices(), counts)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    copies = resolve_copies(store, rows)
-    print(write_manifest(root / "m.parquet", _rows(store.rows(), rows, copies, [], Counter()), {}))
+    print(index_store(store, Scan(count), root, root / "m.parquet", Settings()).rows)
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
     grown = []

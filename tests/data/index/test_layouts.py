@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fakedet.data.index import Choices, Settings, index_folder
+from fakedet.data.index import Settings, index_folder
 from fakedet.data.layouts import LAYOUTS
 from fakedet.errors import UserError
 
@@ -189,14 +189,14 @@ def test_pictures_in_the_root_itself_are_told(tmp_path: Path) -> None:
 def test_unseen_generators_and_their_siblings_go_to_test(tmp_path: Path) -> None:
     names = [f"{kind}/{number:04d}.png" for kind in ("real", "sd", "dalle2") for number in range(40)]
     make(tmp_path / "d", names)
-    frame = indexed(tmp_path / "d", tmp_path, choices=Choices(unseen=["dalle*"], group="stem"))
+    frame = indexed(tmp_path / "d", tmp_path, unseen=["dalle*"], group="stem")
     # stems are shared by all three, so everything is a sibling of something unseen
     assert set(frame["split"]) == {"test"}
-    frame = indexed(tmp_path / "d", tmp_path, choices=Choices(unseen=["dalle*"]))
+    frame = indexed(tmp_path / "d", tmp_path, unseen=["dalle*"])
     assert set(frame.loc[frame["generator"] == "dalle2", "split"]) == {"test"}
     assert set(frame.loc[frame["generator"] == "sd", "split"]) == {"train", "val", "test"}
     with pytest.raises(UserError, match="did you mean 'dalle2'"):
-        indexed(tmp_path / "d", tmp_path, choices=Choices(unseen=["dalle22"]))
+        indexed(tmp_path / "d", tmp_path, unseen=["dalle22"])
 
 
 def test_groups_by_regular_expression(tmp_path: Path) -> None:
@@ -204,13 +204,13 @@ def test_groups_by_regular_expression(tmp_path: Path) -> None:
         tmp_path / "d",
         [f"{kind}/{photo}_{crop}.png" for kind in ("real", "sd") for photo in range(9) for crop in "abc"],
     )
-    frame = indexed(tmp_path / "d", tmp_path, choices=Choices(group=r"(\d+)_\w\.png$"))
+    frame = indexed(tmp_path / "d", tmp_path, group=r"(\d+)_\w\.png$")
     assert set(frame["group"]) == {str(photo) for photo in range(9)}
     assert (frame.groupby("group")["split"].nunique() == 1).all()
     with pytest.raises(UserError, match="parentheses"):
-        Choices(group=r"\d+")
+        Settings(group=r"\d+")
     with pytest.raises(UserError, match="not a regular expression"):
-        Choices(group="(")
+        Settings(group="(")
 
 
 def test_split_by_hash_does_not_depend_on_other_files(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""fakedet.pages"""
+"""What reports share: rendering an HTML page from a template, and the look of figures."""
 
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ from matplotlib.figure import Figure
 
 from fakedet.utils import replacing
 
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe and Ito's colours, which colour-blind readers can tell apart, without the yellow, too light for lines."""
+MARKERS = ("o", "s", "^", "D")
+"""One for each round of the palette, since the seventh line repeats the first colour."""
+REAL_COLOUR = "#4D4D4D"
+DPI = 200
+WIDTH = 6.4
+"""Inches; two figures fit side by side in a report of 1200 px, and one is readable at 400 px."""
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -30,13 +39,13 @@ class Drawing:
 
 
 def render(package: str, template: str, path: Path, **context: Any) -> None:
-    """Render a template of a package into a file, whole or not at all; whatever it shows is escaped.
+    """Render a template of a package into a file, whole or not at all, with all values escaped.
 
     Args:
-        package: such as "fakedet.evaluation".
+        package: name of the package, such as "fakedet.evaluation".
         template: path inside it.
         path: the HTML file.
-        **context: what the template shows; ``style`` is added, the style sheet of all our pages.
+        **context: values for the template; ``style``, the common style sheet, is added.
     """
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -48,32 +57,14 @@ def render(package: str, template: str, path: Path, **context: Any) -> None:
         temporary.write_text(content, encoding="utf-8")
 
 
-# Okabe and Ito's palette without its yellow, which is too light for lines: told apart by colour-blind readers.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-
-
-# Seventh and later things repeat the colours, so each round has a marker of its own.
-MARKERS = ("o", "s", "^", "D")
-
-
-REAL_COLOUR = "#4D4D4D"
-
-
-DPI = 200
-
-
-# Inches; two stand side by side in a report of 1200 px, and at 400 px one can still be read.
-WIDTH = 6.4
-
-
 def new_figure(width: float, height: float) -> Figure:
-    """Make a figure of this size in inches that no global registry knows of."""
+    """Make a figure of this size in inches outside of pyplot's registry, which would keep it alive."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG."""
+    """Write a figure as PNG and return its path."""
     figure.savefig(path, dpi=DPI)
     return path

@@ -184,3 +184,12 @@ def test_crop_larger_than_the_match_is_refused(manifest: Path) -> None:
     with pytest.raises(UserError, match=r"data.crop_size=128 is larger than data.match.size=64"):
         ImageDataModule(str(manifest), crop_size=128, match={"size": 64})
     assert ImageDataModule(str(manifest), crop_size=128, match={"size": 0}).matcher is None
+
+
+def test_a_size_that_no_image_reaches_is_an_error(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [f"data.manifest={manifest}", f"output_dir={tmp_path}/out", "data.match.size=500"]
+    assert launch("match", arguments) == 2
+    told = capsys.readouterr().err
+    assert "no image could be matched to 500 pixels, the first: train/photos/0.jpg: 80x80 pixels" in told

@@ -116,6 +116,7 @@ class GeneratorAveragePrecision(Metric):
             ValueError: a code is unknown, or a label contradicts its cell.
         """
         rows = self._gathered()
+        self._check_rows(rows)
         values: dict[str, float] = {}
         for code, (ap, auc) in self._per_cell(rows).items():
             values[f"ap/{self.cells[code]}"] = ap
@@ -181,20 +182,12 @@ class GeneratorAveragePrecision(Metric):
             ids, first = np.unique(ids, return_index=True)
             packed = packed[first]
         floats = np.ascontiguousarray(packed[:, 3:]).view(np.float32)
-        names = {
-            "label": packed[:, 1],
-            "generator": packed[:, 2],
-            "logit": floats[:, 0],
-            "distance": floats[:, 1],
-        }
-        self._rows = {
-            "id": np.ascontiguousarray(ids),
-            **{name: np.ascontiguousarray(values) for name, values in names.items()},
-        }
+        columns = (ids, packed[:, 1], packed[:, 2], floats[:, 0], floats[:, 1])
+        names = ("id", "label", "generator", "logit", "distance")
+        self._rows = {name: np.ascontiguousarray(part) for name, part in zip(names, columns, strict=True)}
         return self._rows
 
     def _per_cell(self, rows: dict[str, NDArray[Any]]) -> dict[int, tuple[float, float]]:
-        self._check_rows(rows)
         codes = rows["generator"].astype(np.min_scalar_type(len(self.cells)))
         # Fast: small integers are sorted by counting, then each short segment of float32 by itself.
         logits = rows["logit"][np.argsort(codes, kind="stable")]

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from fakedet.data import dataset
 from fakedet.data.datamodule import ImageDataModule
 from fakedet.data.transforms import Augmentation
-from fakedet.evaluation import score as scoring
 from fakedet.evaluation.predictions import read_predictions
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -45,7 +45,6 @@ def child(arguments: list[str], what: str | None, number: int, log: str) -> None
 
 
 def arm(what: str, number: int) -> None:
-    from fakedet.checkpoint import os, torch
     from fakedet.methods.base import Detector
     from fakedet.methods.ntf import NaturalTraceForensics, NaturalTracePretraining
     from fakedet.methods.supervised import SupervisedDetector
@@ -63,7 +62,7 @@ def arm(what: str, number: int) -> None:
             "write": [(torch, "save")],
             "rename": [(os, "replace")],
             "image": [(dataset, "decode_image")],
-            "results": [(scoring, "write_predictions")],
+            "results": [(pq, "write_table")],
         }[what]
     left = [number]
     for owner, name in places:
@@ -179,7 +178,7 @@ def points() -> list[tuple[str, int]]:
     most = {
         "step": 15,
         "backward": 15,
-        "validation": 3,
+        "validation": 4,
         "write": 10,
         "rename": 12,
         "image": 60,

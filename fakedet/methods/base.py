@@ -1,4 +1,4 @@
-"""methods/base"""
+"""What all methods share: the optimiser, gathering over ranks, and the Lightning hooks that score and measure."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def predict(
 class _Batches:
     """The batches of a loader, with a line in the log now and then.
 
-    Lightning rebuilds every DataLoader that it predicts from, and cannot do that with a batch sampler like ours.
+    Not a DataLoader: Lightning would rebuild one to predict from it, and warn about our batch sampler.
     """
 
     def __init__(self, loader: Any, what: str) -> None:

@@ -69,6 +69,10 @@ class Throughput(Callback):
     GPU or the process).
     """
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reset the counts; an epoch that is resumed has no start."""
+        self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset the counts."""
         self._images = 0

@@ -90,7 +90,7 @@ def test_two_ranks_score_degraded_views_as_one_process_does(tiny_manifest: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["bce", "supcon", "trace", "transfer"])
+@pytest.mark.parametrize("model", ["bce", "supcon", "ntf_stage1", "ntf"])
 def test_two_ranks_learn_what_one_process_with_their_batch_learns(
     model: str, tiny_manifest: Path, tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 @pytest.fixture(scope="module")
 def checkpoints(tiny_manifest_module: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root, found = tmp_path_factory.mktemp("export"), {}
-    for model in ("bce", "transfer"):
+    for model in ("bce", "ntf"):
         assert launch("train", [
             f"model={model}", "data=manifest", "data.crop_size=32", "data.batch_size=16", "trainer.max_epochs=1",
             "threads=1", "bootstrap.resamples=0", "header_audit=false", f"data.manifest={tiny_manifest_module}",
@@ -28,7 +28,7 @@ def checkpoints(tiny_manifest_module: Path, tmp_path_factory: pytest.TempPathFac
     return found
 
 
-@pytest.mark.parametrize("model", ["bce", "transfer"])
+@pytest.mark.parametrize("model", ["bce", "ntf"])
 @pytest.mark.parametrize("ending", [".onnx", ".pt2"])
 def test_logits_and_distances_are_the_originals(
     checkpoints: dict[str, Path], model: str, ending: str, tmp_path: Path

@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_module
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -227,47 +225,42 @@ def use_config_folder(folder: str) -> Path:
     return path
 
 
-ENCODER_GROUP = "model/encoder"
-
-
 def expand_encoders(arguments: list[str]) -> list[str]:
     """Turn ``model/encoder=resnet18`` into ``model/encoder=timm model.encoder.name=resnet18``.
 
-    Any name of timm's stands where no config of ours has that name.
+    Any name of timm's may stand where no config has that name.
 
     Raises:
         UserError: neither; the nearest name of both is given.
     """
+    group = "model/encoder"
+    folders = [files("fakedet.conf").joinpath(group)]
+    if given := get_args_parser().parse_known_args(arguments)[0].config_dir:
+        folders.append(Path(given) / group)
+    options = {
+        entry.name.removesuffix(".yaml")
+        for folder in folders
+        if folder.is_dir()
+        for entry in folder.iterdir()
+    }
     expanded = []
     for argument in arguments:
         key, _, value = argument.partition("=")
-        if key != ENCODER_GROUP or value in _encoder_options() or not value:
+        if key != group or not value or all(name in options for name in value.split(",")):
             expanded.append(argument)
-        elif "," in value:
-            if any(part not in _encoder_options() for part in value.split(",")):
-                raise UserError(
-                    f"{argument}: to sweep over timm's encoders, write "
-                    f"model/encoder=timm model.encoder.name={value}"
-                )
-            expanded.append(argument)
-        else:
-            expanded += [f"{ENCODER_GROUP}=timm", f"model.encoder.name={_timm_name(value)}"]
+            continue
+        if "," in value:
+            raise UserError(
+                f"{argument}: to sweep over timm's encoders, write model/encoder=timm model.encoder.name={value}"
+            )
+        import timm
+
+        known = timm.list_models()
+        if value.split(".")[0] not in known:
+            raise UserError(f"{group}: '{value}' is neither a config nor a model of timm; "
+                            f"{nearest(value, [*options, *known])[:300]}")  # fmt: skip
+        expanded += [f"{group}=timm", f"model.encoder.name={value}"]
     return expanded
-
-
-def _encoder_options() -> set[str]:
-    folder = files("fakedet.conf").joinpath("model", "encoder")
-    return {entry.name.removesuffix(".yaml") for entry in folder.iterdir()}
-
-
-def _timm_name(value: str) -> str:
-    import timm
-
-    known = timm.list_models()
-    if value.split(".")[0] not in known:
-        raise UserError(f"{ENCODER_GROUP}: '{value}' is neither a config nor a model of timm; "
-                        f"{nearest(value, [*_encoder_options(), *known])[:300]}")  # fmt: skip
-    return value
 
 
 MISSING_HINTS = {
@@ -302,30 +295,29 @@ def check_command_line(verb: str, arguments: list[str]) -> None:
     if flags.help or flags.hydra_help or flags.info or flags.shell_completion or flags.cfg:
         return
     overrides = _parse(flags.overrides)
+    search = [str(item.input_line) for item in overrides if item.key_or_group == "hydra.searchpath"]
+    if flags.config_dir:
+        search.append(f"hydra.searchpath=[file://{use_config_folder(flags.config_dir)}]")
     with initialize_config_module("fakedet.conf", version_base="1.3"):
-        if flags.config_dir:
-            _add_folder(flags.config_dir)
-        groups = [override for override in overrides if _options(override)]
+
+        def options(group: str) -> list[str]:
+            return (
+                GlobalHydra.instance()
+                .config_loader()
+                .get_group_options(group, config_name=verb, overrides=search)
+            )
+
+        groups = [item for item in overrides if not item.is_hydra_override() and options(item.key_or_group)]
         for override in groups:
-            _check_option(override)
+            _check_option(override, options(override.key_or_group))
         if verb == "study" and not any(override.key_or_group == "study" for override in groups):
-            names = ", ".join(GlobalHydra.instance().config_loader().get_group_options("study"))
-            raise UserError(f"which study? pass study=NAME: {names}")
-        config = compose(verb, overrides=[_first(override) for override in groups])
+            raise UserError(f"which study? pass study=NAME: {', '.join(options('study'))}")
+        config = compose(verb, overrides=[*search, *(_first(override) for override in groups)])
         for override in overrides:
             if override not in groups:
                 _check_value(override, config)
         plain = [_first(override) for override in overrides if not override.is_hydra_override()]
-        _check_missing(compose(verb, overrides=plain))
-
-
-def _add_folder(folder: str) -> None:
-    """Let the loader know the configs of ``--config-dir``, as Hydra's own command line does."""
-    path = use_config_folder(folder)
-    loader = GlobalHydra.instance().config_loader()
-    assert isinstance(loader, ConfigLoaderImpl)
-    loader.get_search_path().prepend("command-line", f"file://{path}", "schema")
-    loader.repository = ConfigRepository(loader.get_search_path())
+        _check_missing(compose(verb, overrides=[*search, *plain]))
 
 
 def _parse(overrides: list[str]) -> list[Override]:
@@ -339,13 +331,6 @@ def _parse(overrides: list[str]) -> list[Override]:
         raise UserError(
             f"an override cannot be read: {first}; put values with special signs into quotes: 'key=\"a b\"'"
         ) from error
-
-
-def _options(override: Override) -> list[str]:
-    """List the configs of the group that an override chooses from; empty if its key is no group."""
-    if override.is_hydra_override():
-        return []
-    return list(GlobalHydra.instance().config_loader().get_group_options(override.key_or_group))
 
 
 def _values(override: Override) -> list[Any]:
@@ -364,8 +349,7 @@ def _first(override: Override) -> str:
     return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
 
 
-def _check_option(override: Override) -> None:
-    options = _options(override)
+def _check_option(override: Override, options: list[str]) -> None:
     for value in _values(override):
         for name in value if isinstance(value, list) else [value]:
             if name is None and not override.is_delete():

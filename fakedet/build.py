@@ -154,11 +154,6 @@ def build_callbacks(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: build(node, f"callbacks.{name}") for name, node in config.items() if node}
 
 
-def build_logger(config: Mapping[str, Any]) -> Any:
-    """Build the experiment logger."""
-    return build(config, "logger")
-
-
 def build_trainer(config: Mapping[str, Any], **parts: Any) -> Trainer:
     """Build the Lightning trainer.
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
-from fakedet.build import build_logger
+from fakedet.config import build, target_of
 from fakedet.data.decode import DecodeError, read_image
 from fakedet.data.manifest import Manifest
+from fakedet.errors import UserError
 from fakedet.utils import is_main_process
 
 log = logging.getLogger("fakedet")
@@ -37,12 +38,14 @@ def resolve_logger(config: dict[str, Any], folder: Path) -> list[Logger]:
         folder: the run's folder.
     """
     settings = config.get("logger")
-    if settings is None or str(settings["_target_"]).endswith(".CSVLogger"):
+    kind = target_of(settings, "logger") if settings else CSVLogger
+    if kind is CSVLogger:
         return []
-    if str(settings["_target_"]).endswith(".WandbLogger"):
+    if isinstance(kind, type) and issubclass(kind, WandbLogger):
         settings = _wandb_settings(settings, config, folder)
-    logger = build_logger(settings)
-    assert isinstance(logger, Logger)
+    logger = build(settings, "logger")
+    if not isinstance(logger, Logger):
+        raise UserError(f"logger._target_: {settings['_target_']} made no Lightning logger")
     return [logger]
 
 

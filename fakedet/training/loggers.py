@@ -39,7 +39,7 @@ def resolve_logger(config: dict[str, Any], folder: Path) -> list[Logger]:
     """
     settings = config.get("logger")
     kind = target_of(settings, "logger") if settings else CSVLogger
-    if kind is CSVLogger:
+    if settings is None or kind is CSVLogger:
         return []
     if isinstance(kind, type) and issubclass(kind, WandbLogger):
         settings = _wandb_settings(settings, config, folder)

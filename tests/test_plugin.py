@@ -7,10 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import fakedet
+from fakedet.build import build_augmentation, build_datamodule
+from fakedet.data.decode import read_image
+from fakedet.data.transforms import evaluation_views
 from fakedet.errors import UserError
 
 PLUGIN = Path(__file__).parent.parent / "examples" / "plugin"
@@ -54,6 +58,22 @@ def test_everything_of_ones_own_at_once(
         fakedet.load(checkpoint)
     detector = fakedet.load(checkpoint, trust=["own_forensics"])
     assert detector(torch.rand(2, 3, 32, 32)).shape == (2,)
+
+
+def test_data_and_augmentation_of_ones_own_make_the_batches(
+    tiny_manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(PLUGIN))
+    augment = build_augmentation({"_target_": "own_forensics.augment.Posterise", "levels": 4, "p": 1.0})
+    settings = {"_target_": "own_forensics.data.UpsideDown", "manifest": str(tiny_manifest), "crop_size": 32}
+    data = build_datamodule(settings, augment=augment, views=1, real_only=False, seed=0)
+    for batch in data.train_dataloader():
+        assert set(np.unique(batch["image"])) <= {0, 64, 128, 192}
+    (batch,) = data.subset_dataloader(np.array([0, 1]))
+    for row, image in zip(batch["id"].tolist(), batch["image"], strict=True):
+        plain = read_image(tiny_manifest.parent / data.manifest.frame["path"][row])
+        (crop,) = evaluation_views(plain[::-1], 32, "crop")
+        np.testing.assert_array_equal(image[0].numpy().transpose(1, 2, 0), crop)
 
 
 def test_a_method_from_the_base_class_with_an_optimiser_of_torchs(folder: Path, tiny_manifest: Path) -> None:

@@ -127,6 +127,18 @@ def test_an_interrupted_run_goes_on(checkpoint: Path, images: Path, tmp_path: Pa
     assert predict(checkpoint, images, tmp_path / "whole.csv", "resume=false") == 2
 
 
+def test_rows_of_version_0_1_are_not_added_to(
+    checkpoint: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(checkpoint, images / "a.png", tmp_path / "p.csv") == 0
+    output = tmp_path / "p.csv"
+    words = output.read_text().replace(rows(output)["a.png"]["verdict"], "can't tell", 1)
+    output.write_text(words)
+    assert predict(checkpoint, images, output) == 2
+    assert "is of fakedet 0.1" in capsys.readouterr().err
+    assert output.read_text() == words
+
+
 def test_json_lines_globs_lists_and_heatmaps(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     assert predict(checkpoint, f"{images}/*.png", tmp_path / "p.jsonl", f"heatmaps={tmp_path}/maps") == 1
     lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]

@@ -1,7 +1,7 @@
-"""Metrics with intervals from 1,000 to 1,000,000 rows: time, and memory at its highest.
+"""Time and peak memory of metrics with intervals, for 1,000 to 1,000,000 rows.
 
-Each size runs in a process of its own, because the system tells only the highest memory of a process. Ten generators
-share the reals, each row is a group of its own, 200 resamples.
+Each size runs in a process of its own, because the system reports only the peak of a whole process. Ten generators
+share the reals, each row is a group of its own, and there are 200 resamples.
 
 Run: python -m benchmarks.evaluation
 """
@@ -21,7 +21,7 @@ RESAMPLES = 200
 
 
 def frame(rows: int) -> pd.DataFrame:
-    """Make a predictions frame: half reals, ten generators."""
+    """Make a predictions frame: half reals, half fakes of ten generators."""
     rng = np.random.default_rng(0)
     label = np.arange(rows) % 2
     names = np.where(label == 1, np.char.add("g", (np.arange(rows) // 2 % 10).astype(str)), "real")
@@ -32,7 +32,7 @@ def frame(rows: int) -> pd.DataFrame:
 
 
 def one(rows: int) -> None:
-    """Measure one size; print seconds, and MiB before and at the highest."""
+    """Measure one size; print seconds, and MiB before and at the peak."""
     from fakedet.metrics.per_generator import evaluate_frame
 
     given = frame(rows)
@@ -45,7 +45,7 @@ def one(rows: int) -> None:
 
 def main() -> None:
     """Measure all sizes, print the table."""
-    print("| rows | seconds | microseconds a row | MiB more than before |\n|---|---|---|---|")
+    print("| rows | seconds | microseconds per row | MiB more than before |\n|---|---|---|---|")
     for rows in SIZES:
         found = []
         for _ in range(3):

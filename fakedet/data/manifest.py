@@ -108,12 +108,6 @@ class Manifest:
                     "classes there"
                 )
 
-    def describe(self) -> str:
-        """Return the numbers of images of each generator and split, as a table to print."""
-        kind = self.frame["label"].map({0: "real", 1: "fake"})
-        table = pd.crosstab([kind, self.frame["generator"]], self.frame["split"])
-        return str(table[[split for split in ("train", "val", "test") if split in table]].to_string())
-
 
 def load_manifest(
     path: str | Path, root: str | Path | None = None, allow_group_leak: bool = False, split_seed: int = 0

@@ -260,11 +260,3 @@ def test_splits_are_required_with_both_classes(table: pd.DataFrame, load) -> Non
     reals.require("train")
     with pytest.raises(UserError, match="'train' has no fake images"):
         reals.require("train", both_classes=True)
-
-
-def test_describe_counts(table: pd.DataFrame, load) -> None:
-    lines = load(table).describe().splitlines()
-    assert lines[0].split()[-3:] == ["train", "val", "test"]
-    assert [line.split()[-3:] for line in lines if "gen_a" in line or "real_x" in line] == [
-        ["2", "2", "2"]
-    ] * 2

@@ -213,7 +213,7 @@ def test_transfer_from_a_given_checkpoint_keeps_the_source_frozen(
     trace = next((transfer_run.parent / "stage1").glob("*.ckpt"))
     run = train(composed(transfer_run.parent / "given", "model=ntf", f"trace_checkpoint={trace}",
                          f"data.manifest={tiny_manifest_module}"))  # fmt: skip
-    detector, source = load_detector(run.checkpoint), load_stage1(trace).method
+    detector, source = load_detector(run.checkpoint), load_stage1(trace)
     trained = dict(detector.source.encoder.named_parameters())  # type: ignore[union-attr]
     for name, parameter in source.encoder.named_parameters():
         assert torch.equal(trained[name], parameter), name
@@ -315,7 +315,7 @@ def test_checkpoints_of_others_are_refused(
 ) -> None:
     manifest = f"data.manifest={tiny_manifest_module}"
     best = transfer_run / "checkpoints" / "best.ckpt"
-    with pytest.raises(UserError, match="checkpoint of 'transfer', not of stage 1"):
+    with pytest.raises(UserError, match="checkpoint of 'ntf', not of stage 1"):
         train(composed(tmp_path / "a", "model=ntf", f"trace_checkpoint={best}", manifest))
     trace = next((transfer_run.parent / "stage1").glob("*.ckpt"))
     with pytest.raises(UserError, match="stage 1 has another encoder"):

@@ -277,7 +277,6 @@ INSTEAD_OF_NULL = {
     "data.steps_per_epoch": 1,
     "data.crop_size": 1,
     "data.match.size": 1,
-    "data.max_train_reals": 1,
     "data.eval_batch_size": 1,
     "trainer.limit_train_batches": 1.0,
     "trainer.limit_val_batches": 1.0,

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
-import pandas as pd
 import torch.distributed
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
@@ -77,8 +76,6 @@ class DataModule(Protocol):
     """Generators held out, and what is measured then; see :func:`fakedet.data.manifest.hold_out`."""
     seen_generators: list[str]
     """Generators whose fakes are trained on."""
-    views_repeat: bool
-    """Whether a training image gives the same pixels each time, so that its features may be kept."""
     test_split: str
     """The split that :meth:`test_dataloader` loads; evaluation sets it."""
 
@@ -159,7 +156,6 @@ class ImageDataModule(LightningDataModule):
         num_workers: processes that load images.
         steps_per_epoch: training steps of an epoch; None: as many as one pass over the training rows takes.
         max_quarantine: largest share of unreadable images in a split, 0 to 1.
-        max_train_reals: train on at most this many reals, evenly thinned; None: all.
         allow_group_leak: accept a group of images that is in several splits.
         hold_out: generators whose fakes are not trained on; see :func:`fakedet.data.manifest.hold_out`.
         measure: what is tested if generators are held out, "test" or "held_out".
@@ -187,7 +183,6 @@ class ImageDataModule(LightningDataModule):
         num_workers: int = 0,
         steps_per_epoch: int | None = None,
         max_quarantine: float = 0.05,
-        max_train_reals: int | None = None,
         allow_group_leak: bool = False,
         hold_out: Sequence[str] = (),
         measure: str = "test",
@@ -203,7 +198,7 @@ class ImageDataModule(LightningDataModule):
         self.table, self.root, self.allow_group_leak = manifest, root, allow_group_leak
         self.pairs, self.crop_size, self.eval_policy = pairs, crop_size, eval_policy
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
-        self.steps_per_epoch, self.max_train_reals = steps_per_epoch, max_train_reals
+        self.steps_per_epoch = steps_per_epoch
         self.max_quarantine, self.held_out = max_quarantine, (tuple(hold_out), measure)
         self.matcher = make_matcher(match)
         self.shard_window, self.shard_cache = shard_window, shard_cache
@@ -216,10 +211,16 @@ class ImageDataModule(LightningDataModule):
         self._check_settings()
 
     def _check_settings(self) -> None:
-        for name in ("crop_size", "batch_size", "eval_batch_size", "views", "steps_per_epoch", "max_train_reals",
-                     "shard_window"):  # fmt: skip
+        for name in (
+            "crop_size",
+            "batch_size",
+            "eval_batch_size",
+            "views",
+            "steps_per_epoch",
+            "shard_window",
+        ):
             size = getattr(self, name)
-            if size is None and name in ("steps_per_epoch", "max_train_reals"):
+            if size is None and name == "steps_per_epoch":
                 continue
             if not isinstance(size, int) or size < 1:
                 raise UserError(f"data.{name}={size}: must be a whole number, at least 1")
@@ -306,21 +307,6 @@ class ImageDataModule(LightningDataModule):
         if self._measured not in self._cells:
             self._cells[self._measured] = make_cells(self.manifest, self.pairs, self._measured)
         return self._cells[self._measured]
-
-    @property
-    def views_repeat(self) -> bool:
-        """Whether a training image gives the same pixels each time: no augmentation, and no larger than the crop."""
-        if not getattr(self.augment, "only_crops", False):
-            return False
-        if self.matcher is not None:
-            return bool(self.matcher.size == self.crop_size)
-        facts = self.manifest.facts
-        if facts is None or not {"width", "height"} <= set(facts.column_names):
-            return False
-        ids = self._training_rows().index.to_numpy()
-        # Sizes are text in a CSV table, and may be missing.
-        sides = (pd.to_numeric(facts[side].to_pandas(), errors="coerce") for side in ("width", "height"))
-        return all(bool((side.to_numpy()[ids] == self.crop_size).all()) for side in sides)
 
     @property
     def seen_generators(self) -> list[str]:
@@ -418,9 +404,6 @@ class ImageDataModule(LightningDataModule):
 
     def _training_rows(self) -> Any:
         rows = self.manifest.rows("train")
-        if self.max_train_reals is not None:
-            kept = _thin(rows.index[rows["label"] == 0].to_numpy(), self.max_train_reals)
-            rows = rows[(rows["label"] == 1) | rows.index.isin(kept)]
         return rows[rows["label"] == 0] if self.real_only else rows
 
 

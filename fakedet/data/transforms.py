@@ -251,11 +251,6 @@ class Augmentation:
         transforms = _transforms(self.settings)
         self._compose = A.Compose(transforms) if transforms else None
 
-    @property
-    def only_crops(self) -> bool:
-        """Whether only the place of the crop is random."""
-        return self._compose is None
-
     def __call__(self, image: Pixels, size: int, seed: int) -> Pixels:
         """Return one view, as :class:`Augment` says; the same seed gives the same view."""
         rng = np.random.default_rng(seed)

@@ -183,7 +183,6 @@ def test_a_function_of_the_users_own_changes_a_random_crop(tiny_manifest: Path) 
         np.testing.assert_array_equal(crop, np.roll(255 - plain, rng.integers(64), axis=1))
     assert len({crop.tobytes() for crop in first}) == 10
     data = ImageDataModule(str(tiny_manifest), crop_size=24, augment=augment)
-    assert not data.views_repeat
     assert next(iter(data.train_dataloader()))["image"].shape[1:] == (1, 3, 24, 24)
 
 

@@ -168,14 +168,14 @@ def test_facts_about_the_data(tiny_manifest: Path) -> None:
 
 
 def test_stage_1_and_the_bank_see_training_reals_only(tiny_manifest: Path) -> None:
-    data = module(tiny_manifest, real_only=True, views=2, max_train_reals=6, batch_size=4)
+    data = module(tiny_manifest, real_only=True, views=2, batch_size=4)
     labels, splits = data.manifest.frame["label"], data.manifest.frame["split"]
     loader = data.train_dataloader()
     drawn = {row for epoch in range(3) for batch in epoch_of(loader, epoch) for row in batch["id"].tolist()}
     bank = [row for batch in data.bank_dataloader(100) for row in batch["id"].tolist()]
-    assert len(loader) == 2
+    assert len(loader) == 4
     assert drawn == set(bank)
-    assert len(bank) == 6
+    assert len(bank) == 16
     assert set(labels[bank]) == {0}
     assert set(splits[bank]) == {"train"}
     assert sum(len(batch["id"]) for batch in data.bank_dataloader(4)) == 4
@@ -216,7 +216,6 @@ def test_unreadable_training_data_end_in_one_message(tiny_manifest: Path, worker
     ({"crop_size": None}, r"data\.crop_size=None"),
     ({"eval_batch_size": 0}, r"data\.eval_batch_size=0"),
     ({"steps_per_epoch": 0}, r"data\.steps_per_epoch=0"),
-    ({"max_train_reals": 0}, r"data\.max_train_reals=0"),
     ({"eval_policy": "crp"}, r"data\.eval_policy: 'crp'.*did you mean 'crop'"),
     ({"max_quarantine": 5}, r"data\.max_quarantine=5"),
 ])  # fmt: skip

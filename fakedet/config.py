@@ -309,8 +309,6 @@ def check_command_line(verb: str, arguments: list[str]) -> None:
         groups = [item for item in overrides if not item.is_hydra_override() and options(item.key_or_group)]
         for override in groups:
             _check_option(override, options(override.key_or_group))
-        if verb == "study" and not any(override.key_or_group == "study" for override in groups):
-            raise UserError(f"which study? pass study=NAME: {', '.join(options('study'))}")
         config = compose(verb, overrides=[*search, *(_first(override) for override in groups)])
         for override in overrides:
             if override not in groups:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
-import json
 import logging
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from importlib.resources import files
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -33,6 +36,11 @@ from fakedet.cli import JOB
 from fakedet.config import check_command_line, expand_encoders
 from fakedet.errors import Preempted, UserError
 from fakedet.utils import is_main_process, quiet_libraries, start_name
+
+if TYPE_CHECKING:
+    from fakedet.training.sweep import Study
+
+log = logging.getLogger("fakedet")
 
 FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -69,6 +77,8 @@ def register_resolvers() -> None:
     """Register what our configs interpolate with: ``fakedet_job`` names the folder of a sweep's job."""
 
     def job(*, _root_: Any) -> str:
+        from fakedet.training.sweep import job_folder  # late: it loads PyTorch
+
         return job_folder(_root_)
 
     OmegaConf.register_new_resolver("fakedet_job", job, replace=True)
@@ -104,59 +114,26 @@ def fail(message: str, status: int) -> int:
     return status
 
 
-# Which keys are swept, for the processes that run the jobs; they do not see the sweep's command line.
-SWEPT = "FAKEDET_SWEPT"
-FAILED_JOBS = "failed.jsonl"
-LONGEST = 120
-
 failed_jobs: list[dict[str, Any]] = []
-"""Of the last sweep that this process ended."""
-
-
-def remember_swept(arguments: list[str]) -> None:
-    """Keep which keys of a command line take several values."""
-    parsed = OverridesParser.create().parse_overrides([item for item in arguments if "=" in item[1:]])
-    os.environ[SWEPT] = ",".join(str(item.key_or_group) for item in parsed if item.is_sweep_override())
-
-
-def job_folder(root: Any) -> str:
-    """Name a job's folder by what is swept; where nothing is, by all that is overridden.
-
-    Args:
-        root: the job's config, with its ``hydra`` node.
-    """
-    settings = root.hydra
-    swept = set(filter(None, os.environ.get(SWEPT, "").split(",")))
-    swept |= set(OmegaConf.select(settings, "sweeper.params", default=None) or {})
-    left_out = set(settings.job.config.override_dirname.exclude_keys)
-    overrides = [str(item) for item in settings.overrides.task]
-    overrides = [item for item in overrides if item.partition("=")[0].lstrip("+~") not in left_out]
-    # Command lines hold what the sweep fixes, too; the swept ones alone tell its jobs apart.
-    telling = [item for item in overrides if item.partition("=")[0].lstrip("+~") in swept] or overrides
-    text = ",".join(telling)
-    return "".join(sign if sign.isalnum() or sign in "=.,-_+" else "-" for sign in text)[:LONGEST]
-
-
-def note_failure(settings: Any, error: Exception) -> None:
-    """Write down in the sweep's folder that a job of it failed; its jobs may run anywhere."""
-    row = {"job": settings.job.num, "folder": settings.runtime.output_dir, "error": str(error)}
-    with (Path(settings.sweep.dir) / FAILED_JOBS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+"""Of the last multirun that this process ended."""
 
 
 class SweepSummary(Callback):
-    """Say at the end of a sweep how many of its jobs failed, wherever they ran."""
+    """Say at the end of a multirun how many of its jobs failed, wherever they ran."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Forget what an earlier start of this sweep wrote down."""
+        """Forget how the jobs of an earlier start ended."""
+        from fakedet.evaluation.report import ENDED
+
         failed_jobs.clear()
-        (Path(config.hydra.sweep.dir) / FAILED_JOBS).unlink(missing_ok=True)
+        (Path(config.hydra.sweep.dir) / ENDED).unlink(missing_ok=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Read what the jobs wrote down, and tell it in one line."""
-        path = Path(config.hydra.sweep.dir) / FAILED_JOBS
-        if path.is_file():
-            failed_jobs.extend(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+        """Read how the jobs ended, and say which failed."""
+        from fakedet.evaluation.report import ended_jobs
+
+        failed_jobs.extend(row for row in ended_jobs(config.hydra.sweep.dir) if row["error"])
+        if failed_jobs:
             numbers = ", ".join(str(row["job"]) for row in failed_jobs)
             one = len(failed_jobs) == 1
             print(
@@ -270,7 +247,7 @@ def _alone(verb: str, content: dict[str, Any], overrides: list[str], send: Conne
     register_resolvers()
     config = OmegaConf.create(content)
     try:
-        with job_for_further_ranks(verb, config, overrides):
+        with _console(config), job_for_further_ranks(verb, config, overrides):
             value = run_verb(verb, config, overrides)
     except Preempted as stop:
         end_by_signal(stop)
@@ -316,16 +293,11 @@ def launch(verb: str, arguments: list[str]) -> int:
     register_resolvers()
     _launched.append(verb)
     try:
+        if verb == "study":
+            verb, arguments = "train", study_as_multirun(arguments)
         arguments = expand_encoders(arguments)
         check_command_line(verb, arguments)
-        remember_swept(arguments)
-        sys.argv = [sys.argv[0], *arguments]
-        mistakes: list[UserError] = []
-        hydra.main(version_base="1.3", config_path="pkg://fakedet.conf", config_name=verb)(
-            _task(verb, mistakes)
-        )()
-        if mistakes or failed_jobs:
-            return 2
+        return _launch(verb, arguments)
     except UserError as error:
         return fail(str(error), 2)
     except (HydraException, OmegaConfBaseException) as error:
@@ -343,9 +315,102 @@ def launch(verb: str, arguments: list[str]) -> int:
         return fail(f"{error.filename or 'a file of this run'} cannot be written: {error.strerror}; what was written "
                      "before is whole", 1)  # fmt: skip
     except KeyboardInterrupt:
-        more = ", and the same command goes on" if verb == "study" else ""
+        more = ", and the same command goes on" if "study=" in " ".join(arguments) else ""
         return fail(f"interrupted; what was written so far is kept{more}", 130)
+
+
+def study_as_multirun(arguments: list[str]) -> list[str]:
+    """Turn the arguments of `fakedet study` into those of `fakedet train`.
+
+    Raises:
+        UserError: no study is named.
+    """
+    flags, overrides = _flags(arguments)
+    if not flags.multirun and not flags.cfg:
+        arguments = ["-m", *arguments]
+    asks = any(item.startswith("-") for item in overrides)
+    if not asks and not any(item.startswith("study=") for item in overrides):
+        names = sorted(
+            entry.name.removesuffix(".yaml") for entry in files("fakedet.conf").joinpath("study").iterdir()
+        )
+        raise UserError(f"which study? pass study=NAME: {', '.join(names)}")
+    return [f"hydra.sweep.dir={item[11:]}" if item.startswith("output_dir=") else item for item in arguments]
+
+
+def _flags(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Part a command line into Hydra's flags that matter here and the rest: overrides, and flags that only show."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--cfg", "-c")
+    parser.add_argument("--package", "-p")
+    return parser.parse_known_args(arguments)
+
+
+def _launch(verb: str, arguments: list[str]) -> int:
+    mistakes: list[UserError] = []
+    failed_jobs.clear()
+
+    def run_hydra(*more: str) -> None:
+        sys.argv = [sys.argv[0], *arguments, *more]
+        task = _task(verb, mistakes)
+        hydra.main(version_base="1.3", config_path="pkg://fakedet.conf", config_name=verb)(task)()
+
+    flags, overrides = _flags(arguments)
+    if not flags.multirun or flags.cfg or any(item.startswith("-") for item in overrides):
+        run_hydra()
+        return 2 if mistakes else 0
+    from fakedet.training import sweep
+
+    sweep.remember_swept(overrides)
+    study = sweep.plan(overrides, flags.config_dir) if verb == "train" else None
+    try:
+        if study is None:
+            with sweep.interruptible():
+                run_hydra()
+                if sweep.stop_is_asked():
+                    raise KeyboardInterrupt
+        else:
+            _run_study(study, run_hydra, arguments)
+    except Exception as error:
+        if not isinstance(error, BrokenProcessPool) and not type(error).__module__.startswith("submitit."):
+            raise
+        raise UserError(
+            "a process of the jobs was killed, by a signal or for want of memory; finished jobs are kept, and the same "
+            "command goes on (with hydra.launcher.n_jobs=1 they need less memory)"
+        ) from error
+    if failed_jobs:
+        return 2 if any(row["mistake"] for row in failed_jobs) else 1
     return 0
+
+
+def _run_study(study: Study, run_hydra: Callable[[str], None], arguments: list[str]) -> None:
+    """Check, train and compare the jobs of a study."""
+    from fakedet.cli import verbs
+    from fakedet.training import sweep
+    from fakedet.training.resume import lock_folder
+
+    started = time.perf_counter()
+    fresh = not study.folder.exists()
+    study.folder.mkdir(parents=True, exist_ok=True)
+    with lock_folder(study.folder, "running a study"):
+        try:
+            finished = sweep.check_study(study)
+        except BaseException:
+            if fresh:
+                shutil.rmtree(study.folder)
+            raise
+        study.write()
+        jobs = f"{len(study.jobs)} jobs" + (f", {finished} of them trained before" if finished else "")
+        log.info("study '%s': %s, into %s", study.settings["name"], jobs, study.folder)
+        # SLURM's jobs go on when this command is interrupted.
+        with sweep.watch(study), nullcontext() if study.slurm else sweep.interruptible():
+            folder = str(study.folder).replace("'", "\\'")
+            run_hydra(f"hydra.sweep.dir='{folder}'")
+            if sweep.stop_is_asked():
+                raise KeyboardInterrupt
+        verbs.compare_study(study, arguments)
+    log.info("time    %.0f s", time.perf_counter() - started)
 
 
 def _config_error(error: Exception) -> str:
@@ -363,30 +428,46 @@ def _task(verb: str, mistakes: list[UserError]) -> Any:
         settings = HydraConfig.get()
         sweep = settings.mode == RunMode.MULTIRUN
         _begin(config, settings, sweep)
+        overrides = [str(override) for override in settings.overrides.task]
+        if sweep:
+            return _run_job(verb, config, settings, overrides)
         try:
-            return _do(verb, config, [str(override) for override in settings.overrides.task], sweep)
+            if "output_dir" in config and start_name():
+                _check_named(overrides)
+            _check_whole(settings, overrides)
+            with job_for_further_ranks(verb, config, overrides):
+                return run_verb(verb, config, overrides)
         except Preempted as stop:
             end_by_signal(stop)
         except UserError as error:
-            # Told here: Hydra would print a page of its own, and a sweep goes on with its other jobs.
+            # Told here: Hydra would print a page of its own.
             mistakes.append(error)
-            if sweep:
-                note_failure(settings, error)
-            _remove_if_empty(settings.runtime.output_dir)
-            fail(str(error), 2)
-            if start_name():  # the other processes of this start would wait for this one
-                raise SystemExit(2) from error
-            return None
+            _tell_mistake(error, settings)
+        return None
 
     return run
+
+
+def _tell_mistake(error: UserError, settings: Any) -> None:
+    _remove_if_empty(settings.runtime.output_dir)
+    fail(str(error), 2)
+    if start_name():  # the other processes of this start would wait for this one
+        raise SystemExit(2) from error
+
+
+def _check_whole(settings: Any, overrides: list[str]) -> None:
+    """Refuse a study as a single run, unless all that it sweeps is given."""
+    given = {item.partition("=")[0] for item in overrides}
+    if "study" in given and (lacking := [key for key in settings.sweeper.params or {} if key not in given]):
+        raise UserError(
+            f"a study is many jobs: pass -m; for one of them alone, give {', '.join(lacking)} too"
+        )
 
 
 def _begin(config: DictConfig, settings: Any, sweep: bool) -> None:
     # Again: launchers run this in processes that have not passed through launch().
     set_up_logging(settings.job.num if sweep else None)
     register_resolvers()
-    if sweep and not _launched and "SLURM_JOB_ID" not in os.environ:
-        end_with_parent()
     # Fixed here, once: the default holds the time, and each job of a sweep has its own folder below the
     # sweep's. Other interpolations stay, because stage 1 resolves them with its own model and folder.
     # A verb that makes its folder itself has Hydra run where the user is.
@@ -394,24 +475,75 @@ def _begin(config: DictConfig, settings: Any, sweep: bool) -> None:
         config.output_dir = settings.runtime.output_dir
 
 
-def _do(verb: str, config: DictConfig, overrides: list[str], sweep: bool) -> Any:
-    if not sweep and "output_dir" in config and start_name():
-        _check_named(overrides)
-    if sweep and (done := _finished(verb, config)) is not None:
-        return done["validation"]
-    if sweep and needs_own_process(config):
-        return run_in_own_process(verb, config, overrides)
-    with job_for_further_ranks(verb, config, overrides):
-        return run_verb(verb, config, overrides)
+def _run_job(verb: str, config: DictConfig, settings: Any, overrides: list[str]) -> Any:
+    """Run a job of a multirun; whatever happens to it, the others go on."""
+    from fakedet.training import sweep
 
-
-def _finished(verb: str, config: DictConfig) -> dict[str, Any] | None:
-    """Give the facts of a sweep's job that an earlier start of the sweep finished."""
-    if verb != "train":
+    if not _launched and "SLURM_JOB_ID" not in os.environ:
+        sweep.become_worker()
+    if sweep.stop_is_asked():
         return None
-    from fakedet.training.resume import finished
+    started = time.perf_counter()
 
-    return finished(config)
+    def ended(error: BaseException | None = None, kept: bool = False) -> None:
+        if error is not None or is_main_process():
+            seconds = time.perf_counter() - started
+            sweep.note_end(
+                settings.sweep.dir, settings.job.num, config.get("output_dir", ""), seconds, error, kept
+            )
+
+    with sweep.busy(), _console(config):
+        try:
+            value, kept = _do(verb, config, overrides)
+        except Preempted as stop:
+            _end_stopped_job(stop)
+        except Exception as error:
+            ended(error)
+            if isinstance(error, UserError):
+                _tell_mistake(error, settings)
+            else:
+                traceback.print_exc()
+        else:
+            ended(kept=kept)
+            return value
+    return None
+
+
+def _console(config: DictConfig) -> AbstractContextManager[None]:
+    """Let a study's job write to console.log: the process that started it prints a line for each job that ends."""
+    from fakedet.training.sweep import console_of
+
+    return console_of(config.output_dir) if config.get("study") else nullcontext()
+
+
+def _end_stopped_job(stop: Preempted) -> None:
+    from fakedet.training import sweep
+
+    if not sweep.stop_is_asked():
+        if sweep.Here.is_worker:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        end_by_signal(stop)
+    elif not sweep.Here.is_worker:
+        raise KeyboardInterrupt
+
+
+def _do(verb: str, config: DictConfig, overrides: list[str]) -> tuple[Any, bool]:
+    """Do what of a job is not done yet; returns what the verb returns, and whether all had been done before."""
+    if verb == "train":
+        from fakedet.training.resume import differences, finished
+        from fakedet.training.train import unscored
+
+        # overwrite=true replaces what another config has left; a run of this very config is kept.
+        if config.overwrite and (Path(config.output_dir) / "config.yaml").is_file():
+            config.overwrite = bool(differences(config))
+        if (facts := finished(config)) is not None:
+            if not unscored(config):
+                return facts["validation"], True
+            verb = "also"
+    if needs_own_process(config):
+        return run_in_own_process(verb, config, overrides), False
+    with job_for_further_ranks(verb, config, overrides):
+        return run_verb(verb, config, overrides), False
 
 
 def _remove_if_empty(folder: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
+from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -20,7 +20,7 @@ from fakedet.audit.shortcuts import WARN
 from fakedet.build import build_augmentation, build_datamodule
 from fakedet.cli.predict import ERROR, Writer, open_detector, predict_source
 from fakedet.cli.serve import check_host, import_gradio, serve_page
-from fakedet.config import check_command_line, check_config
+from fakedet.config import check_config
 from fakedet.data.datamodule import DataModule
 from fakedet.data.index import Indexed, index_source
 from fakedet.data.index import Settings as IndexSettings
@@ -29,22 +29,13 @@ from fakedet.detector import FAKE, REAL, UNDECIDED, Rules, load
 from fakedet.errors import UserError
 from fakedet.evaluation.comparison import console_table, verdict
 from fakedet.evaluation.evaluate import evaluate
-from fakedet.evaluation.report import compare_runs, report_on
+from fakedet.evaluation.report import Report, compare_runs, report_on
 from fakedet.export import export_detector
 from fakedet.metrics.bootstrap import Interval
-from fakedet.training.resume import config_of, lock_folder
-from fakedet.training.study import (
-    Job,
-    OverridesError,
-    check_jobs,
-    compare_jobs,
-    plan,
-    run_jobs,
-    told_by_headers,
-    write_report,
-)
-from fakedet.training.train import train
-from fakedet.utils import is_main_process, open_folder, threads, write_config
+from fakedet.training.resume import config_of, finished
+from fakedet.training.sweep import Study
+from fakedet.training.train import score_also, train
+from fakedet.utils import is_main_process, threads
 
 
 def interval(content: Mapping[str, float | None]) -> str:
@@ -222,6 +213,13 @@ def run_train(config: DictConfig, overrides: list[str]) -> float | None:
     return done.validation
 
 
+def run_also(config: DictConfig, overrides: list[str]) -> float | None:
+    """Score what a finished run has not scored of ``also``; returns what :func:`run_train` returned."""
+    score_also(config)
+    facts = finished(config)
+    return facts["validation"] if facts else None
+
+
 def run_resume(config: DictConfig, overrides: list[str]) -> None:
     """Train with the config that the run's folder holds, from the last resume point."""
     run_train(*config_of(config.run))
@@ -262,21 +260,32 @@ def run_evaluate(config: DictConfig, overrides: list[str]) -> float | None:
 
 def run_report(config: DictConfig, overrides: list[str]) -> None:
     """Write the report and print its table and verdict."""
-    comparison, page = report_on(config, overrides)
-    console = Console(width=None if Console().is_terminal else 130)
-    console.print(console_table(comparison, str(config.title)))
-    for sentence in verdict(comparison):
-        console.print(sentence, soft_wrap=True, highlight=False)
-    log.info("report  %s", page)
+    show_reports([report_on(config, overrides)])
 
 
 def run_compare(config: DictConfig, overrides: list[str]) -> None:
-    """Compare, print the table and where the page is."""
-    comparison, path = compare_runs(config, overrides)
-    Console().print(console_table(comparison, str(config.title)))
-    for sentence in verdict(comparison):
-        log.info("%s", sentence)
-    log.info("report  %s", path)
+    """Compare, print the tables and where the pages are."""
+    show_reports(compare_runs(config, overrides))
+
+
+def compare_study(study: Study, arguments: list[str]) -> None:
+    """Compare a study's finished jobs, into the study's folder, as `fakedet compare` would."""
+    with initialize_config_module("fakedet.conf", version_base="1.3"):
+        config = compose("compare", overrides=["runs=."])
+    config.runs = config.output_dir = str(study.folder)
+    config.overwrite, config.bootstrap = True, study.config.bootstrap
+    show_reports(compare_runs(config, arguments, ["fakedet", "train", *arguments]))
+
+
+def show_reports(reports: Sequence[Report]) -> None:
+    """Print each report's table and verdict, and where the pages are, the first one last."""
+    console = Console(width=None if Console().is_terminal else 130)
+    for report in reports:
+        console.print(console_table(report.comparison, report.title))
+        for sentence in [*verdict(report.comparison), *report.caveats]:
+            console.print(sentence, soft_wrap=True, highlight=False, markup=False)
+    for report in reversed(reports):
+        log.info("report  %s", report.path)
 
 
 def run_export(config: DictConfig, overrides: list[str]) -> None:
@@ -286,72 +295,6 @@ def run_export(config: DictConfig, overrides: list[str]) -> None:
     log.info("logits differ from PyTorch's by at most %.2g on %d images", worst, config.check)
     log.info("model        %s (%.1f MB)", path, path.stat().st_size / 1e6)
     log.info("description  %s.json", path)
-
-
-def run_study(config: DictConfig, overrides: list[str]) -> None:
-    """Train what is not trained yet, compare, and exit with status 1 if a job failed."""
-    started = time.perf_counter()
-    # A study that was stopped goes on in its folder, so an occupied one is not refused.
-    folder = open_folder(Path(config.output_dir), overwrite=True).resolve()
-    with lock_folder(folder, "running a study"):
-        _run(config, overrides, folder, started)
-
-
-def _run(config: DictConfig, overrides: list[str], folder: Path, started: float) -> None:
-    if config.jobs < 1:
-        raise UserError(f"jobs={config.jobs}: at least 1")
-    study: dict[str, Any] = OmegaConf.to_container(config.study, resolve=True)  # type: ignore[assignment]
-    first, rest = plan(study, folder, list(config.extra), _search(), config.overwrite)
-    log.info(
-        "study '%s': %d jobs, %d at a time, into %s", study["name"], len(first + rest), config.jobs, folder
-    )
-    _check(first + rest)
-    write_config(folder, config, overrides)
-    results = run_jobs([first, rest], config.jobs)
-    for result in results:
-        if result.error:
-            log.warning("FAILED %s: %s (%s/console.log)", result.job.name, result.error, result.job.folder)
-    bootstrap: dict[str, int] = OmegaConf.to_container(config.bootstrap)  # type: ignore[assignment]
-    console = Console(width=None if Console().is_terminal else 130)
-    reports = []
-    for other in (None, *(study.get("also") or {})):
-        try:
-            comparison, finished = compare_jobs(results, study, bootstrap, other)
-        except UserError as error:
-            if other is None:
-                raise
-            log.warning("no comparison on %s: %s", other, error)
-            continue
-        seconds = time.perf_counter() - started
-        command = ["fakedet", "study", *overrides]
-        reports.append(write_report(folder, study, comparison, finished, results, seconds, command, other))
-        console.print(console_table(comparison, f"{study['title']}: {other}" if other else study["title"]))
-        for sentence in [*verdict(comparison), *told_by_headers(finished)]:
-            console.print(sentence, soft_wrap=True, highlight=False)
-    log.info("time     %.0f s", time.perf_counter() - started)
-    log.info("summary  %s", folder / "summary.json")
-    for report in reversed(reports):
-        log.info("report   %s", report)
-    if any(result.error for result in results):
-        raise SystemExit(1)
-
-
-def _check(jobs: Sequence[Job]) -> None:
-    try:
-        check_jobs(jobs)
-    except OverridesError as mistake:
-        folders = [part for source in _search() for part in ("--config-dir", source.removeprefix("file://"))]
-        try:
-            check_command_line("train", [*folders, *mistake.job.overrides])
-        except UserError as error:  # it knows the nearest valid name
-            raise UserError(f"study: '{mistake.job.method}': {error}") from mistake
-        raise
-
-
-def _search() -> list[str]:
-    """Give the folders of ``--config-dir``, for the processes that compose the jobs."""
-    sources = HydraConfig.get().runtime.config_sources
-    return [f"file://{source.path}" for source in sources if source.provider == "command-line"]
 
 
 def run_predict(config: DictConfig, overrides: list[str]) -> None:

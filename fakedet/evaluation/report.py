@@ -8,7 +8,7 @@ import logging
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,14 @@ from fakedet.evaluation.comparison import Comparison, compare, rows, verdict, wr
 from fakedet.evaluation.evaluate import measure_robustness
 from fakedet.evaluation.plots import (
     draw_map,
+    plot_curves,
     plot_curves_of_decision,
     plot_intervals,
+    plot_matrix,
     plot_reliability,
     plot_robustness,
     plot_scores,
+    read_curves,
 )
 from fakedet.evaluation.predictions import (
     MAP,
@@ -114,8 +117,8 @@ def _probability(p: float) -> str:
 
 
 def figures(
-    folder: Path, comparison: Comparison, first: dict[str, Read], pairs: Any, seen: list[str],
-    bootstrap: dict[str, int], reals: set[str],
+    folder: Path, comparison: Comparison, first: dict[str, Read], pairs: Any, bootstrap: dict[str, int],
+    reals: set[str], trained: bool,
 ) -> list[Drawing]:  # fmt: skip
     """Draw the figures of all methods, then those of each.
 
@@ -124,19 +127,24 @@ def figures(
         comparison: of the files.
         first: the first file of each method.
         pairs: generator → its reals.
-        seen: generators that were trained on.
         bootstrap: resamples and seed.
         reals: names of real collections.
+        trained: whether the files lie in the folders of their training runs.
     """
-    listed = {
-        row.name: {name: cell.to_dict() for name, cell in row.cells.items()} for row in rows(comparison)
-    }
-    sections = {row.name: row.section for row in rows(comparison)}
     shown = {method: first[method].original for method in comparison.methods}
-    drawn = [
-        Drawing(plot_intervals(listed, "AP with 95 % intervals", folder / "ap.png", sections=sections,
-        chance={row.name: comparison.chance(row.key) for row in rows(comparison)}),
-               "AP per generator and means; dotted: chance, the share of fakes"),
+    seen_by = {method: tuple(sorted(_seen_by(first[method]))) for method in comparison.methods}
+    drawn = [_intervals(folder, comparison, metric) for metric in comparison.values]
+    if len(set(seen_by.values()) - {()}) > 1:
+        cells = {name: comparison.values["auc"][name] for name in comparison.generators}
+        title = "AUC; a frame: fakes that this detector never saw"
+        drawn.append(Drawing(plot_matrix(cells, seen_by, title, folder / "matrix.png"),
+                             "AUC of each detector (row) on each generator (column)"))  # fmt: skip
+    curves = {method: read_curves(one.path.parent) for method, one in first.items()} if trained else {}
+    if curves:
+        drawn.append(Drawing(plot_curves(curves, folder / "curves.png"),
+                             "Training curves, first seed of each method; losses of different methods are not "
+                             "comparable"))  # fmt: skip
+    drawn += [
         Drawing(plot_curves_of_decision(shown, folder / "roc_pr.png"),
                "ROC and precision-recall of all fakes against all reals of the file; first seed of each method"),
         Drawing(plot_reliability(shown, folder / "reliability.png"),
@@ -144,17 +152,36 @@ def figures(
                "images scored 0.8 four in five are fakes"),
     ]  # fmt: skip
     for number, (method, one) in enumerate(first.items()):
-        drawn.append(Drawing(plot_scores(one.original, folder / f"scores_{number}.png", seen=set(seen)),
+        seen = _seen_by(one)
+        drawn.append(Drawing(plot_scores(one.original, folder / f"scores_{number}.png", seen=seen),
                             f"{method}: logits of reals and of each generator's fakes"))  # fmt: skip
         share = one.identity.get("map_share")
         if share and set(MAP) <= set(one.original) and one.original[MAP].notna().any(axis=None):
-            drawn.append(Drawing(draw_map(one.original, share, set(seen), folder / f"map_{number}.png"),
+            drawn.append(Drawing(draw_map(one.original, share, seen, folder / f"map_{number}.png"),
                                 f"{method}: test images on the two main directions of its embedding"))  # fmt: skip
         if one.frame["view"].nunique() > 1:
-            content = measure_robustness(one.frame, pairs, seen, bootstrap, reals)
+            content = measure_robustness(one.frame, pairs, sorted(seen), bootstrap, reals)
             drawn.append(Drawing(plot_robustness(content, folder / f"robustness_{number}.png"),
                                 f"{method}: mAP of degraded images; dashed: as they are"))  # fmt: skip
     return drawn
+
+
+def _seen_by(one: Read) -> set[str]:
+    return set(one.identity.get("seen_generators", []))
+
+
+def _intervals(folder: Path, comparison: Comparison, metric: str) -> Drawing:
+    found = rows(comparison, metric)
+    listed = {row.name: {method: cell.to_dict() for method, cell in row.cells.items()} for row in found}
+    picture = plot_intervals(
+        listed,
+        f"{metric.upper()} with 95 % intervals",
+        folder / f"{metric}.png",
+        sections={row.name: row.section for row in found},
+        chance={row.name: comparison.chance(row.key) if metric == "ap" else 0.5 for row in found},
+    )
+    chance = "chance, the share of fakes" if metric == "ap" else "chance"
+    return Drawing(picture, f"{metric.upper()} per generator and means; dotted: {chance}")
 
 
 def galleries(first: dict[str, Read]) -> list[Gallery]:
@@ -197,17 +224,30 @@ def _caption(row: pd.Series[Any]) -> str:
 log = logging.getLogger("fakedet")
 
 
-def report_on(config: DictConfig, overrides: list[str]) -> tuple[Comparison, Path]:
+@dataclass(frozen=True)
+class Report:
+    """A report that has been written.
+
+    Attributes:
+        title: of the page.
+        comparison: its tables.
+        path: of the page.
+        caveats: sentences to read its numbers with, besides those that its user gave.
+    """
+
+    title: str
+    comparison: Comparison
+    path: Path
+    caveats: Sequence[str]
+
+
+def report_on(config: DictConfig, overrides: list[str]) -> Report:
     """Write report.html, summary.json, table.csv, table.md and figures from predictions files.
 
     Raises:
         UserError: a file is no predictions file, or they are of different data.
     """
     check_config(config)
-    if config.pairs is not None and not OmegaConf.is_dict(config.pairs):
-        raise UserError(
-            f"pairs={config.pairs}: a mapping of generators to their reals, such as {{gan: real}}"
-        )
     given = config.predictions
     paths = [given] if isinstance(given, str) else [str(path) for path in given]
     if not paths:
@@ -217,53 +257,67 @@ def report_on(config: DictConfig, overrides: list[str]) -> tuple[Comparison, Pat
 
 
 def write_report(
-    read: list[Read], config: DictConfig, command: list[str], rows: Sequence[Mapping[str, Any]] = (),
-    failures: Sequence[str] = (),
-) -> tuple[Comparison, Path]:  # fmt: skip
+    read: list[Read], config: DictConfig, command: list[str], runs: Sequence[Run] = (), failures: Sequence[str] = (),
+    caveats: Sequence[str] = (), trained: bool = False,
+) -> Report:  # fmt: skip
     """Write the report of predictions that have been read.
 
     Args:
         read: at least one.
         config: output_dir, overwrite, baseline, pairs, title and bootstrap.
         command: how to make it again.
-        rows: of the table of runs; empty: what is known from the files.
-        failures: jobs that failed, one line each.
+        runs: that wrote the predictions, in the same order; empty where only the files are known.
+        failures: jobs without a result, one line each.
+        caveats: sentences that the page shows before its numbers.
+        trained: whether the predictions lie in the folders of the runs.
 
     Raises:
         UserError: the files are of different data, or there is no such baseline.
     """
     started = time.perf_counter()
-    seen = sorted({name for one in read for name in one.identity.get("seen_generators", [])})
+    if config.pairs is not None and not OmegaConf.is_dict(config.pairs):
+        raise UserError(
+            f"pairs={config.pairs}: a mapping of generators to their reals, such as {{gan: real}}"
+        )
     given_pairs: Any = OmegaConf.to_container(config.pairs) if config.pairs is not None else None
     pairs: Any = given_pairs or read[0].identity.get("pairs")
     bootstrap: dict[str, int] = OmegaConf.to_container(config.bootstrap)  # type: ignore[assignment]
-    comparison = _compare(read, config.baseline, pairs, seen, bootstrap)
+    comparison = _compare(read, config.baseline, pairs, bootstrap)
     first = {one.method: one for one in reversed(read)}
     folder = open_folder(config.output_dir, config.overwrite)
     write_config(folder, config, command[2:])
     facts = provenance(command)
-    _write_tables(folder, comparison, facts)
+    unseen = comparison.members("map_unseen")
+    table = (
+        [_run_row(run, one, unseen) for run, one in zip(runs, read, strict=True)]
+        if runs
+        else [_row(one) for one in read]
+    )
+    summary = {**comparison.to_dict(), "verdict": verdict(comparison), "failures": list(failures), "runs": table,
+               "provenance": facts}  # fmt: skip
+    write_json(folder / "summary.json", summary)
+    write_csv(comparison, folder / "table.csv")
+    write_markdown(comparison, folder / "table.md")
+    shortcuts = _shortcuts(read[0].identity.get("shortcut") or {})
+    noted = [*_caveats(read), *_told_by_headers(shortcuts)]
     page = Page(
         title=str(config.title),
         comparison=comparison,
-        figures=figures(folder, comparison, first, pairs, seen, bootstrap, _reals(read)),
+        figures=figures(folder, comparison, first, pairs, bootstrap, _reals(read), trained),
         galleries=galleries(first),
         provenance=provenance_of(read),
-        runs=rows or [_row(one) for one in read],
+        runs=table,
         failures=failures,
-        facts={"fakedet": facts["fakedet"], "made": facts["started"], "trained on": ", ".join(seen) or "no fakes",
-               "time": f"{time.perf_counter() - started:.1f} s"},
+        facts=_facts(facts, read, runs, time.perf_counter() - started),
         command=" ".join(facts["command"]),
-        caveats=_caveats(read),
-        shortcuts=_shortcuts(read[0].identity.get("shortcut") or {}),
+        caveats=[*caveats, *noted],
+        shortcuts=shortcuts,
     )  # fmt: skip
     write_page(page, folder / "report.html")
-    return comparison, folder / "report.html"
+    return Report(str(config.title), comparison, folder / "report.html", noted)
 
 
-def _compare(
-    read: list[Read], baseline: str | None, pairs: Any, seen: list[str], bootstrap: dict[str, int]
-) -> Comparison:
+def _compare(read: list[Read], baseline: str | None, pairs: Any, bootstrap: dict[str, int]) -> Comparison:
     methods = list(dict.fromkeys(one.method for one in read))
     baseline = baseline or methods[0]
     if baseline not in methods:
@@ -271,22 +325,39 @@ def _compare(
     runs: dict[str, Any] = {}
     for one in read:
         runs.setdefault(one.method, []).append((one.seed, one.original))
+    # Stage 1 saw no fakes at all. Where detectors saw different generators, none is seen or unseen for all of them.
+    sets = {tuple(sorted(_seen_by(one))) for one in read} - {()}
+    seen: list[str] | None = None if len(sets) > 1 else [name for names in sets for name in names]
     return compare(
         runs, baseline, pairs, seen, bootstrap["resamples"], bootstrap["seed"], known_reals=_reals(read)
-    )
-
-
-def _write_tables(folder: Path, comparison: Comparison, facts: Mapping[str, Any]) -> None:
-    write_csv(comparison, folder / "table.csv")
-    write_markdown(comparison, folder / "table.md")
-    write_json(
-        folder / "summary.json", {**comparison.to_dict(), "verdict": verdict(comparison), "provenance": facts}
     )
 
 
 def _reals(read: list[Read]) -> set[str]:
     reals = read[0].original.query("label == 0")
     return (set(reals["generator"]) | set(reals.get("source", []))) - {""}
+
+
+def _facts(facts: Mapping[str, Any], read: list[Read], runs: Sequence[Run], seconds: float) -> dict[str, Any]:
+    git = facts["git"]
+    state = "not a checkout"
+    if git:
+        state = git["commit"][:12] + (" with uncommitted changes" if git["dirty"] else "")
+    told = {
+        "fakedet": facts["fakedet"],
+        "git": state,
+        "packages": ", ".join(f"{name} {version}" for name, version in facts["packages"].items()),
+        "machine": f"{facts['cpus']} CPUs, {facts['platform']}, Python {facts['python']}",
+        "made": facts["started"],
+        "trained on": ", ".join(sorted({name for one in read for name in _seen_by(one)})) or "no fakes",
+        "time": f"{seconds:.1f} s for this page",
+    }
+    if runs:
+        told["manifest (sha256)"] = runs[0].facts["manifest_sha256"]
+        trained = {method: sum(run.facts["seconds"]["all"] for run in runs if run.method == method)
+                   for method in dict.fromkeys(run.method for run in runs)}  # fmt: skip
+        told["training"] = ", ".join(f"{method} {spent:.0f} s" for method, spent in trained.items())
+    return told
 
 
 def _caveats(read: list[Read]) -> list[str]:
@@ -300,11 +371,20 @@ def _caveats(read: list[Read]) -> list[str]:
     return list(dict.fromkeys(told))
 
 
+SHORTCUT = 0.7
+"""AUC of a classifier that sees only headers, above which the reader is warned."""
+
+
 def _shortcuts(content: Mapping[str, Any]) -> dict[str, Interval]:
-    found = {}
-    for name, entry in content.items():
-        found[name] = Interval.from_dict(entry["auc"])
-    return found
+    return {name: Interval.from_dict(entry["auc"]) for name, entry in content.items()}
+
+
+def _told_by_headers(shortcuts: Mapping[str, Interval]) -> list[str]:
+    told = [name for name, found in shortcuts.items() if found.value > SHORTCUT]
+    if not told:
+        return []
+    return [f"Format, size and compression alone tell {', '.join(told)} (AUC above {SHORTCUT}): the detectors' numbers "
+            "there may be this shortcut."]  # fmt: skip
 
 
 def _row(one: Read) -> dict[str, Any]:
@@ -317,6 +397,33 @@ def _row(one: Read) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _run_row(run: Run, one: Read, unseen: Sequence[str]) -> dict[str, Any]:
+    metrics = json.loads((one.path.parent / "metrics.json").read_text(encoding="utf-8"))
+    # Of the comparison's unseen generators: stage 1, which saw no fakes, counts all of them in its own metrics.
+    found = [
+        metrics["per_generator"][name]["ap"]["value"] for name in unseen if name in metrics["per_generator"]
+    ]
+    changed = [f"{key}={value}" for key, value in run.overrides.items() if not key.startswith(NOT_COMPARED)]
+    return {
+        "method": run.method, "seed": run.seed,
+        "mAP unseen": round(sum(found) / len(found), 4) if found and None not in found else None,
+        "validation": _rounded(run.facts.get("validation")), "kept epoch": run.facts["kept_epoch"],
+        "minutes": _rounded(run.facts["seconds"]["all"] / 60), "parameters": run.facts["parameters"],
+        "unreadable images": metrics["quarantined"]["n"], "changed": " ".join(changed), "folder": str(run.folder),
+    }  # fmt: skip
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
+# --- the runs of a sweep or study ----------------------------------------------------------------------
+
+STUDY = "study.json"
+"""In a study's folder: what its report says, and its jobs in the order of the sweep."""
+ENDED = "jobs.jsonl"
+"""In a multirun's folder: one line per job that has ended."""
+
 # They name a run or its place, not what it does.
 NOT_COMPARED = (
     "seed",
@@ -326,73 +433,151 @@ NOT_COMPARED = (
     "trace_cache",
     "threads",
     "logger",
-    "sweep",
+    "study",
     "hydra",
 )
 
 
 @dataclass(frozen=True)
-class SweptRun:
-    """One run's folder."""
+class Run:
+    """One run's folder.
+
+    Attributes:
+        folder: of the run.
+        method: its name in tables.
+        given: its overrides, as they were given.
+        seed: of the training.
+        facts: run.json; empty for a run that has not finished.
+        failure: why it failed; "" for a run that did not, was stopped or is under way.
+    """
 
     folder: Path
-    overrides: dict[str, str]
+    method: str
+    given: Sequence[str]
     seed: int
-    facts: dict[str, Any] | None
-    """run.json; None for a run that has not finished."""
+    facts: dict[str, Any]
     failure: str
-    """Why it failed; "" for a run that was stopped or is under way."""
+
+    @property
+    def overrides(self) -> dict[str, str]:
+        """Key → value of what it overrides."""
+        return dict(str(item).lstrip("+~").partition("=")[::2] for item in self.given)
 
 
-def compare_runs(config: DictConfig, overrides: list[str]) -> tuple[Comparison, Path]:
+def ended_jobs(root: str | Path) -> list[dict[str, Any]]:
+    """Read how the jobs of a multirun have ended so far; each job once."""
+    try:
+        lines = (Path(root) / ENDED).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    return list({row["job"]: row for row in rows}.values())
+
+
+def method_label(overrides: Mapping[str, str]) -> str:
+    """Name a method by what sets it apart: an experiment or a model by its name alone, anything else by its key."""
+    parts = [value.rpartition("/")[2] if key in ("experiment", "model") else f"{key}={value}"
+             for key, value in overrides.items() if key != "seed"]  # fmt: skip
+    return ", ".join(parts)
+
+
+def compare_runs(config: DictConfig, overrides: list[str], command: list[str] | None = None) -> list[Report]:
     """Compare all finished runs below some folders, seeds of the same overrides taken together.
+
+    A study's folder knows its methods, their order, its baseline, title and caveats. Each manifest of ``also`` that
+    runs were scored on gets a report of its own, in on_NAME below the output folder.
+
+    Args:
+        config: of conf/compare.yaml.
+        overrides: what the user changed.
+        command: how to make the report again; None: `fakedet compare` with these overrides.
+
+    Returns:
+        The report on the runs' own test split, then one for each further manifest.
 
     Raises:
         UserError: there is no finished run, or they were evaluated on different data.
     """
     given = [config.runs] if isinstance(config.runs, str) else [str(item) for item in config.runs]
-    runs = [run for name in given for run in _find_runs(Path(name))]
-    done = [run for run in runs if run.facts and (run.folder / "predictions.parquet").is_file()]
-    failures = [_describe_run(run) for run in runs if run.facts is None]
+    study = (_json(Path(given[0]) / STUDY) if len(given) == 1 else None) or {}
+    runs = _planned(Path(given[0]), study["jobs"]) if study else _found([Path(name) for name in given])
+    failures = [line for run in runs if (line := _describe(run))]
     for line in failures:
         log.warning("%s", line)
+    done = [run for run in runs if run.facts and (run.folder / "predictions.parquet").is_file()]
     if not done:
         raise UserError(f"runs={', '.join(given)}: there is no finished run with predictions.parquet below")
-    differing = _differing(done)
-    read, rows = [], []
-    for run in sorted(done, key=lambda run: (_run_label(run, differing), run.seed)):
-        frame, identity = read_predictions(run.folder / "predictions.parquet")
-        pictures = read_pictures(run.folder / "predictions.parquet")
-        read.append(
-            Read(
-                _run_label(run, differing),
-                run.seed,
-                run.folder / "predictions.parquet",
-                frame,
-                identity,
-                pictures,
+    config = config.copy()
+    config.title = config.title or study.get("title") or "Sweep"
+    baseline = config.baseline or study.get("baseline")
+    title, folder = config.title, Path(config.output_dir)
+    reports = []
+    others = dict.fromkeys(
+        path.parent.name for run in done for path in sorted(run.folder.glob("on_*/predictions.parquet"))
+    )
+    for place in ("", *others):
+        scored = [run for run in done if not place or (run.folder / place / "run.json").is_file()]
+        if not scored:
+            continue
+        config.baseline = baseline
+        if place:
+            config.title, config.output_dir, config.overwrite = (
+                f"{title}: {place[3:]}",
+                str(folder / place),
+                True,
+            )
+            if baseline not in (None, *(run.method for run in scored)):
+                log.warning(
+                    "no comparison on %s: the baseline '%s' has not been scored on it", place[3:], baseline
+                )
+                continue
+        read = [_read(run, run.folder / place / "predictions.parquet") for run in scored]
+        command = command or ["fakedet", "compare", *overrides]
+        reports.append(
+            write_report(
+                read, config, command, scored, failures, study.get("caveats") or (), trained=not place
             )
         )
-        rows.append(_run_row(run, differing))
-    return write_report(read, config, ["fakedet", "compare", *overrides], rows, failures)
+    return reports
 
 
-def _find_runs(root: Path) -> list[SweptRun]:
-    if not root.is_dir():
-        raise UserError(f"runs={root}: there is no such folder")
+def _planned(root: Path, jobs: Sequence[Mapping[str, Any]]) -> list[Run]:
+    """Read the folders of a study's jobs, in the study's order, whether they have begun or not."""
+    ended = {row["job"]: row["error"] for row in ended_jobs(root)}
+    runs = []
+    for number, job in enumerate(jobs):
+        folder = root / job["folder"]
+        failure = (_json(folder / FAILURE) or {}).get("error") or ended.get(number) or ""
+        facts = _json(folder / "run.json") or {}
+        runs.append(Run(folder, job["method"], job["overrides"], job["seed"], facts, failure))
+    return runs
+
+
+def _found(roots: Sequence[Path]) -> list[Run]:
+    """Find the runs below some folders, name them by the overrides that differ, and sort them by name and seed."""
     found = []
-    for path in sorted(root.rglob("config.yaml")):
-        folder = path.parent
-        # Stage 1 has no config of its own, and reports have no model.
-        if not (folder / "overrides.yaml").is_file() or "model" not in OmegaConf.load(path):
-            continue
-        facts = _json(folder / "run.json")
-        listed: Any = OmegaConf.to_container(OmegaConf.load(folder / "overrides.yaml"))
-        pairs = dict(item.lstrip("+~").partition("=")[::2] for item in listed)
-        seed = int(facts["seed"]) if facts else int(pairs.get("seed", 0))
-        failure = (_json(folder / FAILURE) or {}).get("error", "")
-        found.append(SweptRun(folder, pairs, seed, facts, failure))
-    return found
+    for root in roots:
+        if not root.is_dir():
+            raise UserError(f"runs={root}: there is no such folder")
+        for path in sorted(root.rglob("config.yaml")):
+            folder = path.parent
+            # Stage 1 has no config of its own, and reports and evaluations have no model.
+            if not (folder / "overrides.yaml").is_file() or "model" not in OmegaConf.load(path):
+                continue
+            facts = _json(folder / "run.json") or {}
+            listed: Any = OmegaConf.to_container(OmegaConf.load(folder / "overrides.yaml"))
+            failure = (_json(folder / FAILURE) or {}).get("error", "")
+            run = Run(folder, "", listed, 0, facts, failure)
+            found.append(replace(run, seed=int(facts.get("seed", run.overrides.get("seed", 0)))))
+    keys = dict.fromkeys(
+        key for run in found if run.facts for key in run.overrides if not key.startswith(NOT_COMPARED)
+    )
+    differing = [key for key in keys if len({run.overrides.get(key) for run in found if run.facts}) > 1]
+    named = []
+    for run in found:
+        label = method_label({key: run.overrides[key] for key in differing if key in run.overrides})
+        named.append(replace(run, method=label or str(OmegaConf.load(run.folder / "config.yaml").name)))
+    return sorted(named, key=lambda run: (run.method, run.seed))
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -403,33 +588,18 @@ def _json(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def _differing(runs: Sequence[SweptRun]) -> list[str]:
-    keys = dict.fromkeys(key for run in runs for key in run.overrides if not key.startswith(NOT_COMPARED))
-    return [key for key in keys if len({run.overrides.get(key) for run in runs}) > 1]
+def _read(run: Run, path: Path) -> Read:
+    frame, identity = read_predictions(path)
+    return Read(run.method, run.seed, path, frame, identity, read_pictures(path))
 
 
-def _run_label(run: SweptRun, differing: Sequence[str]) -> str:
-    named = [f"{key}={run.overrides[key]}" for key in differing if key in run.overrides]
-    if not named:
-        return str(OmegaConf.load(run.folder / "config.yaml").name)
-    return run.overrides[differing[0]] if differing == ["model"] else ", ".join(named)
-
-
-def _describe_run(run: SweptRun) -> str:
-    """Say what became of a run that did not finish, and how to run it alone."""
-    again = f"fakedet resume run={shlex.quote(str(run.folder))}"
+def _describe(run: Run) -> str:
+    """Say what became of a run that did not end well, and how to run it alone; "" if it did."""
+    if run.facts and not run.failure:
+        return ""
     cause = f"failed: {run.failure}" if run.failure else "has not finished"
+    again = f"fakedet resume run={shlex.quote(str(run.folder))}"
+    if not (run.folder / "config.yaml").is_file():
+        cause = cause if run.failure else "has not begun"
+        again = f"fakedet train {shlex.join([*run.given, f'output_dir={run.folder}'])}"
     return f"{run.folder.name} {cause}. Alone: {again}"
-
-
-def _run_row(run: SweptRun, differing: Sequence[str]) -> dict[str, Any]:
-    assert run.facts is not None
-    return {
-        **{key: run.overrides.get(key) for key in differing}, "seed": run.seed,
-        "validation": _rounded(run.facts.get("validation")), "minutes": _rounded(run.facts["seconds"]["all"] / 60),
-        "parameters": run.facts["parameters"], "kept epoch": run.facts["kept_epoch"], "folder": str(run.folder),
-    }  # fmt: skip
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 3)

@@ -29,7 +29,7 @@ from fakedet.utils import is_main_process, open_folder, plain, was_requeued
 log = logging.getLogger("fakedet")
 
 # Settings that may differ between the starts of one run.
-ASIDE = ("overwrite", "resume", "callbacks.progress", "trace_cache")
+ASIDE = ("overwrite", "resume", "callbacks.progress", "trace_cache", "also", "study")
 SHOWN = 3
 # What clusters send before they end a job: SLURM (--signal), submitit (USR2), shutdown and `kill`.
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
@@ -320,7 +320,7 @@ def finished(config: DictConfig) -> dict[str, Any] | None:
     facts = Path(config.output_dir) / "run.json"
     if config.overwrite or not facts.is_file() or not facts.with_name("config.yaml").is_file():
         return None
-    if any(_differences(plain(_load(facts.parent)), plain(config))):
+    if differences(config):
         return None
     log.info("%s holds this very run, finished: it is not trained again", facts.parent)
     content: dict[str, Any] = json.loads(facts.read_text(encoding="utf-8"))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import signal
 import sys
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ from fakedet.evaluation.score import (
 )
 from fakedet.methods.base import Detector, gather_records
 from fakedet.methods.ntf import NaturalTracePretraining
+from fakedet.training.also import forget_scores, score_also
 from fakedet.training.loggers import finish_loggers, log_dashboard, resolve_logger
 from fakedet.training.resume import keep_last_point, lock_folder, open_or_resume, resume_point_of
 from fakedet.training.stage1 import Stage1Cache, stage1_config, stage1_key
@@ -93,19 +95,34 @@ def train(config: DictConfig, overrides: list[str] | None = None) -> TrainedRun:
     """
     check_config(config)
     check_operating_point(config.operating_point.rate, config.operating_point.calibration)
+    folder = open_or_resume(config) if is_main_process() else Path(config.output_dir)
+    with _taken(folder), threads(config.threads):
+        trained = _train(config, folder, overrides)
+        score_also(config, trained.checkpoint)
+    return trained
+
+
+def score_missing(config: DictConfig) -> None:
+    """Score those manifests of ``also`` that the finished run in ``output_dir`` has not scored as they are now."""
+    folder = Path(config.output_dir)
+    facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    with _taken(folder), threads(config.threads):
+        score_also(config, folder / facts["checkpoint"])
+
+
+@contextmanager
+def _taken(folder: Path) -> Iterator[None]:
+    """Take a run's folder for this process, log into it, and leave the cause of a failure in it."""
     if not is_main_process():
-        with threads(config.threads):
-            return _train(config, Path(config.output_dir), overrides)
-    folder = open_or_resume(config)
+        yield
+        return
     lock = lock_folder(folder)
     for leftover in folder.glob("**/.*.tmp"):  # of a run that was killed while it wrote
         leftover.unlink(missing_ok=True)
     handler = log_to_file(folder)
     try:
-        with threads(config.threads):
-            trained = _train(config, folder, overrides)
+        yield
         (folder / FAILURE).unlink(missing_ok=True)
-        return trained
     except (Preempted, KeyboardInterrupt):
         raise
     except BaseException as error:
@@ -125,6 +142,7 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
     facts = provenance(["fakedet", "train", *(overrides or [])])
     if is_main_process():
         write_config(folder, config, overrides)
+        forget_scores(folder)
     check_parts(config)
     datamodule = make_datamodule(config)
     datamodule.require("train", "val")

@@ -1,0 +1,424 @@
+"""The multirun of `fakedet train`: its jobs, the checks before anything is trained, progress, and how it is stopped.
+
+Hydra's sweeper and launchers run the jobs. A study is a multirun that names ``study=NAME``, a file of conf/study.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from fakedet.build import build_encoder
+from fakedet.config import check_command_line, check_config
+from fakedet.errors import Preempted, UserError
+from fakedet.evaluation.report import ENDED, STUDY, ended_jobs, method_label
+from fakedet.training.fit import make_datamodule, plain
+from fakedet.training.resume import differences
+from fakedet.training.train import also_config, also_sha256
+from fakedet.utils import bar, write_json
+
+LONGEST = 120
+ANEW = "name another hydra.sweep.dir, or pass overwrite=true to train such jobs anew"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a study.
+
+    Attributes:
+        overrides: of `fakedet train`.
+        method: its name in tables: what is swept, besides the seed.
+        seed: of the training.
+        folder: absolute path that it trains in.
+        config: composed; ``output_dir`` is ``folder``.
+    """
+
+    overrides: list[str]
+    method: str
+    seed: int
+    folder: Path
+    config: DictConfig
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the folder holds a finished run, of whatever config."""
+        return (self.folder / "run.json").is_file()
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study: its folder, what its report says, and its jobs in the order of the sweep."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+    jobs: list[Job]
+    config: DictConfig
+    slurm: bool
+
+    def write(self) -> None:
+        """Write study.json, which `fakedet compare` reads."""
+        jobs = [
+            {"folder": os.path.relpath(job.folder, self.folder), "method": job.method, "seed": job.seed,
+             "overrides": job.overrides}
+            for job in self.jobs
+        ]  # fmt: skip
+        write_json(self.folder / STUDY, {**self.settings, "jobs": jobs})
+
+
+# --- the jobs of a command line ------------------------------------------------------------------------
+
+
+def plan(overrides: Sequence[str], config_dir: str | None = None) -> Study | None:
+    """Compose the jobs of `fakedet train -m`; None where the multirun names no study.
+
+    Args:
+        overrides: of the command line, without flags.
+        config_dir: folder of further configs (``--config-dir``).
+
+    Raises:
+        UserError: SLURM is asked for where there is none, or a job's overrides do not compose.
+    """
+    search = [f"hydra.searchpath=['file://{Path(config_dir).absolute()}']"] if config_dir else []
+    with initialize_config_module("fakedet.conf", version_base="1.3"):
+        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+        parsed = parser.parse_overrides(list(overrides))
+        fixed = [*search, *(item.input_line or "" for item in parsed if item.is_hydra_override())]
+        given = [item for item in parsed if not item.is_hydra_override()]
+        root = compose("train", [*fixed, *(_texts(item)[0] for item in given)], return_hydra_config=True)
+        slurm = str(root.hydra.launcher._target_).endswith("SlurmLauncher")
+        if slurm and (missing := [name for name in ("sbatch", "srun") if shutil.which(name) is None]):
+            raise UserError(
+                f"hydra/launcher=slurm: this machine has no {' and no '.join(missing)}; start it where SLURM is "
+                "installed, or pass hydra/launcher=local"
+            )
+        if root.study is None:
+            return None
+        if root.hydra.runtime.choices["hydra/sweeper"] != "basic":
+            raise UserError("hydra/sweeper: a study lists its jobs; only the sweeper 'basic' does")
+        lines = [f"{key}={value}" for key, value in (root.hydra.sweeper.params or {}).items()]
+        swept = [*parser.parse_overrides(lines), *given]
+        # As Hydra's sweeper does: a key that is given again replaces the former values in their place.
+        values = {item.get_key_element(): _texts(item) for item in swept}
+        telling = [item.get_key_element() for item in swept if item.is_sweep_override()]
+        HydraConfig.instance().set_config(root)  # for ${hydra:...}
+        folder = Path(root.hydra.sweep.dir).absolute()
+        jobs = [
+            _compose_job(number, list(texts), telling, fixed, folder, config_dir)
+            for number, texts in enumerate(itertools.product(*values.values()))
+        ]
+    settings: Any = OmegaConf.to_container(root.study, resolve=True)
+    study = Study(folder, {"name": "study", "title": "Study", "baseline": None, "caveats": [], **settings}, jobs,
+                  jobs[0].config, slurm)  # fmt: skip
+    _check_plan(study)
+    return study
+
+
+def _texts(override: Override) -> list[str]:
+    """Write an override once for each of its values."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def _compose_job(
+    number: int, overrides: list[str], telling: Sequence[str], fixed: list[str], folder: Path, config_dir: str | None
+) -> Job:  # fmt: skip
+    pairs = dict(text.lstrip("+~").partition("=")[::2] for text in overrides)
+    method = method_label({key.lstrip("+~"): pairs[key.lstrip("+~")] for key in telling})
+    try:
+        config = compose("train", [*fixed, *overrides], return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        try:  # it knows the nearest valid name
+            check_command_line("train", [*(("--config-dir", config_dir) if config_dir else ()), *overrides])
+        except UserError as mistake:
+            raise UserError(f"study: the overrides of '{method}': {mistake}") from mistake
+        raise UserError(
+            f"study: the overrides of '{method}': {' '.join(str(error).split())[:300]}"
+        ) from error
+    with open_dict(config):
+        config.hydra.job.num = number
+        target = folder / config.hydra.sweep.subdir
+        del config["hydra"]
+    config.output_dir = str(target)
+    return Job(overrides, method or str(config.name), int(config.seed or 0), target, config)
+
+
+def _check_plan(study: Study) -> None:
+    methods = list(dict.fromkeys(job.method for job in study.jobs))
+    baseline = study.settings["baseline"]
+    if baseline is not None and baseline not in methods:
+        raise UserError(f"study.baseline: '{baseline}' is not among its methods: {'; '.join(methods)}")
+    names = [(job.method, job.seed) for job in study.jobs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise UserError(
+            f"study: '{twice[0]}' has the seed {twice[1]} twice; the same seed gives the same run"
+        )
+
+
+SWEPT = "FAKEDET_SWEPT"
+"""Keys that a command line sweeps, for the processes of its jobs, which do not see it."""
+
+
+def remember_swept(overrides: Sequence[str]) -> None:
+    """Keep which keys of a command line take several values."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    os.environ[SWEPT] = ",".join(str(item.key_or_group) for item in parsed if item.is_sweep_override())
+
+
+def job_folder(root: Any) -> str:
+    """Name a job's folder by what is swept; where nothing is, by all that is overridden.
+
+    Args:
+        root: the job's config, with its ``hydra`` node.
+    """
+    settings = root.hydra
+    swept = set(filter(None, os.environ.get(SWEPT, "").split(",")))
+    swept |= set(OmegaConf.select(settings, "sweeper.params", default=None) or {})
+    left_out = set(settings.job.config.override_dirname.exclude_keys)
+    overrides = [str(item) for item in settings.overrides.task]
+    overrides = [item for item in overrides if item.partition("=")[0].lstrip("+~") not in left_out]
+    # Command lines also hold what the sweep fixes; what is swept tells its jobs apart.
+    telling = [item for item in overrides if item.partition("=")[0].lstrip("+~") in swept] or overrides
+    text = ",".join(telling).translate(dict.fromkeys(map(ord, "[]{}'\""), None))
+    return "".join(sign if sign.isalnum() or sign in "=.,-_+" else "-" for sign in text)[:LONGEST]
+
+
+# --- before anything is trained ------------------------------------------------------------------------
+
+
+def check_study(study: Study) -> int:
+    """Check every job: its values, its data, its encoder, and that its folder holds no run of another config.
+
+    With ``overwrite=true``, runs of another config or of other data are marked as unfinished instead.
+
+    Returns:
+        How many jobs are finished.
+
+    Raises:
+        UserError: the first mistake, with the method that it is in.
+    """
+    data: dict[str, str] = {}
+    others: dict[str, str] = {}
+    encoders: set[str] = set()
+    for job in study.jobs:
+        try:
+            check_config(job.config)
+            manifest = _remembered(
+                data, job.config.data, lambda job=job: make_datamodule(job.config).manifest.sha256
+            )
+            for name in job.config.also:
+                wanted = also_config(job.config, name)
+                _remembered(others, wanted.data, lambda wanted=wanted: also_sha256(wanted))
+        except UserError as error:
+            raise UserError(f"study: '{job.method}': {error}") from error
+        stale = _stale(job, manifest)
+        if stale and not job.config.overwrite:
+            raise UserError(f"{job.folder} was trained by another {stale}; {ANEW}")
+        if stale:
+            (job.folder / "run.json").unlink(missing_ok=True)
+        encoder = plain(job.config.model.encoder)
+        if not job.is_finished and (key := json.dumps(encoder, sort_keys=True)) not in encoders:
+            encoders.add(key)
+            try:
+                build_encoder(encoder)
+            except UserError as error:
+                raise UserError(f"study: '{job.method}': {error}") from error
+    return sum(job.is_finished for job in study.jobs)
+
+
+def _remembered(known: dict[str, str], node: DictConfig, read: Any) -> str:
+    key = json.dumps(plain(node), sort_keys=True)
+    if key not in known:
+        known[key] = read()
+    return known[key]
+
+
+def _stale(job: Job, manifest: str) -> str:
+    """Say how what is trained in a job's folder differs from what the job means today; "" if it does not."""
+    if not job.is_finished and not any(job.folder.glob("**/*.ckpt")):
+        return ""
+    if changes := differences(job.config):
+        more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
+        return f"config than '{job.method}' is now: {changes[0]}{more}"
+    if job.is_finished:
+        facts = json.loads((job.folder / "run.json").read_text(encoding="utf-8"))
+        if facts["manifest_sha256"] != manifest:
+            return f"manifest: {job.config.data.get('manifest', 'the data')} has changed since"
+    return ""
+
+
+# --- how jobs end --------------------------------------------------------------------------------------
+
+
+def note_end(
+    root: str | Path, number: int, folder: str, seconds: float, error: BaseException | None, kept: bool = False
+) -> None:  # fmt: skip
+    """Write down in the multirun's folder how a job ended; jobs may run on any machine."""
+    cause = None if error is None else (" ".join(str(error).split())[:500] or type(error).__name__)
+    row = {"job": number, "folder": folder, "seconds": seconds, "error": cause, "kept": kept,
+           "mistake": isinstance(error, UserError)}  # fmt: skip
+    with (Path(root) / ENDED).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+@contextmanager
+def watch(study: Study) -> Iterator[None]:
+    """Print a line for each job that ends; on a terminal below it one bar for all jobs."""
+    over = threading.Event()
+    live = sys.stdout.isatty()
+    total = len(study.jobs)
+
+    with bar("jobs", total) as shown:
+        told: set[int] = set()
+
+        def tell() -> None:
+            for row in ended_jobs(study.folder):
+                if row["job"] in told:
+                    continue
+                told.add(row["job"])
+                job = study.jobs[row["job"]]
+                says = f"FAILED: {row['error']}" if row["error"] else f"done after {row['seconds']:.0f} s"
+                if not row["kept"]:
+                    line = f"{len(told)}/{total}  {job.method}, seed {job.seed}: {says}"
+                    shown.progress.console.print(line, soft_wrap=True, highlight=False, markup=False)
+            if live:
+                shown.show(len(told))
+
+        def follow() -> None:
+            while not over.wait(0.5):
+                tell()
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            tell()
+
+
+# --- stopping ------------------------------------------------------------------------------------------
+
+STOP = "FAKEDET_STOP"
+"""Names the file that tells the processes of a multirun to stop."""
+
+
+def stop_is_asked() -> bool:
+    """Say whether Ctrl-C was pressed in the process that started this multirun."""
+    return bool(os.environ.get(STOP)) and Path(os.environ[STOP]).exists()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C stop a multirun on this machine as SIGTERM stops a training: jobs write their resume points.
+
+    A second Ctrl-C does not wait for them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="fakedet-") as folder:
+        flag = Path(folder) / "stop"
+        os.environ[STOP] = str(flag)
+
+        def stop(number: int, frame: Any) -> None:
+            if flag.exists():
+                raise KeyboardInterrupt
+            flag.touch()
+            print("stopping: running jobs write what they go on from", file=sys.stderr, flush=True)
+            if not Here.busy:
+                return  # the jobs run in processes of their own, which see the flag
+            if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+                raise KeyboardInterrupt  # it does not train at the moment
+            signal.raise_signal(signal.SIGTERM)
+
+        before = signal.signal(signal.SIGINT, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+            del os.environ[STOP]
+
+
+class Here:
+    """What this process does for a multirun."""
+
+    busy = False
+    """Whether a job runs in it."""
+    is_worker = False
+    """Whether a launcher started it for jobs."""
+
+
+def become_worker() -> None:
+    """Make this process, which a launcher on this machine started, end with the one that started it.
+
+    Ctrl-C, which a terminal sends to all processes, is left to that one. A training that is told to stop writes its
+    resume point first.
+    """
+    if Here.is_worker:
+        return
+    Here.is_worker = True
+    parent = os.getppid()
+
+    def terminate(number: int, frame: Any) -> None:
+        if Here.busy:
+            raise Preempted(number, "the last resume point")
+        if os.getppid() != parent or not stop_is_asked():
+            os._exit(128 + number)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, terminate)
+
+    def look() -> None:
+        told = False
+        while os.getppid() == parent:
+            if Here.busy and stop_is_asked() and not told:
+                told = True
+                os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=look, daemon=True).start()
+
+
+@contextmanager
+def busy() -> Iterator[None]:
+    """Mark this process as one that runs a job."""
+    Here.busy = True
+    try:
+        yield
+    finally:
+        Here.busy = False
+
+
+@contextmanager
+def console_of(folder: str | Path) -> Iterator[None]:
+    """Let what a study's job prints go into console.log in its folder."""
+    with suppress(OSError):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    file = (Path(folder) / "console.log").open("a", encoding="utf-8")
+    with file, redirect_stdout(file), redirect_stderr(file):
+        yield

@@ -31,12 +31,12 @@ $(STAMP): requirements.lock pyproject.toml
 	@PATH="$(CURDIR)/$(BIN):$$PATH" uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: $(STAMP)  ## Train and compare all methods on the embedded demo data; writes runs/demo/.../report.html.
+demo: $(STAMP)  ## Train and compare all methods on the embedded demo data; writes runs/studies/demo/report.html.
 	@$(BIN)/fakedet study study=demo $(ARGS)
 
-study: $(STAMP)  ## Run conf/study/NAME.yaml, or go on with it: make study NAME=generalisation JOBS=2; writes runs/studies/NAME.
+study: $(STAMP)  ## Run conf/study/NAME.yaml, or go on with it: make study NAME=pretrained JOBS=2; writes runs/studies/NAME.
 	$(call need,NAME)
-	@$(BIN)/fakedet study study=$(NAME) jobs=$(JOBS) output_dir=runs/studies/$(NAME) $(ARGS)
+	@$(BIN)/fakedet study study=$(NAME) $(if $(JOBS),hydra.launcher.n_jobs=$(JOBS)) $(ARGS)
 
 test: lint  ## Lint, check types and run the tests but the long ones.
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
@@ -58,7 +58,6 @@ EXP ?= ntf
 DEVICES ?= 2
 NODES ?= 1
 GPUS ?= 1
-JOBS ?= 2
 TRAINER ?= ddp
 
 train: $(STAMP)  ## Train one experiment: make train EXP=ntf ARGS="seed=1 data=manifest data.manifest=...".
@@ -70,19 +69,19 @@ train-ddp: $(STAMP)  ## The same on several GPUs of this machine: make train-ddp
 submit: $(STAMP)  ## The same as a SLURM job, on one node or several: make submit EXP=ntf NODES=2 GPUS=4.
 	@$(BIN)/fakedet train -m hydra/launcher=slurm experiment=$(EXP) trainer=$(TRAINER) trainer.num_nodes=$(NODES) trainer.devices=$(GPUS) hydra.launcher.nodes=$(NODES) hydra.launcher.tasks_per_node=$(GPUS) hydra.launcher.gpus_per_node=$(GPUS) hydra.sweep.dir=runs/$(EXP)/$(NOW) hydra.sweep.subdir=run $(ARGS)
 
-sweep: $(STAMP)  ## Several jobs of conf/sweep at a time on this machine: make sweep SWEEP=seeds JOBS=2.
+sweep: $(STAMP)  ## The same in a new folder, several jobs at a time on this machine: make sweep SWEEP=seeds JOBS=2.
 	$(call need,SWEEP)
-	@$(BIN)/fakedet train -m sweep=$(SWEEP) hydra/launcher=local hydra.launcher.n_jobs=$(JOBS) threads=1 hydra.sweep.dir=runs/sweeps/$(SWEEP)-$(NOW) $(ARGS)
+	@$(BIN)/fakedet study study=$(SWEEP) $(if $(JOBS),hydra.launcher.n_jobs=$(JOBS)) hydra.sweep.dir=runs/sweeps/$(SWEEP)-$(NOW) $(ARGS)
 
-sweep-slurm: $(STAMP)  ## One SLURM job for each set of overrides, as an array: make sweep-slurm SWEEP=seeds GPUS=1.
+sweep-slurm: $(STAMP)  ## The same on SLURM, one job of an array for each run: make sweep-slurm SWEEP=seeds GPUS=1.
 	$(call need,SWEEP)
-	@$(BIN)/fakedet train -m sweep=$(SWEEP) hydra/launcher=slurm hydra.launcher.gpus_per_node=$(GPUS) hydra.sweep.dir=runs/sweeps/$(SWEEP)-$(NOW) $(ARGS)
+	@$(BIN)/fakedet study study=$(SWEEP) hydra/launcher=slurm hydra.launcher.gpus_per_node=$(GPUS) hydra.sweep.dir=runs/sweeps/$(SWEEP)-$(NOW) $(ARGS)
 
 resume: $(STAMP)  ## Go on with a run that was stopped: make resume RUN=runs/ntf/2026-01-01_12-00-00.
 	$(call need,RUN)
 	@$(BIN)/fakedet resume run=$(RUN) $(ARGS)
 
-compare: $(STAMP)  ## One table of all runs below a folder: make compare RUNS=runs/sweeps/seeds-2026-01-01_12-00-00.
+compare: $(STAMP)  ## One table of all runs below a folder: make compare RUNS=runs/studies/demo.
 	$(call need,RUNS)
 	@$(BIN)/fakedet compare runs=$(RUNS) $(ARGS)
 

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fakedet.checkpoint import load_detector
 from fakedet.cli.app import register_resolvers
+from fakedet.training.sweep import plan
 from fakedet.training.train import train
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -23,6 +24,10 @@ GROUPS = [
     "debug",
 ]
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+OPTIONS += [
+    ("experiment", f"{path.parent.name}/{path.stem}")
+    for path in sorted((CONF / "experiment").glob("*/*.yaml"))
+]
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 
 
@@ -49,12 +54,16 @@ def test_every_option_composes(group: str, option: str) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "study").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_study_composes(path: Path) -> None:
-    config = composed("study", f"study={path.stem}")
-    OmegaConf.resolve(config)
-    assert config.study.baseline in config.study.methods
-    for overrides in config.study.methods.values():
-        composed("train", *config.study.common, *overrides)
+def test_every_study_composes_and_names_its_methods(path: Path) -> None:
+    register_resolvers()
+    study = plan([f"study={path.stem}"])
+    assert study is not None
+    assert study.settings["title"]
+    folders = [job.folder.name for job in study.jobs]
+    assert len(set(folders)) == len(folders) > 2
+    assert all("seed=" in name for name in folders), "more seeds later leave finished jobs where they are"
+    for job in study.jobs:
+        OmegaConf.resolve(job.config)
 
 
 def test_evaluate_composes() -> None:

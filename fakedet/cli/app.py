@@ -133,7 +133,7 @@ class SweepSummary(Callback):
         from fakedet.evaluation.report import ended_jobs
 
         failed_jobs.extend(row for row in ended_jobs(config.hydra.sweep.dir) if row["error"])
-        if failed_jobs:
+        if failed_jobs and not config.get("study"):  # a study's comparison names each
             numbers = ", ".join(str(row["job"]) for row in failed_jobs)
             one = len(failed_jobs) == 1
             print(
@@ -407,6 +407,7 @@ def _run_study(study: Study, run_hydra: Callable[[str], None], arguments: list[s
         with sweep.watch(study), nullcontext() if study.slurm else sweep.interruptible():
             folder = str(study.folder).replace("'", "\\'")
             run_hydra(f"hydra.sweep.dir='{folder}'")
+            set_up_logging()  # without the number of a job that ran in this process
             if sweep.stop_is_asked():
                 raise KeyboardInterrupt
         verbs.compare_study(study, arguments)
@@ -531,7 +532,7 @@ def _do(verb: str, config: DictConfig, overrides: list[str]) -> tuple[Any, bool]
     """Do what of a job is not done yet; returns what the verb returns, and whether all had been done before."""
     if verb == "train":
         from fakedet.training.resume import differences, finished
-        from fakedet.training.train import unscored
+        from fakedet.training.also import unscored
 
         # overwrite=true replaces what another config has left; a run of this very config is kept.
         if config.overwrite and (Path(config.output_dir) / "config.yaml").is_file():

@@ -34,7 +34,7 @@ from fakedet.export import export_detector
 from fakedet.metrics.bootstrap import Interval
 from fakedet.training.resume import config_of, finished
 from fakedet.training.sweep import Study
-from fakedet.training.train import score_also, train
+from fakedet.training.train import score_missing, train
 from fakedet.utils import is_main_process, threads
 
 
@@ -215,7 +215,7 @@ def run_train(config: DictConfig, overrides: list[str]) -> float | None:
 
 def run_also(config: DictConfig, overrides: list[str]) -> float | None:
     """Score what a finished run has not scored of ``also``; returns what :func:`run_train` returned."""
-    score_also(config)
+    score_missing(config)
     facts = finished(config)
     return facts["validation"] if facts else None
 

@@ -449,6 +449,7 @@ class Run:
         seed: of the training.
         facts: run.json; empty for a run that has not finished.
         failure: why it failed; "" for a run that did not, was stopped or is under way.
+        flags: of the command line that trains it, besides its overrides.
     """
 
     folder: Path
@@ -457,6 +458,7 @@ class Run:
     seed: int
     facts: dict[str, Any]
     failure: str
+    flags: Sequence[str] = ()
 
     @property
     def overrides(self) -> dict[str, str]:
@@ -500,7 +502,7 @@ def compare_runs(config: DictConfig, overrides: list[str], command: list[str] | 
     """
     given = [config.runs] if isinstance(config.runs, str) else [str(item) for item in config.runs]
     study = (_json(Path(given[0]) / STUDY) if len(given) == 1 else None) or {}
-    runs = _planned(Path(given[0]), study["jobs"]) if study else _found([Path(name) for name in given])
+    runs = _planned(Path(given[0]), study) if study else _found([Path(name) for name in given])
     failures = [line for run in runs if (line := _describe(run))]
     for line in failures:
         log.warning("%s", line)
@@ -541,15 +543,16 @@ def compare_runs(config: DictConfig, overrides: list[str], command: list[str] | 
     return reports
 
 
-def _planned(root: Path, jobs: Sequence[Mapping[str, Any]]) -> list[Run]:
+def _planned(root: Path, study: Mapping[str, Any]) -> list[Run]:
     """Read the folders of a study's jobs, in the study's order, whether they have begun or not."""
     ended = {row["job"]: row["error"] for row in ended_jobs(root)}
     runs = []
-    for number, job in enumerate(jobs):
+    flags = ["--config-dir", study["config_dir"]] if study["config_dir"] else []
+    for number, job in enumerate(study["jobs"]):
         folder = root / job["folder"]
         failure = (_json(folder / FAILURE) or {}).get("error") or ended.get(number) or ""
         facts = _json(folder / "run.json") or {}
-        runs.append(Run(folder, job["method"], job["overrides"], job["seed"], facts, failure))
+        runs.append(Run(folder, job["method"], job["overrides"], job["seed"], facts, failure, flags))
     return runs
 
 
@@ -601,5 +604,5 @@ def _describe(run: Run) -> str:
     again = f"fakedet resume run={shlex.quote(str(run.folder))}"
     if not (run.folder / "config.yaml").is_file():
         cause = cause if run.failure else "has not begun"
-        again = f"fakedet train {shlex.join([*run.given, f'output_dir={run.folder}'])}"
+        again = f"fakedet train {shlex.join([*run.flags, *run.given, f'output_dir={run.folder}'])}"
     return f"{run.folder.name} {cause}. Alone: {again}"

@@ -30,12 +30,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fakedet.build import build_encoder
-from fakedet.config import check_command_line, check_config
+from fakedet.config import check_command_line, check_config, plain
 from fakedet.errors import Preempted, UserError
 from fakedet.evaluation.report import ENDED, STUDY, ended_jobs, method_label
-from fakedet.training.fit import make_datamodule, plain
+from fakedet.training.also import also_config, also_sha256
 from fakedet.training.resume import differences
-from fakedet.training.train import also_config, also_sha256
+from fakedet.training.train import make_datamodule
 from fakedet.utils import bar, write_json
 
 LONGEST = 120
@@ -74,6 +74,8 @@ class Study:
     settings: Mapping[str, Any]
     jobs: list[Job]
     config: DictConfig
+    """Of the first job."""
+    config_dir: str | None
     slurm: bool
 
     def write(self) -> None:
@@ -83,7 +85,7 @@ class Study:
              "overrides": job.overrides}
             for job in self.jobs
         ]  # fmt: skip
-        write_json(self.folder / STUDY, {**self.settings, "jobs": jobs})
+        write_json(self.folder / STUDY, {**self.settings, "config_dir": self.config_dir, "jobs": jobs})
 
 
 # --- the jobs of a command line ------------------------------------------------------------------------
@@ -129,7 +131,7 @@ def plan(overrides: Sequence[str], config_dir: str | None = None) -> Study | Non
         ]
     settings: Any = OmegaConf.to_container(root.study, resolve=True)
     study = Study(folder, {"name": "study", "title": "Study", "baseline": None, "caveats": [], **settings}, jobs,
-                  jobs[0].config, slurm)  # fmt: skip
+                  jobs[0].config, config_dir, slurm)  # fmt: skip
     _check_plan(study)
     return study
 

@@ -37,12 +37,6 @@ def test_mistake_is_named(arguments: list[str], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_study_is_named() -> None:
-    with pytest.raises(UserError, match=r"which study\? pass study=NAME: ablation, .*demo"):
-        check_command_line("study", ["jobs=1"])
-    check_command_line("study", ["study=demo"])
-
-
 @pytest.mark.parametrize(
     "arguments",
     [

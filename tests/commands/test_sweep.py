@@ -26,19 +26,32 @@ def test_folders_are_named_by_what_is_swept_and_failures_and_finished_jobs_are_t
     said = capfd.readouterr().out
     folders = {path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()}
     assert folders == {
-        "0_model.optimizer.lr=0.001",
-        "1_model.optimizer.lr=1e+30",
+        "model.optimizer.lr=0.001",
+        "model.optimizer.lr=1e+30",
     }
     assert "[0] training bce on" in said
     assert "[1] training bce on" in said
     assert "1 job of this sweep has failed (1); `fakedet compare runs=sweep` gives" in said
-    facts = tmp_path / "sweep" / "0_model.optimizer.lr=0.001" / "run.json"
+    facts = tmp_path / "sweep" / "model.optimizer.lr=0.001" / "run.json"
     stamp = facts.stat().st_mtime_ns
     assert launch("train", sweep) == 2
     assert "holds this very run, finished: it is not trained again" in capfd.readouterr().out
     assert facts.stat().st_mtime_ns == stamp
     assert launch("train", [*sweep[:-1], "model.optimizer.lr=1e-3"]) == 0
     assert "failed" not in capfd.readouterr().out
+
+
+def test_a_job_that_crashes_is_named_and_the_others_go_on(
+    tiny_manifest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever ends a job, not only what fakedet explains."""
+    monkeypatch.chdir(tmp_path)
+    sweep = ["-m", *SMALL, f"data.manifest={tiny_manifest}", "debug=step", "trainer.log_every_n_steps=-1,1"]
+    assert launch("train", sweep) == 1
+    said = capfd.readouterr()
+    assert "1 job of this sweep has failed (0)" in said.out
+    assert "Traceback" in said.err
+    assert (tmp_path / "sweep" / "trainer.log_every_n_steps=1" / "run.json").is_file()
 
 
 def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:

@@ -53,6 +53,37 @@ def test_seeds_are_taken_together_and_failures_named(
     assert len(pd.read_csv(tmp_path / "c" / "table.csv")) > 6
 
 
+@pytest.mark.slow
+def test_detectors_that_saw_different_generators_stand_in_a_matrix(
+    tiny_manifest_module: Path, tmp_path: Path
+) -> None:
+    arguments = [
+        "-m",
+        *COMMON,
+        f"data.manifest={tiny_manifest_module}",
+        f"hydra.sweep.dir={tmp_path / 'sweep'}",
+    ]
+    assert launch("train", [*arguments, "model=bce", "data.hold_out=[],[gen_a]"]) == 0
+    folders = {path.parent.name for path in (tmp_path / "sweep").glob("*/run.json")}
+    assert folders == {"data.hold_out=", "data.hold_out=gen_a"}
+    assert (
+        launch(
+            "compare",
+            [f"runs={tmp_path / 'sweep'}", f"output_dir={tmp_path / 'c'}", "bootstrap.resamples=20"],
+        )
+        == 0
+    )
+    summary = json.loads((tmp_path / "c" / "summary.json").read_text())
+    assert summary["methods"] == ["data.hold_out=[]", "data.hold_out=[gen_a]"]
+    assert {row["seen"] for row in summary["generators"].values()} == {None}, (
+        "none is seen or unseen for both"
+    )
+    page = (tmp_path / "c" / "report.html").read_text()
+    assert "AUC of each detector (row) on each generator (column)" in page
+    assert "not known whether seen in training" in page
+    assert (tmp_path / "c" / "matrix.png").stat().st_size > 0
+
+
 def test_nothing_to_compare_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert launch("compare", [f"runs={tmp_path}", f"output_dir={tmp_path / 'c'}"]) == 2
     assert "there is no finished run" in capsys.readouterr().err

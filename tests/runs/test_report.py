@@ -10,7 +10,12 @@ import pandas as pd
 import pytest
 
 from fakedet.cli.app import launch
-from fakedet.evaluation.predictions import confident_errors, read_pictures, read_predictions
+from fakedet.evaluation.predictions import (
+    confident_errors,
+    read_pictures,
+    read_predictions,
+    write_predictions,
+)
 
 COMMON = ["data=manifest", "data.crop_size=32", "data.batch_size=16", "trainer.max_epochs=1", "threads=1",
           "bootstrap.resamples=30", "trace_cache=null"]  # fmt: skip
@@ -51,11 +56,26 @@ def test_one_file_gives_the_numbers_of_its_run(runs: Path, tmp_path: Path) -> No
     )
     page = (tmp_path / "r" / "report.html").read_text()
     assert '<th scope="col">shortcut AUC</th>' in page
-    assert page.count("data:image/png;base64,") == 6  # AP, ROC and PR, reliability, scores, map, robustness
+    # AP, AUC, ROC and PR, reliability, scores, map, robustness
+    assert page.count("data:image/png;base64,") == 7
     assert "manifest_sha256" in page  # provenance
     assert "https://" not in page
     assert "http://" not in page
     assert len(pd.read_csv(tmp_path / "r" / "table.csv")) > 6
+
+
+def test_what_headers_give_away_is_said(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame, identity = read_predictions(runs / "a" / "predictions.parquet")
+    areas = {"gen_a": 0.9, "gen_b": 0.6, "gen_c": 0.71}
+    told = "Format, size and compression alone tell gen_a, gen_c (AUC above 0.7)"
+    for name, found in (("loud", areas), ("quiet", {"gen_b": 0.6})):
+        shortcut = {key: {"auc": {"value": area, "low": area, "high": area}} for key, area in found.items()}
+        write_predictions(frame, tmp_path / f"{name}.parquet", {**identity, "shortcut": shortcut})
+        assert report(tmp_path / f"{name}.parquet", tmp_path / name) == 0
+        assert (told in capsys.readouterr().out) == (name == "loud")
+        assert (told in (tmp_path / name / "report.html").read_text()) == (name == "loud")
 
 
 def test_two_files_give_a_comparison(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,127 +1,148 @@
-"""A study through the real command line: jobs side by side, failures told, finished jobs kept."""
+"""A study through the command line: jobs side by side, failures named, finished jobs kept, mistakes found first."""
 
 import json
 import os
-import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import pandas as pd
 import pytest
+import torch
 from omegaconf import OmegaConf
-from sklearn.metrics import roc_auc_score
 
-from fakedet.data.manifest import load_manifest
-from fakedet.errors import UserError
-from fakedet.evaluation.predictions import read_predictions
-from fakedet.training.study import Finished, Job, check_jobs, compose_job, plan, told_by_headers
+from fakedet.cli.app import launch
 
-STUDY = {
-    "name": "small", "title": "small study", "seeds": [0, 1], "baseline": "bce", "first": ["trace"],
-    "common": ["data=manifest", "data.crop_size=32", "data.batch_size=16", "debug=step", "threads=1"],
-    "methods": {"trace": ["model=ntf_stage1"], "bce": ["model=mine"], "bad": ["model=bce", "+model.optimizer.no=1"]},
-    "derived": {"distance": {"of": "trace", "score": "trace_distance"}},
-    "also": {"same": ["data.manifest=${oc.env:SMALL_MANIFEST}"]}, "caveats": ["small & quick"],
-}  # fmt: skip
+METHODS = {
+    "trace": "defaults: [ntf_stage1, _self_]\n",
+    "mine": "defaults: [bce, _self_]\nname: mine\n",
+    "bad": "defaults: [bce, _self_]\nname: bad\noptimizer: {'no': 1}\n",
+}
 
 
-def run(folder: Path, manifest: Path) -> subprocess.CompletedProcess[str]:
-    process = start(folder, manifest)
-    output, errors = process.communicate(timeout=400)
-    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+def write_study(folder: Path, methods: str, seeds: str, **changes: object) -> Path:
+    """Write the study `small` and its methods into a folder for --config-dir."""
+    study = {
+        "defaults": [
+            {"override /data": "manifest"}, {"override /debug": "step"}, {"override /hydra/launcher": "local"},
+        ],
+        "data": {"crop_size": 32, "batch_size": 16}, "threads": 1, "bootstrap": {"resamples": 20},
+        "also": {"same": {"manifest": "${oc.env:OTHER_MANIFEST}"}},
+        "study": {"name": "small", "title": "small study", "baseline": "mine", "caveats": ["small & quick"]},
+        "hydra": {"sweep": {"dir": "out"}, "sweeper": {"params": {"model": methods, "seed": seeds}}},
+    }  # fmt: skip
+    for name in ("study", "model"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    text = OmegaConf.to_yaml(OmegaConf.merge(study, changes))
+    (folder / "study" / "small.yaml").write_text(f"# @package _global_\n{text}")
+    for name, text in METHODS.items():
+        (folder / "model" / f"{name}.yaml").write_text(text)
+    return folder
 
 
-def start(folder: Path, manifest: Path) -> subprocess.Popen[str]:
-    configs = folder / "configs" / "study"
-    configs.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(STUDY), configs / "small.yaml")
-    (configs.parent / "model").mkdir(exist_ok=True)
-    (configs.parent / "model" / "mine.yaml").write_text("defaults: [bce, _self_]\nname: mine\n")
+def start(folder: Path, manifest: Path, *more: str) -> subprocess.Popen[str]:
     environment = {key: value for key, value in os.environ.items() if key != "LOCAL_RANK"}
-    environment["SMALL_MANIFEST"] = str(manifest)
+    environment["OTHER_MANIFEST"] = str(manifest)
     return subprocess.Popen(
-        [sys.executable, "-m", "fakedet", "study", "--config-dir", str(configs.parent), "study=small",
-         f"extra=['data.manifest={manifest}']", "output_dir=out", "bootstrap.resamples=50"],
+        [sys.executable, "-m", "fakedet", "study", "--config-dir", "configs", "study=small",
+         f"data.manifest={manifest}", "trace_cache=stage1", *more],
         cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what starts the tests may ignore it
     )  # fmt: skip
 
 
+def run(folder: Path, manifest: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    process = start(folder, manifest, *more)
+    output, errors = process.communicate(timeout=900)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def job(out: Path, method: str, seed: int = 0) -> Path:
+    return out / f"model={method},seed={seed}"
+
+
 @pytest.mark.slow
-def test_a_study_compares_what_ended_well_and_tells_what_did_not(tiny_manifest: Path, tmp_path: Path) -> None:
+def test_a_study_compares_what_ended_well_and_names_what_did_not(tiny_manifest: Path, tmp_path: Path) -> None:
+    write_study(tmp_path / "configs", "trace,mine,bad", "0,1")
     done = run(tmp_path, tiny_manifest)
-    assert done.returncode == 1, "a job failed, and a script must be able to tell"
+    assert done.returncode in (1, 2), "a job failed, and a script must be able to tell"
     out = tmp_path / "out"
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["methods"] == ["trace", "bce", "distance"]
-    assert summary["seeds"] == {"trace": [0, 1], "bce": [0, 1], "distance": [0, 1]}
+    assert summary["methods"] == ["trace", "mine"]
+    assert summary["seeds"] == {"trace": [0, 1], "mine": [0, 1]}
     assert len(summary["failures"]) == 2
     assert "'adamw' does not take these settings" in summary["failures"][0]
+    assert f"Alone: fakedet resume run='{job(out, 'bad')}'" in summary["failures"][0].replace('"', "'") or (
+        f"Alone: fakedet resume run={job(out, 'bad')}" in summary["failures"][0]
+    )
     assert summary["generators"]["gen_c"]["seen"] is False
     assert summary["generators"]["gen_a"]["seen"] is True
     order = [(run["method"], run["seed"]) for run in summary["runs"]]
-    assert order == [("trace", 0), ("trace", 1), ("bce", 0), ("bce", 1)], (
+    assert order == [("trace", 0), ("trace", 1), ("mine", 0), ("mine", 1)], (
         "as planned, whichever was the faster"
     )
-    for method in ("trace", "bce"):  # of the same unseen generators, also where stage 1 saw no fakes
+    for method in ("trace", "mine"):  # of the same unseen generators, also where stage 1 saw no fakes
         rows_of = [run["mAP unseen"] for run in summary["runs"] if run["method"] == method]
         mean = summary["values"]["ap"]["map_unseen"][method]["value"]
         assert sum(rows_of) / len(rows_of) == pytest.approx(mean, abs=1e-4)
-    assert "FAILED bad seed 0" in done.stdout
+    lines = done.stdout.splitlines()
+    assert sum("done after" in line for line in lines) == 4, "one line per job where nobody watches"
+    assert any("bad, seed 0: FAILED: model.optimizer" in line for line in lines)
+    assert "training mine" not in done.stdout, "what a job prints is in its console.log"
+    assert "training mine" in (job(out, "mine") / "console.log").read_text()
     assert "mean, unseen" in done.stdout
     assert summary["verdict"][0] in " ".join(done.stdout.split())
-    assert done.stdout.strip().splitlines()[-1].endswith("out/report.html")
+    assert any(line.endswith("out/report.html") for line in lines[-2:])
     html = (out / "report.html").read_text()
     assert "small &amp; quick" in html
     assert "does not take these settings" in html
-    for name in ("ap.png", "auc.png", "curves.png", "table.csv", "table.md", "bce/seed0/predictions.parquet"):
+    for name in ("ap.png", "auc.png", "curves.png", "table.csv", "table.md"):
         assert (out / name).stat().st_size > 0
     assert "Traceback" not in done.stdout + done.stderr
     # The other manifest is the same one, so the trained detectors give the same table there.
     other = json.loads((out / "on_same" / "summary.json").read_text())
     assert other["values"] == summary["values"]
     assert "small study: same" in (out / "on_same" / "report.html").read_text()
-    predictions = [read_predictions(out / f"trace/seed{seed}/predictions.parquet")[0] for seed in (0, 1)]
-    for name in ("gen_a", "gen_b", "gen_c"):
-        areas = []
-        for frame in predictions:
-            rows = frame[(frame["label"] == 0) | (frame["generator"] == name)]
-            areas.append(roc_auc_score(rows["label"], rows["trace_distance"]))
-        assert summary["values"]["auc"][name]["distance"]["value"] == pytest.approx(sum(areas) / 2, abs=1e-9)
 
     # The same command again: what is done is kept, what failed is tried again.
-    stamp = (out / "bce" / "seed0" / "run.json").stat().st_mtime_ns
-    (out / "bce" / "seed1" / "run.json").unlink()  # as if it had been killed
-    (out / "trace" / "seed1" / "on_same" / "run.json").unlink()
-    trained = (out / "trace" / "seed1" / "run.json").stat().st_mtime_ns
+    stamp = (job(out, "mine") / "run.json").stat().st_mtime_ns
+    (job(out, "mine", 1) / "run.json").unlink()  # as if it had been killed
+    (job(out, "trace", 1) / "on_same" / "run.json").unlink()
+    trained = (job(out, "trace", 1) / "run.json").stat().st_mtime_ns
     again = run(tmp_path, tiny_manifest)
-    assert (out / "bce" / "seed0" / "run.json").stat().st_mtime_ns == stamp
-    assert (out / "bce" / "seed1" / "run.json").is_file()
-    assert (out / "trace" / "seed1" / "on_same" / "run.json").is_file(), "scored again ..."
-    assert (out / "trace" / "seed1" / "run.json").stat().st_mtime_ns == trained, "... and not trained again"
+    assert (job(out, "mine") / "run.json").stat().st_mtime_ns == stamp
+    assert (job(out, "mine", 1) / "run.json").is_file()
+    assert (job(out, "trace", 1) / "on_same" / "run.json").is_file(), "scored again ..."
+    assert (job(out, "trace", 1) / "run.json").stat().st_mtime_ns == trained, "... and not trained again"
     values = json.loads((out / "summary.json").read_text())["values"]
     assert (out / "on_same" / "summary.json").stat().st_mtime_ns > stamp
     assert values == summary["values"], "the same seeds give the same numbers"
-    assert re.search(r"3/3|1/3", again.stdout), "two bad jobs and the killed one ran again, nothing else"
+    ran = [
+        line.split(":")[0].partition("  ")[2]
+        for line in again.stdout.splitlines()
+        if " after " in line or "FAILED" in line
+    ]
+    assert sorted(ran) == ["bad, seed 0", "bad, seed 1", "mine, seed 1", "trace, seed 1"], "and nothing else"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the workers in /proc")
 @pytest.mark.parametrize("who", ["study", "worker", "terminal"])
-def test_workers_end_with_a_study_that_is_killed(who: str, tiny_manifest: Path, tmp_path: Path) -> None:
-    process = start(tmp_path, tiny_manifest)
-    deadline = time.monotonic() + 300
-    while not (tmp_path / "out" / "trace" / "seed0" / "config.yaml").is_file():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert len(workers) >= 2
+def test_workers_end_with_a_study_that_is_stopped(who: str, tiny_manifest: Path, tmp_path: Path) -> None:
+    write_study(tmp_path / "configs", "mine", "0,1,2")
+    endless = ["data.steps_per_epoch=100000", "trainer.limit_train_batches=1.0", "callbacks.resume.every_steps=100000",
+               "callbacks.progress.file=${output_dir}/progress.json"]  # fmt: skip
+    process = start(tmp_path, tiny_manifest, *endless)
+    out = tmp_path / "out"
+    until(lambda: len(list(out.glob("*/progress.json"))) == 2, process)
+    workers = [number for number in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+               if "resource_tracker" not in Path(f"/proc/{number}/cmdline").read_text()]  # fmt: skip
+    assert len(workers) == 2
     if who == "study":
         os.kill(process.pid, signal.SIGSTOP)  # or it may be done before the second has started
-        second = run(tmp_path, tiny_manifest)
+        second = run(tmp_path, tiny_manifest, *endless)
         os.kill(process.pid, signal.SIGCONT)
         assert second.returncode == 2
         assert "another process is running a study in it" in second.stderr
@@ -129,193 +150,212 @@ def test_workers_end_with_a_study_that_is_killed(who: str, tiny_manifest: Path, 
         process.communicate()  # closes its pipes too
     elif who == "terminal":
         os.killpg(process.pid, signal.SIGINT)
-        output, errors = process.communicate(timeout=100)
-        assert process.returncode == 130
+        output, errors = process.communicate(timeout=300)
+        assert process.returncode == 130, errors
         assert "the same command goes on" in errors
         assert "Traceback" not in output + errors
-        assert len(list((tmp_path / "out").glob("*/seed*/config.yaml"))) <= 2, "no further job was begun"
+        assert len(list(out.glob("*/config.yaml"))) == 2, "no further job was begun"
     else:
-        for worker in workers:  # multiprocessing's resource tracker among them lets the signal pass
+        for worker in workers:
             os.kill(int(worker), signal.SIGTERM)
-        output, errors = process.communicate(timeout=100)
+        output, errors = process.communicate(timeout=300)
         assert process.returncode == 2
-        assert "a process of the study was killed" in errors
+        assert "a process of the jobs was killed" in errors
         assert "Traceback" not in output + errors
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{worker}/cmdline").is_file() for worker in workers):
-        assert time.monotonic() < deadline, "they would train on, unseen"
+    until(lambda: not any(Path(f"/proc/{worker}/cmdline").is_file() for worker in workers))
+    points = list(out.glob("*/checkpoints/resume.ckpt"))
+    assert len(points) == 2 or (who == "worker" and points), "each job that trained writes its resume point"
+    assert all(torch.load(point, weights_only=True)["global_step"] > 0 for point in points)
+
+
+def until(reached, process: subprocess.Popen[str] | None = None, seconds: float = 400.0) -> None:
+    end = time.monotonic() + seconds
+    while not reached():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "nothing came"
         time.sleep(0.1)
 
 
-def test_what_other_settings_trained_is_not_replaced_without_a_word(tmp_path: Path) -> None:
-    first, rest = plan(STUDY, tmp_path, [])
-    done = (first + rest)[2]
-    done.folder.mkdir(parents=True)
-    OmegaConf.save(OmegaConf.create(list(done.overrides)), done.folder / "overrides.yaml")
-    (done.folder / "run.json").write_text("{}")
-    assert done.is_trained
-    plan(STUDY, tmp_path, [])
-    with pytest.raises(UserError, match=rf"{done.name} \(see overrides.yaml.*overwrite=true"):
-        plan(STUDY, tmp_path, ["model.optimizer.lr=0.1"])
-    first, rest = plan(STUDY, tmp_path, ["model.optimizer.lr=0.1"], overwrite=True)
-    assert not (first + rest)[2].is_trained
-    # A study that was moved is the same study.
-    moved = tmp_path.rename(tmp_path.with_name("moved"))
-    first, rest = plan(STUDY, moved, [])
-    assert [job.is_trained for job in first + rest] == [False, False, True, False, False, False]
+# --- in this process: one job of each of two methods ---------------------------------------------------
 
 
-def test_what_a_config_trained_that_was_edited_since_is_not_taken_for_its_result(
-    tiny_manifest: Path, tmp_path: Path
+@pytest.fixture(scope="module")
+def trained(tiny_manifest_module: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with configs, the data, and a finished study in `out`."""
+    root = tmp_path_factory.mktemp("study")
+    write_study(root / "configs", "trace,mine", "0")
+    shutil.copytree(tiny_manifest_module.parent, root / "data")
+    shutil.copy(root / "data" / "manifest.csv", root / "data" / "other.csv")
+    with pytest.MonkeyPatch.context() as patch:
+        assert study(root, patch) == 0
+    return root
+
+
+@pytest.fixture
+def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give a copy of it: a study that was moved is the same study."""
+    shutil.copytree(trained, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    return tmp_path / "moved"
+
+
+def study(root: Path, patch: pytest.MonkeyPatch, *more: str) -> int:
+    patch.chdir(root)
+    patch.setenv("OTHER_MANIFEST", "data/other.csv")
+    return launch("study", ["--config-dir", str(root / "configs"), "study=small", "data.manifest=data/manifest.csv",
+                            "trace_cache=stage1", "hydra/launcher=basic", *more])  # fmt: skip
+
+
+def stamps(root: Path) -> dict[str, int]:
+    """Give when each training and each scoring was finished."""
+    return {str(path.parent.relative_to(root / "out")): path.stat().st_mtime_ns
+            for path in (root / "out").glob("model=*/**/run.json")}  # fmt: skip
+
+
+def changed(before: dict[str, int], after: dict[str, int]) -> set[str]:
+    return {name for name in after if after[name] != before.get(name)}
+
+
+def test_a_finished_study_is_compared_again_and_not_trained(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    study = {**STUDY, "methods": {"trace": ["model=ntf_stage1"], "bce": ["model=bce"]}, "also": {"same": []}}
-    study["also"]["same"] = [f"data.manifest={tiny_manifest}"]
-    place = tmp_path / "out"
-
-    def jobs(overwrite: bool = False) -> list[Job]:
-        first, rest = plan(study, place, [f"data.manifest={tiny_manifest}"], overwrite=overwrite)
-        return first + rest
-
-    for job in jobs():
-        finish(job, manifest=sha256(tiny_manifest))
-        finish(job, "same", manifest=sha256(tiny_manifest))
-        OmegaConf.save(compose_job(job), job.folder / "config.yaml")
-    check_jobs(jobs())
-    assert all(job.is_done for job in jobs())
-    # A study that was moved is the same study.
-    place = place.rename(tmp_path / "moved")
-    check_jobs(jobs())
-    assert all(job.is_done for job in jobs())
-    edited = jobs()[3]
-    config = OmegaConf.load(edited.folder / "config.yaml")
-    config.model.epochs = 77
-    OmegaConf.save(config, edited.folder / "config.yaml")
-    with pytest.raises(
-        UserError, match=r"seed1 was trained by another config than 'bce' is now: .*77 → .*overwrite"
-    ):
-        check_jobs(jobs())
-    assert edited.is_trained
-    check_jobs(jobs(overwrite=True))
-    assert [job.is_trained for job in jobs()] == [True, True, True, False]
+    before = stamps(place)
+    assert len(before) == 4
+    assert study(place, monkeypatch) == 0
+    assert stamps(place) == before
+    assert "2 jobs, 2 of them trained before" in capsys.readouterr().out
+    # The same comparison, made alone and later.
+    assert launch("compare", [f"runs={place / 'out'}", "output_dir=later", "bootstrap.resamples=20"]) == 0
+    for name in ("summary.json", "on_same/summary.json"):
+        one, other = (json.loads((folder / name).read_text()) for folder in (place / "out", place / "later"))
+        assert one["values"] == other["values"]
+        assert (
+            (one["methods"], one["baseline"])
+            == (other["methods"], other["baseline"])
+            == (["trace", "mine"], "mine")
+        )
+    assert "small &amp; quick" in (place / "later" / "report.html").read_text()
 
 
-def test_a_mistake_in_a_method_stops_the_study_before_it_trains(tmp_path: Path) -> None:
-    for worse, message in (
-        ("model/encoder=smal", r"the overrides of 'worse': .*smal"),
-        ("model.loss.temperature=-1", r"study: 'worse': model.loss.temperature=-1: must be above 0"),
-        (
-            "model.optimizer.schedule=cosin",
-            r"study: 'worse': model.optimizer.schedule: 'cosin' .*did you mean 'cosine'",
-        ),
-        (
-            "stage1.optimizer.name=adammw",
-            r"study: 'worse': stage1.optimizer.name: 'adammw' .*did you mean 'adamw'",
-        ),
-    ):
-        methods = {"trace": ["model=ntf_stage1"], "bce": ["model=bce"], "worse": ["model=ntf", worse]}
-        first, rest = plan({**STUDY, "methods": methods}, tmp_path, ["data.manifest=none.csv"])
-        with pytest.raises(UserError, match=message):
-            check_jobs(first + rest)
+def test_what_another_config_trained_is_not_taken_for_its_result(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = job(place / "out", "mine") / "config.yaml"
+    config = OmegaConf.load(saved)
+    config.model.hidden_dim = 77
+    OmegaConf.save(config, saved)
+    before = stamps(place)
+    assert study(place, monkeypatch) == 2
+    said = capsys.readouterr().err
+    assert "seed=0 was trained by another config than 'mine' is now: model.hidden_dim: 77 → 128; " in said
+    assert "overwrite=true" in said
+    assert stamps(place) == before
+    assert study(place, monkeypatch, "overwrite=true") == 0
+    assert changed(before, stamps(place)) == {"model=mine,seed=0", "model=mine,seed=0/on_same"}
+    # On the command line it is the same; a checkpoint without run.json is no reason to replace it either.
+    (job(place / "out", "mine") / "run.json").unlink()
+    assert study(place, monkeypatch, "model.optimizer.weight_decay=0.5") == 2
+    assert "model.optimizer.weight_decay: 0.01 → 0.5" in capsys.readouterr().err
 
 
-def finish(job: Job, name: str | None = None, manifest: str = "") -> None:
-    """Leave what a finished job leaves that its study looks at."""
-    folder = job.results(name)
-    folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(
-        OmegaConf.create(list(job.scoring(name) if name else job.overrides)), folder / "overrides.yaml"
+def test_what_other_data_trained_is_not_compared(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = stamps(place)
+    other, own = place / "data" / "other.csv", place / "data" / "manifest.csv"
+    other.write_text("\n".join(own.read_text().splitlines()[:-1]) + "\n")
+    assert study(place, monkeypatch) == 0
+    assert changed(before, stamps(place)) == {"model=mine,seed=0/on_same", "model=trace,seed=0/on_same"}, (
+        "scored anew"
     )
-    (folder / "run.json").write_text(json.dumps({"manifest_sha256": manifest}))
-
-
-def test_missing_weights_stop_the_study_before_it_trains(tiny_manifest: Path, tmp_path: Path) -> None:
-    methods = {"trace": ["model=ntf_stage1"], "clip": ["model=bce", "model.encoder.weights=none.safetensors"]}
-    config = {**STUDY, "methods": methods, "baseline": "trace", "also": {}}
-    first, rest = plan(config, tmp_path, [f"data.manifest={tiny_manifest}", "model/encoder=timm"])
-    with pytest.raises(UserError, match=r"study: 'clip': model.encoder.weights: there is no file none"):
-        check_jobs(first + rest)
-    for job in rest:  # a method that is trained needs them no more
-        finish(job, manifest=sha256(tiny_manifest))
-    check_jobs(first + rest)
-
-
-def test_what_other_data_trained_is_not_compared(tiny_manifest: Path, tmp_path: Path) -> None:
-    other = tiny_manifest.with_name("other.csv")
-    rows = tiny_manifest.read_text()
-    other.write_text(rows + "\n")
-    config = {**STUDY, "methods": {"bce": ["model=bce"], "trace": ["model=ntf_stage1"]}}
-    config["also"] = {"other": [f"data.manifest={other}"]}
-
-    def jobs(overwrite: bool = False) -> list[Job]:
-        first, rest = plan(config, tmp_path / "out", [f"data.manifest={tiny_manifest}"], overwrite=overwrite)
-        return first + rest
-
-    for job in jobs():
-        finish(job, manifest=sha256(tiny_manifest))
-        finish(job, "other", manifest=sha256(other))
-    check_jobs(jobs())
-    assert all(job.is_done for job in jobs())
-    other.write_text("\n".join(rows.splitlines()[:-1]) + "\n")
-    check_jobs(jobs())
-    assert not any(job.is_scored("other") for job in jobs()), "scored anew, by the same detectors"
-    assert all(job.is_trained for job in jobs())
-    finish(jobs()[0], manifest="of other data")
-    with pytest.raises(
-        UserError, match=r"trained by another manifest: .*has changed since; .*overwrite=true"
-    ):
-        check_jobs(jobs())
-    check_jobs(jobs(overwrite=True))
-    assert [job.is_trained for job in jobs()] == [False, True, True, True]
+    before = stamps(place)
+    rows = own.read_text()
+    own.write_text("\n".join(rows.splitlines()[:-1]) + "\n")
+    capsys.readouterr()
+    assert study(place, monkeypatch) == 2
+    said = capsys.readouterr().err
+    assert "was trained by another manifest: data/manifest.csv has changed since; " in said
+    assert "overwrite=true" in said
+    own.write_text(rows)
     other.unlink()
-    with pytest.raises(UserError, match=r"study\.also\.other: .*other\.csv"):
-        check_jobs(jobs())
+    assert study(place, monkeypatch) == 2
+    assert "other.csv" in capsys.readouterr().err
+    assert stamps(place) == before
 
 
-def sha256(path: Path) -> str:
-    return load_manifest(path).sha256
+def test_missing_weights_are_found_first_unless_the_method_is_trained(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "configs" / "model" / "clip.yaml").write_text(
+        "defaults: [bce, override encoder: timm, _self_]\nname: clip\n"
+        "encoder: {name: resnet10t, weights: none.safetensors}\n"
+    )
+    write_study(place / "configs", "trace,mine,clip", "0")
+    assert study(place, monkeypatch) == 2
+    assert "study: 'clip': model.encoder.weights: there is no file none" in capsys.readouterr().err
+    (job(place / "out", "clip")).mkdir()
+    assert not (job(place / "out", "clip") / "config.yaml").exists()
 
 
-def test_wrong_names_in_a_study_are_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'bse' is not among its methods: trace, bce, bad"):
-        plan({**STUDY, "baseline": "bse"}, tmp_path, [])
-    with pytest.raises(UserError, match=r"study.seeds=\[0, 1, 0\]: each seed once"):
-        plan({**STUDY, "seeds": [0, 1, 0]}, tmp_path, [])
-    for changes, message in (
-        ({"seeds": []}, r"study.seeds=\[\]: a list of whole numbers"),
-        ({"seeds": ["a"]}, r"study.seeds=\['a'\]: a list of whole"),
-        ({"methods": {}}, r"study.methods: name"),
-        ({"methods": {"bce": None}}, r"study.methods.bce=None: a list of overrides"),
-        ({"methods": {"bce": "model=bce"}}, r"study.methods.bce=model=bce: a list of overrides"),
-        ({"also": {"x": "data=demo"}}, r"study.also.x=data=demo: a list"),
-        (
-            {"derived": {"bce": {"of": "trace", "score": "both"}}},
-            r"study.derived.bce: a method has this name",
-        ),
-        (
-            {"derived": {"d": {"of": "trase", "score": "both"}}},
-            r"derived.d.of: 'trase' .*did you mean 'trace'",
-        ),
-        (
-            {"derived": {"d": {"of": "trace", "score": "bot"}}},
-            r"derived.d.score: 'bot' .*did you mean 'both'",
-        ),
-        ({"derived": {"d": "trace"}}, r"derived.d: is {of: METHOD, score: trace_distance or both}"),
-    ):
-        with pytest.raises(UserError, match=message):
-            plan({**STUDY, **changes}, tmp_path, [])
-    plan({**STUDY, "first": None, "derived": None, "also": None}, tmp_path, [])
-    first, rest = plan(STUDY, tmp_path, ["seed=5"])
-    assert [job.name for job in first] == ["trace seed 0", "trace seed 1"]
-    assert len(rest) == 4
-    assert len({job.folder for job in first + rest}) == 6
+MISTAKES = [
+    (["model.optimizer.lr=-1"], "study: 'trace': model.optimizer.lr=-1: must be above 0"),
+    (
+        ["model.optimizer.schedule=cosin"],
+        "model.optimizer.schedule: 'cosin' is not known; did you mean 'cosine'?",
+    ),
+    (["model.optimizr=1"], "no key 'model.optimizr'; did you mean 'model.optimizer'?"),
+    (["model=trace,mein"], "model=mein: there is no such config; did you mean 'mine'?"),
+    (["data.manifest=none.csv"], "none.csv"),
+    (["also={x: 3}"], "also.x=3: values of the data node"),
+    (["also={x: {manifest: a.csv, rot: b}}"], "also.x: there is no key 'data.rot'; did you mean 'root'?"),
+    (["study.baseline=mien"], "study.baseline: 'mien' is not among its methods: trace; mine"),
+    (["seed=0,1,0"], "has the seed 0 twice"),
+]
 
 
-def test_what_headers_give_away_is_said() -> None:
-    def finished(**areas: float | None) -> list[Finished]:
-        shortcut = {name: {"auc": {"value": area, "low": area, "high": area}} for name, area in areas.items()}
-        job = Job("bce", 0, (), Path("nowhere"))
-        return [Finished(job, {}, {}, pd.DataFrame(), {"shortcut": shortcut})]
+@pytest.mark.parametrize(("more", "message"), MISTAKES, ids=lambda value: str(value)[:30])
+def test_a_mistake_stops_the_study_before_it_trains(
+    more: list[str],
+    message: str,
+    trained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert study(trained, monkeypatch, "hydra.sweep.dir=fresh", *more) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+    assert said.count("\n") == 1
+    assert not (trained / "fresh").exists()
 
-    (told,) = told_by_headers(finished(gen_a=0.9, gen_b=0.6, gen_c=0.71, gen_d=None))
-    assert told.startswith("Format, size and compression alone tell gen_a, gen_c (AUC above 0.7)")
-    assert told_by_headers(finished(gen_b=0.6)) == []
+
+def test_a_mistake_in_a_file_names_its_method(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_study(place / "configs", "trace,mine,nothing", "0")
+    assert study(place, monkeypatch) == 2
+    said = capsys.readouterr().err
+    assert "study: the overrides of 'nothing': model=nothing: there is no such config" in said
+
+
+def test_a_study_is_named_and_is_a_multirun(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(trained)
+    assert launch("study", ["threads=1"]) == 2
+    assert "which study? pass study=NAME: clip, demo, " in capsys.readouterr().err
+    assert launch("train", ["study=demo", "output_dir=alone"]) == 2
+    assert (
+        "a study is many jobs: pass -m; for one of them alone, give experiment, seed too"
+        in capsys.readouterr().err
+    )
+    assert not (trained / "alone").exists()
+
+
+def test_slurm_where_there_is_none_is_one_line(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert study(trained, monkeypatch, "hydra/launcher=slurm", "hydra.sweep.dir=fresh") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("fakedet: hydra/launcher=slurm: this machine has no sbatch and no srun")
+    assert said.count("\n") == 1
+    assert not (trained / "fresh").exists()

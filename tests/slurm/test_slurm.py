@@ -52,12 +52,14 @@ def slurm() -> Iterator[dict[str, str]]:
 class Launched:
     """`fakedet train -m hydra/launcher=slurm ...`, waiting for its jobs."""
 
-    def __init__(self, environment: dict[str, str], manifest: Path, folder: Path, *arguments: str) -> None:
+    def __init__(
+        self, environment: dict[str, str], manifest: Path, folder: Path, *arguments: str, verb: str = "train"
+    ) -> None:
         self.environment, self.folder = environment, folder
         self.log = folder.parent / f"{folder.name}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "fakedet", "train", "-m", "hydra/launcher=slurm", f"data.manifest={manifest}",
+                [sys.executable, "-m", "fakedet", verb, "-m", "hydra/launcher=slurm", f"data.manifest={manifest}",
                  f"hydra.sweep.dir={folder}", *arguments],
                 env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=folder.parent,
             )  # fmt: skip
@@ -101,6 +103,18 @@ def test_a_sweep_runs_a_job_for_each_set_of_overrides(
         identity = read_predictions(path.parent / "predictions.parquet")[1]
         found[identity["name"], json.loads(path.read_text())["seed"]] = path
     assert set(found) == {("bce", 1), ("bce", 2), ("supcon", 1), ("supcon", 2)}
+
+
+def test_a_study_runs_as_an_array_and_is_compared(slurm, tiny_manifest_module: Path, tmp_path: Path) -> None:
+    launched = Launched(slurm, tiny_manifest_module, tmp_path / "study", *TINY, "study=seeds", "trainer.max_epochs=1",
+                        "model=bce,supcon", "seed=1,2", "logger=csv", verb="study")  # fmt: skip
+    launched.wait()
+    summary = json.loads((tmp_path / "study" / "summary.json").read_text())
+    assert summary["seeds"] == {"bce": [1, 2], "supcon": [1, 2]}
+    assert summary["baseline"] == "bce"
+    assert (tmp_path / "study" / "report.html").is_file()
+    assert launched.log.read_text().count("done after") == 4
+    assert len(list((tmp_path / "study" / ".submitit").iterdir())) >= 4, "SLURM ran them"
 
 
 def test_a_stopped_job_is_queued_again_and_ends_like_one_that_never_was(

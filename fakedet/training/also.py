@@ -56,7 +56,9 @@ def also_sha256(wanted: DictConfig) -> str:
     Raises:
         UserError: it cannot be read.
     """
-    datamodule = build_datamodule({**plain(wanted.data), "crop_size": 64, "eval_policy": "crop", "match": None})
+    datamodule = build_datamodule(
+        {**plain(wanted.data), "crop_size": 64, "eval_policy": "crop", "match": None}
+    )
     assert isinstance(datamodule, ImageDataModule)
     return datamodule.manifest.sha256
 

@@ -56,7 +56,7 @@ def test_every_option_composes(group: str, option: str) -> None:
 @pytest.mark.parametrize("path", sorted((CONF / "study").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_study_composes_and_names_its_methods(path: Path) -> None:
     register_resolvers()
-    study = plan([f"study={path.stem}"])
+    _, study = plan("train", [f"study={path.stem}"])
     assert study is not None
     assert study.settings["title"]
     folders = [job.folder.name for job in study.jobs]

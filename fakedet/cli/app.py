@@ -220,10 +220,19 @@ def run_in_own_process(verb: str, config: DictConfig, overrides: list[str]) -> A
             value = receive.recv()
         process.join()
     if stopped:
+        raise_if_interrupted()
         signal.raise_signal(stopped[0])
     if process.exitcode:
         raise UserError(f"the job in {config.get('output_dir')} ended with status {process.exitcode}")
     return value
+
+
+def raise_if_interrupted() -> None:
+    """Raise KeyboardInterrupt where Ctrl-C had this multirun stop."""
+    from fakedet.training.sweep import stop_is_asked
+
+    if stop_is_asked():
+        raise KeyboardInterrupt
 
 
 def end_with_parent() -> None:
@@ -363,15 +372,15 @@ def _launch(verb: str, arguments: list[str]) -> int:
     from fakedet.training import sweep
 
     sweep.remember_swept(overrides)
-    study = sweep.plan(overrides, flags.config_dir) if verb == "train" else None
+    slurm, study = sweep.plan(verb, overrides, flags.config_dir)
+    # SLURM's jobs go on when this command is interrupted.
+    stoppable = nullcontext if slurm else sweep.interruptible
     try:
         if study is None:
-            with sweep.interruptible():
+            with stoppable():
                 run_hydra()
-                if sweep.stop_is_asked():
-                    raise KeyboardInterrupt
         else:
-            _run_study(study, run_hydra, arguments)
+            _run_study(study, run_hydra, stoppable, arguments)
     except Exception as error:
         if not isinstance(error, BrokenProcessPool) and not type(error).__module__.startswith("submitit."):
             raise
@@ -384,7 +393,10 @@ def _launch(verb: str, arguments: list[str]) -> int:
     return 0
 
 
-def _run_study(study: Study, run_hydra: Callable[[str], None], arguments: list[str]) -> None:
+def _run_study(
+    study: Study, run_hydra: Callable[[str], None], stoppable: Callable[[], AbstractContextManager[None]],
+    arguments: list[str],
+) -> None:  # fmt: skip
     """Check, train and compare the jobs of a study."""
     from fakedet.cli import verbs
     from fakedet.training import sweep
@@ -403,13 +415,10 @@ def _run_study(study: Study, run_hydra: Callable[[str], None], arguments: list[s
         study.write()
         jobs = f"{len(study.jobs)} jobs" + (f", {finished} of them trained before" if finished else "")
         log.info("study '%s': %s, into %s", study.settings["name"], jobs, study.folder)
-        # SLURM's jobs go on when this command is interrupted.
-        with sweep.watch(study), nullcontext() if study.slurm else sweep.interruptible():
+        with sweep.watch(study), stoppable():
             folder = str(study.folder).replace("'", "\\'")
             run_hydra(f"hydra.sweep.dir='{folder}'")
             set_up_logging()  # without the number of a job that ran in this process
-            if sweep.stop_is_asked():
-                raise KeyboardInterrupt
         verbs.compare_study(study, arguments)
     log.info("time    %.0f s", time.perf_counter() - started)
 
@@ -525,7 +534,7 @@ def _end_stopped_job(stop: Preempted) -> None:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         end_by_signal(stop)
     elif not sweep.Here.is_worker:
-        raise KeyboardInterrupt
+        raise_if_interrupted()
 
 
 def _do(verb: str, config: DictConfig, overrides: list[str]) -> tuple[Any, bool]:

@@ -76,7 +76,6 @@ class Study:
     config: DictConfig
     """Of the first job."""
     config_dir: str | None
-    slurm: bool
 
     def write(self) -> None:
         """Write study.json, which `fakedet compare` reads."""
@@ -91,12 +90,16 @@ class Study:
 # --- the jobs of a command line ------------------------------------------------------------------------
 
 
-def plan(overrides: Sequence[str], config_dir: str | None = None) -> Study | None:
-    """Compose the jobs of `fakedet train -m`; None where the multirun names no study.
+def plan(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> tuple[bool, Study | None]:
+    """Compose what a multirun's command line means.
 
     Args:
+        verb: names the config.
         overrides: of the command line, without flags.
         config_dir: folder of further configs (``--config-dir``).
+
+    Returns:
+        Whether SLURM runs the jobs, and the study that it names, if it does.
 
     Raises:
         UserError: SLURM is asked for where there is none, or a job's overrides do not compose.
@@ -107,15 +110,16 @@ def plan(overrides: Sequence[str], config_dir: str | None = None) -> Study | Non
         parsed = parser.parse_overrides(list(overrides))
         fixed = [*search, *(item.input_line or "" for item in parsed if item.is_hydra_override())]
         given = [item for item in parsed if not item.is_hydra_override()]
-        root = compose("train", [*fixed, *(_texts(item)[0] for item in given)], return_hydra_config=True)
+        single = [item for item in given if not item.is_sweep_override() or item.is_discrete_sweep()]
+        root = compose(verb, [*fixed, *(_texts(item)[0] for item in single)], return_hydra_config=True)
         slurm = str(root.hydra.launcher._target_).endswith("SlurmLauncher")
         if slurm and (missing := [name for name in ("sbatch", "srun") if shutil.which(name) is None]):
             raise UserError(
                 f"hydra/launcher=slurm: this machine has no {' and no '.join(missing)}; start it where SLURM is "
                 "installed, or pass hydra/launcher=local"
             )
-        if root.study is None:
-            return None
+        if root.get("study") is None:
+            return slurm, None
         if root.hydra.runtime.choices["hydra/sweeper"] != "basic":
             raise UserError("hydra/sweeper: a study lists its jobs; only the sweeper 'basic' does")
         lines = [f"{key}={value}" for key, value in (root.hydra.sweeper.params or {}).items()]
@@ -131,9 +135,9 @@ def plan(overrides: Sequence[str], config_dir: str | None = None) -> Study | Non
         ]
     settings: Any = OmegaConf.to_container(root.study, resolve=True)
     study = Study(folder, {"name": "study", "title": "Study", "baseline": None, "caveats": [], **settings}, jobs,
-                  jobs[0].config, config_dir, slurm)  # fmt: skip
+                  jobs[0].config, config_dir)  # fmt: skip
     _check_plan(study)
-    return study
+    return slurm, study
 
 
 def _texts(override: Override) -> list[str]:
@@ -230,7 +234,7 @@ def check_study(study: Study) -> int:
             manifest = _remembered(
                 data, job.config.data, lambda job=job: make_datamodule(job.config).manifest.sha256
             )
-            for name in job.config.also:
+            for name in job.config.also or ():
                 wanted = also_config(job.config, name)
                 _remembered(others, wanted.data, lambda wanted=wanted: also_sha256(wanted))
         except UserError as error:
@@ -360,6 +364,8 @@ def interruptible() -> Iterator[None]:
         before = signal.signal(signal.SIGINT, stop)
         try:
             yield
+            if flag.exists():  # the jobs have stopped
+                raise KeyboardInterrupt
         finally:
             signal.signal(signal.SIGINT, before)
             del os.environ[STOP]

@@ -46,7 +46,7 @@ def also_config(config: DictConfig, name: str) -> DictConfig:
     for key in ("threads", "trainer", "header_audit", "pictures", "bootstrap"):
         wanted[key] = config[key]
     with open_dict(wanted):
-        wanted.trust = packages_of(plain(config.model))  # what this run itself has trained with
+        wanted.trust = sorted(packages_of(plain(config.model)))  # what this run itself has trained with
     return wanted
 
 

@@ -46,12 +46,22 @@ def test_a_job_that_crashes_is_named_and_the_others_go_on(
 ) -> None:
     """Whatever ends a job, not only what fakedet explains."""
     monkeypatch.chdir(tmp_path)
-    sweep = ["-m", *SMALL, f"data.manifest={tiny_manifest}", "debug=step", "trainer.log_every_n_steps=-1,1"]
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "crashing.py").write_text(
+        "from lightning.pytorch import Callback\n"
+        "class Crash(Callback):\n"
+        "    def __init__(self, really):\n"
+        "        self.really = really\n"
+        "    def on_train_start(self, *arguments):\n"
+        "        assert not self.really\n"
+    )
+    sweep = ["-m", *SMALL, f"data.manifest={tiny_manifest}", "debug=step", "+callbacks.crash._target_=crashing.Crash",
+             "+callbacks.crash.really=true,false"]  # fmt: skip
     assert launch("train", sweep) == 1
     said = capfd.readouterr()
     assert "1 job of this sweep has failed (0)" in said.out
     assert "Traceback" in said.err
-    assert (tmp_path / "sweep" / "trainer.log_every_n_steps=1" / "run.json").is_file()
+    assert (tmp_path / "sweep" / "+callbacks.crash.really=false" / "run.json").is_file()
 
 
 def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:

@@ -35,7 +35,7 @@ from fakedet.metrics.bootstrap import Interval
 from fakedet.training.resume import config_of, finished
 from fakedet.training.sweep import Study
 from fakedet.training.train import score_missing, train
-from fakedet.utils import is_main_process, threads
+from fakedet.utils import is_main_process, open_folder, threads, write_config
 
 
 def interval(content: Mapping[str, float | None]) -> str:

@@ -14,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fakedet.build import build_datamodule
 from fakedet.config import packages_of, plain
-from fakedet.data.datamodule import ImageDataModule
 from fakedet.errors import UserError, nearest
 from fakedet.evaluation.evaluate import evaluate
 
@@ -59,7 +58,7 @@ def also_sha256(wanted: DictConfig) -> str:
     datamodule = build_datamodule(
         {**plain(wanted.data), "crop_size": 64, "eval_policy": "crop", "match": None}
     )
-    assert isinstance(datamodule, ImageDataModule)
+    datamodule.prepare()
     return datamodule.manifest.sha256
 
 

@@ -306,8 +306,8 @@ MISTAKES = [
     (["model.optimizr=1"], "no key 'model.optimizr'; did you mean 'model.optimizer'?"),
     (["model=trace,mein"], "model=mein: there is no such config; did you mean 'mine'?"),
     (["data.manifest=none.csv"], "none.csv"),
-    (["also={x: 3}"], "also.x=3: values of the data node"),
-    (["also={x: {manifest: a.csv, rot: b}}"], "also.x: there is no key 'data.rot'; did you mean 'root'?"),
+    (["+also.x=3"], "also.x=3: values of the data node"),
+    (["+also.x={manifest: a.csv, rot: b}"], "also.x: there is no key 'data.rot'; did you mean 'root'?"),
     (["study.baseline=mien"], "study.baseline: 'mien' is not among its methods: trace; mine"),
     (["seed=0,1,0"], "has the seed 0 twice"),
 ]

@@ -540,8 +540,8 @@ def _end_stopped_job(stop: Preempted) -> None:
 def _do(verb: str, config: DictConfig, overrides: list[str]) -> tuple[Any, bool]:
     """Do what of a job is not done yet; returns what the verb returns, and whether all had been done before."""
     if verb == "train":
-        from fakedet.training.also import unscored
         from fakedet.training.resume import differences, finished
+        from fakedet.training.train import unscored
 
         # overwrite=true replaces what another config has left; a run of this very config is kept.
         if config.overwrite and (Path(config.output_dir) / "config.yaml").is_file():

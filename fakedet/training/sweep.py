@@ -33,9 +33,8 @@ from fakedet.build import build_encoder
 from fakedet.config import check_command_line, check_config, plain
 from fakedet.errors import Preempted, UserError
 from fakedet.evaluation.report import ENDED, STUDY, ended_jobs, method_label
-from fakedet.training.also import also_config, also_sha256
 from fakedet.training.resume import differences
-from fakedet.training.train import make_datamodule
+from fakedet.training.train import also_config, also_sha256, make_datamodule
 from fakedet.utils import bar, write_json
 
 LONGEST = 120

@@ -9,19 +9,21 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
 import torch
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch.distributed import DistBackendError
 
 from fakedet.audit.shortcuts import describe_training, header_audit
@@ -38,7 +40,8 @@ from fakedet.checkpoint import FORMAT, load_stage1, read_checkpoint
 from fakedet.config import check_config, packages_of
 from fakedet.data.datamodule import DataModule
 from fakedet.data.manifest import Quarantine
-from fakedet.errors import Preempted, UserError
+from fakedet.errors import Preempted, UserError, nearest
+from fakedet.evaluation.evaluate import evaluate
 from fakedet.evaluation.plots import draw_map, plot_curves, plot_scores, read_curves
 from fakedet.evaluation.score import (
     apply_operating_point,
@@ -53,7 +56,6 @@ from fakedet.evaluation.score import (
 )
 from fakedet.methods.base import Detector, gather_records
 from fakedet.methods.ntf import NaturalTracePretraining
-from fakedet.training.also import forget_scores, score_also
 from fakedet.training.loggers import finish_loggers, log_dashboard, resolve_logger
 from fakedet.training.resume import keep_last_point, lock_folder, open_or_resume, resume_point_of
 from fakedet.training.stage1 import Stage1Cache, stage1_config, stage1_key
@@ -98,7 +100,7 @@ def train(config: DictConfig, overrides: list[str] | None = None) -> TrainedRun:
     folder = open_or_resume(config) if is_main_process() else Path(config.output_dir)
     with _taken(folder), threads(config.threads):
         trained = _train(config, folder, overrides)
-        score_also(config, trained.checkpoint)
+        _score_also(config, trained.checkpoint)
     return trained
 
 
@@ -107,7 +109,7 @@ def score_missing(config: DictConfig) -> None:
     folder = Path(config.output_dir)
     facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     with _taken(folder), threads(config.threads):
-        score_also(config, folder / facts["checkpoint"])
+        _score_also(config, folder / facts["checkpoint"])
 
 
 @contextmanager
@@ -142,7 +144,7 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
     facts = provenance(["fakedet", "train", *(overrides or [])])
     if is_main_process():
         write_config(folder, config, overrides)
-        forget_scores(folder)
+        _forget_scores(folder)
     check_parts(config)
     datamodule = make_datamodule(config)
     datamodule.require("train", "val")
@@ -398,3 +400,83 @@ def _test(
     log_dashboard(trainer.loggers, frame, metrics, datamodule.manifest, figures)
     quarantine.check(datamodule.max_quarantine)
     return metrics
+
+
+# --- further manifests: the node `also` ------------------------------------------------------------------
+
+
+def also_config(config: DictConfig, name: str) -> DictConfig:
+    """Compose the config that scores a manifest of ``also`` as `fakedet evaluate` does, into on_NAME.
+
+    Args:
+        config: of the training.
+        name: key in ``config.also``.
+
+    Raises:
+        UserError: it is no mapping of keys of the data node, or names no manifest.
+    """
+    running = GlobalHydra.instance().is_initialized()
+    with nullcontext() if running else initialize_config_module("fakedet.conf", version_base="1.3"):
+        wanted = compose("evaluate")
+    given = plain(config.also[name])
+    if not isinstance(given, dict) or "manifest" not in given:
+        raise UserError(f"also.{name}={given}: values of the data node, such as {{manifest: other.csv}}")
+    known = [str(key) for key in wanted.data.keys()]  # noqa: SIM118, a missing value is not "in"
+    if unknown := next((key for key in given if key not in known), None):
+        raise UserError(f"also.{name}: there is no key 'data.{unknown}'; {nearest(unknown, known)}")
+    wanted.data = OmegaConf.merge(wanted.data, given)
+    wanted.output_dir = str(Path(config.output_dir) / f"on_{name}")
+    wanted.overwrite = True
+    for key in ("threads", "trainer", "header_audit", "pictures", "bootstrap"):
+        wanted[key] = config[key]
+    with open_dict(wanted):
+        wanted.trust = sorted(packages_of(plain(config.model)))  # what this run itself has trained with
+    return wanted
+
+
+def also_sha256(wanted: DictConfig) -> str:
+    """Read the manifest of a config of :func:`also_config` and return its sha256.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    datamodule = build_datamodule(
+        {**plain(wanted.data), "crop_size": 64, "eval_policy": "crop", "match": None}
+    )
+    datamodule.prepare()
+    return datamodule.manifest.sha256
+
+
+def unscored(config: DictConfig) -> list[str]:
+    """Name the manifests of ``also`` that a run has not scored as they are now."""
+    return [str(name) for name in config.get("also") or () if not _is_scored(also_config(config, str(name)))]
+
+
+def _is_scored(wanted: DictConfig) -> bool:
+    folder = Path(wanted.output_dir)
+    try:
+        facts: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        data = plain(OmegaConf.load(folder / "config.yaml"))["data"]
+    except (OSError, ValueError):
+        return False
+    return bool(data == plain(wanted.data) and facts["manifest_sha256"] == also_sha256(wanted))
+
+
+def _score_also(config: DictConfig, checkpoint: Path) -> None:
+    """Score the manifests of ``also`` that a run has not scored as they are now.
+
+    Args:
+        config: of the run.
+        checkpoint: its weights.
+    """
+    for name in unscored(config):
+        wanted = also_config(config, name)
+        wanted.checkpoint = str(checkpoint)
+        log.info("scoring %s", wanted.data.manifest)
+        evaluate(wanted, [f"checkpoint={wanted.checkpoint}", f"data.manifest={wanted.data.manifest}"])
+
+
+def _forget_scores(folder: Path) -> None:
+    """Let what an earlier detector in this folder has scored count as not scored."""
+    for facts in folder.glob("on_*/run.json"):
+        facts.unlink()

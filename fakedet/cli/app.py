@@ -1,4 +1,4 @@
-"""cli/app"""
+"""The Hydra application behind every verb: exit statuses, multiruns and their jobs, signals, further ranks."""
 
 from __future__ import annotations
 

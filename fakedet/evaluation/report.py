@@ -1,4 +1,4 @@
-"""evaluation/report"""
+"""Reports: of predictions files alone, of the runs below a folder, and of a study; one code path for all."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class Launched:
             )  # fmt: skip
 
     def wait(self) -> str:
-        status = self.process.wait(240)
+        status = self.process.wait(600)  # without accounting, submitit looks less and less often
         outputs = "".join(path.read_text() for path in self.folder.glob(".submitit/**/*_log.out"))
         assert status == 0, self.log.read_text() + outputs
         return outputs

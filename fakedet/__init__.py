@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fakedet.errors import UserError
     from fakedet.metrics.per_generator import AveragePrecision, average_precision
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AveragePrecision",

@@ -95,9 +95,7 @@ def _alone(crops: Crops) -> Callable[[], object]:
 
 def _workers(crops: Crops) -> Callable[[], object]:
     # Workers stay: how long they take to start is not what is compared.
-    loader = DataLoader(
-        crops, batch_size=20, num_workers=2, persistent_workers=True, worker_init_fn=_one_thread
-    )
+    loader = DataLoader(crops, batch_size=20, num_workers=2, persistent_workers=True, worker_init_fn=_one_thread)
 
     def run() -> None:
         for _ in loader:

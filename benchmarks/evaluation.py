@@ -58,9 +58,7 @@ def main() -> None:
             found.append([float(word) for word in done.stdout.split()])
         seconds, before, most = np.median(found, axis=0)
         low, high = min(run[0] for run in found), max(run[0] for run in found)
-        print(
-            f"| {rows:,} | {seconds:.2f} ({low:.2f}-{high:.2f}) | {1e6 * seconds / rows:.1f} | {most - before:.0f} |"
-        )
+        print(f"| {rows:,} | {seconds:.2f} ({low:.2f}-{high:.2f}) | {1e6 * seconds / rows:.1f} | {most - before:.0f} |")
 
 
 if __name__ == "__main__":

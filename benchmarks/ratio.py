@@ -58,9 +58,7 @@ def table(title: str, timings: list[Timing], target: float | None) -> str:
     for timing in timings:
         own, theirs = (_spread([1e3 * t for t in times]) for times in (timing.ours, timing.reference))
         ratio = _spread(timing.ratios)
-        lines.append(
-            f"| {timing.name} | {own} | {theirs} | {ratio} | {'none' if target is None else f'{target:g}'} |"
-        )
+        lines.append(f"| {timing.name} | {own} | {theirs} | {ratio} | {'none' if target is None else f'{target:g}'} |")
     return "\n".join(lines)
 
 

@@ -56,12 +56,8 @@ def main() -> None:
                     for row, path in enumerate(listed):
                         image = read_image(folder / path)
                         if view.family != ORIGINAL:
-                            image = FAMILIES[view.family].apply(
-                                image, view.severity, np.random.default_rng(row)
-                            )
-                        crop = np.ascontiguousarray(
-                            evaluation_views(image, SIZE, "crop")[0].transpose(2, 0, 1)
-                        )
+                            image = FAMILIES[view.family].apply(image, view.severity, np.random.default_rng(row))
+                        crop = np.ascontiguousarray(evaluation_views(image, SIZE, "crop")[0].transpose(2, 0, 1))
                         model(torch.from_numpy(crop)[None].float().div(255.0))
 
             timings.append(interleaved(f"{width}x{height}, {len(views)} views", ours, naive, len(paths), 7))

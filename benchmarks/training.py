@@ -52,9 +52,7 @@ def manifest(folder: Path) -> Path:
     return folder / "m.csv"
 
 
-def settings(
-    path: Path, folder: Path, width: int, crop: int, batch: int, steps: int, every: int
-) -> DictConfig:
+def settings(path: Path, folder: Path, width: int, crop: int, batch: int, steps: int, every: int) -> DictConfig:
     """Compose a training of BCE without validation."""
     register_resolvers()
     with initialize_config_module("fakedet.conf", version_base="1.3"):
@@ -71,7 +69,7 @@ def ours(config: DictConfig) -> None:
     """Train with everything that a run has."""
     datamodule = make_datamodule(config)
     method = build_method(_plain(config.model))
-    method.identity = {"manifest_sha256": ""}
+    method.info = {"manifest_sha256": ""}
     callbacks = build_callbacks(_plain(config.callbacks))
     trainer = build_trainer(
         _plain(config.trainer), logger=CSVLogger(config.output_dir, name="logs", version=""),
@@ -95,9 +93,7 @@ def bare(config: DictConfig) -> float:
     """Train the same steps by hand; give the seconds spent waiting for batches."""
     datamodule = make_datamodule(config)
     method: Any = build_method(_plain(config.model))
-    both = configure_optimiser(
-        method.parameters(), _plain(config.model.optimizer), config.data.steps_per_epoch
-    )
+    both = configure_optimiser(method.parameters(), _plain(config.model.optimizer), config.data.steps_per_epoch)
     optimiser, scheduler = both["optimizer"], both["lr_scheduler"]["scheduler"]
     method.train()
     waited, batches = 0.0, iter(datamodule.train_dataloader())
@@ -108,9 +104,7 @@ def bare(config: DictConfig) -> float:
         if batch is None:
             return waited
         images = batch["image"][:, 0].float().div(255.0)
-        loss = F.binary_cross_entropy_with_logits(
-            method.classifier(method.encoder(images)), batch["label"].float()
-        )
+        loss = F.binary_cross_entropy_with_logits(method.classifier(method.encoder(images)), batch["label"].float())
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(method.parameters(), config.trainer.gradient_clip_val)
@@ -146,9 +140,7 @@ def main() -> None:
         extra = [1e3 * (own - theirs) for own, theirs in zip(timing.ours, timing.reference, strict=True)]
         print(f"- {timing.name}: {np.median(extra):+.2f} ms a step ({min(extra):+.2f} to {max(extra):+.2f})")
     for case, share in shares.items():
-        print(
-            f"- {case}: {share} % of a step of the bare loop is waiting for data, loaded by the same process"
-        )
+        print(f"- {case}: {share} % of a step of the bare loop is waiting for data, loaded by the same process")
     print()
     print(table("a step with resume points (every 50 or 4 steps) against one without", safety, 1.0))
 

@@ -42,9 +42,7 @@ def main() -> None:
         prepare(root)
         count = FOLDERS * FILES
         assert sum(len(listing.images) for listing in our_walk(root)) == count == len(walk(str(root)))
-        bare = interleaved(
-            f"walk of {count:,} files", lambda: list(our_walk(root)), lambda: walk(str(root)), items=1
-        )
+        bare = interleaved(f"walk of {count:,} files", lambda: list(our_walk(root)), lambda: walk(str(root)), items=1)
         index_folder(root, manifest, Settings())
         again = interleaved(
             "index, nothing to do",

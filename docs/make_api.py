@@ -99,18 +99,12 @@ def _attributes(node: ast.ClassDef) -> list[str]:
                 continue
             target = item.target if isinstance(item, ast.AnnAssign) else item.targets[0]
             kind = f" ({_code(ast.unparse(item.annotation))})" if isinstance(item, ast.AnnAssign) else ""
-            found.append(
-                _bullet(ast.unparse(target).removeprefix("self."), kind, ast.literal_eval(after.value))
-            )
+            found.append(_bullet(ast.unparse(target).removeprefix("self."), kind, ast.literal_eval(after.value)))
     return found
 
 
 def _is_string(node: ast.stmt) -> bool:
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def _text(node: ast.FunctionDef | ast.ClassDef) -> str:
@@ -143,9 +137,7 @@ def _code(text: str) -> str:
 
 def _wrapped(text: str, indent: str = "") -> str:
     text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", " ".join(text.split())).replace("``", "`")
-    return textwrap.fill(
-        text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
+    return textwrap.fill(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,7 @@ def saved(name: str, quality: int) -> bytes:
     return content.getvalue()
 
 
-cases = pd.DataFrame(
-    [(name, quality) for name in NAMES for quality in (95, 75, 50)], columns=["photo", "quality"]
-)
+cases = pd.DataFrame([(name, quality) for name in NAMES for quality in (95, 75, 50)], columns=["photo", "quality"])
 files = [saved(row.photo, row.quality) for row in cases.itertuples()]
 
 detector = fakedet.load("demo")

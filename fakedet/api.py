@@ -86,9 +86,7 @@ def compose(verb: str, *overrides: str, **settings: Any) -> DictConfig:
             with hydra.initialize_config_module("fakedet.conf", version_base="1.3"):
                 config = hydra.compose(verb, overrides=words)
             if "output_dir" in config:
-                config.output_dir = os.path.abspath(
-                    config.output_dir
-                )  # fixed here: its default holds the time
+                config.output_dir = os.path.abspath(config.output_dir)  # fixed here: its default holds the time
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(" ".join(str(error).split())) from error
     return config
@@ -114,9 +112,7 @@ def train(*overrides: str, config: DictConfig | None = None, **settings: Any) ->
         done = training.train(config, _words(overrides, settings))
     metrics = None if done.metrics is None else _metrics(done.folder)
     packages = packages_of([plain(config[key]) for key in ("model", "stage1") if config.get(key)])
-    return TrainedRun(
-        done.folder, done.checkpoint, metrics, done.validation, tuple(sorted(packages - {"fakedet"}))
-    )
+    return TrainedRun(done.folder, done.checkpoint, metrics, done.validation, tuple(sorted(packages - {"fakedet"})))
 
 
 def evaluate(

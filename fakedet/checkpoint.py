@@ -84,9 +84,7 @@ class CheckpointInfo:
                 "that version"
             )
         fields = {one.name: one for one in dataclasses.fields(cls)}
-        lacking = [
-            name for name, one in fields.items() if one.default is dataclasses.MISSING and name not in content
-        ]
+        lacking = [name for name, one in fields.items() if one.default is dataclasses.MISSING and name not in content]
         if lacking:
             raise UserError(f"{path} is damaged: it lacks {', '.join(lacking)}")
         for name, value in content.items():
@@ -139,7 +137,7 @@ def load_stage1(path: str | Path, trust: Sequence[str] = ()) -> NaturalTracePret
     method = load_detector(path, trust)
     if not isinstance(method, NaturalTracePretraining):
         raise UserError(
-            f"{path} is a checkpoint of '{method.identity['name']}', not of stage 1; train one with "
+            f"{path} is a checkpoint of '{method.info['name']}', not of stage 1; train one with "
             "`fakedet train model=ntf_stage1`"
         )
     return method
@@ -166,7 +164,7 @@ def detector_of(checkpoint: Mapping[str, Any], path: str | Path, trust: Sequence
         method.load_state_dict(checkpoint["state_dict"])
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: the weights do not fit the config inside it: {one_line(error)}") from error
-    method.identity, method.config, method.trust = info.to_dict(), info.model, tuple(trust)
+    method.info, method.config, method.trust = info.to_dict(), info.model, tuple(trust)
     return method.eval()
 
 
@@ -287,9 +285,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = locate(path)
     if not path.is_file():
-        raise UserError(
-            f"no checkpoint at {path}; `fakedet train` writes checkpoints/best.ckpt in its folder"
-        )
+        raise UserError(f"no checkpoint at {path}; `fakedet train` writes checkpoints/best.ckpt in its folder")
     checkpoint = read_published(path) if path.suffix == SAFETENSORS else _unpickle(path)
     CheckpointInfo.from_dict(checkpoint["fakedet"], path)
     if not isinstance(checkpoint.get("state_dict"), dict):

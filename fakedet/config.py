@@ -84,17 +84,13 @@ def _check_devices(config: DictConfig) -> None:
     on_cpu = asked == "cpu" or (asked == "auto" and not torch.accelerator.is_available())
     if on_cpu and isinstance(devices, int) and not 1 <= devices <= cores:
         found = "no GPU and " if asked == "auto" else ""
-        raise UserError(
-            f"trainer.devices={devices}: this machine has {found}{cores} CPU cores; valid: 1 to {cores}"
-        )
+        raise UserError(f"trainer.devices={devices}: this machine has {found}{cores} CPU cores; valid: 1 to {cores}")
 
 
 def _check_length(config: DictConfig) -> None:
     """Refuse a training without an end, or one that would keep nothing."""
     if config.trainer.max_epochs is None:
-        raise UserError(
-            "trainer.max_epochs=null: name a number of epochs; the learning rate's schedule needs an end"
-        )
+        raise UserError("trainer.max_epochs=null: name a number of epochs; the learning rate's schedule needs an end")
     _at_least(config, "trainer.max_epochs", 1)
     checkpoint = config.callbacks.get("checkpoint")
     if checkpoint is None:
@@ -150,9 +146,7 @@ def build(config: Mapping[str, Any], where: str, **parts: Any) -> Any:
     """
     content = {**plain(config), **parts}
     try:
-        return instantiate(
-            {key: value for key, value in content.items() if key not in parts}, **parts, _convert_="all"
-        )
+        return instantiate({key: value for key, value in content.items() if key not in parts}, **parts, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
@@ -193,9 +187,7 @@ def check_kind(config: Mapping[str, Any], where: str, kind: type, wanted: str) -
     """
     target = target_of(config, where)
     if isinstance(target, type) and not issubclass(target, kind):
-        raise UserError(
-            f"{where}._target_: {config['_target_']} is no {wanted} (no subclass of {kind.__name__})"
-        )
+        raise UserError(f"{where}._target_: {config['_target_']} is no {wanted} (no subclass of {kind.__name__})")
     if not callable(target):
         raise UserError(f"{where}._target_: {config['_target_']} is neither a class nor a function")
 
@@ -237,12 +229,7 @@ def expand_encoders(arguments: list[str]) -> list[str]:
     folders = [files("fakedet.conf").joinpath(group)]
     if given := get_args_parser().parse_known_args(arguments)[0].config_dir:
         folders.append(Path(given) / group)
-    options = {
-        entry.name.removesuffix(".yaml")
-        for folder in folders
-        if folder.is_dir()
-        for entry in folder.iterdir()
-    }
+    options = {entry.name.removesuffix(".yaml") for folder in folders if folder.is_dir() for entry in folder.iterdir()}
     expanded = []
     for argument in arguments:
         key, _, value = argument.partition("=")
@@ -300,11 +287,7 @@ def check_command_line(verb: str, arguments: list[str]) -> None:
     with initialize_config_module("fakedet.conf", version_base="1.3"):
 
         def options(group: str) -> list[str]:
-            return (
-                GlobalHydra.instance()
-                .config_loader()
-                .get_group_options(group, config_name=verb, overrides=search)
-            )
+            return GlobalHydra.instance().config_loader().get_group_options(group, config_name=verb, overrides=search)
 
         groups = [item for item in overrides if not item.is_hydra_override() and options(item.key_or_group)]
         for override in groups:

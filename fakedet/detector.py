@@ -237,9 +237,7 @@ def overlay(image: Pixels, tiles: Tiles, scores: ArrayLike) -> Pixels:
         (H, W, 3) uint8.
     """
     total, count = np.zeros(tiles.shape), np.zeros(tiles.shape)
-    for (top, left), crop, score in zip(
-        tiles.places, tiles.crops, np.asarray(scores, dtype=float), strict=True
-    ):
+    for (top, left), crop, score in zip(tiles.places, tiles.crops, np.asarray(scores, dtype=float), strict=True):
         square = np.s_[top : top + crop.shape[0], left : left + crop.shape[1]]
         total[square] += score
         count[square] += 1
@@ -338,7 +336,7 @@ class Detector:
         """The LightningModule, in evaluation mode; ``module(images)`` keeps gradients."""
         self.path = path
         """The file of the checkpoint."""
-        self.info: dict[str, Any] = module.identity
+        self.info: dict[str, Any] = module.info
         """What the checkpoint says about itself: model config, training data, seed, operating point, ..."""
         self.operating_point: OperatingPoint | None = module.operating_point
         """Threshold, calibration and reference, fitted after training; None if the checkpoint has none."""

@@ -58,9 +58,7 @@ class Exported(nn.Module):
         return scores.logit.float(), scores.trace_distance.float()
 
 
-def export_detector(
-    detector: Detector, output: Path, check: int = 200, overrides: Sequence[str] = ()
-) -> float:
+def export_detector(detector: Detector, output: Path, check: int = 200, overrides: Sequence[str] = ()) -> float:
     """Write a detector and ``<output>.json``, its description, and compare it with the original.
 
     Args:
@@ -94,9 +92,7 @@ def export_detector(
             difference = np.abs(run(part) - original) / np.maximum(np.abs(original), 1.0)
             worst = float(np.maximum(worst, difference.max()))  # max() would lose a NaN
         if not worst <= TOLERANCE:
-            raise UserError(
-                f"the exported logits differ from PyTorch's by up to {worst:g}, more than {TOLERANCE:g}"
-            )
+            raise UserError(f"the exported logits differ from PyTorch's by up to {worst:g}, more than {TOLERANCE:g}")
     write_json(
         output.with_name(f"{output.name}.json"),
         {**described, "largest_difference": worst, "checked_on": check},
@@ -136,13 +132,9 @@ def _traced(model: Exported, size: int) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(
-                model, (torch.rand(2, 3, size, size),), dynamic_shapes={"images": {0: batch}}
-            )
+            return torch.export.export(model, (torch.rand(2, 3, size, size),), dynamic_shapes={"images": {0: batch}})
     except Exception as error:  # torch.export raises all sorts of things
-        raise UserError(
-            f"torch.export cannot export this model: {' '.join(str(error).split())[:300]}"
-        ) from error
+        raise UserError(f"torch.export cannot export this model: {' '.join(str(error).split())[:300]}") from error
 
 
 def _write_pt2(model: Exported, size: int, path: Path, described: Mapping[str, Any]) -> Run:
@@ -169,7 +161,7 @@ def _write_onnx(model: Exported, size: int, path: Path, described: Mapping[str, 
 
 
 def _write_safetensors(model: Exported, size: int, path: Path, described: Mapping[str, Any]) -> Run:
-    write_published(path, model.module.state_dict(), model.module.identity)
+    write_published(path, model.module.state_dict(), model.module.info)
     loaded = Exported(detector_of(read_published(path), path, model.module.trust)).eval()
     return lambda images: loaded(torch.from_numpy(images))[0].detach().numpy()
 
@@ -225,9 +217,7 @@ def model_card(detector: Detector, name: str) -> str:
     info, encoder, point = detector.info, detector.info["model"]["encoder"], detector.operating_point
     more = ""
     if encoder.get("weights") or encoder.get("pretrained"):
-        source = (
-            f"`{Path(encoder['weights']).name}`" if encoder.get("weights") else "timm's weights of that name"
-        )
+        source = f"`{Path(encoder['weights']).name}`" if encoder.get("weights") else "timm's weights of that name"
         more = (
             f"\n\nIts encoder is timm's `{encoder.get('name')}`, pretrained ({source}): what those weights were "
             "trained on, it has seen too, and their licence holds for this file as well."
@@ -236,9 +226,7 @@ def model_card(detector: Detector, name: str) -> str:
         # Without the folders that it was trained in.
         places = ("output_dir=", "trace_cache=", "trace_checkpoint=", "data.root=")
         command = " ".join(word for word in run["command"] if not word.startswith(places))
-        more += f"\n\nTrained by `{command}`" + (
-            f", at commit {run['git']['commit'][:12]}." if run.get("git") else "."
-        )
+        more += f"\n\nTrained by `{command}`" + (f", at commit {run['git']['commit'][:12]}." if run.get("git") else ".")
     data = info["training_data"]
     lines = [
         f"Manifest `{data['manifest']}`, sha256 {info['manifest_sha256']}.",
@@ -246,11 +234,7 @@ def model_card(detector: Detector, name: str) -> str:
         "| | images |",
         "|---|---:|",
     ]
-    lines += [
-        f"| {kind}: {key} | {count} |"
-        for kind in ("real", "fake")
-        for key, count in data.get(kind, {}).items()
-    ]
+    lines += [f"| {kind}: {key} | {count} |" for kind in ("real", "fake") for key, count in data.get(kind, {}).items()]
     if not detector.generators:
         lines += ["", "It was trained on photographs alone, and has seen no fakes."]
     metrics = _of_run(detector.path, "metrics.json")
@@ -286,13 +270,9 @@ def _results(metrics: Mapping[str, Any]) -> str:
 
     lines = ["## Results on the test split", "", "AP and AUC with 95 % intervals over photographs.", "",
              "| generator | real / fake | AP | AUC |", "|---|---:|---:|---:|"]  # fmt: skip
-    for name, row in sorted(
-        metrics["per_generator"].items(), key=lambda item: (not item[1]["seen"], item[0])
-    ):
+    for name, row in sorted(metrics["per_generator"].items(), key=lambda item: (not item[1]["seen"], item[0])):
         seen = "seen" if row["seen"] else "unseen"
-        lines.append(
-            f"| {name} ({seen}) | {row['n_real']} / {row['n_fake']} | {both(row['ap'], row['auc'])} |"
-        )
+        lines.append(f"| {name} ({seen}) | {row['n_real']} / {row['n_fake']} | {both(row['ap'], row['auc'])} |")
     lines += [
         f"| **mean, {kind}** | | {both(metrics[f'map_{kind}'], metrics[f'mauc_{kind}'])} |"
         for kind in ("seen", "unseen")

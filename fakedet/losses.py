@@ -155,9 +155,7 @@ def collapse_statistics(a: Tensor) -> dict[str, Tensor]:
 
 
 @full_precision
-def real_rows_loss(
-    z_real: Tensor, t: Tensor, z_fake: Tensor, temperature: float, weight_temperature: float
-) -> Tensor:
+def real_rows_loss(z_real: Tensor, t: Tensor, z_fake: Tensor, temperature: float, weight_temperature: float) -> Tensor:
     """Compute L_R: each real is pulled to all real traces, softly weighted, against the batch's fakes.
 
     L_R = −mean over i of Σ_j w_ij log [ e^{c_ij} / (e^{c_ij} + e^{n_i}) ], with c_ij = z_i·t_j/τ,

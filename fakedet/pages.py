@@ -47,9 +47,7 @@ def render(package: str, template: str, path: Path, **context: Any) -> None:
         path: the HTML file.
         **context: values for the template; ``style``, the common style sheet, is added.
     """
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     text = files(package).joinpath(template).read_text(encoding="utf-8")
     style = files("fakedet.evaluation").joinpath("report/style.css").read_text(encoding="utf-8")
     content = environment.from_string(text).render(style=Markup(style), **context)

@@ -182,9 +182,7 @@ def _is_scaffold(entry: os.DirEntry[str]) -> bool:
     """Return whether a file is only what a run killed in its first moments leaves behind."""
     if entry.name == "run.log":
         return entry.stat().st_size == 0
-    return entry.name in (".lock", "console.log") or (
-        entry.name.startswith(".") and entry.name.endswith(".tmp")
-    )
+    return entry.name in (".lock", "console.log") or (entry.name.startswith(".") and entry.name.endswith(".tmp"))
 
 
 def plain(node: Any) -> Any:

@@ -118,9 +118,7 @@ def test_many_images_are_a_table_in_their_order(detector: fakedet.Detector, tmp_
     table = detector.predict(tmp_path)
     assert tuple(table.columns) == COLUMNS
     assert [Path(path).name for path in table["path"]] == ["a.png", "b.png", "broken.jpg", "c.png"]
-    mixed = detector.predict(
-        [noise(80, 80, 1), tmp_path / "b.png", Image.fromarray(noise(80, 80, 2)), "gone.png"]
-    )
+    mixed = detector.predict([noise(80, 80, 1), tmp_path / "b.png", Image.fromarray(noise(80, 80, 2)), "gone.png"])
     assert mixed["logit"][:3].tolist() == pytest.approx(table["logit"][[0, 1, 3]].tolist(), abs=1e-5)
     assert mixed["path"].tolist() == ["", str(tmp_path / "b.png"), "", "gone.png"]
     assert mixed["error"].isna().tolist() == [True, True, True, False]
@@ -149,10 +147,7 @@ def test_a_file_that_cannot_be_read_says_why(detector: fakedet.Detector, tmp_pat
 def test_rows_are_those_of_the_command_line(detector: fakedet.Detector, tmp_path: Path) -> None:
     for number, suffix in enumerate((".png", ".jpg", ".webp")):
         Image.fromarray(noise(100, 200, number)).save(tmp_path / f"{number}{suffix}")
-    assert (
-        launch("predict", ["checkpoint=demo", f"source={tmp_path}", f"output={tmp_path}/p.csv", "device=cpu"])
-        == 0
-    )
+    assert launch("predict", ["checkpoint=demo", f"source={tmp_path}", f"output={tmp_path}/p.csv", "device=cpu"]) == 0
     told, table = pd.read_csv(tmp_path / "p.csv"), detector.predict(tmp_path)
     assert tuple(told.columns) == tuple(table.columns)
     for name in NUMBERS:
@@ -217,18 +212,14 @@ def test_logits_are_of_the_centre(detector: fakedet.Detector, height: int, width
     assert logits.shape == (2,)
     assert not logits.requires_grad
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
-    table = detector.predict(
-        list((images * 255).round().byte().permute(0, 2, 3, 1).numpy()), views=[], tiles=0
-    )
+    table = detector.predict(list((images * 255).round().byte().permute(0, 2, 3, 1).numpy()), views=[], tiles=0)
     np.testing.assert_allclose(logits, table["logit"], atol=1e-5)
 
 
 def test_small_images_are_padded_by_reflection(detector: fakedet.Detector) -> None:
     image = noise(40, 1)
     padded = np.pad(image, [(12, 12), (31, 32), (0, 0)], mode="reflect")
-    torch.testing.assert_close(
-        detector(as_tensor(image) / 255), detector(as_tensor(padded) / 255), rtol=0, atol=1e-5
-    )
+    torch.testing.assert_close(detector(as_tensor(image) / 255), detector(as_tensor(padded) / 255), rtol=0, atol=1e-5)
 
 
 def test_multi_crop_averages_five_crops(multi_crop: fakedet.Detector) -> None:
@@ -237,9 +228,7 @@ def test_multi_crop_averages_five_crops(multi_crop: fakedet.Detector) -> None:
     crops = as_tensor(*(image[top : top + 64, left : left + 64] for top, left in places)) / 255
     with torch.no_grad():
         scores = multi_crop.module(crops)
-    torch.testing.assert_close(
-        multi_crop(as_tensor(image) / 255), scores.logit.mean()[None], rtol=0, atol=1e-5
-    )
+    torch.testing.assert_close(multi_crop(as_tensor(image) / 255), scores.logit.mean()[None], rtol=0, atol=1e-5)
     for form in (image, as_tensor(image), as_tensor(image) / 255):
         np.testing.assert_allclose(multi_crop.embed(form), scores.embedding.mean(dim=0)[None], atol=1e-5)
 
@@ -298,9 +287,7 @@ def test_any_float_will_do(detector: fakedet.Detector, kind: torch.dtype) -> Non
         ("a.png", "predict and embed take other images"),
     ],
 )
-def test_a_call_refuses_what_is_not_a_float_batch(
-    detector: fakedet.Detector, given: Any, message: str
-) -> None:
+def test_a_call_refuses_what_is_not_a_float_batch(detector: fakedet.Detector, given: Any, message: str) -> None:
     with pytest.raises(fakedet.UserError, match=message):
         detector(given)
 
@@ -325,9 +312,7 @@ def test_a_call_refuses_what_is_not_a_float_batch(
         ([torch.zeros(1, 3, 9, 9)], r"torch\.Tensor is not an image"),
     ],
 )
-def test_predict_and_embed_refuse_what_is_no_image(
-    detector: fakedet.Detector, given: Any, message: str
-) -> None:
+def test_predict_and_embed_refuse_what_is_no_image(detector: fakedet.Detector, given: Any, message: str) -> None:
     for method in (detector.predict, detector.embed):
         with pytest.raises(fakedet.UserError, match=message):
             method(given)
@@ -343,9 +328,7 @@ def test_loading_mistakes_are_said(tmp_path: Path) -> None:
 # --- training and evaluation ---------------------------------------------------------------------------------
 
 
-def test_train_load_evaluate(
-    tiny_manifest_module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_train_load_evaluate(tiny_manifest_module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shared = {"data__crop_size": 32, "header_audit": False, "bootstrap__resamples": 10, "threads": 1}
     run = fakedet.train(
@@ -372,9 +355,7 @@ def test_train_load_evaluate(
     own = detector.predict([tiny_manifest_module.parent / path for path in frame["path"]], views=[], tiles=0)
     np.testing.assert_allclose(own["logit"], frame["logit"], atol=1e-4)
     again = fakedet.average_precision(frame, resamples=0)
-    assert again.generators["gen_c"].ap.value == pytest.approx(
-        found.metrics["per_generator"]["gen_c"]["ap"]["value"]
-    )
+    assert again.generators["gen_c"].ap.value == pytest.approx(found.metrics["per_generator"]["gen_c"]["ap"]["value"])
 
 
 def test_compose_takes_any_value_and_refuses_unknown_keys() -> None:
@@ -393,14 +374,13 @@ def test_compose_takes_any_value_and_refuses_unknown_keys() -> None:
         "e'\\'",
     ):
         assert fakedet.compose("train", name=text).name == text
-    config = fakedet.compose(
-        "train", "~logger", "model/encoder=resnet18", seed=3, trainer__max_epochs=2, threads=None
-    )
+    config = fakedet.compose("train", "~logger", "model/encoder=resnet18", seed=3, trainer__max_epochs=2, threads=None)
     assert (config.seed, config.trainer.max_epochs, config.threads) == (3, 2, None)
     assert config.model.encoder.name == "resnet18"
-    assert fakedet.compose(
-        "evaluate", checkpoint="x", data="demo", data__hold_out=["a", "b=c"]
-    ).data.hold_out == ["a", "b=c"]
+    assert fakedet.compose("evaluate", checkpoint="x", data="demo", data__hold_out=["a", "b=c"]).data.hold_out == [
+        "a",
+        "b=c",
+    ]
     for settings, message in (
         ({"sed": 3}, "did you mean 'seed'"),
         ({"model": "bcee"}, "did you mean 'bce'"),

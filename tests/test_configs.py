@@ -25,8 +25,7 @@ GROUPS = [
 ]
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 OPTIONS += [
-    ("experiment", f"{path.parent.name}/{path.stem}")
-    for path in sorted((CONF / "experiment").glob("*/*.yaml"))
+    ("experiment", f"{path.parent.name}/{path.stem}") for path in sorted((CONF / "experiment").glob("*/*.yaml"))
 ]
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 
@@ -44,9 +43,7 @@ def composed(verb: str, *overrides: str) -> DictConfig:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: str(value))
 def test_every_option_composes(group: str, option: str) -> None:
-    config = composed(
-        "train", f"{group}={option}", "data.manifest=x.csv" if option == "manifest" else "seed=0"
-    )
+    config = composed("train", f"{group}={option}", "data.manifest=x.csv" if option == "manifest" else "seed=0")
     if group == "experiment" and OmegaConf.is_missing(config.data, "manifest"):
         config.data.manifest = "x.csv"
     OmegaConf.resolve(config)
@@ -95,7 +92,7 @@ def test_every_model_takes_a_step(model: str, tiny_manifest: Path, tmp_path: Pat
     assert done.checkpoint.is_file()
     assert done.metrics is not None
     assert set(done.metrics["per_generator"]) == {"gen_a", "gen_b", "gen_c"}
-    assert load_detector(done.checkpoint).identity["model"]["name"] == config.model.name
+    assert load_detector(done.checkpoint).info["model"]["name"] == config.model.name
 
 
 @pytest.mark.slow

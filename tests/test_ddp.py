@@ -20,9 +20,7 @@ WITHOUT_BATCHNORM = Path(__file__).with_name("without_batchnorm.py")
 def fakedet(
     *arguments: str, cwd: Path, program: tuple[str, ...] = ("-m", "fakedet")
 ) -> subprocess.CompletedProcess[str]:
-    environment = {
-        key: value for key, value in os.environ.items() if not key.startswith(("LOCAL_", "MASTER_"))
-    }
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("LOCAL_", "MASTER_"))}
     return subprocess.run([sys.executable, *program, *arguments], cwd=cwd, env=environment,
                           capture_output=True, text=True, timeout=900, check=False)  # fmt: skip
 
@@ -110,9 +108,7 @@ def test_two_ranks_learn_what_one_process_with_their_batch_learns(
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.max_epochs=1", "trainer.log_every_n_steps=1",
            "trainer.gradient_clip_val=null"]  # fmt: skip
     for name, more in (("one", []), ("two", two)):
-        done = fakedet(
-            "train", *common, *more, f"output_dir={name}", cwd=tmp_path, program=(str(WITHOUT_BATCHNORM),)
-        )
+        done = fakedet("train", *common, *more, f"output_dir={name}", cwd=tmp_path, program=(str(WITHOUT_BATCHNORM),))
         assert done.returncode == 0, done.stdout + done.stderr
     states = [torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
               for name in ("one", "two")]  # fmt: skip

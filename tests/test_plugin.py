@@ -36,9 +36,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_everything_of_ones_own_at_once(
-    folder: Path, tiny_manifest: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_everything_of_ones_own_at_once(folder: Path, tiny_manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = f"data.manifest={tiny_manifest}"
     done = run("train", "experiment=own", manifest, *SMALL, "output_dir=run", "trainer.log_every_n_steps=1",
                folder=folder)  # fmt: skip

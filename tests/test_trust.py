@@ -113,9 +113,7 @@ def test_an_encoder_that_names_something_else_is_refused(
         assert not proof.exists(), name
 
 
-def test_a_model_that_names_something_else_is_refused(
-    content: dict[str, Any], proof: Path, tmp_path: Path
-) -> None:
+def test_a_model_that_names_something_else_is_refused(content: dict[str, Any], proof: Path, tmp_path: Path) -> None:
     for target in (
         "theirs.parts.Own",
         "fakedet.models.encoders.SmallEncoder",
@@ -201,9 +199,7 @@ def test_every_verb_refuses_it_in_one_line(
     ],
     ids=str,
 )
-def test_an_operating_point_of_other_values_is_refused(
-    point: Any, content: dict[str, Any], tmp_path: Path
-) -> None:
+def test_an_operating_point_of_other_values_is_refused(point: Any, content: dict[str, Any], tmp_path: Path) -> None:
     changed = copy.deepcopy(content)
     known = changed["fakedet"]["operating_point"]
     changed["fakedet"]["operating_point"] = {**known, **point} if point and "_target_" not in point else point

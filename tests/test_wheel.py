@@ -52,15 +52,11 @@ def test_installed_wheel_trains_from_another_folder(wheel: Path, tmp_path: Path,
                    check=True, capture_output=True)  # fmt: skip
     # The heavy packages are lent by path instead of installed for minutes; fakedet itself is the wheel's.
     site = next(environment.glob("lib/python*/site-packages"))
-    (site / "lent.pth").write_text(
-        "\n".join(path for path in sys.path if path.endswith("site-packages")) + "\n"
-    )
+    (site / "lent.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")) + "\n")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     program = "import fakedet, fakedet.conf; print(fakedet.__file__, fakedet.conf.__file__)"
-    where = subprocess.run(
-        [python, "-c", program], cwd=elsewhere, capture_output=True, text=True, check=True
-    ).stdout
+    where = subprocess.run([python, "-c", program], cwd=elsewhere, capture_output=True, text=True, check=True).stdout
     assert where.count(str(site)) == 2, where
     done = subprocess.run(
         [environment / "bin" / "fakedet", "train", "experiment=demo", "debug=step"],

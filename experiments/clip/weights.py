@@ -36,9 +36,7 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
             matrices[node.name.replace("/MatMul_quant", "").strip("/").replace("/", ".")] = torch.from_numpy(
                 values.T.copy()
             )
-    named = {
-        name: torch.from_numpy(np.array(value)) for name, value in stored.items() if name.startswith(ROOT)
-    }
+    named = {name: torch.from_numpy(np.array(value)) for name, value in stored.items() if name.startswith(ROOT)}
     return named, matrices
 
 

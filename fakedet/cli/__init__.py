@@ -1,4 +1,4 @@
-"""cli/__init__"""
+"""The console command ``fakedet``: one verb per job, each a Hydra application."""
 
 from __future__ import annotations
 

@@ -339,9 +339,7 @@ def study_as_multirun(arguments: list[str]) -> list[str]:
         arguments = ["-m", *arguments]
     asks = any(item.startswith("-") for item in overrides)
     if not asks and not any(item.startswith("study=") for item in overrides):
-        names = sorted(
-            entry.name.removesuffix(".yaml") for entry in files("fakedet.conf").joinpath("study").iterdir()
-        )
+        names = sorted(entry.name.removesuffix(".yaml") for entry in files("fakedet.conf").joinpath("study").iterdir())
         raise UserError(f"which study? pass study=NAME: {', '.join(names)}")
     return [f"hydra.sweep.dir={item[11:]}" if item.startswith("output_dir=") else item for item in arguments]
 
@@ -427,9 +425,7 @@ def _config_error(error: Exception) -> str:
     told = " ".join(str(error).split())
     unset = re.search(r"Environment variable '(\w+)' not found\W+full_key: (\S+)", told)
     if unset:
-        return (
-            f"{unset[2]} needs the environment variable {unset[1]}, which is not set: export {unset[1]}=..."
-        )
+        return f"{unset[2]} needs the environment variable {unset[1]}, which is not set: export {unset[1]}=..."
     return told
 
 
@@ -469,9 +465,7 @@ def _check_whole(settings: Any, overrides: list[str]) -> None:
     """Refuse a study as a single run, unless all that it sweeps is given."""
     given = {item.partition("=")[0] for item in overrides}
     if "study" in given and (lacking := [key for key in settings.sweeper.params or {} if key not in given]):
-        raise UserError(
-            f"a study is many jobs: pass -m; for one of them alone, give {', '.join(lacking)} too"
-        )
+        raise UserError(f"a study is many jobs: pass -m; for one of them alone, give {', '.join(lacking)} too")
 
 
 def _begin(config: DictConfig, settings: Any, sweep: bool) -> None:
@@ -498,9 +492,7 @@ def _run_job(verb: str, config: DictConfig, settings: Any, overrides: list[str])
     def ended(error: BaseException | None = None, kept: bool = False) -> None:
         if error is not None or is_main_process():
             seconds = time.perf_counter() - started
-            sweep.note_end(
-                settings.sweep.dir, settings.job.num, config.get("output_dir", ""), seconds, error, kept
-            )
+            sweep.note_end(settings.sweep.dir, settings.job.num, config.get("output_dir", ""), seconds, error, kept)
 
     with sweep.busy(), _console(config):
         try:
@@ -566,6 +558,4 @@ def _remove_if_empty(folder: str) -> None:
 def _check_named(overrides: list[str]) -> None:
     """Refuse a folder named by the time where each rank would read the clock itself."""
     if not any(override.startswith("output_dir=") for override in overrides):
-        raise UserError(
-            "several processes were started at once (srun, torchrun): pass output_dir=FOLDER, one for all"
-        )
+        raise UserError("several processes were started at once (srun, torchrun): pass output_dir=FOLDER, one for all")

@@ -61,9 +61,7 @@ def open_detector(checkpoint: str, device: str, trust: Sequence[str], rules: Rul
     return detector
 
 
-def list_images(
-    sources: Sequence[str], tell_left_out: Callable[[Counter[str]], None] | None = None
-) -> Iterator[str]:
+def list_images(sources: Sequence[str], tell_left_out: Callable[[Counter[str]], None] | None = None) -> Iterator[str]:
     """Yield the paths of images, each once; folders are searched to all depths.
 
     Args:
@@ -140,13 +138,9 @@ class Writer:
                 self.done.add(row["path"])
                 self.counts[ERROR if row["error"] else row["verdict"]] += 1
         except (ValueError, KeyError, TypeError, csv.Error) as error:
-            raise UserError(
-                f"output={self.path} is there and not of `fakedet predict`; name another file"
-            ) from error
+            raise UserError(f"output={self.path} is there and not of `fakedet predict`; name another file") from error
         if "can't tell" in self.counts:
-            raise UserError(
-                f"output={self.path} is of fakedet 0.1, whose verdicts had other names; name another file"
-            )
+            raise UserError(f"output={self.path} is of fakedet 0.1, whose verdicts had other names; name another file")
         if len(whole) < len(text):
             self.path.write_bytes(whole.encode())
 
@@ -315,14 +309,10 @@ def _check_same(about: Path, content: Mapping[str, Any], output: Path) -> None:
     try:
         earlier = json.loads(about.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        log.warning(
-            "%s is missing: whether the rows in %s were made in the same way is not known", about, output
-        )
+        log.warning("%s is missing: whether the rows in %s were made in the same way is not known", about, output)
         return
     before, now = earlier["config"], content["config"]
-    changed = [
-        f"{key} was {before.get(key)}, is {now[key]}" for key in JUDGED_BY if before.get(key) != now[key]
-    ]
+    changed = [f"{key} was {before.get(key)}, is {now[key]}" for key in JUDGED_BY if before.get(key) != now[key]]
     if earlier.get("checkpoint_sha256") != content["checkpoint_sha256"]:
         changed.append("the checkpoint is another one")
     if changed:

@@ -180,9 +180,7 @@ def make_card(name: str, found: Prediction, rules: Rules, pictures: Sequence[Sho
 
 def to_html(cards: Sequence[Card]) -> str:
     """Render cards; whatever they show is escaped."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     here = files("fakedet.cli")
     template = environment.from_string(here.joinpath("card.html").read_text(encoding="utf-8"))
     return template.render(cards=cards, style=Markup(here.joinpath("card.css").read_text(encoding="utf-8")))
@@ -293,9 +291,7 @@ def launch(page: Any, host: str, port: int, max_mb: int) -> str:
             show_error=False, enable_monitoring=False, strict_cors=True, mcp_server=False,
         )  # fmt: skip
     except OSError as error:
-        raise UserError(
-            f"host={host} port={port} cannot be listened on: {error}; choose another port"
-        ) from error
+        raise UserError(f"host={host} port={port} cannot be listened on: {error}; choose another port") from error
     return str(address)
 
 
@@ -308,9 +304,7 @@ def _cards(
     for path in dict.fromkeys(paths):
         try:
             large = os.path.getsize(path) > at_most
-            contents[path] = (
-                f"The file is larger than {at_most // 2**20} MB." if large else Path(path).read_bytes()
-            )
+            contents[path] = f"The file is larger than {at_most // 2**20} MB." if large else Path(path).read_bytes()
         except FileNotFoundError:
             contents[path] = "Somebody else showed the same image at the same moment; please drop it again."
     later = threading.Timer(LINGER, _remove, [list(contents)])

@@ -1,4 +1,4 @@
-"""cli/verbs"""
+"""The verbs: each takes its config apart, calls the library, and says what was done."""
 
 from __future__ import annotations
 
@@ -332,9 +332,7 @@ def run_serve(config: DictConfig, overrides: list[str]) -> None:
     rules = _rules(config)
     detector = open_detector(config.checkpoint, config.device, config.trust, rules)
     with threads(config.threads):
-        serve_page(
-            detector, rules, config.host, config.port, config.max_mb, config.per_minute, config.batch_size
-        )
+        serve_page(detector, rules, config.host, config.port, config.max_mb, config.per_minute, config.batch_size)
 
 
 def _rules(config: DictConfig) -> Rules:

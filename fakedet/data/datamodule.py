@@ -346,9 +346,7 @@ class ImageDataModule(LightningDataModule):
         ids = rows.index.to_numpy()
         # Rounded up: one pass leaves no row out for lack of a whole batch.
         steps = self.steps_per_epoch or -(-len(rows) // self.batch_size)
-        shards = (
-            None if self.manifest.shards is None else Shards(self.manifest.fact("shard"), self.shard_window)
-        )
+        shards = None if self.manifest.shards is None else Shards(self.manifest.fact("shard"), self.shard_window)
         sampler = BalancedBatchSampler(
             ids, rows["label"].to_numpy(), rows["generator"].tolist(), rows["source"].tolist(),
             self.batch_size, steps, self.seed, self.real_only, *_rank_and_world_size(), shards,

@@ -72,17 +72,13 @@ def collate(items: list[dict[str, Any]], views: int, size: int) -> Batch:
         torch.tensor([item[key] for item in whole], dtype=torch.int64) for key in ("label", "generator", "id")
     )
     quarantined = [record for item in items for record in item["quarantined"]]
-    return Batch(
-        image=torch.from_numpy(pixels), label=label, generator=generator, id=ids, quarantined=quarantined
-    )
+    return Batch(image=torch.from_numpy(pixels), label=label, generator=generator, id=ids, quarantined=quarantined)
 
 
 class _Images(Dataset[dict[str, Any]]):
     """What the datasets of training and evaluation share: the manifest's columns and reading a row."""
 
-    def __init__(
-        self, manifest: Manifest, codes: NDArray[np.int64], source: Source, views: int, size: int
-    ) -> None:
+    def __init__(self, manifest: Manifest, codes: NDArray[np.int64], source: Source, views: int, size: int) -> None:
         self.root, self.codes, self.source = manifest.shards or manifest.root, codes, source
         # Arrow: a list of Python strings would be copied into every worker, page by page, as it is read.
         self.paths = pa.array(manifest.frame["path"].tolist(), pa.large_string())
@@ -110,9 +106,7 @@ class _Images(Dataset[dict[str, Any]]):
         except DecodeError as error:
             return {"id": row, "path": self.paths[row].as_py(), "reason": error.reason}
 
-    def item(
-        self, row: int, views: list[NDArray[np.uint8]], quarantined: list[dict[str, Any]]
-    ) -> dict[str, Any]:
+    def item(self, row: int, views: list[NDArray[np.uint8]], quarantined: list[dict[str, Any]]) -> dict[str, Any]:
         """Return an item for :func:`collate`."""
         return {"id": row, "label": int(self.labels[row]), "generator": int(self.codes[row]),
                 "views": views, "quarantined": quarantined}  # fmt: skip
@@ -185,9 +179,7 @@ class EvaluationDataset(_Images):
         size: side of a view.
     """
 
-    def __init__(
-        self, manifest: Manifest, codes: NDArray[np.int64], source: Source, policy: str, size: int
-    ) -> None:
+    def __init__(self, manifest: Manifest, codes: NDArray[np.int64], source: Source, policy: str, size: int) -> None:
         views = POLICIES[choose(policy, POLICIES, "data.eval_policy")]
         super().__init__(manifest, codes, source, views, size)
         self.policy = policy
@@ -298,11 +290,7 @@ class ImageLoader(DataLoader[Any]):
         dataset: Any = self.dataset
         rows = dataset.reading.rows.tolist()
         who = "worker {}" if self.num_workers else "the main process"
-        busy = [
-            f"{who.format(worker)} reads {dataset.path_of(row)}"
-            for worker, row in enumerate(rows)
-            if row != IDLE
-        ]
+        busy = [f"{who.format(worker)} reads {dataset.path_of(row)}" for worker, row in enumerate(rows) if row != IDLE]
         idle = f"none of the {len(rows)} workers is reading a file; is the machine out of memory?"
         log.warning("no batch for %.0f s: %s", self.stall_seconds, "; ".join(busy[:8]) or idle)
 

@@ -360,12 +360,7 @@ def _deep_grey_to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     tags = getattr(image, "tag_v2", {})
     if image.format == "TIFF":
         bits = int(tags.get(BITS_PER_SAMPLE, (16,))[0])
-    if (
-        bits > 16
-        or (image.format == "TIFF" and image.mode == "I")
-        or values.min() < 0
-        or values.max() > 0xFFFF
-    ):
+    if bits > 16 or (image.format == "TIFF" and image.mode == "I") or values.min() < 0 or values.max() > 0xFFFF:
         raise DecodeError("32-bit or signed pixels: their range is not known")
     grey = (values >> (bits - 8)).astype(np.uint8)
     if image.format == "TIFF" and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:

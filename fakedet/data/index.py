@@ -213,9 +213,7 @@ def index_folder(
     with Store(manifest.with_suffix(".index.sqlite")) as store:
         state = scan(root, walk(root), store, _threads(settings), settings.hashed, seen)
         if manifest.parent.resolve().is_relative_to(root):  # files that indexing itself wrote
-            state.others -= sum(
-                path.name.startswith(f"{manifest.stem}.") for path in manifest.parent.iterdir()
-            )
+            state.others -= sum(path.name.startswith(f"{manifest.stem}.") for path in manifest.parent.iterdir())
         if state.closed and not settings.skip_unreadable:
             first = min(state.closed)
             path, reason = next(problem for problem in state.problems if problem[0] == first)
@@ -226,9 +224,7 @@ def index_folder(
             )
         if not state.files:
             what = f"{state.others} files of other kinds" if state.others else "no files at all"
-            raise UserError(
-                f"{root}: there are no images (jpg, png, webp, bmp, tif, ...) but {what}; is it mounted?"
-            )
+            raise UserError(f"{root}: there are no images (jpg, png, webp, bmp, tif, ...) but {what}; is it mounted?")
         return index_store(store, state, root, manifest, settings)
 
 
@@ -267,9 +263,7 @@ def index_store(store: Store, state: Scan, root: Path, manifest: Path, settings:
                 continue
             reason = fact.problem or copies.dropped.get(fact.path, "")
             if place is None or reason:
-                rejected.append(
-                    (fact.path, reason or f"the layout {layout.name} has no place for its folder")
-                )
+                rejected.append((fact.path, reason or f"the layout {layout.name} has no place for its folder"))
                 continue
             split = files.split(fact.folder, fact.name)
             placed[(place.label, place.generator, split)] += 1
@@ -361,9 +355,7 @@ def resolve_copies(store: Store, files: Placement) -> Copies:
     """
     found = Copies()
     for same in store.copies():
-        placed = [
-            (folder, name, place) for folder, name in same if (place := files.place(folder)) is not None
-        ]
+        placed = [(folder, name, place) for folder, name in same if (place := files.place(folder)) is not None]
         if len(placed) < 2:
             continue
         found.contents += 1
@@ -554,9 +546,7 @@ def _extract_all(files: list[Path], folder: Path) -> None:
         log.warning("... and %d more rows", len(failed) - 5)
 
 
-def extract(
-    files: list[Path], folder: Path, seen: Callable[[int], None] = lambda count: None
-) -> dict[str, str]:
+def extract(files: list[Path], folder: Path, seen: Callable[[int], None] = lambda count: None) -> dict[str, str]:
     """Write the images of parquet files, byte for byte, to ``<folder>/[split/]<generator>/{real,fake}/``.
 
     A file that is there with the right size is not written again, so interrupted work goes on.
@@ -590,12 +580,8 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     schema = pq.read_schema(path)
     image = _image_column(schema)
     if "label" not in schema.names:
-        raise UserError(
-            f"{path}: there is no column 'label' beside '{image}'; it has {', '.join(schema.names)}"
-        )
-    wanted = [
-        name for name in (image, "label", *NAME_COLUMNS, "real_source", "split") if name in schema.names
-    ]
+        raise UserError(f"{path}: there is no column 'label' beside '{image}'; it has {', '.join(schema.names)}")
+    wanted = [name for name in (image, "label", *NAME_COLUMNS, "real_source", "split") if name in schema.names]
     number = 0
     try:
         for batch in pq.ParquetFile(path).iter_batches(ROWS_READ, columns=wanted):

@@ -241,9 +241,7 @@ class UniversalFakeDetect(Layout):
     """UniversalFakeDetect's diffusion sets, which share their reals, beside ForenSynths' folders."""
 
     name: ClassVar[str] = "universalfakedetect"
-    tree: ClassVar[str] = (
-        "[diffusion_datasets/]{imagenet,laion}/0_real, [diffusion_datasets/]<generator>/1_fake"
-    )
+    tree: ClassVar[str] = "[diffusion_datasets/]{imagenet,laion}/0_real, [diffusion_datasets/]<generator>/1_fake"
     folder: ClassVar[str] = "diffusion_datasets"
     real_sets: ClassVar[tuple[str, ...]] = ("imagenet", "laion")
     # The paper compares ADM's guided diffusion with ImageNet, all others with LAION.
@@ -256,9 +254,7 @@ class UniversalFakeDetect(Layout):
             return ForenSynths(self.root, self.folders).place(parts) if self._is_below else None
         label = FORENSYNTHS_LABELS[inner[1].lower()]
         if label == 0:
-            return (
-                Place(0, inner[0], inner[0].lower(), "test") if inner[0].lower() in self.real_sets else None
-            )
+            return Place(0, inner[0], inner[0].lower(), "test") if inner[0].lower() in self.real_sets else None
         source = "imagenet" if inner[0].lower() in self.of_imagenet else "laion"
         return Place(1, inner[0], source, "test")
 
@@ -283,9 +279,7 @@ class UniversalFakeDetect(Layout):
         lowered = {tuple(part.lower() for part in parts[:2]) for parts in self.folders if parts}
         shared = any((name, "0_real") in lowered for name in self.real_sets)
         # Where any other folder has reals of its own, this is ForenSynths.
-        return shared and all(
-            name in self.real_sets or (name, "0_real") not in lowered for name, *_ in lowered
-        )
+        return shared and all(name in self.real_sets or (name, "0_real") not in lowered for name, *_ in lowered)
 
 
 class DiffusionForensics(Layout):

@@ -104,8 +104,7 @@ class Manifest:
         for label, name in ((0, "real"), (1, "fake")):
             if both_classes and not (rows["label"] == label).any():
                 raise UserError(
-                    f"the split '{split}' has no {name} images (label {label}); a detector needs both "
-                    "classes there"
+                    f"the split '{split}' has no {name} images (label {label}); a detector needs both classes there"
                 )
 
 
@@ -270,9 +269,7 @@ def hold_out(manifest: Manifest, generators: Sequence[str], measure: str = "test
     known = sorted(frame.loc[is_fake & used, "generator"].unique())
     for name in generators:
         if name not in known:
-            raise UserError(
-                f"data.hold_out: no training or validation fakes are of '{name}'; {nearest(name, known)}"
-            )
+            raise UserError(f"data.hold_out: no training or validation fakes are of '{name}'; {nearest(name, known)}")
     held = is_fake & used & frame["generator"].isin(list(generators))
     split = frame["split"].mask(held, ASIDE)
     if measure == "held_out":
@@ -299,9 +296,7 @@ class Quarantine:
     """Number of images of each split that was read."""
 
     @classmethod
-    def from_records(
-        cls, records: Iterable[dict[str, Any]], manifest: Manifest, splits: Collection[str]
-    ) -> Quarantine:
+    def from_records(cls, records: Iterable[dict[str, Any]], manifest: Manifest, splits: Collection[str]) -> Quarantine:
         """Collect what batches of these splits reported; an image counts once, however often it was tried."""
         reasons: dict[int, str] = {}
         for record in records:

@@ -197,8 +197,7 @@ def paths(table: pa.Table, path: Path) -> Texts:
     row, twice = _first(outside), _first_duplicate(clean)
     if row is not None and (twice is None or row <= twice[1]):
         raise UserError(
-            f"{path}: row {row + 1} has the path '{given[row]}'; paths are relative to data.root and "
-            "stay inside it"
+            f"{path}: row {row + 1} has the path '{given[row]}'; paths are relative to data.root and stay inside it"
         )
     if twice is not None:
         one, other = twice

@@ -77,9 +77,7 @@ class Matcher:
         digest = hashlib.sha256(f"{self.seed}\x1f{path}".encode("utf-8", "surrogatepass")).digest()
         rng = np.random.default_rng(np.frombuffer(digest, np.uint64))
         # Both are always drawn, so that the crop's place does not depend on the history.
-        first, second = (
-            int(rng.integers(low, high + 1)) for low, high in (self.history or (1, 1), self.quality)
-        )
+        first, second = (int(rng.integers(low, high + 1)) for low, high in (self.history or (1, 1), self.quality))
         if self.history is not None:
             # The whole image: a part of it would lie differently in the JPEG grid.
             image = decode_image(_jpeg(image, first))
@@ -87,9 +85,7 @@ class Matcher:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
 class MatchedSource:

@@ -219,9 +219,7 @@ class EvaluationSampler(Sampler[list[Draw]]):
         world_size: number of processes.
     """
 
-    def __init__(
-        self, ids: Sequence[int] | Ints, batch_size: int, rank: int = 0, world_size: int = 1
-    ) -> None:
+    def __init__(self, ids: Sequence[int] | Ints, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         rows = np.asarray(ids, dtype=np.int64)
         if batch_size < 1:
             raise UserError(f"data.eval_batch_size: {batch_size} should be at least 1")

@@ -45,9 +45,7 @@ class Sharded:
     """Number of images left out, by (class, generator)."""
 
 
-def shard_manifest(
-    datamodule: DataModule, output_dir: str | Path, overwrite: bool, shard_mb: float
-) -> Sharded:
+def shard_manifest(datamodule: DataModule, output_dir: str | Path, overwrite: bool, shard_mb: float) -> Sharded:
     """Write a manifest's images into shards, bytes unchanged (or matched, if the data module matches).
 
     Everything is written beside the folder and takes its place at the end: a kill or a full disk leaves what was
@@ -96,13 +94,9 @@ def shard_manifest(
 def _check_folder(folder: Path, overwrite: bool) -> Path:
     if folder.is_dir() and any(folder.iterdir()):
         if not overwrite:
-            raise UserError(
-                f"output_dir={folder} is not empty; name another one, or pass overwrite=true to replace it"
-            )
+            raise UserError(f"output_dir={folder} is not empty; name another one, or pass overwrite=true to replace it")
         if not (folder / INDEX).is_file():
-            raise UserError(
-                f"output_dir={folder} holds no shards; only shards are replaced by overwrite=true"
-            )
+            raise UserError(f"output_dir={folder} holds no shards; only shards are replaced by overwrite=true")
     elif folder.exists() and not folder.is_dir():
         raise UserError(f"output_dir={folder} is a file; name a folder")
     try:
@@ -129,9 +123,7 @@ def _write(datamodule: DataModule, folder: Path, size: int, rejected: list[tuple
             facts = (header.width, header.height, header.format, header.jpeg_quality, header.jpeg_tables)
             rows.append((*described[row], *facts, len(data), hashlib.sha256(data).hexdigest()))
         if not rows:
-            raise UserError(
-                f"none of the {len(frame)} images can be read; the first: {', '.join(rejected[0])}"
-            )
+            raise UserError(f"none of the {len(frame)} images can be read; the first: {', '.join(rejected[0])}")
         cache.done()
         cache.merge()
     chunks = json.loads((folder / INDEX).read_text(encoding="utf-8"))["chunks"]

@@ -277,9 +277,7 @@ def _transforms(recipe: Recipe) -> list[Any]:
     made: list[Any] = []
     if recipe.colour:
         made.append(
-            A.ColorJitter(
-                brightness=strength, contrast=strength, saturation=strength, hue=hue, p=recipe.colour
-            )
+            A.ColorJitter(brightness=strength, contrast=strength, saturation=strength, hue=hue, p=recipe.colour)
         )
     if recipe.blur:
         # blur_limit 0: the kernel is as wide as its σ needs.

@@ -103,10 +103,7 @@ class Comparison:
         """Return the content of summary.json."""
 
         def plain(tree: Mapping[str, Any]) -> dict[str, Any]:
-            return {
-                key: plain(node) if isinstance(node, Mapping) else node.to_dict()
-                for key, node in tree.items()
-            }
+            return {key: plain(node) if isinstance(node, Mapping) else node.to_dict() for key, node in tree.items()}
 
         return {
             "methods": self.methods,
@@ -180,12 +177,9 @@ def compare(
     differences: Differences = {metric: {} for metric in METRICS}
     for metric in METRICS:
         for name in (*table.generators, *MEANS):
-            found = {
-                method: _OverSeeds.read(table, method, metric, name, own) for method, own in seeds.items()
-            }
+            found = {method: _OverSeeds.read(table, method, metric, name, own) for method, own in seeds.items()}
             values[metric][name] = {
-                method: percentile_interval(*one.mean(list(one.values), draws), level)
-                for method, one in found.items()
+                method: percentile_interval(*one.mean(list(one.values), draws), level) for method, one in found.items()
             }
             differences[metric][name] = {
                 method: one.difference(found[baseline], draws, level)
@@ -226,9 +220,7 @@ class _OverSeeds:
     samples: dict[Run, NDArray[np.float64]]
 
     @classmethod
-    def read(
-        cls, table: BootstrapTable, method: str, metric: str, name: str, seeds: Sequence[int]
-    ) -> _OverSeeds:
+    def read(cls, table: BootstrapTable, method: str, metric: str, name: str, seeds: Sequence[int]) -> _OverSeeds:
         keys = {(seed, seeds[:place].count(seed)): f"{method}#{place}" for place, seed in enumerate(seeds)}
         return cls(
             {run: table.value(key, metric, name) for run, key in keys.items()},
@@ -304,13 +296,9 @@ def _reservations(comparison: Comparison) -> list[str]:
         if seeds != base:
             shared = ", ".join(str(seed) for seed in seeds if seed in base)
             over = f"over the seeds that both have ({shared})" if shared else "not paired over seeds"
-            told.append(
-                f"{method} and {comparison.baseline} have different seeds; their difference is {over}."
-            )
+            told.append(f"{method} and {comparison.baseline} have different seeds; their difference is {over}.")
     if comparison.n_left_out:
-        told.append(
-            f"{comparison.n_left_out} images that not every run has scored are left out for all methods."
-        )
+        told.append(f"{comparison.n_left_out} images that not every run has scored are left out for all methods.")
     return told
 
 

@@ -67,9 +67,7 @@ def score_views(
     loader = make_loader(dataset, sampler, datamodule.num_workers, datamodule.seed)
     columns = ("id", "view", "logit", "trace_distance")
     own = pd.DataFrame(predict(trainer, method, loader, columns, f"{len(views)} views"))
-    frame = pd.concat(gather_records([own]), ignore_index=True).sort_values(
-        "id", kind="stable", ignore_index=True
-    )
+    frame = pd.concat(gather_records([own]), ignore_index=True).sort_values("id", kind="stable", ignore_index=True)
     names = np.asarray([view.name for view in views], dtype=object)
     return frame.assign(view=names[frame["view"].astype(int)])
 
@@ -137,7 +135,7 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
         enable_checkpointing=False,
     )
     views = make_views(plain(config.robustness))
-    point, seen = method.operating_point, method.identity["seen_generators"]
+    point, seen = method.operating_point, method.info["seen_generators"]
     with threads(config.threads):
         frame = apply_operating_point(point, score_split(trainer, method, datamodule, split))
         records = gather_records(method.quarantined)
@@ -154,13 +152,13 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
             degraded = apply_operating_point(point, degraded[degraded["view"] != ORIGINAL])
             frame = pd.concat([frame, degraded], ignore_index=True)
     metrics["data_was_used_for"] = used or None
-    identity = {
-        **method.identity, "checkpoint": str(config.checkpoint), "split": split, "data_was_used_for": used or None,
+    info = {
+        **method.info, "checkpoint": str(config.checkpoint), "split": split, "data_was_used_for": used or None,
         "run": facts, "map_share": share,
         "shortcut": header_audit(datamodule, split) if config.header_audit else {},
     }  # fmt: skip
     quarantine = Quarantine.from_records(records, datamodule.manifest, (split,))
-    write_results(folder, frame, metrics, quarantine, identity, pictures)
+    write_results(folder, frame, metrics, quarantine, info, pictures)
     write_json(folder / "run.json", {**facts, "manifest_sha256": datamodule.manifest.sha256})
     quarantine.check(datamodule.max_quarantine)
     return metrics
@@ -213,14 +211,14 @@ def _datamodule(settings: dict[str, Any], seed: int, method: Detector) -> DataMo
     """Build the data module; crop, policy, matching and pairs are the checkpoint's unless the config names others."""
     for key in ("crop_size", "eval_policy"):
         if settings.get(key) is None:
-            settings[key] = method.identity[key]
+            settings[key] = method.info[key]
     # null inherits, 0 turns it off; a checkpoint from before there was matching has none.
-    if (settings.get("match") or {}).get("size") is None and method.identity.get("match"):
-        settings["match"] = method.identity["match"]
+    if (settings.get("match") or {}).get("size") is None and method.info.get("match"):
+        settings["match"] = method.info["match"]
     datamodule = build_datamodule(settings, augment=build_augmentation({"recipe": "none"}), seed=seed)
     datamodule.prepare()
     if datamodule.pairs is None:
-        pairs = method.identity["pairs"]
+        pairs = method.info["pairs"]
         try:
             real_counterparts(datamodule.manifest.frame, pairs)
             datamodule.pairs = pairs

@@ -82,9 +82,7 @@ def plot_scores(frame: pd.DataFrame, path: Path, seen: set[str] | None = None) -
         if len(logits):
             counts, _ = np.histogram(np.clip(logits, edges[0], edges[-1]), edges)
             colour = REAL_COLOUR if label == 0 else PALETTE[1]
-            axes.stairs(
-                row - 0.85 * counts / counts.max(), edges, baseline=row, fill=True, color=colour, alpha=0.75
-            )
+            axes.stairs(row - 0.85 * counts / counts.max(), edges, baseline=row, fill=True, color=colour, alpha=0.75)
             axes.plot([np.median(logits)] * 2, [row, row - 0.85], color="black", linewidth=1.4)
     named = [plain(f"{name}{known(name, label, seen)} (n={len(logits)})") for name, label, logits in groups]
     axes.set_yticks(range(len(groups)), named)
@@ -291,9 +289,7 @@ def draw_map(frame: pd.DataFrame, share: ArrayLike, seen: set[str], path: Path) 
     real, names = mapped["label"].to_numpy() == 0, mapped["generator"].to_numpy(dtype=object)
     figure = new_figure(WIDTH, 5.0)
     axes = figure.subplots()
-    axes.scatter(
-        x[real], y[real], s=14, color=REAL_COLOUR, alpha=0.4, linewidths=0, label=f"real (n={real.sum()})"
-    )
+    axes.scatter(x[real], y[real], s=14, color=REAL_COLOUR, alpha=0.4, linewidths=0, label=f"real (n={real.sum()})")
     for number, name in enumerate(sorted(set(names[~real]))):
         rows, was_seen = ~real & (names == name), name in seen
         # A cross has no inside, so it is told from later rounds of the palette by "+" instead.
@@ -355,9 +351,7 @@ def plot_curves_of_decision(frames: Mapping[str, pd.DataFrame], path: Path) -> P
         precise, found, _ = precision_recall_curve(labels, logits)
         recall.plot(found, precise, color=colour)
         recall.axhline(labels.mean(), color=REAL_COLOUR, linewidth=1, linestyle=":")
-    roc.set(
-        xlabel="share of reals called fake", ylabel="share of fakes called fake", xlim=(0, 1), ylim=(0, 1.01)
-    )
+    roc.set(xlabel="share of reals called fake", ylabel="share of fakes called fake", xlim=(0, 1), ylim=(0, 1.01))
     recall.set(xlabel="share of fakes called fake (recall)", ylabel="share of fakes among those called so (precision)",
                xlim=(0, 1), ylim=(0, 1.01))  # fmt: skip
     for axes in (roc, recall):
@@ -389,9 +383,7 @@ def plot_robustness(content: Mapping[str, Any], path: Path) -> Path:
             if original is None:
                 continue
             entries = [content[name][key] for _, name in views]
-            known = [
-                (at, entry) for at, entry in zip(places, entries, strict=True) if entry["value"] is not None
-            ]
+            known = [(at, entry) for at, entry in zip(places, entries, strict=True) if entry["value"] is not None]
             panel.axhline(original, color=colour, linewidth=1, linestyle="--", alpha=0.7)
             panel.plot([at for at, _ in known], [entry["value"] for _, entry in known], marker=marker, color=colour,
                        label=label, markersize=5)  # fmt: skip

@@ -39,15 +39,15 @@ SHARED = 0.9
 def write_predictions(
     frame: pd.DataFrame,
     path: str | Path,
-    identity: dict[str, Any],
+    info: dict[str, Any],
     pictures: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write a predictions frame with the run's identity in its metadata.
+    """Write a predictions frame with the run's info in its metadata.
 
     Args:
         frame: the columns of SCHEMA; those of MAP may be missing.
         path: the parquet file.
-        identity: plain values.
+        info: plain values.
         pictures: path of an image → a small JPEG of it, for reports.
     """
     path = Path(path)
@@ -59,7 +59,7 @@ def write_predictions(
     shown = {name: base64.b64encode(jpeg).decode() for name, jpeg in (pictures or {}).items()}
     metadata = {
         **(table.schema.metadata or {}),
-        METADATA_KEY: json.dumps(identity, allow_nan=False).encode(),
+        METADATA_KEY: json.dumps(info, allow_nan=False).encode(),
         PICTURES_KEY: json.dumps(shown).encode(),
     }
     with replacing(path) as temporary:
@@ -67,7 +67,7 @@ def write_predictions(
 
 
 def read_predictions(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Read a predictions file and the identity of the run that wrote it.
+    """Read a predictions file and the info of the run that wrote it.
 
     Raises:
         UserError: not there, not parquet, columns missing, labels other than 0 and 1, or logits that are no
@@ -85,15 +85,15 @@ def read_predictions(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     if missing:
         raise UserError(f"{path}: not a predictions file, it has no column {', '.join(missing)}")
     _check(frame, path)
-    return _completed(frame, path), _identity(table, path)
+    return _completed(frame, path), _info(table, path)
 
 
-def _identity(table: pa.Table, path: Path) -> dict[str, Any]:
-    """Return the run's identity; an empty one for a file without any."""
+def _info(table: pa.Table, path: Path) -> dict[str, Any]:
+    """Return the run's info; an empty one for a file without any."""
     try:
-        identity = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
+        info = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
     except ValueError as error:
-        raise UserError(f"{path}: the run's identity in its metadata is not JSON; write it anew") from error
+        raise UserError(f"{path}: the run's info in its metadata is not JSON; write it anew") from error
     kinds = {
         "seed": int,
         "seen_generators": list,
@@ -101,12 +101,12 @@ def _identity(table: pa.Table, path: Path) -> dict[str, Any]:
         "shortcut": dict,
         "map_share": list,
     }
-    wrong = "identity" if not isinstance(identity, dict) else next(
-        (key for key, kind in kinds.items() if not isinstance(identity.get(key, kind()), kind | None)), None
+    wrong = "info" if not isinstance(info, dict) else next(
+        (key for key, kind in kinds.items() if not isinstance(info.get(key, kind()), kind | None)), None
     )  # fmt: skip
     if wrong:
         raise UserError(f"{path}: '{wrong}' in its metadata is not what fakedet writes; write the file anew")
-    return {key: value for key, value in identity.items() if value is not None or key not in kinds}
+    return {key: value for key, value in info.items() if value is not None or key not in kinds}
 
 
 def _completed(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -141,9 +141,7 @@ def _check(frame: pd.DataFrame, path: Path) -> None:
     if not pd.api.types.is_float_dtype(frame["logit"]):
         raise UserError(f"{path}: logits must be floating-point numbers, found {frame['logit'].dtype}")
     if frame.empty or frame["label"].nunique() < 2:
-        raise UserError(
-            f"{path}: a report needs real and fake images, found labels {sorted(set(frame['label']))}"
-        )
+        raise UserError(f"{path}: a report needs real and fake images, found labels {sorted(set(frame['label']))}")
     if "view" in frame and not (frame["view"] == "original").any():
         raise UserError(f"{path}: it has no rows of the view 'original', which tables are made of")
     infinite = np.isinf(frame["logit"].to_numpy(dtype=np.float64))
@@ -219,7 +217,7 @@ class Read:
     seed: int
     path: Path
     frame: pd.DataFrame
-    identity: dict[str, Any]
+    info: dict[str, Any]
     """Of the run that wrote it."""
 
     pictures: dict[str, bytes]
@@ -242,21 +240,19 @@ def read_files(paths: Sequence[Path]) -> list[Read]:
     read = [read_predictions(path) for path in paths]
     named = []
     keys = [
-        (str(identity.get("name", path.parent.name)), int(identity.get("seed", 0)))
-        for (_, identity), path in zip(read, paths, strict=True)
+        (str(info.get("name", path.parent.name)), int(info.get("seed", 0)))
+        for (_, info), path in zip(read, paths, strict=True)
     ]
     twice = Counter(keys)
-    for (frame, identity), path, (name, seed) in zip(read, paths, keys, strict=True):
+    for (frame, info), path, (name, seed) in zip(read, paths, keys, strict=True):
         if twice[name, seed] > 1:
             name = f"{name} ({path.resolve().parent.name})"
         frame = frame if "view" in frame else frame.assign(view=ORIGINAL)
-        named.append(Read(name, seed, path, frame, identity, read_pictures(path)))
+        named.append(Read(name, seed, path, frame, info, read_pictures(path)))
     return named
 
 
-def confident_errors(
-    frame: pd.DataFrame, threshold: float | None, count: int
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def confident_errors(frame: pd.DataFrame, threshold: float | None, count: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Choose the reals with the highest and the fakes with the lowest logits, at most one of each group.
 
     Args:

@@ -155,7 +155,7 @@ def figures(
         seen = _seen_by(one)
         drawn.append(Drawing(plot_scores(one.original, folder / f"scores_{number}.png", seen=seen),
                             f"{method}: logits of reals and of each generator's fakes"))  # fmt: skip
-        share = one.identity.get("map_share")
+        share = one.info.get("map_share")
         if share and set(MAP) <= set(one.original) and one.original[MAP].notna().any(axis=None):
             drawn.append(Drawing(draw_map(one.original, share, seen, folder / f"map_{number}.png"),
                                 f"{method}: test images on the two main directions of its embedding"))  # fmt: skip
@@ -167,7 +167,7 @@ def figures(
 
 
 def _seen_by(one: Read) -> set[str]:
-    return set(one.identity.get("seen_generators", []))
+    return set(one.info.get("seen_generators", []))
 
 
 def _intervals(folder: Path, comparison: Comparison, metric: str) -> Drawing:
@@ -192,9 +192,7 @@ def galleries(first: dict[str, Read]) -> list[Gallery]:
         alarms, misses = confident_errors(held, None, len(held))
         for title, table in (("reals that look most fake", alarms), ("fakes that look most real", misses)):
             if len(table):
-                pictures = [
-                    Shown(one.pictures[str(row["path"])], _caption(row)) for _, row in table.iterrows()
-                ]
+                pictures = [Shown(one.pictures[str(row["path"])], _caption(row)) for _, row in table.iterrows()]
                 found.append(Gallery(f"{method}: {title}", pictures))
     return found
 
@@ -203,16 +201,12 @@ def provenance_of(read: list[Read]) -> dict[str, str]:
     """Write down all that is known of each file's run, but for the scores that its operating point keeps."""
     told = {}
     for one in read:
-        identity = dict(one.identity)
-        if isinstance(identity.get("operating_point"), dict):
-            identity["operating_point"] = {
-                key: value
-                for key, value in identity["operating_point"].items()
-                if not isinstance(value, dict | list)
+        info = dict(one.info)
+        if isinstance(info.get("operating_point"), dict):
+            info["operating_point"] = {
+                key: value for key, value in info["operating_point"].items() if not isinstance(value, dict | list)
             }
-        told[f"{one.method}, seed {one.seed}: {one.path}"] = json.dumps(
-            identity, indent=2, ensure_ascii=False
-        )
+        told[f"{one.method}, seed {one.seed}: {one.path}"] = json.dumps(info, indent=2, ensure_ascii=False)
     return told
 
 
@@ -276,11 +270,9 @@ def write_report(
     """
     started = time.perf_counter()
     if config.pairs is not None and not OmegaConf.is_dict(config.pairs):
-        raise UserError(
-            f"pairs={config.pairs}: a mapping of generators to their reals, such as {{gan: real}}"
-        )
+        raise UserError(f"pairs={config.pairs}: a mapping of generators to their reals, such as {{gan: real}}")
     given_pairs: Any = OmegaConf.to_container(config.pairs) if config.pairs is not None else None
-    pairs: Any = given_pairs or read[0].identity.get("pairs")
+    pairs: Any = given_pairs or read[0].info.get("pairs")
     bootstrap: dict[str, int] = OmegaConf.to_container(config.bootstrap)  # type: ignore[assignment]
     comparison = _compare(read, config.baseline, pairs, bootstrap)
     first = {one.method: one for one in reversed(read)}
@@ -298,7 +290,7 @@ def write_report(
     write_json(folder / "summary.json", summary)
     write_csv(comparison, folder / "table.csv")
     write_markdown(comparison, folder / "table.md")
-    shortcuts = _shortcuts(read[0].identity.get("shortcut") or {})
+    shortcuts = _shortcuts(read[0].info.get("shortcut") or {})
     noted = [*_caveats(read), *_told_by_headers(shortcuts)]
     page = Page(
         title=str(config.title),
@@ -328,9 +320,7 @@ def _compare(read: list[Read], baseline: str | None, pairs: Any, bootstrap: dict
     # Stage 1 saw no fakes at all. Where detectors saw different generators, none is seen or unseen for all of them.
     sets = {tuple(sorted(_seen_by(one))) for one in read} - {()}
     seen: list[str] | None = None if len(sets) > 1 else [name for names in sets for name in names]
-    return compare(
-        runs, baseline, pairs, seen, bootstrap["resamples"], bootstrap["seed"], known_reals=_reals(read)
-    )
+    return compare(runs, baseline, pairs, seen, bootstrap["resamples"], bootstrap["seed"], known_reals=_reals(read))
 
 
 def _reals(read: list[Read]) -> set[str]:
@@ -363,10 +353,10 @@ def _facts(facts: Mapping[str, Any], read: list[Read], runs: Sequence[Run], seco
 def _caveats(read: list[Read]) -> list[str]:
     told = []
     for one in read:
-        used = one.identity.get("data_was_used_for")
+        used = one.info.get("data_was_used_for")
         if used:
             told.append(f"{one.method}: these data were used for {used} it; its results flatter.")
-        if not one.identity.get("operating_point"):
+        if not one.info.get("operating_point"):
             told.append(f"{one.method}: no operating point, so its scores are not calibrated.")
     return list(dict.fromkeys(told))
 
@@ -388,21 +378,19 @@ def _told_by_headers(shortcuts: Mapping[str, Interval]) -> list[str]:
 
 
 def _row(one: Read) -> dict[str, Any]:
-    point = one.identity.get("operating_point") or {}
+    point = one.info.get("operating_point") or {}
     return {
-        "method": one.method, "seed": one.seed, "split": one.identity.get("split"),
+        "method": one.method, "seed": one.seed, "split": one.info.get("split"),
         "images": len(one.original), "views": one.frame["view"].nunique(),
         "threshold for reals called fake": point.get("rate"), "fitted on": point.get("split"),
-        "checkpoint": one.identity.get("checkpoint"), "file": str(one.path),
+        "checkpoint": one.info.get("checkpoint"), "file": str(one.path),
     }  # fmt: skip
 
 
 def _run_row(run: Run, one: Read, unseen: Sequence[str]) -> dict[str, Any]:
     metrics = json.loads((one.path.parent / "metrics.json").read_text(encoding="utf-8"))
     # Of the comparison's unseen generators: stage 1, which saw no fakes, counts all of them in its own metrics.
-    found = [
-        metrics["per_generator"][name]["ap"]["value"] for name in unseen if name in metrics["per_generator"]
-    ]
+    found = [metrics["per_generator"][name]["ap"]["value"] for name in unseen if name in metrics["per_generator"]]
     changed = [f"{key}={value}" for key, value in run.overrides.items() if not key.startswith(NOT_COMPARED)]
     return {
         "method": run.method, "seed": run.seed,
@@ -529,16 +517,12 @@ def compare_runs(config: DictConfig, overrides: list[str], command: list[str] | 
                 True,
             )
             if baseline not in (None, *(run.method for run in scored)):
-                log.warning(
-                    "no comparison on %s: the baseline '%s' has not been scored on it", place[3:], baseline
-                )
+                log.warning("no comparison on %s: the baseline '%s' has not been scored on it", place[3:], baseline)
                 continue
         read = [_read(run, run.folder / place / "predictions.parquet") for run in scored]
         command = command or ["fakedet", "compare", *overrides]
         reports.append(
-            write_report(
-                read, config, command, scored, failures, study.get("caveats") or (), trained=not place
-            )
+            write_report(read, config, command, scored, failures, study.get("caveats") or (), trained=not place)
         )
     return reports
 
@@ -572,9 +556,7 @@ def _found(roots: Sequence[Path]) -> list[Run]:
             failure = (_json(folder / FAILURE) or {}).get("error", "")
             run = Run(folder, "", listed, 0, facts, failure)
             found.append(replace(run, seed=int(facts.get("seed", run.overrides.get("seed", 0)))))
-    keys = dict.fromkeys(
-        key for run in found if run.facts for key in run.overrides if not key.startswith(NOT_COMPARED)
-    )
+    keys = dict.fromkeys(key for run in found if run.facts for key in run.overrides if not key.startswith(NOT_COMPARED))
     differing = [key for key in keys if len({run.overrides.get(key) for run in found if run.facts}) > 1]
     named = []
     for run in found:
@@ -592,8 +574,8 @@ def _json(path: Path) -> dict[str, Any] | None:
 
 
 def _read(run: Run, path: Path) -> Read:
-    frame, identity = read_predictions(path)
-    return Read(run.method, run.seed, path, frame, identity, read_pictures(path))
+    frame, info = read_predictions(path)
+    return Read(run.method, run.seed, path, frame, info, read_pictures(path))
 
 
 def _describe(run: Run) -> str:

@@ -177,9 +177,9 @@ def fit_on_validation(
     )  # fmt: skip
     for note in point.notes:
         log.info("operating point: %s", note)
-    method.identity["operating_point"] = point.to_dict()
+    method.info["operating_point"] = point.to_dict()
     content = read_checkpoint(checkpoint)
-    content["fakedet"] = method.identity
+    content["fakedet"] = method.info
     write_whole(content, checkpoint)
 
 
@@ -188,10 +188,10 @@ def used_for_fitting(method: Detector, datamodule: DataModule, split: str) -> st
 
     Rows are compared, not the split's name, because what a name stands for depends on what is held out.
     """
-    if method.identity.get("manifest_sha256") != datamodule.manifest.sha256:
+    if method.info.get("manifest_sha256") != datamodule.manifest.sha256:
         return ""
     rows = datamodule.manifest.rows(split).index
-    held_out = method.identity.get("held_out", ((), "test"))
+    held_out = method.info.get("held_out", ((), "test"))
     made_with = hold_out(datamodule.as_read, *held_out).frame["split"].loc[rows]
     point = method.operating_point
     fitted = () if point is None else (point.split,)
@@ -239,9 +239,7 @@ def measure_predictions(
         point: the detector's operating point; without one, there are no accuracies and no calibration.
     """
     resamples, seed, reals = int(bootstrap["resamples"]), int(bootstrap["seed"]), known_reals(datamodule)
-    metrics = evaluate_frame(
-        frame, datamodule.pairs, seen, n_resamples=resamples, seed=seed, known_reals=reals
-    )
+    metrics = evaluate_frame(frame, datamodule.pairs, seen, n_resamples=resamples, seed=seed, known_reals=reals)
     scores = frame["score"].to_numpy() if point is not None and point.calibration.kind != "none" else None
     threshold = None if point is None else point.threshold
     decisions = decision_statistics(frame, scores, threshold, datamodule.pairs, resamples, seed, reals)
@@ -315,7 +313,7 @@ def write_results(
     frame: pd.DataFrame,
     metrics: dict[str, Any],
     quarantine: Quarantine,
-    identity: Mapping[str, Any],
+    info: Mapping[str, Any],
     pictures: Mapping[str, bytes],
 ) -> None:
     """Write predictions.parquet, metrics.json and, where images were unreadable, quarantine.csv.
@@ -325,16 +323,16 @@ def write_results(
         frame: of the predictions, all views.
         metrics: from :func:`measure_predictions`.
         quarantine: the unreadable images.
-        identity: what the predictions file says of the detector and the run; ``split`` and ``shortcut`` among it.
+        info: what the predictions file says of the detector and the run; ``split`` and ``shortcut`` among it.
         pictures: from :func:`small_pictures`.
     """
-    write_predictions(frame, folder / "predictions.parquet", dict(identity), pictures)
-    lost = quarantine.lost(str(identity["split"]), frame)
+    write_predictions(frame, folder / "predictions.parquet", dict(info), pictures)
+    lost = quarantine.lost(str(info["split"]), frame)
     for name in lost:
         log.warning("none of the images of '%s' could be read: it is in no table, see quarantine.csv", name)
     if len(quarantine):
         log.warning("%s; see quarantine.csv", quarantine.describe())
-    found = {"shortcut": identity["shortcut"], "lost_generators": lost, "quarantined": quarantine.summary()}
-    of_run = {key: identity[key] for key in ("checkpoint", "split", "seen_generators")}
+    found = {"shortcut": info["shortcut"], "lost_generators": lost, "quarantined": quarantine.summary()}
+    of_run = {key: info[key] for key in ("checkpoint", "split", "seen_generators")}
     write_json(folder / "metrics.json", {**metrics, **found, **of_run})
     quarantine.write(folder / "quarantine.csv")

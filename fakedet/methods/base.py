@@ -108,7 +108,7 @@ def sum_of_terms(terms: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, Mapping[
 
 
 def gather_rows(module: LightningModule, rows: torch.Tensor) -> torch.Tensor:
-    """Concatenate the rows of all ranks, with gradients; the identity on one rank.
+    """Concatenate the rows of all ranks, with gradients; the info on one rank.
 
     Every rank computes the same loss over all rows; the gradient of the gather sums over ranks and DDP
     averages over them, which together give the gradient of a single process with the whole batch.
@@ -176,7 +176,7 @@ class Scores(NamedTuple):
 class Detector(LightningModule):
     """Score images, log the loss, and measure AP per generator on the validation and test splits.
 
-    Subclasses give :meth:`forward` and ``training_step``. ``identity`` travels inside every checkpoint: the
+    Subclasses give :meth:`forward` and ``training_step``. ``info`` travels inside every checkpoint: the
     model's config, the generators seen in training and the crop, all that is needed to build the detector
     again and to say what it knows. It holds plain values only, so that checkpoints load with ``weights_only``.
     """
@@ -188,7 +188,7 @@ class Detector(LightningModule):
     def __init__(self, optimizer: Any) -> None:
         super().__init__()
         self.optimizer_settings = optimizer
-        self.identity: dict[str, Any] = {}
+        self.info: dict[str, Any] = {}
         self.config: dict[str, Any] = {}
         self.trust: tuple[str, ...] = ()
         self.metric: GeneratorAveragePrecision | None = None
@@ -197,7 +197,7 @@ class Detector(LightningModule):
     @property
     def operating_point(self) -> OperatingPoint | None:
         """The threshold, calibration and reference that were fitted after training, if the checkpoint has them."""
-        content = self.identity.get("operating_point")
+        content = self.info.get("operating_point")
         return OperatingPoint.from_dict(content) if content else None
 
     @abstractmethod
@@ -230,8 +230,8 @@ class Detector(LightningModule):
         return configure_optimiser(self.parameters(), self.optimizer_settings, total)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the identity into the checkpoint."""
-        checkpoint["fakedet"] = self.identity
+        """Put the info into the checkpoint."""
+        checkpoint["fakedet"] = self.info
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> Scores:
         """Score the images of a batch; the one way to score, in validation, test and prediction alike."""
@@ -270,9 +270,7 @@ class Detector(LightningModule):
         assert self.metric is not None
         self.quarantined.extend(batch["quarantined"])
         scores = self.predict_step(batch, batch_idx)
-        self.metric.update(
-            batch["id"], batch["label"], batch["generator"], scores.logit, scores.trace_distance
-        )
+        self.metric.update(batch["id"], batch["label"], batch["generator"], scores.logit, scores.trace_distance)
 
     def _log_metric(self, stage: str) -> None:
         assert self.metric is not None
@@ -280,9 +278,7 @@ class Detector(LightningModule):
         values = {f"{stage}/{key}": float(value) for key, value in self.metric.compute().items()}
         self.log_dict(values, batch_size=1)
 
-    def log_step(
-        self, loss: Tensor, rows: int, terms: Callable[[], Mapping[str, Tensor]] | None = None
-    ) -> None:
+    def log_step(self, loss: Tensor, rows: int, terms: Callable[[], Mapping[str, Tensor]] | None = None) -> None:
         """Log the loss of a training step, and its terms every ``trainer.log_every_n_steps`` steps.
 
         Args:

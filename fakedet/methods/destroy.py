@@ -191,9 +191,7 @@ class TraceDestroyer(nn.Module):
         if not 0.0 <= min_strength <= 1.0:
             raise UserError(f"model.copies.min_strength: {min_strength} is not between 0 and 1")
         self.min_strength = min_strength
-        self.qualities = (
-            None if recompress is None else check_qualities(recompress, "model.copies.recompress")
-        )
+        self.qualities = None if recompress is None else check_qualities(recompress, "model.copies.recompress")
 
     @property
     def width(self) -> int:
@@ -201,9 +199,7 @@ class TraceDestroyer(nn.Module):
         return _WIDTH + (GRID if self.qualities else 0)
 
     @torch.no_grad()
-    def forward(
-        self, images: Tensor, generator: torch.Generator | None = None, draws: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, images: Tensor, generator: torch.Generator | None = None, draws: Tensor | None = None) -> Tensor:
         """Destroy the traces of images; nothing here carries gradients.
 
         Args:

@@ -188,9 +188,7 @@ class NaturalTraceForensics(Detector):
     ) -> None:
         super().__init__(optimizer)
         if not 0.0 <= copies_per_real <= 1.0:
-            raise UserError(
-                f"model.copies_per_real={copies_per_real}: between 0 (none) and 1 (one of each real)"
-            )
+            raise UserError(f"model.copies_per_real={copies_per_real}: between 0 (none) and 1 (one of each real)")
         if copies_per_real and copies is None:
             raise UserError(f"model.copies_per_real={copies_per_real} needs model.copies, which makes them")
         self.by_distance = choose(score, ("logit", "trace_distance"), "model.score") == "trace_distance"

@@ -1,4 +1,4 @@
-"""methods/residual"""
+"""How far features lie outside the directions of photographs, weighed by what that means for like content (ours)."""
 
 from __future__ import annotations
 
@@ -118,9 +118,7 @@ class TraceResidual(nn.Module):
             self.center[side] = own.mean(dim=0)
             directions = torch.linalg.svd(own - own.mean(dim=0), full_matrices=False).Vh
             self.basis[side] = directions[: self.basis.shape[2]].T
-            for index, (kind, rows) in enumerate(
-                zip(KINDS, (others, _thinned(fakes, self.size)), strict=True)
-            ):
+            for index, (kind, rows) in enumerate(zip(KINDS, (others, _thinned(fakes, self.size)), strict=True)):
                 place, residual = self._look(rows, side)
                 getattr(self, f"{kind}_place")[side, : len(rows)] = F.normalize(place, dim=1)
                 getattr(self, f"{kind}_residual")[side, : len(rows)] = residual

@@ -63,13 +63,9 @@ class GeneratorAveragePrecision(Metric):
             raise ValueError("two cells of fakes have the same name; their values could not be told apart")
         for fake, reals in self.counterparts.items():
             if not all(0 <= code < len(self.cells) for code in (fake, *reals)):
-                raise ValueError(
-                    f"counterparts {fake}: {reals} name a code beyond the {len(self.cells)} cells"
-                )
+                raise ValueError(f"counterparts {fake}: {reals} name a code beyond the {len(self.cells)} cells")
             if not self.is_fake[fake] or any(self.is_fake[code] for code in reals):
-                raise ValueError(
-                    f"counterparts {fake}: {reals} should lead from a cell of fakes to cells of reals"
-                )
+                raise ValueError(f"counterparts {fake}: {reals} should lead from a cell of fakes to cells of reals")
         self._rows: dict[str, NDArray[Any]] | None = None
         self.add_state("packed", default=[], dist_reduce_fx="cat")
 

@@ -97,9 +97,7 @@ def fit_calibration(logits: ArrayLike, labels: ArrayLike, kind: str = "temperatu
         value = weights @ (np.logaddexp(0, odds) - targets * odds)
         return float(value), np.array([slope @ units, slope.sum()])
 
-    found = minimize(
-        loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(1e-6, None), (None, None)]
-    )
+    found = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(1e-6, None), (None, None)])
     scale = float(found.x[0]) / spread
     return Calibration("temperature", scale, float(found.x[1]) - scale * centre)
 

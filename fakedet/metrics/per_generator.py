@@ -168,9 +168,7 @@ def average_precision(
     if resamples < 0:
         raise UserError(f"average_precision: resamples={resamples} must be 0 or more")
     known = None if seen is None else {str(name) for name in seen}
-    return bootstrap_statistics(frame, {"scores": values}, pairs, known, resamples, seed).result(
-        "scores", level
-    )
+    return bootstrap_statistics(frame, {"scores": values}, pairs, known, resamples, seed).result("scores", level)
 
 
 def evaluate_frame(
@@ -204,11 +202,7 @@ def evaluate_frame(
     if "logit" not in frame:
         raise UserError("predictions: no column 'logit'; a predictions file has label, generator and logit")
     logits = {"logit": frame["logit"].to_numpy()}
-    return (
-        bootstrap_statistics(frame, logits, pairs, seen, n_resamples, seed, known_reals)
-        .result("logit")
-        .to_dict()
-    )
+    return bootstrap_statistics(frame, logits, pairs, seen, n_resamples, seed, known_reals).result("logit").to_dict()
 
 
 @dataclass(frozen=True)
@@ -245,9 +239,7 @@ class BootstrapTable:
 
     def interval(self, scorer: str, metric: str, name: str, level: float = 0.95) -> Interval:
         """Return the value with its percentile interval."""
-        return percentile_interval(
-            self.value(scorer, metric, name), self.samples(scorer, metric, name), level
-        )
+        return percentile_interval(self.value(scorer, metric, name), self.samples(scorer, metric, name), level)
 
     def difference(self, first: str, second: str, metric: str, name: str, level: float = 0.95) -> Interval:
         """Return value(first) − value(second) with its paired interval."""
@@ -258,9 +250,7 @@ class BootstrapTable:
     def result(self, scorer: str, level: float = 0.95) -> AveragePrecision:
         """Return all values and intervals of one scorer."""
         results = {
-            name: GeneratorResult(
-                *vars(row).values(), *(self.interval(scorer, key, name, level) for key in METRICS)
-            )
+            name: GeneratorResult(*vars(row).values(), *(self.interval(scorer, key, name, level) for key in METRICS))
             for name, row in self.generators.items()
         }
         means = {}
@@ -328,9 +318,7 @@ def bootstrap_statistics(
     }
     scorers = {key: _Scorer(values, counterparts, strata.codes) for key, values in keys.items()}
 
-    def measured(
-        chunks: Iterable[NDArray[np.int32]], rows: int
-    ) -> dict[tuple[str, str], NDArray[np.float64]]:
+    def measured(chunks: Iterable[NDArray[np.int32]], rows: int) -> dict[tuple[str, str], NDArray[np.float64]]:
         table = {(key, metric): np.empty((rows, len(generators))) for key in scorers for metric in METRICS}
         start = 0
         for weights in chunks:
@@ -380,15 +368,11 @@ class _Scorer:
 def _checked(frame: pd.DataFrame, logits: Mapping[str, ArrayLike]) -> dict[str, NDArray[np.float64]]:
     missing = [name for name in ("label", "generator") if name not in frame]
     if missing:
-        raise UserError(
-            f"predictions: no column {missing}; a predictions file has label, generator and logit"
-        )
+        raise UserError(f"predictions: no column {missing}; a predictions file has label, generator and logit")
     if not frame["label"].isin((0, 1)).all():
         raise UserError("predictions: labels are 0 (real) or 1 (fake), and some are neither")
     if "view" in frame and frame["view"].nunique() > 1:
-        raise UserError(
-            "predictions: rows of several views; measure one view at a time, for example 'original'"
-        )
+        raise UserError("predictions: rows of several views; measure one view at a time, for example 'original'")
     taken = sorted(set(MEANS) & set(column(frame, "generator")))
     if taken:
         raise UserError(f"predictions: a generator is named {taken}, which is the name of a mean; rename it")
@@ -411,9 +395,7 @@ def _as_frame(
     if isinstance(labels, pd.DataFrame):
         extra = [name for name, values in given.items() if values is not None]
         if extra:
-            raise UserError(
-                f"average_precision: with a DataFrame, {', '.join(extra)} must be among its columns"
-            )
+            raise UserError(f"average_precision: with a DataFrame, {', '.join(extra)} must be among its columns")
         scores = next((labels[name] for name in ("logit", "score") if name in labels), None)
         missing = [name for name in ("label", "generator") if name not in labels]
         if missing or scores is None:
@@ -448,9 +430,7 @@ def _as_frame(
     for wrong, told in checks:
         if wrong.any():
             first = int(np.argmax(wrong))
-            raise UserError(
-                f"average_precision: {int(wrong.sum())} of {len(label)} {told}, first in row {first}"
-            )
+            raise UserError(f"average_precision: {int(wrong.sum())} of {len(label)} {told}, first in row {first}")
     return frame, values
 
 
@@ -466,7 +446,5 @@ def _one_per_image(name: str, values: Any, dtype: Any) -> NDArray[Any]:
         values = values.detach().cpu().tolist()  # also of bfloat16, which numpy does not know
     array = np.asarray(values, dtype=dtype)
     if array.ndim != 1:
-        raise UserError(
-            f"average_precision: {name} have the shape {array.shape}; one value per image, (n,), is wanted"
-        )
+        raise UserError(f"average_precision: {name} have the shape {array.shape}; one value per image, (n,), is wanted")
     return array

@@ -58,9 +58,7 @@ def create_timm_model(
         raise UserError(f"model.encoder.name: timm has no model '{name}'; {hint}")
     tags = timm.list_models(f"{base}.*", pretrained=True)
     if name != base and name not in tags:
-        raise UserError(
-            f"model.encoder.name: timm has no weights tagged '{name}'; {nearest(name, [base, *tags])}"
-        )
+        raise UserError(f"model.encoder.name: timm has no weights tagged '{name}'; {nearest(name, [base, *tags])}")
     for option in NOT_OPTIONS:
         if option in options:
             raise UserError(f"model.encoder.{option}: weights come from model.encoder.weights=FILE alone")
@@ -107,12 +105,7 @@ def _load_weights(model: Any, file: str | Path, channels: int) -> None:
         settings = model.pretrained_cfg
         for name in _names(settings.get("first_conv")):
             key = f"{name}.weight"
-            if (
-                key in state
-                and key in own
-                and state[key].shape != own[key].shape
-                and state[key].shape[1] == 3
-            ):
+            if key in state and key in own and state[key].shape != own[key].shape and state[key].shape[1] == 3:
                 state[key] = adapt_input_conv(channels, state[key])
         heads = tuple(f"{name}." for name in _names(settings.get("classifier")))
         found = model.load_state_dict(
@@ -250,9 +243,7 @@ class FrozenBackbone(nn.Module):
         depths = [int(stage["num_chs"]) for stage in getattr(self.model, "feature_info", ())]
         if not hasattr(self.model, "forward_intermediates") or not depths:
             raise UserError(f"model.encoder.name: '{name}' does not give its features at several depths")
-        if not levels or not all(
-            isinstance(level, int) and -len(depths) <= level < len(depths) for level in levels
-        ):
+        if not levels or not all(isinstance(level, int) and -len(depths) <= level < len(depths) for level in levels):
             raise UserError(
                 f"model.encoder.levels={levels if levels is None else list(levels)}: a list of levels; '{name}' has "
                 f"0 to {len(depths) - 1}, or -1 for the last"
@@ -288,9 +279,7 @@ class FrozenBackbone(nn.Module):
         """Compute the pooled features of each level, (N, out_dim), without the cache."""
         seen = images
         if self.input_size is not None and tuple(images.shape[-2:]) != (self.input_size, self.input_size):
-            seen = F.interpolate(
-                images, size=(self.input_size, self.input_size), mode="bicubic", align_corners=False
-            )
+            seen = F.interpolate(images, size=(self.input_size, self.input_size), mode="bicubic", align_corners=False)
         seen = ((seen - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         options = {"return_prefix_tokens": True} if self.pool == "class" else {}
         levels = self.model.forward_intermediates(  # type: ignore[operator]
@@ -351,9 +340,7 @@ class FrozenEncoder(nn.Module):
         self.register_buffer("fitted", torch.tensor(False))
         self.layers: nn.Module = nn.Identity()
         if hidden is not None:
-            self.layers = nn.Sequential(
-                nn.Dropout(dropout), nn.Linear(size, hidden), nn.ReLU(), nn.Dropout(dropout)
-            )
+            self.layers = nn.Sequential(nn.Dropout(dropout), nn.Linear(size, hidden), nn.ReLU(), nn.Dropout(dropout))
         self.feature_dim = size
         self.embedding_dim = hidden or size
 

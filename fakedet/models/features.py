@@ -135,9 +135,7 @@ class FeatureFile:
         if not self._readable:
             return None
         try:
-            rows = self._execute(
-                "SELECT value FROM features WHERE net = ? AND image = ?", [(backbone, image)]
-            )
+            rows = self._execute("SELECT value FROM features WHERE net = ? AND image = ?", [(backbone, image)])
         except UserError as error:
             self._give_up(error)
             self._readable = False

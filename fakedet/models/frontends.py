@@ -1,4 +1,4 @@
-"""models/frontends"""
+"""Frontends: what of an image an encoder gets to see."""
 
 from __future__ import annotations
 

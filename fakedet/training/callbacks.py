@@ -32,9 +32,7 @@ class LossGuard(Callback):
         self.path, self.every_steps = Path(path), every_steps
         self._batch: Any = None
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Hold on to the batch."""
         self._batch = batch
 
@@ -79,9 +77,7 @@ class Throughput(Callback):
         self._waited = self._worked = 0.0
         self._last = time.perf_counter()
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Add the time spent waiting for data."""
         now = time.perf_counter()
         self._waited += now - self._last
@@ -134,11 +130,7 @@ class RunProgress(Callback):
     ) -> None:
         """Write the progress, at most twice a second."""
         now = time.perf_counter()
-        if (
-            self.file is not None
-            and trainer.is_global_zero
-            and now - self._last_write > SECONDS_BETWEEN_WRITES
-        ):
+        if self.file is not None and trainer.is_global_zero and now - self._last_write > SECONDS_BETWEEN_WRITES:
             self._last_write = now
             self._write(trainer, batch_idx + 1)
 

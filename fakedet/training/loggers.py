@@ -120,9 +120,7 @@ def _panels(
         with suppress(DecodeError):  # it is in the quarantine list already
             image = read_image(manifest.root / str(row.path))
             kind = "fake" if row.label else "real"
-            examples.append(
-                wandb.Image(image, caption=f"{row.generator} ({kind}): P(fake) = {row.score:.2f}")
-            )
+            examples.append(wandb.Image(image, caption=f"{row.generator} ({kind}): P(fake) = {row.score:.2f}"))
     panels: dict[str, Any] = {
         "test/per_generator": wandb.Table(columns=GENERATOR_COLUMNS, data=rows),
         "test/examples": examples,

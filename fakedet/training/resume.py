@@ -91,9 +91,7 @@ class ResumePoint(Checkpoint):
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, listen) for number in SIGNALS}
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Restore the random state just before the first batch of a resumed run."""
         if self._loaded:
             states = self._loaded["random"]
@@ -353,13 +351,9 @@ def _load(folder: Path) -> DictConfig:
     try:
         config = OmegaConf.load(folder / "config.yaml")
     except (OSError, ValueError, YAMLError) as error:
-        raise UserError(
-            f"{folder}/config.yaml cannot be read: {' '.join(str(error).split())[:200]}"
-        ) from error
+        raise UserError(f"{folder}/config.yaml cannot be read: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(config, DictConfig) or not config:
-        raise UserError(
-            f"{folder}/config.yaml holds no config; pass overwrite=true to `fakedet train` to begin anew"
-        )
+        raise UserError(f"{folder}/config.yaml holds no config; pass overwrite=true to `fakedet train` to begin anew")
     return config
 
 

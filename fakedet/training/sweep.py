@@ -158,9 +158,7 @@ def _compose_job(
             check_command_line("train", [*(("--config-dir", config_dir) if config_dir else ()), *overrides])
         except UserError as mistake:
             raise UserError(f"study: the overrides of '{method}': {mistake}") from mistake
-        raise UserError(
-            f"study: the overrides of '{method}': {' '.join(str(error).split())[:300]}"
-        ) from error
+        raise UserError(f"study: the overrides of '{method}': {' '.join(str(error).split())[:300]}") from error
     with open_dict(config):
         config.hydra.job.num = number
         target = folder / config.hydra.sweep.subdir
@@ -177,9 +175,7 @@ def _check_plan(study: Study) -> None:
     names = [(job.method, job.seed) for job in study.jobs]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
-        raise UserError(
-            f"study: '{twice[0]}' has the seed {twice[1]} twice; the same seed gives the same run"
-        )
+        raise UserError(f"study: '{twice[0]}' has the seed {twice[1]} twice; the same seed gives the same run")
 
 
 SWEPT = "FAKEDET_SWEPT"
@@ -230,9 +226,7 @@ def check_study(study: Study) -> int:
     for job in study.jobs:
         try:
             check_config(job.config)
-            manifest = _remembered(
-                data, job.config.data, lambda job=job: make_datamodule(job.config).manifest.sha256
-            )
+            manifest = _remembered(data, job.config.data, lambda job=job: make_datamodule(job.config).manifest.sha256)
             for name in job.config.also or ():
                 wanted = also_config(job.config, name)
                 _remembered(others, wanted.data, lambda wanted=wanted: also_sha256(wanted))

@@ -276,7 +276,7 @@ def fit(config: DictConfig, folder: Path, datamodule: DataModule, trace_path: Pa
     lightning.seed_everything(given["seed"], workers=True, verbose=False)
     stage1 = load_stage1(trace_path, sorted(packages_of(given["stage1"]))) if trace_path else None
     method = build_method(given["model"], stage1)
-    method.identity = {
+    method.info = {
         "format": FORMAT,
         "model": given["model"],
         "stage1": stage1.config if stage1 else None,
@@ -378,20 +378,20 @@ def _test(
 ) -> dict[str, Any] | None:
     """Score the test split and write predictions, metrics and figures; returns metrics.json's content on rank zero."""
     method, trainer = fitted.method, fitted.trainer
-    seen, point = method.identity["seen_generators"], method.operating_point
+    seen, point = method.info["seen_generators"], method.operating_point
     frame = apply_operating_point(point, score_split(trainer, method, datamodule, "test"))
     records = gather_records(method.quarantined)
     frame, share = map_embeddings(trainer, method, datamodule, frame)
     if not trainer.is_global_zero:
         return None
     metrics = measure_predictions(frame, datamodule, seen, bootstrap, point)
-    identity = {
-        **method.identity, "checkpoint": str(fitted.checkpoint), "split": "test", "run": facts, "map_share": share,
+    info = {
+        **method.info, "checkpoint": str(fitted.checkpoint), "split": "test", "run": facts, "map_share": share,
         "shortcut": header_audit(datamodule, "test") if audit else {},
     }  # fmt: skip
     quarantine = Quarantine.from_records(records, datamodule.manifest, ("train", "val", "test"))
     pictures = small_pictures(datamodule, frame, point, n_pictures)
-    write_results(folder, frame, metrics, quarantine, identity, pictures)
+    write_results(folder, frame, metrics, quarantine, info, pictures)
 
     plot_curves({folder.name: read_curves(folder)}, folder / "curves.png")
     figures = {"test/scores": plot_scores(frame, folder / "scores.png", seen=set(seen))}
@@ -440,9 +440,7 @@ def also_sha256(wanted: DictConfig) -> str:
     Raises:
         UserError: it cannot be read.
     """
-    datamodule = build_datamodule(
-        {**plain(wanted.data), "crop_size": 64, "eval_policy": "crop", "match": None}
-    )
+    datamodule = build_datamodule({**plain(wanted.data), "crop_size": 64, "eval_policy": "crop", "match": None})
     datamodule.prepare()
     return datamodule.manifest.sha256
 

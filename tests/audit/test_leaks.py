@@ -102,9 +102,7 @@ def test_reencoded_copies_across_splits() -> None:
     found = made.audit()
     finding = next(f for f in found.findings if f.kind == "near-duplicate")
     assert finding.data == {"pairs": 1}
-    assert found.pairs[["first", "second"]].to_numpy().tolist() == [
-        ["train/photos/0.jpg", "test/photos/again.jpg"]
-    ]
+    assert found.pairs[["first", "second"]].to_numpy().tolist() == [["train/photos/0.jpg", "test/photos/again.jpg"]]
     assert not any(f.kind == "duplicate" for f in found.findings)
 
 

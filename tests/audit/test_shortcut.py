@@ -76,9 +76,7 @@ def test_auc_equals_scikit_learns() -> None:
     labels = (features[:, 0] + rng.normal(size=200) > 0).astype(np.int64)
     groups = np.array([f"g{code}" for code in rng.integers(0, 60, 200)], dtype=object)
     folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
-    scores = cross_val_predict(
-        LogisticRegression(), features, labels, groups=groups, cv=folds, method="predict_proba"
-    )
+    scores = cross_val_predict(LogisticRegression(), features, labels, groups=groups, cv=folds, method="predict_proba")
     found = measure(pd.DataFrame(features), labels, groups, LogisticRegression(), 200)
     assert found.auc.value == pytest.approx(roc_auc_score(labels, scores[:, 1]), abs=1e-12)
     assert found.auc.low < found.auc.value < found.auc.high

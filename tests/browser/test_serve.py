@@ -56,9 +56,7 @@ class Served:
         raise AssertionError(f"it ended: {self.said}")
 
     def files(self) -> list[Path]:
-        return [
-            path for path in self.temporary.rglob("*") if path.is_file() and "fakedet-job" not in path.name
-        ]
+        return [path for path in self.temporary.rglob("*") if path.is_file() and "fakedet-job" not in path.name]
 
     def soon_empty(self) -> bool:
         until = time.monotonic() + 10
@@ -110,9 +108,7 @@ def test_a_picture_gets_its_verdict_and_is_not_kept(served: Served, picture: Pat
     assert list(served.temporary.glob("fakedet-serve-*")) == []
 
 
-def test_limits_and_bad_files_are_said_on_the_page(
-    served: Served, picture: Path, tmp_path: Path, browser
-) -> None:
+def test_limits_and_bad_files_are_said_on_the_page(served: Served, picture: Path, tmp_path: Path, browser) -> None:
     text = tmp_path / "text.jpg"
     text.write_text("no image")
     page = browser.new_page()

@@ -73,9 +73,7 @@ def test_any_timm_name_is_an_encoder() -> None:
 
 def test_configs_of_your_own_folder_are_known(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "wide.yaml").write_text(
-        "defaults: [bce, _self_]\nname: wide\nencoder: {width: 64}\n"
-    )
+    (tmp_path / "model" / "wide.yaml").write_text("defaults: [bce, _self_]\nname: wide\nencoder: {width: 64}\n")
     check_command_line("train", ["--config-dir", str(tmp_path), "model=wide", "model.encoder.width=48"])
     with pytest.raises(UserError, match="did you mean 'wide'"):
         check_command_line("train", ["--config-dir", str(tmp_path), "model=wid"])

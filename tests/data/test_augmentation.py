@@ -62,9 +62,7 @@ def test_blur_is_gaussian_and_does_not_darken() -> None:
     image = picture(64)
     for sigma in (0.5, 1.0, 2.5):
         crop = Augmentation(blur=1.0, blur_sigma=(sigma, sigma), whole_image=True)(image, 64, 3)
-        exact = scipy.ndimage.gaussian_filter(
-            image.astype(float), (sigma, sigma, 0), mode="mirror", truncate=6
-        )
+        exact = scipy.ndimage.gaussian_filter(image.astype(float), (sigma, sigma, 0), mode="mirror", truncate=6)
         difference = crop.astype(float) - exact
         assert np.abs(difference).max() < 2
         assert abs(difference.mean()) < 0.1, "a truncating blur darkens by half a level"

@@ -28,9 +28,7 @@ def module(manifest: Path, **settings) -> ImageDataModule:
 
 def same(a: list, b: list) -> bool:
     return len(a) == len(b) and all(
-        torch.equal(x[key], y[key])
-        for x, y in zip(a, b, strict=True)
-        for key in ("image", "id", "label", "generator")
+        torch.equal(x[key], y[key]) for x, y in zip(a, b, strict=True) for key in ("image", "id", "label", "generator")
     )
 
 
@@ -77,15 +75,11 @@ def test_an_epoch_is_one_pass_over_the_training_rows(tiny_manifest: Path) -> Non
 def test_evaluation_gives_each_row_once_in_order(tiny_manifest: Path, split: str) -> None:
     data = module(tiny_manifest, eval_policy="multi-crop")
     batches = list(data.eval_dataloader(split))
-    assert [row for batch in batches for row in batch["id"].tolist()] == data.manifest.rows(
-        split
-    ).index.tolist()
+    assert [row for batch in batches for row in batch["id"].tolist()] == data.manifest.rows(split).index.tolist()
     assert batches[0]["image"].shape == (5, 5, 3, 24, 24)
     frame, cells = data.manifest.frame, data.cells
     for batch in batches:
-        for row, label, code in zip(
-            *(batch[key].tolist() for key in ("id", "label", "generator")), strict=True
-        ):
+        for row, label, code in zip(*(batch[key].tolist() for key in ("id", "label", "generator")), strict=True):
             assert label == frame["label"][row] == cells.is_fake[code]
             assert cells.names[code] == frame["generator"][row]
 
@@ -129,9 +123,7 @@ def test_lightning_draws_the_sampler_s_epochs_and_a_resumed_run_the_rest(
     expected = {e: [[d.id for d in sampler.batch(e, s)] for s in range(len(sampler))] for e in range(3)}
     whole = fit(module(tiny_manifest, num_workers=workers), 3, tmp_path / "whole")
     assert whole.seen == expected
-    resumed = fit(
-        module(tiny_manifest, num_workers=workers), 3, tmp_path / "rest", tmp_path / "whole/epoch=1.ckpt"
-    )
+    resumed = fit(module(tiny_manifest, num_workers=workers), 3, tmp_path / "rest", tmp_path / "whole/epoch=1.ckpt")
     assert resumed.seen == {2: expected[2]}
 
 
@@ -152,9 +144,7 @@ def test_cells_pair_as_the_report_does(tiny_manifest: Path) -> None:
             (code,) = [c for c, known in enumerate(cells.names) if known == name and cells.is_fake[c]]
             assert set(cells.codes[rows.index[found.fake_rows]]) == {code}
             expected = set(rows.index[found.real_rows])
-            assert {row for row in rows.index if cells.codes[row] in cells.counterparts[code]} == expected, (
-                name
-            )
+            assert {row for row in rows.index if cells.codes[row] in cells.counterparts[code]} == expected, name
     assert "gen_c" in real_counterparts(data.manifest.rows("test"), None)
 
 
@@ -298,9 +288,7 @@ def test_a_data_module_that_lacks_something_is_refused_before_data_are_read() ->
         def train_dataloader(self):
             raise AssertionError("nothing is read yet")
 
-    with pytest.raises(
-        UserError, match=r"data\._target_=.*Foreign has no as_read, cells, .*val_dataloader"
-    ) as caught:
+    with pytest.raises(UserError, match=r"data\._target_=.*Foreign has no as_read, cells, .*val_dataloader") as caught:
         check_data_module(Foreign())
     for there in ("crop_size", "manifest,", " train_dataloader"):
         assert there not in str(caught.value)

@@ -111,9 +111,7 @@ def test_replacements_come_from_the_rows_that_are_trained_on(manifest: Manifest)
     assert {dataset[Draw(rows[0], seed)]["id"] for seed in range(30)} == set(rows[1:3])
 
 
-def test_nothing_readable_is_an_error_that_names_files(
-    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_readable_is_an_error_that_names_files(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fakedet.data.dataset.TRIES", 6)
     fakes = rows_of(manifest, "gen_a", "train") + rows_of(manifest, "gen_b", "train")
     destroy(manifest, fakes)

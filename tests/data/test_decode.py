@@ -203,9 +203,7 @@ def test_every_unreadable_file_has_its_reason(tmp_path: Path, monkeypatch: pytes
 def test_the_first_file_of_a_process_is_read_too(fmt: str, tmp_path: Path) -> None:
     # PIL registers its readers as it goes; a process that has read nothing yet knows none.
     for name in ("a", "b"):
-        (tmp_path / name).write_bytes(
-            encoded(picture(), fmt, **({"lossless": True} if fmt == "WEBP" else {}))
-        )
+        (tmp_path / name).write_bytes(encoded(picture(), fmt, **({"lossless": True} if fmt == "WEBP" else {})))
     program = "import sys; from fakedet.data.decode import read_image; [read_image(p) for p in sys.argv[1:]]"
     subprocess.run([sys.executable, "-c", program, *map(str, tmp_path.iterdir())], check=True)
 

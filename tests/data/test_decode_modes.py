@@ -19,9 +19,7 @@ GREY, ALPHA = (RNG.integers(0, 256, (HEIGHT, WIDTH), dtype=np.uint8) for _ in ra
 RGB = RNG.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
 GREY16, ALPHA16 = (RNG.integers(0, 2**16, (HEIGHT, WIDTH), dtype=np.uint16) for _ in range(2))
 RGB16 = RNG.integers(0, 2**16, (HEIGHT, WIDTH, 3), dtype=np.uint16)
-INKS = np.repeat(
-    np.array([(200, 30, 60, 20), (0, 0, 0, 0), (0, 0, 0, 255), (10, 120, 250, 100)], np.uint8), 8, axis=0
-)
+INKS = np.repeat(np.array([(200, 30, 60, 20), (0, 0, 0, 0), (0, 0, 0, 255), (10, 120, 250, 100)], np.uint8), 8, axis=0)
 INKS = np.repeat(INKS[None], 16, axis=0)  # (16, 32, 4): blocks of one colour, which JPEG keeps
 PRINTED = (255.0 - INKS[..., :3]) * (255.0 - INKS[..., 3:]) / 255.0
 
@@ -58,8 +56,7 @@ def png(depth: int, colour: int, samples: np.ndarray, *chunks: tuple[bytes, byte
     pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
     parts = [(b"IHDR", head), *chunks, (b"IDAT", pixels), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        for name, body in parts
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in parts
     )
 
 

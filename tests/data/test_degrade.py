@@ -134,14 +134,10 @@ def test_a_sweep_decodes_each_image_once_and_keeps_the_original(tiny_manifest: P
     assert content["decoded"] == 23
     assert content["views"]["original"]["map"]["drop"]["value"] == 0
     entry = content["views"]["jpeg/75"]["gen_a"]
-    assert entry["drop"]["value"] == pytest.approx(
-        content["views"]["original"]["gen_a"]["value"] - entry["value"]
-    )
+    assert entry["drop"]["value"] == pytest.approx(content["views"]["original"]["gen_a"]["value"] - entry["value"])
     assert (tmp_path / "e" / "robustness.png").stat().st_size > 0
     # The same detector on files that were degraded beforehand gives the same logits.
-    own = frame[(frame["view"] == "jpeg/75") & frame["path"].str.startswith("gen_a")].set_index("path")[
-        "logit"
-    ]
+    own = frame[(frame["view"] == "jpeg/75") & frame["path"].str.startswith("gen_a")].set_index("path")["logit"]
     method = load_detector(tmp_path / "run" / "checkpoints" / "best.ckpt").eval()
     for path, logit in own.items():
         image = cv2.imread(str(tiny_manifest.parent / str(path)))

@@ -66,9 +66,7 @@ def test_every_image_is_there_and_of_one_size(made: Path) -> None:
         assert read_image(made.parent / path).shape == (TINY.size, TINY.size, 3)
 
 
-def test_the_same_seed_gives_the_same_bytes_and_leaves_global_randomness_alone(
-    made: Path, tmp_path: Path
-) -> None:
+def test_the_same_seed_gives_the_same_bytes_and_leaves_global_randomness_alone(made: Path, tmp_path: Path) -> None:
     torch.manual_seed(7)
     np.random.seed(7)
     before, numpy_before, threads = (
@@ -100,10 +98,7 @@ def test_fakes_of_a_grey_photograph_are_as_grey_as_its_reals(made: Path) -> None
     """A tint that no real has would tell the classes apart without a trace of any generator."""
     frame = pd.read_csv(made)
     grey_photos = {
-        name
-        for split in PHOTOS
-        for name, photo in load_photos(split).items()
-        if (photo == photo[..., :1]).all()
+        name for split in PHOTOS for name, photo in load_photos(split).items() if (photo == photo[..., :1]).all()
     }
     assert {"gravel", "coins", "grass"} <= grey_photos
     fakes = frame[frame["group"].isin(grey_photos) & (frame["label"] == 1)]
@@ -186,9 +181,7 @@ def test_what_a_killed_process_left_is_cleared_and_a_garbled_listing_noticed(tmp
     assert not left.exists()
 
 
-def test_a_whole_cache_serves_where_nothing_can_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_whole_cache_serves_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = demo_data(tmp_path, 0, TINY)
 
     def refuse(*_: object) -> None:
@@ -230,12 +223,8 @@ def test_content_does_not_give_the_class_away(demo_cache: Path) -> None:
 
     def content(path: str) -> np.ndarray:
         image = read_image(manifest.parent / path)
-        colours = [
-            np.histogram(image[..., channel], 8, (0, 256))[0] / image[..., 0].size for channel in range(3)
-        ]
-        return np.concatenate(
-            [cv2.resize(image, (8, 8), interpolation=cv2.INTER_AREA).ravel() / 255, *colours]
-        )
+        colours = [np.histogram(image[..., channel], 8, (0, 256))[0] / image[..., 0].size for channel in range(3)]
+        return np.concatenate([cv2.resize(image, (8, 8), interpolation=cv2.INTER_AREA).ravel() / 255, *colours])
 
     features = np.stack([content(path) for path in frame["path"]])
     train, test = (frame["split"] == "train").to_numpy(), (frame["split"] == "test").to_numpy()

@@ -64,9 +64,7 @@ def damaged(data: bytes, rng: np.random.Generator) -> Iterator[tuple[str, bytes]
     yield "truncated", data[: int(rng.integers(0, size))]
     for name, flips in (("bit", 1), ("bits", int(rng.integers(2, 200)))):
         array = np.frombuffer(data, np.uint8).copy()
-        np.bitwise_xor.at(
-            array, rng.integers(0, size, flips), (1 << rng.integers(0, 8, flips)).astype(np.uint8)
-        )
+        np.bitwise_xor.at(array, rng.integers(0, size, flips), (1 << rng.integers(0, 8, flips)).astype(np.uint8))
         yield f"{name} flipped", array.tobytes()
     start = int(rng.integers(0, size))
     stop = start + int(rng.integers(1, max(2, size // 4)))
@@ -232,9 +230,7 @@ def test_labels_stay_with_their_pictures_and_every_bad_file_is_named(
     batches += list(data.train_dataloader())
     for batch in batches:
         named |= {record["id"]: record["reason"] for record in batch["quarantined"]}
-        for row, label, image in zip(
-            batch["id"].tolist(), batch["label"].tolist(), batch["image"], strict=True
-        ):
+        for row, label, image in zip(batch["id"].tolist(), batch["label"].tolist(), batch["image"], strict=True):
             assert frame["label"][row] == label
             if frame["path"][row] in intact:
                 red, _, blue = image.float().mean(dim=(0, 2, 3)).tolist()
@@ -279,9 +275,9 @@ def test_index_names_every_bad_file_of_a_folder(tmp_path: Path) -> None:
     table = pd.read_csv(found.rejected)
     # What only decoding can tell is left to the run: a header alone is whole.
     headers_are_whole = {"pixel bomb.png"}
-    assert set(table["path"]) >= {
-        f"gan/{name}.jpg" for name in oddities() if name not in headers_are_whole
-    } | {"gan/caf\\udce9.png"}
+    assert set(table["path"]) >= {f"gan/{name}.jpg" for name in oddities() if name not in headers_are_whole} | {
+        "gan/caf\\udce9.png"
+    }
     frame = load_manifest(found.manifest).frame
     assert (frame["label"] == (frame["generator"] == "gan")).all()
     assert set(frame.loc[frame["label"] == 0, "path"]) == {f"real/{name}.png" for name in ODD_NAMES[:5]}

@@ -130,9 +130,7 @@ def test_text_stays_text(table: pd.DataFrame, load) -> None:
 
 
 def test_split_names_have_aliases_and_labels_may_be_floats(table: pd.DataFrame, load) -> None:
-    table["split"] = (
-        ["training", "Train"] * 2 + ["valid", "validation", "dev", "val"] + ["testing", "TEST"] * 2
-    )
+    table["split"] = ["training", "Train"] * 2 + ["valid", "validation", "dev", "val"] + ["testing", "TEST"] * 2
     manifest = load(table.assign(label=table["label"].astype(float)))
     assert manifest.frame["split"].tolist() == ["train"] * 4 + ["val"] * 4 + ["test"] * 4
 

@@ -47,9 +47,7 @@ def manifest(tmp_path: Path) -> Path:
                 (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
                 (tmp_path / path).write_bytes(content)
                 rows.append((path, label, kind, split))
-    pd.DataFrame(rows, columns=["path", "label", "generator", "split"]).to_csv(
-        tmp_path / "m.csv", index=False
-    )
+    pd.DataFrame(rows, columns=["path", "label", "generator", "split"]).to_csv(tmp_path / "m.csv", index=False)
     return tmp_path / "m.csv"
 
 
@@ -90,10 +88,7 @@ def test_choices_depend_on_seed_and_name_alone() -> None:
     assert matcher(image, "a.png") == Matcher(48)(image, "a.png")
     assert matcher(image, "a.png") != matcher(image, "b.png")
     assert matcher(image, "a.png") != Matcher(48, seed=1)(image, "a.png")
-    assert (
-        parse_header(matcher(image, "a.png")).jpeg_quality
-        == parse_header(matcher(other, "a.png")).jpeg_quality
-    )
+    assert parse_header(matcher(image, "a.png")).jpeg_quality == parse_header(matcher(other, "a.png")).jpeg_quality
 
 
 def test_small_images_are_refused_and_never_enlarged() -> None:
@@ -168,10 +163,7 @@ def test_images_that_cannot_be_matched_are_listed(
     manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "test/gan/3.png").write_bytes(b"broken")
-    assert (
-        launch("match", [f"data.manifest={manifest}", f"output_dir={tmp_path}/out", "data.match.size=90"])
-        == 0
-    )
+    assert launch("match", [f"data.manifest={manifest}", f"output_dir={tmp_path}/out", "data.match.size=90"]) == 0
     rejected = pd.read_csv(tmp_path / "out" / "manifest.rejected.csv")
     small = {f"{split}/photos/{number}.jpg" for split in ("train", "val", "test") for number in range(4)}
     assert set(rejected["path"]) == small | {"test/gan/3.png"}

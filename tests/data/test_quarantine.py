@@ -39,9 +39,7 @@ def test_a_broken_split_does_not_hide_behind_a_large_one(manifest: Manifest) -> 
     quarantine = Quarantine.from_records(bad, manifest, ("train", "val", "test"))
     assert len(bad) / len(manifest.frame) < 0.1
     quarantine.check(0.25)
-    with pytest.raises(
-        UserError, match=r"4 of 16 images of the split 'val' \(25\.0%\).*data\.max_quarantine=0\.1"
-    ):
+    with pytest.raises(UserError, match=r"4 of 16 images of the split 'val' \(25\.0%\).*data\.max_quarantine=0\.1"):
         quarantine.check(0.1)
 
 

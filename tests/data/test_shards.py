@@ -61,9 +61,7 @@ def test_the_same_draws_give_the_same_pixels(sharded: Path, tiny_manifest: Path)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_gives_every_row_once_and_equal_pixels(
-    sharded: Path, tiny_manifest: Path, workers: int
-) -> None:
+def test_evaluation_gives_every_row_once_and_equal_pixels(sharded: Path, tiny_manifest: Path, workers: int) -> None:
     seen = {}
     for path in (sharded, tiny_manifest):
         data = ImageDataModule(str(path), crop_size=24, num_workers=min(workers, 2), eval_batch_size=5)
@@ -83,9 +81,7 @@ def sampler(rank: int = 0, world: int = 1, window: int | None = 2) -> BalancedBa
     labels = np.repeat([0, 1], 200)
     generators = ["r"] * 200 + ["a"] * 100 + ["b"] * 100
     shards = Shards(np.arange(400) // 10, window) if window else None
-    return BalancedBatchSampler(
-        np.arange(400), labels, generators, [""] * 400, 8, 100, 0, False, rank, world, shards
-    )
+    return BalancedBatchSampler(np.arange(400), labels, generators, [""] * 400, 8, 100, 0, False, rank, world, shards)
 
 
 def test_walks_keep_few_shards_open_and_use_every_row_once_a_round() -> None:
@@ -122,8 +118,7 @@ def test_matched_shards(tiny_manifest: Path, tmp_path: Path) -> None:
     flying = ImageDataModule(str(tiny_manifest), crop_size=24, match={"size": 24})
     rows = dict(zip(flying.manifest.frame["path"], flying.manifest.frame.index, strict=True))
     assert all(
-        disk.read_bytes(row) == flying.read_bytes(rows[path])
-        for row, path in enumerate(disk.manifest.frame["path"])
+        disk.read_bytes(row) == flying.read_bytes(rows[path]) for row, path in enumerate(disk.manifest.frame["path"])
     )
 
 
@@ -186,9 +181,7 @@ def test_missing_and_damaged_shards(sharded: Path, tmp_path: Path) -> None:
     rows = np.flatnonzero(data.manifest.fact("shard") == 1)
     (sharded.parent / "chunk-0-1.bin").unlink()
     batches = (
-        list(data.eval_dataloader("train"))
-        + list(data.eval_dataloader("val"))
-        + list(data.eval_dataloader("test"))
+        list(data.eval_dataloader("train")) + list(data.eval_dataloader("val")) + list(data.eval_dataloader("test"))
     )
     bad = {record["id"]: record["reason"] for batch in batches for record in batch["quarantined"]}
     assert set(bad) == set(rows.tolist())
@@ -209,9 +202,9 @@ def test_shards_of_another_manifest_are_refused(sharded: Path, tiny_manifest: Pa
         list(mixed.eval_dataloader("test"))
     with pytest.raises(UserError, match="these are the shards of another manifest"):
         list(
-            ImageDataModule(
-                str(sharded), root=str(tmp_path / "other"), crop_size=24, num_workers=2
-            ).eval_dataloader("test")
+            ImageDataModule(str(sharded), root=str(tmp_path / "other"), crop_size=24, num_workers=2).eval_dataloader(
+                "test"
+            )
         )
 
 
@@ -226,9 +219,7 @@ def test_an_image_of_another_size_in_a_rows_place_is_named(sharded: Path) -> Non
 
 
 def test_shards_of_another_place_are_fetched_into_the_cache(sharded: Path, tmp_path: Path) -> None:
-    remote = ImageDataModule(
-        str(sharded), root=f"local:{sharded.parent}", shard_cache=str(tmp_path / "cache")
-    )
+    remote = ImageDataModule(str(sharded), root=f"local:{sharded.parent}", shard_cache=str(tmp_path / "cache"))
     local = ImageDataModule(str(sharded))
     for row in range(len(local.manifest.frame)):
         assert remote.read_bytes(row) == local.read_bytes(row)

@@ -63,9 +63,7 @@ def test_intervals_follow_a_loop_over_the_same_draws() -> None:
         means = {}
         for method, rows in runs.items():
             by_seed = [
-                average_precision_score(
-                    f["label"][keep], f["logit"][keep], sample_weight=weights[resample][keep]
-                )
+                average_precision_score(f["label"][keep], f["logit"][keep], sample_weight=weights[resample][keep])
                 for _, f in rows
             ]
             means[method] = np.mean([by_seed[i] for i in drawn[resample]])
@@ -101,12 +99,8 @@ def test_differences_are_over_the_seeds_that_both_methods_have() -> None:
     told = " ".join(verdict(comparison))
     assert "more and bce have different seeds; their difference is over the seeds that both have (1)" in told
     assert "other and bce have different seeds; their difference is not paired over seeds" in told
-    twice = compare(
-        {"bce": [frames[0], frames[0]], "new": [frames[0], frames[1]]}, "bce", None, SEEN, n_resamples=9
-    )
-    assert twice.differences["auc"]["map"]["new"].interval.value == 0, (
-        "of runs with one seed, the first is paired"
-    )
+    twice = compare({"bce": [frames[0], frames[0]], "new": [frames[0], frames[1]]}, "bce", None, SEEN, n_resamples=9)
+    assert twice.differences["auc"]["map"]["new"].interval.value == 0, "of runs with one seed, the first is paired"
 
 
 def test_a_better_method_is_found_and_a_worse_one() -> None:

@@ -23,10 +23,10 @@ def frame(n: int = 6) -> pd.DataFrame:
 def test_round_trip_keeps_every_value_and_the_identity(tmp_path: Path) -> None:
     path = tmp_path / "predictions.parquet"
     write_predictions(frame(), path, {"seen_generators": ["gen"], "pairs": None})
-    back, identity = read_predictions(path)
+    back, info = read_predictions(path)
     pd.testing.assert_frame_equal(back, frame(), check_dtype=False)
     assert back["logit"].dtype == np.float64
-    assert identity == {"seen_generators": ["gen"], "pairs": None}
+    assert info == {"seen_generators": ["gen"], "pairs": None}
     assert [entry.name for entry in tmp_path.iterdir()] == ["predictions.parquet"]
 
 
@@ -72,15 +72,15 @@ def test_files_without_what_a_report_needs_are_named(change, message: str, tmp_p
 def test_the_needed_columns_suffice_in_other_kinds(tmp_path: Path) -> None:
     needed = frame()[["path", "label", "generator", "logit"]].assign(generator=[1, 2] * 3)
     needed.assign(label=needed["label"].astype(float)).to_parquet(tmp_path / "few.parquet")
-    table, identity = read_predictions(tmp_path / "few.parquet")
+    table, info = read_predictions(tmp_path / "few.parquet")
     assert table["generator"].tolist() == ["1", "2"] * 3
     assert table["label"].tolist() == [0, 1] * 3
     assert table["score"].to_numpy() == pytest.approx(1 / (1 + np.exp(-frame()["logit"])))
-    assert identity == {}
+    assert info == {}
 
 
-@pytest.mark.parametrize("identity", [[1], {"seed": "x"}, {"seen_generators": 3}, {"operating_point": "y"}])
-def test_a_strange_identity_is_named(identity: object, tmp_path: Path) -> None:
-    write_predictions(frame(), tmp_path / "p.parquet", identity)
+@pytest.mark.parametrize("info", [[1], {"seed": "x"}, {"seen_generators": 3}, {"operating_point": "y"}])
+def test_a_strange_identity_is_named(info: object, tmp_path: Path) -> None:
+    write_predictions(frame(), tmp_path / "p.parquet", info)
     with pytest.raises(UserError, match="in its metadata is not what fakedet writes"):
         read_predictions(tmp_path / "p.parquet")

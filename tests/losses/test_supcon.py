@@ -32,9 +32,7 @@ def naive(z, labels, tau):
 def test_is_equation_2_over_anchors_with_a_positive(labels, tau):
     z = rows(len(labels))
     expected = naive(z, labels, tau)
-    assert float(supervised_contrastive_loss(z, torch.tensor(labels), tau)) == pytest.approx(
-        expected, rel=1e-10
-    )
+    assert float(supervised_contrastive_loss(z, torch.tensor(labels), tau)) == pytest.approx(expected, rel=1e-10)
 
 
 def test_two_views_with_own_labels_are_nt_xent():

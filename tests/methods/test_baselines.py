@@ -114,9 +114,7 @@ def test_a_published_head_gives_its_own_logits(prefix: str, tmp_path: Path) -> N
     method = build_method(univfd(str(tmp_path / "fc_weights.pth"))).eval()
     x = torch.rand(2, 3, 160, 160)
     embedding = method.encoder(x).detach().double().numpy()
-    expected = [
-        sum(w * e for w, e in zip(weight[0].tolist(), row, strict=True)) + bias.item() for row in embedding
-    ]
+    expected = [sum(w * e for w, e in zip(weight[0].tolist(), row, strict=True)) + bias.item() for row in embedding]
     np.testing.assert_allclose(method(x).logit.detach().numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -149,9 +147,7 @@ def test_one_step_teaches_the_head_alone() -> None:
     assert changed == {"classifier.linear.weight", "classifier.linear.bias"}
 
 
-def test_weights_that_are_not_there_say_what_to_put_where(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_weights_that_are_not_there_say_what_to_put_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

@@ -18,9 +18,7 @@ def last_collapse(tmp_path: Path, cache: Path, *overrides: str) -> dict[str, flo
             "test_after_fit=false", f"output_dir={tmp_path / 'run'}", "trace_cache=null", *overrides])  # fmt: skip
     done = train(config)
     curves = pd.read_csv(done.folder / "logs" / "metrics.csv")
-    return {
-        key: curves[f"collapse/{key}"].dropna().iloc[-1] for key in ("mean_cosine", "std", "effective_rank")
-    }
+    return {key: curves[f"collapse/{key}"].dropna().iloc[-1] for key in ("mean_cosine", "std", "effective_rank")}
 
 
 @pytest.mark.slow

@@ -70,9 +70,7 @@ def test_transfer_loss_is_the_documented_sum(batch: dict[str, torch.Tensor]) -> 
         h = method.encoder(x)
         z, logit, t = method.projection(h), method.classifier(h), method.source(x)
     reals, fakes = [i for i in range(8) if y[i] == 0], [i for i in range(8) if y[i] == 1]
-    bce = (
-        sum(math.log1p(math.exp(-logit[i])) if y[i] else math.log1p(math.exp(logit[i])) for i in range(8)) / 8
-    )
+    bce = sum(math.log1p(math.exp(-logit[i])) if y[i] else math.log1p(math.exp(logit[i])) for i in range(8)) / 8
     l_real = 0.0
     for i in reals:
         n = sum(math.exp(z[i] @ z[f] / tau) for f in fakes)
@@ -83,9 +81,7 @@ def test_transfer_loss_is_the_documented_sum(batch: dict[str, torch.Tensor]) -> 
     l_fake = 0.0
     for f in fakes:
         v = 1 - sum(max(0.0, float(t[f] @ t[j])) for j in reals) / len(reals)
-        l_fake += (
-            sum(v * tau * math.log1p(math.exp(z[f] @ t[j] / tau)) for j in reals) / len(reals) / len(fakes)
-        )
+        l_fake += sum(v * tau * math.log1p(math.exp(z[f] @ t[j] / tau)) for j in reals) / len(reals) / len(fakes)
     assert float(loss.detach()) == pytest.approx(bce + 0.25 * (l_real + l_fake), abs=1e-5)
 
 
@@ -197,9 +193,7 @@ def test_a_frozen_backbone_stands_once_in_memory_and_in_files(tmp_path: Path) ->
     for name, method in (("apart", apart), ("shared", shared)):
         torch.save({"state_dict": method.state_dict()}, tmp_path / name)
         sizes[name] = (tmp_path / name).stat().st_size
-    backbone = sum(
-        value.numel() * value.element_size() for value in shared.encoder.backbone.state_dict().values()
-    )
+    backbone = sum(value.numel() * value.element_size() for value in shared.encoder.backbone.state_dict().values())
     assert sizes["apart"] - sizes["shared"] > 0.9 * backbone
     content = {"state_dict": shared.state_dict(), "fakedet": info}
     loaded = detector_of(content, "x.ckpt")
@@ -235,14 +229,10 @@ def test_supervised_loss_with_and_without_contrast(batch: dict[str, torch.Tensor
         embedding = both.encoder(batch["image"][:, 0])
         bce = F.binary_cross_entropy_with_logits(both.classifier(embedding), batch["label"].float())
         contrast = supervised_contrastive_loss(both.projection(embedding), batch["label"], 0.2)
-    assert float(both.training_step(batch, 0).detach()) == pytest.approx(
-        float(bce + 0.5 * contrast), abs=1e-6
-    )
+    assert float(both.training_step(batch, 0).detach()) == pytest.approx(float(bce + 0.5 * contrast), abs=1e-6)
 
 
-def test_every_method_learns_from_one_step(
-    batch: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_method_learns_from_one_step(batch: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     trace = stage1()
     for method in (build_method(STAGE1), build_method(NTF, trace), build_method(BCE)):
         quiet(method).train()
@@ -289,9 +279,7 @@ def test_schedule_warms_up_and_falls_as_a_cosine() -> None:
         rates.append(optimiser.param_groups[0]["lr"])
         optimiser.step()
         scheduler.step()
-    expected = [
-        1e-3 * ((s + 1) / 10 if s < 10 else 0.5 * (1 + math.cos(math.pi * (s - 10) / 90))) for s in range(100)
-    ]
+    expected = [1e-3 * ((s + 1) / 10 if s < 10 else 0.5 * (1 + math.cos(math.pi * (s - 10) / 90))) for s in range(100)]
     assert rates == pytest.approx(expected)
 
 

@@ -24,9 +24,7 @@ def test_siblings_share_a_half_and_nothing_but_training_images_is_seen(tiny_mani
         size=100, fit=lambda reals, half, fakes: seen.update(reals=reals, half=half.tolist(), fakes=fakes)
     )
     encoder = types.SimpleNamespace(features=lambda images: images.mean(dim=(2, 3)))
-    module: Any = types.SimpleNamespace(
-        trainer=types.SimpleNamespace(datamodule=data), device=torch.device("cpu")
-    )
+    module: Any = types.SimpleNamespace(trainer=types.SimpleNamespace(datamodule=data), device=torch.device("cpu"))
     fit_residual(residual, encoder, module)
     rows = data.manifest.rows("train")
     assert len(seen["reals"]) == len(seen["half"]) == (rows["label"] == 0).sum()

@@ -20,9 +20,7 @@ def made(seed: int = 0, n: int = 120) -> tuple[pd.DataFrame, np.ndarray]:
     return frame, 1 / (1 + np.exp(-logits))
 
 
-def naive(
-    frame: pd.DataFrame, p: np.ndarray, name: str, threshold: float, rows: np.ndarray
-) -> dict[str, float]:
+def naive(frame: pd.DataFrame, p: np.ndarray, name: str, threshold: float, rows: np.ndarray) -> dict[str, float]:
     """Repeat rows as often as they were drawn and count."""
     own = rows[np.isin(frame["generator"].to_numpy()[rows], ["photos", name])]
     label, logit, score = frame["label"].to_numpy()[own], frame["logit"].to_numpy()[own], p[own]

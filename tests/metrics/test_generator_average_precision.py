@@ -65,9 +65,7 @@ def test_agrees_with_the_frame():
     ids, labels, generators, logits, _ = _rows(cells=4)
     metric = _metric()
     metric.update(ids, labels, generators, logits)
-    frame = pd.DataFrame(
-        {"label": labels, "generator": [CELLS[g] for g in generators], "logit": logits.double()}
-    )
+    frame = pd.DataFrame({"label": labels, "generator": [CELLS[g] for g in generators], "logit": logits.double()})
     result = evaluate_frame(frame, {"ldm": "real_coco"}, None, n_resamples=0)
     found = metric.compute()
     assert found["map"] == result["map"]["value"]

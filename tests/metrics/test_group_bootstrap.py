@@ -93,9 +93,7 @@ def test_group_intervals_cover_the_truth_where_row_intervals_do_not():
     photos = np.repeat(np.arange(60), 5)
     covered = {"photos": 0, "rows": 0}
     for _ in range(100):
-        logits = (
-            labels + np.repeat(rng.normal(scale=np.sqrt(2), size=60), 5) + rng.normal(scale=0.5, size=300)
-        )
+        logits = labels + np.repeat(rng.normal(scale=np.sqrt(2), size=60), 5) + rng.normal(scale=0.5, size=300)
         for name, groups in (("photos", photos), ("rows", np.arange(300))):
             strata = stratify_groups(groups, labels, generators)
             weights = next(resample_weights(strata, 200, rng))

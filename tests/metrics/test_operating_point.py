@@ -77,9 +77,7 @@ def test_without_fakes_there_is_a_threshold_and_no_calibration() -> None:
     assert point.calibration.kind == "none"
     assert math.isfinite(point.threshold)
     assert any("not calibrated" in note for note in point.notes)
-    few = fit_operating_point(
-        [0.0, 1.0], [np.nan] * 2, [0, 0], [0.0, 1.0], [np.nan] * 2, 0.05, "none", "m", "val"
-    )
+    few = fit_operating_point([0.0, 1.0], [np.nan] * 2, [0, 0], [0.0, 1.0], [np.nan] * 2, 0.05, "none", "m", "val")
     assert math.isinf(few.threshold)
     assert any("too few validation reals (2)" in note for note in few.notes)
 

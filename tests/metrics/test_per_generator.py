@@ -56,9 +56,7 @@ def test_values_are_those_of_scikit_learn():
         assert row["reals"] == (["gan"] if name == "gan" else ["real_coco"])
         assert row["rule"] == ("generator" if name == "gan" else "source")
         assert row["seen"] is (name in SEEN)
-        assert row["ap"]["value"] == pytest.approx(
-            _naive(frame, name, ones, average_precision_score), abs=1e-12
-        )
+        assert row["ap"]["value"] == pytest.approx(_naive(frame, name, ones, average_precision_score), abs=1e-12)
         assert row["auc"]["value"] == pytest.approx(_naive(frame, name, ones, roc_auc_score), abs=1e-12)
         for metric in ("ap", "auc"):
             assert row[metric]["low"] <= row[metric]["value"] <= row[metric]["high"]
@@ -77,17 +75,13 @@ def test_resamples_and_intervals_are_those_of_a_naive_loop(metric):
     strata = stratify_groups(frame["group"], frame["label"], frame["generator"])
     weights = next(resample_weights(strata, 40, np.random.default_rng(5)))[:, strata.codes]
     oracle = average_precision_score if metric == "ap" else roc_auc_score
-    naive = {
-        name: np.array([_naive(frame, name, row, oracle) for row in weights]) for name in table.generators
-    }
+    naive = {name: np.array([_naive(frame, name, row, oracle) for row in weights]) for name in table.generators}
     for name, samples in naive.items():
         np.testing.assert_allclose(table.samples("a", metric, name), samples, atol=1e-12)
         assert samples.std() > 0.01
     mean = np.mean([naive["adm"], naive["gan"], naive["ldm"]], axis=0)
     np.testing.assert_allclose(table.samples("a", metric, "map"), mean, atol=1e-12)
-    np.testing.assert_allclose(
-        table.samples("a", metric, "map_seen"), (naive["adm"] + naive["ldm"]) / 2, atol=1e-12
-    )
+    np.testing.assert_allclose(table.samples("a", metric, "map_seen"), (naive["adm"] + naive["ldm"]) / 2, atol=1e-12)
     np.testing.assert_allclose(table.samples("a", metric, "map_unseen"), naive["gan"], atol=1e-12)
     result = getattr(table.result("a", 0.9).means["all"], metric)
     assert (result.low, result.high) == pytest.approx(tuple(np.quantile(mean, [0.05, 0.95])))
@@ -189,9 +183,7 @@ def test_paired_differences_use_the_same_resamples():
     same = table.difference("copy", "base", "ap", "map_unseen")
     assert (same.value, same.low, same.high) == (0, 0, 0)
     gain = table.difference("better", "base", "auc", "map")
-    assert gain.value == pytest.approx(
-        table.value("better", "auc", "map") - table.value("base", "auc", "map")
-    )
+    assert gain.value == pytest.approx(table.value("better", "auc", "map") - table.value("base", "auc", "map"))
     paired = table.samples("better", "auc", "map") - table.samples("base", "auc", "map")
     assert (gain.low, gain.high) == pytest.approx(tuple(np.quantile(paired, [0.025, 0.975])))
     one = table.interval("base", "auc", "map")

@@ -51,9 +51,7 @@ def test_width_must_be_positive():
         SmallEncoder(0)
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet10t", "mobilenetv3_small_050", "ghostnet_050", "vit_tiny_patch16_224"]
-)
+@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050", "ghostnet_050", "vit_tiny_patch16_224"])
 def test_timm_encoder_states_the_dimension_that_comes_out(name):
     encoder = TimmEncoder(name).eval()
     with torch.no_grad():

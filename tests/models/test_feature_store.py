@@ -37,9 +37,7 @@ def _nothing_known() -> Iterator[None]:
 def test_another_process_finds_what_one_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "new folder" / "features.sqlite"
     environment = {**os.environ, VARIABLE: str(file)}
-    said = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True
-    )
+    said = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
     monkeypatch.setenv(VARIABLE, str(file))
     torch.manual_seed(0)
     net = FrozenBackbone("test_efficientnet", False, None, 48, [-1])
@@ -104,9 +102,7 @@ def test_what_is_there_is_read_though_nothing_can_be_written(tmp_path: Path) -> 
     store.put(b"one", b"x", row)
     store.flush()
     with contextlib.closing(sqlite3.connect(tmp_path / "f.sqlite")) as connection, connection:
-        connection.execute(
-            "CREATE TRIGGER full BEFORE INSERT ON features BEGIN SELECT RAISE(FAIL, 'disk full'); END"
-        )
+        connection.execute("CREATE TRIGGER full BEFORE INSERT ON features BEGIN SELECT RAISE(FAIL, 'disk full'); END")
     store.put(b"one", b"y", row)
     store.flush()
     found = store.get(b"one", b"x")
@@ -123,9 +119,7 @@ def test_a_file_that_is_something_else_is_told(tmp_path: Path) -> None:
     assert (tmp_path / "letter.txt").read_text() == "Dear all, " * 200
 
 
-def test_a_file_that_can_no_longer_be_written_costs_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_can_no_longer_be_written_costs_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Not caplog: what other tests did to the logger's handlers decides how often that sees a record.
     warnings: list[str] = []
     monkeypatch.setattr(log, "warning", lambda text, *values: warnings.append(text % values))

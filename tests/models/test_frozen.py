@@ -205,6 +205,4 @@ def test_the_packaged_weights_know_a_cat_and_a_cup(tmp_path: Path) -> None:
             assert int(model(seen).argmax()) in classes
     encoder = create_timm_model("tf_efficientnet_lite2", weights=file).eval()
     with torch.inference_mode():
-        torch.testing.assert_close(
-            encoder(seen), model.forward_head(model.forward_features(seen), pre_logits=True)
-        )
+        torch.testing.assert_close(encoder(seen), model.forward_head(model.forward_features(seen), pre_logits=True))

@@ -39,8 +39,7 @@ def test_distance_and_its_standardisation(kind, members):
     expected = naive(z, traces, kind, 10)
     assert bank.distance(z, kind).numpy() == pytest.approx(expected, abs=1e-5)
     own = [  # each member to all the others
-        naive(traces[i : i + 1], torch.cat([traces[:i], traces[i + 1 :]]), kind, 10)[0]
-        for i in range(members)
+        naive(traces[i : i + 1], torch.cat([traces[:i], traces[i + 1 :]]), kind, 10)[0] for i in range(members)
     ]
     standard = (np.array(expected) - np.mean(own)) / max(np.std(own, ddof=1), 1e-6)
     if members > 2:  # of two, both distances are one number
@@ -50,9 +49,7 @@ def test_distance_and_its_standardisation(kind, members):
 def test_knn_is_the_default_and_k_is_a_setting():
     traces, z = rows(20), rows(4, seed=1)
     assert torch.equal(fitted(traces).distance(z), fitted(traces).distance(z, "knn"))
-    assert fitted(traces, neighbours=3).distance(z).numpy() == pytest.approx(
-        naive(z, traces, "knn", 3), abs=1e-5
-    )
+    assert fitted(traces, neighbours=3).distance(z).numpy() == pytest.approx(naive(z, traces, "knn", 3), abs=1e-5)
 
 
 def test_more_traces_than_fit_are_evenly_spaced():

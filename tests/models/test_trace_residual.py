@@ -47,9 +47,7 @@ def naive(
             like.append(np.mean([float(other @ place) for other, _ in ordered]))
         spread = own.std(ddof=1)
         known = np.exp(-max(0.0, like[0] - like[1]) / reach)
-        sides.append(
-            known * (near[1] - near[0]) / spread * min(max((residual - own.mean()) / spread, -bound), bound)
-        )
+        sides.append(known * (near[1] - near[0]) / spread * min(max((residual - own.mean()) / spread, -bound), bound))
     return float(np.mean(sides))
 
 
@@ -66,8 +64,7 @@ def test_evidence_is_what_its_description_says(bound: float | None, reach: float
     half = np.arange(61) % 2
     limits = (np.inf if bound is None else bound, np.inf if reach is None else reach)
     wanted = [
-        naive(reals.numpy(), half, fakes.numpy(), image, 6, 5, *limits)
-        for image in images.numpy().astype(np.float64)
+        naive(reals.numpy(), half, fakes.numpy(), image, 6, 5, *limits) for image in images.numpy().astype(np.float64)
     ]
     plain = fitted(reals, fakes)(images).numpy()
     assert (bound is None and reach is None) == np.allclose(residual(images), plain)
@@ -127,9 +124,7 @@ def test_what_cannot_be_is_told() -> None:
             TraceResidual(20, **{"dims": 6, "neighbours": 5, "size": 100, **settings})
     for name in ("bound", "reach"):
         for value in (-1, 0, "a"):
-            with pytest.raises(
-                UserError, match=rf"model\.residual: {name}={value}: a number above 0, or null"
-            ):
+            with pytest.raises(UserError, match=rf"model\.residual: {name}={value}: a number above 0, or null"):
                 TraceResidual(20, dims=6, neighbours=5, size=100, **{name: value})
     for place in (0, 1):
         features = [rows(1, 40), rows(2, 40)]

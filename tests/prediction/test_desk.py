@@ -103,6 +103,8 @@ def test_heatmap_colours_where_the_tiles_are() -> None:
     left, right = mixed[:, :64].reshape(-1, 3).mean(axis=0), mixed[:, 64:].reshape(-1, 3).mean(axis=0)
     assert left[2] > 150 > left[0]  # blue: real
     assert right[0] > 150 > right[2]  # red: fake
-    assert overlay(
-        np.zeros((10, 12, 3), np.uint8), cut_tiles(np.zeros((10, 12, 3), np.uint8), 64, 1), [0.5]
-    ).shape == (10, 12, 3)
+    assert overlay(np.zeros((10, 12, 3), np.uint8), cut_tiles(np.zeros((10, 12, 3), np.uint8), 64, 1), [0.5]).shape == (
+        10,
+        12,
+        3,
+    )

@@ -58,9 +58,7 @@ def rows(output: Path) -> dict[str, dict[str, str]]:
         return {Path(row["path"]).name: row for row in csv.DictReader(file)}
 
 
-def test_every_file_gets_a_row_and_the_exit_status_tells(
-    checkpoint: Path, images: Path, tmp_path: Path
-) -> None:
+def test_every_file_gets_a_row_and_the_exit_status_tells(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     assert predict(checkpoint, images, tmp_path / "p.csv") == 1  # two files failed
     found = rows(tmp_path / "p.csv")
     assert set(found) == {"a.png", "b.jpg", "c d.png", "tiny.png", "text.jpg", "empty.png"}
@@ -185,9 +183,7 @@ def test_mistakes_are_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     given = {"checkpoint": checkpoint, "source": images, "output": tmp_path / "p.csv"}
-    arguments = [
-        f"{key}={value}" for key, value in given.items() if not any(one.startswith(f"{key}=") for one in more)
-    ]
+    arguments = [f"{key}={value}" for key, value in given.items() if not any(one.startswith(f"{key}=") for one in more)]
     assert launch("predict", [*arguments, *more]) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -217,9 +213,7 @@ def test_large_images_and_hard_compression(checkpoint: Path, tmp_path: Path) -> 
     cv2.imwrite(str(folder / "hard.jpg"), noise, [cv2.IMWRITE_JPEG_QUALITY, 8])
     header = b"IHDR" + (20_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
     checksum = zlib.crc32(header).to_bytes(4, "big")
-    (folder / "huge.png").write_bytes(
-        b"\x89PNG\r\n\x1a\n\0\0\0\r" + header + checksum + b"\0\0\0\x01IDATx" + bytes(4)
-    )
+    (folder / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\r" + header + checksum + b"\0\0\0\x01IDATx" + bytes(4))
     assert predict(checkpoint, folder, tmp_path / "p.csv") == 1
     found = rows(tmp_path / "p.csv")
     assert "compressed harder (JPEG quality 8) than 95 in 100" in found["hard.jpg"]["reason"]
@@ -229,17 +223,13 @@ def test_large_images_and_hard_compression(checkpoint: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_no_row_is_lost_or_doubled(
-    checkpoint: Path, images: Path, tmp_path: Path
-) -> None:
+def test_killed_at_any_moment_no_row_is_lost_or_doubled(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     for number in range(60):
         (images / f"more {number}.png").write_bytes((images / "a.png").read_bytes())
     command = [sys.executable, "-m", "fakedet", "predict", f"checkpoint={checkpoint}", f"source={images}",
                f"output={tmp_path}/p.csv", "images_at_a_time=1"]  # fmt: skip
     for done in (5, 20, 40):
-        run = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ}
-        )
+        run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ})
         while run.poll() is None:
             if (tmp_path / "p.csv").is_file() and (tmp_path / "p.csv").read_bytes().count(b"\n") > done:
                 run.kill()

@@ -43,9 +43,7 @@ def test_seeds_are_taken_together_and_failures_named(
             rows = frame[(frame["label"] == 0) | (frame["generator"] == "gen_c")]
             values.append(average_precision_score(rows["label"], rows["logit"]))
         assert len(values) == 2
-        assert summary["values"]["ap"]["gen_c"][f"model.optimizer.lr={rate}"]["value"] == pytest.approx(
-            sum(values) / 2
-        )
+        assert summary["values"]["ap"]["gen_c"][f"model.optimizer.lr={rate}"]["value"] == pytest.approx(sum(values) / 2)
     page = (tmp_path / "c" / "report.html").read_text()
     assert "wrong failed:" in page
     assert "fakedet resume run=" in page
@@ -54,9 +52,7 @@ def test_seeds_are_taken_together_and_failures_named(
 
 
 @pytest.mark.slow
-def test_detectors_that_saw_different_generators_stand_in_a_matrix(
-    tiny_manifest_module: Path, tmp_path: Path
-) -> None:
+def test_detectors_that_saw_different_generators_stand_in_a_matrix(tiny_manifest_module: Path, tmp_path: Path) -> None:
     arguments = [
         "-m",
         *COMMON,
@@ -75,9 +71,7 @@ def test_detectors_that_saw_different_generators_stand_in_a_matrix(
     )
     summary = json.loads((tmp_path / "c" / "summary.json").read_text())
     assert summary["methods"] == ["data.hold_out=[]", "data.hold_out=[gen_a]"]
-    assert {row["seen"] for row in summary["generators"].values()} == {None}, (
-        "none is seen or unseen for both"
-    )
+    assert {row["seen"] for row in summary["generators"].values()} == {None}, "none is seen or unseen for both"
     page = (tmp_path / "c" / "report.html").read_text()
     assert "AUC of each detector (row) on each generator (column)" in page
     assert "not known whether seen in training" in page

@@ -35,9 +35,7 @@ def test_logits_and_distances_are_the_originals(
 ) -> None:
     output = tmp_path / f"detector{ending}"
     assert launch("export", [f"checkpoint={checkpoints[model]}", f"output={output}"]) == 0
-    images = np.random.default_rng(5).random(
-        (7, 3, 32, 32), dtype=np.float32
-    )  # another number than it was traced with
+    images = np.random.default_rng(5).random((7, 3, 32, 32), dtype=np.float32)  # another number than it was traced with
     module = fakedet.load(checkpoints[model], "cpu").module
     with torch.no_grad():
         expected = module(torch.from_numpy(images))

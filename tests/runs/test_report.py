@@ -36,9 +36,7 @@ def runs(tiny_manifest_module: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def report(predictions: object, folder: Path, *more: str) -> int:
-    return launch(
-        "report", [f"predictions={predictions}", f"output_dir={folder}", "bootstrap.resamples=30", *more]
-    )
+    return launch("report", [f"predictions={predictions}", f"output_dir={folder}", "bootstrap.resamples=30", *more])
 
 
 def test_one_file_gives_the_numbers_of_its_run(runs: Path, tmp_path: Path) -> None:
@@ -51,9 +49,7 @@ def test_one_file_gives_the_numbers_of_its_run(runs: Path, tmp_path: Path) -> No
     for name, entry in metrics["per_generator"].items():
         for metric in ("ap", "auc"):
             assert summary["values"][metric][name]["bce"]["value"] == pytest.approx(entry[metric]["value"])
-    assert summary["values"]["ap"]["map_unseen"]["bce"]["value"] == pytest.approx(
-        metrics["map_unseen"]["value"]
-    )
+    assert summary["values"]["ap"]["map_unseen"]["bce"]["value"] == pytest.approx(metrics["map_unseen"]["value"])
     page = (tmp_path / "r" / "report.html").read_text()
     assert '<th scope="col">shortcut AUC</th>' in page
     # AP, AUC, ROC and PR, reliability, scores, map, robustness
@@ -64,15 +60,13 @@ def test_one_file_gives_the_numbers_of_its_run(runs: Path, tmp_path: Path) -> No
     assert len(pd.read_csv(tmp_path / "r" / "table.csv")) > 6
 
 
-def test_what_headers_give_away_is_said(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    frame, identity = read_predictions(runs / "a" / "predictions.parquet")
+def test_what_headers_give_away_is_said(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame, info = read_predictions(runs / "a" / "predictions.parquet")
     areas = {"gen_a": 0.9, "gen_b": 0.6, "gen_c": 0.71}
     told = "Format, size and compression alone tell gen_a, gen_c (AUC above 0.7)"
     for name, found in (("loud", areas), ("quiet", {"gen_b": 0.6})):
         shortcut = {key: {"auc": {"value": area, "low": area, "high": area}} for key, area in found.items()}
-        write_predictions(frame, tmp_path / f"{name}.parquet", {**identity, "shortcut": shortcut})
+        write_predictions(frame, tmp_path / f"{name}.parquet", {**info, "shortcut": shortcut})
         assert report(tmp_path / f"{name}.parquet", tmp_path / name) == 0
         assert (told in capsys.readouterr().out) == (name == "loud")
         assert (told in (tmp_path / name / "report.html").read_text()) == (name == "loud")
@@ -95,9 +89,7 @@ def test_files_of_one_method_and_seed_are_told_apart(runs: Path, tmp_path: Path)
     assert report(f"[{runs}/a/predictions.parquet,{runs}/views/predictions.parquet]", tmp_path / "r") == 0
     summary = json.loads((tmp_path / "r" / "summary.json").read_text())
     assert summary["methods"] == ["bce (a)", "bce (views)"]
-    assert summary["differences_to_baseline"]["ap"]["map"]["bce (views)"]["value"] == pytest.approx(
-        0, abs=1e-6
-    )
+    assert summary["differences_to_baseline"]["ap"]["map"]["bce (views)"]["value"] == pytest.approx(0, abs=1e-6)
 
 
 def test_bad_input_is_one_line(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,10 +114,10 @@ def test_bad_input_is_one_line(runs: Path, tmp_path: Path, capsys: pytest.Captur
 
 def test_the_page_shows_the_most_confident_errors(runs: Path, tmp_path: Path) -> None:
     path = runs / "a" / "predictions.parquet"
-    frame, identity = read_predictions(path)
+    frame, info = read_predictions(path)
     pictures = read_pictures(path)
     # Eight validation reals allow no threshold at 5 %: then the most wrong are shown, whatever they were called.
-    assert identity["operating_point"]["threshold"] is None
+    assert info["operating_point"]["threshold"] is None
     expected: set[str] = set()
     for label, sign in ((0, -1), (1, 1)):
         rows = frame[frame["label"] == label]
@@ -143,20 +135,18 @@ def test_the_page_shows_the_most_confident_errors(runs: Path, tmp_path: Path) ->
 
 
 def test_the_map_is_that_of_the_run(runs: Path) -> None:
-    frame, identity = read_predictions(runs / "a" / "predictions.parquet")
+    frame, info = read_predictions(runs / "a" / "predictions.parquet")
     assert frame[["map_x", "map_y"]].notna().all(axis=None)
     # Principal components: centred, uncorrelated, the first the longer one.
     x, y = frame["map_x"].to_numpy(dtype=float), frame["map_y"].to_numpy(dtype=float)
     scale = np.abs([x, y]).max()
     assert abs(x.mean()) < 1e-4 * scale
     assert abs(np.corrcoef(x, y)[0, 1]) < 1e-3
-    first, second = identity["map_share"]
+    first, second = info["map_share"]
     assert (x**2).sum() / (y**2).sum() == pytest.approx(first / second, rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("threshold", "alarms", "misses"), [(0.5, ["r2"], ["f1"]), (None, ["r2", "r0"], ["f1", "f2"])]
-)
+@pytest.mark.parametrize(("threshold", "alarms", "misses"), [(0.5, ["r2"], ["f1"]), (None, ["r2", "r0"], ["f1", "f2"])])
 def test_errors_are_on_the_wrong_side_and_one_a_photograph(
     threshold: float | None, alarms: list[str], misses: list[str]
 ) -> None:

@@ -105,7 +105,7 @@ def run(arguments: list[str], log: Path, what: str | None = None, number: int = 
 def results(folder: Path) -> dict[str, object]:
     """Everything that a run leaves behind but for times and places."""
     metrics = json.loads((folder / "metrics.json").read_text())
-    frame, identity = read_predictions(folder / "predictions.parquet")
+    frame, info = read_predictions(folder / "predictions.parquet")
     weights = {}
     for name in ("best", "last"):
         content = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
@@ -114,7 +114,7 @@ def results(folder: Path) -> dict[str, object]:
     quarantine = folder / "quarantine.csv"
     return {
         "metrics": {key: value for key, value in metrics.items() if key != "checkpoint"},
-        "frame": frame, "point": identity["operating_point"], "weights": weights,
+        "frame": frame, "point": info["operating_point"], "weights": weights,
         "curves": without_times(pd.read_csv(folder / "logs" / "metrics.csv")),
         "quarantine": quarantine.read_text() if quarantine.is_file() else "",
         "kept": json.loads((folder / "run.json").read_text())["kept_epoch"],

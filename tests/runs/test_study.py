@@ -80,9 +80,7 @@ def test_a_study_compares_what_ended_well_and_names_what_did_not(tiny_manifest: 
     assert summary["generators"]["gen_c"]["seen"] is False
     assert summary["generators"]["gen_a"]["seen"] is True
     order = [(run["method"], run["seed"]) for run in summary["runs"]]
-    assert order == [("trace", 0), ("trace", 1), ("mine", 0), ("mine", 1)], (
-        "as planned, whichever was the faster"
-    )
+    assert order == [("trace", 0), ("trace", 1), ("mine", 0), ("mine", 1)], "as planned, whichever was the faster"
     for method in ("trace", "mine"):  # of the same unseen generators, also where stage 1 saw no fakes
         rows_of = [run["mAP unseen"] for run in summary["runs"] if run["method"] == method]
         mean = summary["values"]["ap"]["map_unseen"][method]["value"]
@@ -229,11 +227,7 @@ def test_a_finished_study_is_compared_again_and_not_trained(
     for name in ("summary.json", "on_same/summary.json"):
         one, other = (json.loads((folder / name).read_text()) for folder in (place / "out", place / "later"))
         assert one["values"] == other["values"]
-        assert (
-            (one["methods"], one["baseline"])
-            == (other["methods"], other["baseline"])
-            == (["trace", "mine"], "mine")
-        )
+        assert (one["methods"], one["baseline"]) == (other["methods"], other["baseline"]) == (["trace", "mine"], "mine")
     assert "small &amp; quick" in (place / "later" / "report.html").read_text()
 
 
@@ -265,9 +259,7 @@ def test_what_other_data_trained_is_not_compared(
     other, own = place / "data" / "other.csv", place / "data" / "manifest.csv"
     other.write_text("\n".join(own.read_text().splitlines()[:-1]) + "\n")
     assert study(place, monkeypatch) == 0
-    assert changed(before, stamps(place)) == {"model=mine,seed=0/on_same", "model=trace,seed=0/on_same"}, (
-        "scored anew"
-    )
+    assert changed(before, stamps(place)) == {"model=mine,seed=0/on_same", "model=trace,seed=0/on_same"}, "scored anew"
     before = stamps(place)
     rows = own.read_text()
     own.write_text("\n".join(rows.splitlines()[:-1]) + "\n")
@@ -343,16 +335,11 @@ def test_a_study_is_named_and_is_a_multirun(trained: Path, monkeypatch: pytest.M
     assert launch("study", ["threads=1"]) == 2
     assert "which study? pass study=NAME: clip, demo, " in capsys.readouterr().err
     assert launch("train", ["study=demo", "output_dir=alone"]) == 2
-    assert (
-        "a study is many jobs: pass -m; for one of them alone, give experiment, seed too"
-        in capsys.readouterr().err
-    )
+    assert "a study is many jobs: pass -m; for one of them alone, give experiment, seed too" in capsys.readouterr().err
     assert not (trained / "alone").exists()
 
 
-def test_slurm_where_there_is_none_is_one_line(
-    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
+def test_slurm_where_there_is_none_is_one_line(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert study(trained, monkeypatch, "hydra/launcher=slurm", "hydra.sweep.dir=fresh") == 2
     said = capsys.readouterr().err

@@ -46,8 +46,8 @@ def test_a_run_leaves_all_that_is_needed(transfer_run: Path) -> None:
     for name in ("config.yaml", "run.json", "run.log", "metrics.json", "predictions.parquet",
                  "checkpoints/best.ckpt", "logs/metrics.csv", "curves.png", "embedding.png", "scores.png"):  # fmt: skip
         assert (transfer_run / name).stat().st_size > 0, name
-    frame, identity = read_predictions(transfer_run / "predictions.parquet")
-    assert identity["seen_generators"] == ["gen_a", "gen_b"]
+    frame, info = read_predictions(transfer_run / "predictions.parquet")
+    assert info["seen_generators"] == ["gen_a", "gen_b"]
     assert frame["trace_distance"].between(0, 2).all()
     checkpoint = torch.load(transfer_run / "checkpoints" / "best.ckpt", weights_only=True)
     point = OperatingPoint.from_dict(checkpoint["fakedet"]["operating_point"])
@@ -68,9 +68,7 @@ def test_validation_is_logged_as_validation_and_the_test_once(transfer_run: Path
     assert curves["val/map"].notna().sum() == 2, "one value an epoch"
     assert curves["test/map"].notna().sum() == 1
     metrics = json.loads((transfer_run / "metrics.json").read_text())
-    assert curves["test/ap/gen_c"].dropna().item() == pytest.approx(
-        metrics["per_generator"]["gen_c"]["ap"]["value"]
-    )
+    assert curves["test/ap/gen_c"].dropna().item() == pytest.approx(metrics["per_generator"]["gen_c"]["ap"]["value"])
     stage1 = pd.read_csv(transfer_run / "stage1" / "logs" / "metrics.csv")
     assert not [name for name in stage1 if name.startswith("test/")]
 
@@ -82,9 +80,7 @@ def test_a_training_reads_and_describes_its_manifest_once(tiny_manifest: Path, t
     assert (tmp_path / "run" / "run.log").read_text().count("columns not used: camera") == 1
 
 
-def test_same_command_same_numbers_with_any_number_of_workers(
-    transfer_run: Path, tiny_manifest_module: Path
-) -> None:
+def test_same_command_same_numbers_with_any_number_of_workers(transfer_run: Path, tiny_manifest_module: Path) -> None:
     for workers in (0, 2):
         again = transfer_run.parent / f"again{workers}"
         config = composed(again, "model=ntf", f"data.manifest={tiny_manifest_module}", "trace_cache=null",
@@ -94,9 +90,7 @@ def test_same_command_same_numbers_with_any_number_of_workers(
         pd.testing.assert_frame_equal(first, second)
 
 
-def test_stage1_is_trained_as_itself_and_not_as_its_transfer(
-    tiny_manifest_module: Path, tmp_path: Path
-) -> None:
+def test_stage1_is_trained_as_itself_and_not_as_its_transfer(tiny_manifest_module: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     config = composed(folder, "model=ntf", f"data.manifest={tiny_manifest_module}", "trace_cache=null",
                       "trainer.max_epochs=${model.epochs}", "model.epochs=1", "stage1.epochs=3")  # fmt: skip
@@ -105,15 +99,11 @@ def test_stage1_is_trained_as_itself_and_not_as_its_transfer(
     assert curves["epoch"].max() == 2, "stage 1 has its own number of epochs"
     last = torch.load(folder / "stage1" / "checkpoints" / "last.ckpt", weights_only=True)
     kept = torch.load(folder / "stage1" / "checkpoints" / "best.ckpt", weights_only=True)
-    assert kept["epoch"] == last["epoch"] == 2, (
-        "no fake may choose stage 1's weights: the last epoch's are kept"
-    )
+    assert kept["epoch"] == last["epoch"] == 2, "no fake may choose stage 1's weights: the last epoch's are kept"
     assert torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == 0
 
 
-def test_stage1_is_reused_when_identical_and_only_then(
-    transfer_run: Path, tiny_manifest_module: Path
-) -> None:
+def test_stage1_is_reused_when_identical_and_only_then(transfer_run: Path, tiny_manifest_module: Path) -> None:
     manifest = f"data.manifest={tiny_manifest_module}"
     cached = list((transfer_run.parent / "stage1").glob("*.ckpt"))
     assert len(cached) == 1
@@ -140,9 +130,7 @@ def test_stage1_is_trained_anew_when_a_photograph_changed(tiny_manifest: Path, t
     assert run("third")
 
 
-def test_pretrained_weights_are_known_by_their_content_and_needed_once(
-    tiny_manifest: Path, tmp_path: Path
-) -> None:
+def test_pretrained_weights_are_known_by_their_content_and_needed_once(tiny_manifest: Path, tmp_path: Path) -> None:
     file = tmp_path / "weights.safetensors"
 
     def run(name: str, seed: int) -> bool:
@@ -164,9 +152,7 @@ def test_pretrained_weights_are_known_by_their_content_and_needed_once(
     torch.manual_seed(1)
     wanted = timm.create_model("test_efficientnet", num_classes=0).conv_stem.weight
     for encoder in (method.encoder, method.source.encoder):
-        (found,) = (
-            value for name, value in encoder.state_dict().items() if name.endswith("conv_stem.weight")
-        )
+        (found,) = (value for name, value in encoder.state_dict().items() if name.endswith("conv_stem.weight"))
         assert torch.equal(found, wanted)
 
 
@@ -198,9 +184,7 @@ def test_a_stage1_that_the_clock_stopped_is_not_handed_on(tiny_manifest: Path, t
     assert not list((tmp_path / "stage1").glob("*.ckpt"))
 
 
-def test_stage1_trained_or_reused_gives_the_same_detector(
-    transfer_run: Path, tiny_manifest_module: Path
-) -> None:
+def test_stage1_trained_or_reused_gives_the_same_detector(transfer_run: Path, tiny_manifest_module: Path) -> None:
     reused = transfer_run.parent / "reused_transfer"
     train(composed(reused, "model=ntf", f"data.manifest={tiny_manifest_module}"))
     first, second = (read_predictions(run / "predictions.parquet")[0] for run in (transfer_run, reused))
@@ -221,9 +205,7 @@ def test_transfer_from_a_given_checkpoint_keeps_the_source_frozen(
                                                      source.encoder.parameters(), strict=True))  # fmt: skip
 
 
-def test_evaluate_gives_the_run_s_own_numbers(
-    transfer_run: Path, tiny_manifest_module: Path, tmp_path: Path
-) -> None:
+def test_evaluate_gives_the_run_s_own_numbers(transfer_run: Path, tiny_manifest_module: Path, tmp_path: Path) -> None:
     with initialize_config_module("fakedet.conf", version_base="1.3"):
         config = compose("evaluate", overrides=[
             f"checkpoint={transfer_run / 'checkpoints/best.ckpt'}", f"data.manifest={tiny_manifest_module}",
@@ -232,9 +214,7 @@ def test_evaluate_gives_the_run_s_own_numbers(
     assert metrics is not None
     own = json.loads((transfer_run / "metrics.json").read_text())
     assert metrics["map"] == own["map"]
-    first, second = (
-        read_predictions(run / "predictions.parquet")[0] for run in (transfer_run, tmp_path / "eval")
-    )
+    first, second = (read_predictions(run / "predictions.parquet")[0] for run in (transfer_run, tmp_path / "eval"))
     # Another batch size sums in another order.
     np.testing.assert_allclose(first["logit"], second["logit"], atol=1e-4)
 
@@ -265,9 +245,7 @@ def test_an_occupied_folder_is_refused_and_left_alone(transfer_run: Path, tiny_m
         "no rows",
     ],
 )
-def test_bad_manifests_are_refused_before_training(
-    change, message: str, tiny_manifest: Path, tmp_path: Path
-) -> None:
+def test_bad_manifests_are_refused_before_training(change, message: str, tiny_manifest: Path, tmp_path: Path) -> None:
     bad = tiny_manifest.with_name("bad.csv")
     change(pd.read_csv(tiny_manifest)).to_csv(bad, index=False)
     with pytest.raises(UserError, match=message):
@@ -288,9 +266,7 @@ def test_one_unreadable_image_does_not_stop_a_run_and_is_named(tiny_manifest: Pa
     victims = [frame[frame["split"] == split]["path"].iloc[0] for split in ("train", "test")]
     for victim in victims:
         (tiny_manifest.parent / victim).write_bytes(b"not an image")
-    done = train(
-        composed(tmp_path / "run", "model=bce", f"data.manifest={tiny_manifest}", "data.max_quarantine=0.1")
-    )
+    done = train(composed(tmp_path / "run", "model=bce", f"data.manifest={tiny_manifest}", "data.max_quarantine=0.1"))
     named = pd.read_csv(done.folder / "quarantine.csv")
     assert set(victims) == set(named["path"])
     predictions, _ = read_predictions(done.folder / "predictions.parquet")
@@ -305,14 +281,10 @@ def test_a_run_fails_when_too_many_images_are_unreadable(tiny_manifest: Path, tm
     with pytest.raises(UserError, match="max_quarantine"):
         train(composed(tmp_path / "run", "model=bce", f"data.manifest={tiny_manifest}"))
     assert (tmp_path / "run" / "quarantine.csv").is_file(), "the list must be there to act on"
-    assert (tmp_path / "run" / "checkpoints" / "best.ckpt").is_file(), (
-        "the hours of training must not be lost"
-    )
+    assert (tmp_path / "run" / "checkpoints" / "best.ckpt").is_file(), "the hours of training must not be lost"
 
 
-def test_checkpoints_of_others_are_refused(
-    transfer_run: Path, tiny_manifest_module: Path, tmp_path: Path
-) -> None:
+def test_checkpoints_of_others_are_refused(transfer_run: Path, tiny_manifest_module: Path, tmp_path: Path) -> None:
     manifest = f"data.manifest={tiny_manifest_module}"
     best = transfer_run / "checkpoints" / "best.ckpt"
     with pytest.raises(UserError, match="checkpoint of 'ntf', not of stage 1"):
@@ -371,9 +343,7 @@ def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
         ("trainer=gpu", "trainer: .*gpu"),
     ],
 )
-def test_values_that_cannot_work_are_refused(
-    override: str, message: str, tiny_manifest: Path, tmp_path: Path
-) -> None:
+def test_values_that_cannot_work_are_refused(override: str, message: str, tiny_manifest: Path, tmp_path: Path) -> None:
     if override.startswith("trainer=") and torch.accelerator.is_available():
         pytest.skip("this machine has a GPU; Lightning counts them")
     with pytest.raises(UserError, match=message):
@@ -388,18 +358,14 @@ def test_a_compiled_encoder_gives_the_same_weights_under_the_same_names(
     for name, more in (("plain", []), ("compiled", ["compile=eager"])):
         config = composed(tmp_path / name, "model=bce", f"data.manifest={tiny_manifest_module}", *more)
         train(config)
-        states.append(
-            torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        )
+        states.append(torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
     assert list(states[0]) == list(states[1])
     for key, value in states[0].items():
         torch.testing.assert_close(states[1][key], value)
 
 
 @pytest.mark.parametrize(("supported", "given"), [(True, "bf16-mixed"), (False, "32-true")])
-def test_bfloat16_is_taken_only_where_it_is(
-    supported: bool, given: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bfloat16_is_taken_only_where_it_is(supported: bool, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "_cpu_has_bf16", lambda: supported)
     trainer = build_trainer(
         {"_target_": "lightning.pytorch.Trainer", "accelerator": "cpu", "precision": "bf16-mixed", "logger": False,
@@ -437,8 +403,8 @@ def test_a_damaged_checkpoint_is_refused(transfer_run: Path, tmp_path: Path) -> 
     with pytest.raises(UserError, match="checksum"):
         load_detector(tmp_path / "damaged.ckpt")
     for key in ("model", "crop_size"):
-        identity = {name: value for name, value in content["fakedet"].items() if name != key}
-        torch.save({**content, "fakedet": identity}, tmp_path / "less.ckpt")
+        info = {name: value for name, value in content["fakedet"].items() if name != key}
+        torch.save({**content, "fakedet": info}, tmp_path / "less.ckpt")
         with pytest.raises(UserError, match=f"lacks {key}"):
             load_detector(tmp_path / "less.ckpt")
 

@@ -36,9 +36,7 @@ def slurm() -> Iterator[dict[str, str]]:
         pytest.skip("starting SLURM's daemons needs root")
     # munge wants a short path to its socket, and folders that nobody else can write.
     folder = tempfile.mkdtemp(prefix="fakedet-slurm-", dir="/var/tmp")
-    started = subprocess.run(
-        [CLUSTER, "start", folder], capture_output=True, text=True, timeout=60, check=False
-    )
+    started = subprocess.run([CLUSTER, "start", folder], capture_output=True, text=True, timeout=60, check=False)
     try:
         assert started.returncode == 0, started.stdout + started.stderr
         yield {**os.environ, "SLURM_CONF": f"{folder}/slurm.conf", "WANDB_MODE": "offline"}
@@ -93,15 +91,13 @@ def test_two_tasks_train_one_run(uninterrupted: Path, tiny_manifest_module: Path
     assert json.loads((uninterrupted / "run.json").read_text())["seed"] == 0
 
 
-def test_a_sweep_runs_a_job_for_each_set_of_overrides(
-    slurm, tiny_manifest_module: Path, tmp_path: Path
-) -> None:
+def test_a_sweep_runs_a_job_for_each_set_of_overrides(slurm, tiny_manifest_module: Path, tmp_path: Path) -> None:
     Launched(slurm, tiny_manifest_module, tmp_path / "sweep", *TINY, "trainer.max_epochs=1", "model=bce,supcon",
              "seed=1,2").wait()  # fmt: skip
     found = {}
     for path in (tmp_path / "sweep").glob("*/run.json"):
-        identity = read_predictions(path.parent / "predictions.parquet")[1]
-        found[identity["name"], json.loads(path.read_text())["seed"]] = path
+        info = read_predictions(path.parent / "predictions.parquet")[1]
+        found[info["name"], json.loads(path.read_text())["seed"]] = path
     assert set(found) == {("bce", 1), ("bce", 2), ("supcon", 1), ("supcon", 2)}
 
 

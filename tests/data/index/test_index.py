@@ -269,10 +269,7 @@ def test_table_keeps_its_own_splits_and_groups(data: Path, tmp_path: Path) -> No
 def test_the_columns_of_a_table_are_named_on_the_command_line(data: Path, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("filename,is_fake,generator\nreal/0.png,real,photos\nsd/1.png,fake,sd\n")
     columns = "columns={path: filename, label: is_fake}"
-    assert (
-        launch("index", [f"source={tmp_path}/t.csv", f"root={data}", columns, f"output={tmp_path}/m.parquet"])
-        == 0
-    )
+    assert launch("index", [f"source={tmp_path}/t.csv", f"root={data}", columns, f"output={tmp_path}/m.parquet"]) == 0
     assert pd.read_parquet(tmp_path / "m.parquet")["path"].tolist() == ["real/0.png", "sd/1.png"]
 
 

@@ -120,9 +120,7 @@ def test_layout_is_recognised_and_every_row_is_right(case: str, tmp_path: Path) 
     assert set(got) == set(rows)
     for path, expected in rows.items():
         assert got[path][:3] == expected[:3], path
-        assert got[path][3] == expected[3] or (
-            expected[3] is None and got[path][3] in ("train", "val", "test")
-        )
+        assert got[path][3] == expected[3] or (expected[3] is None and got[path][3] in ("train", "val", "test"))
 
 
 @pytest.mark.parametrize("case", TREES)
@@ -151,11 +149,7 @@ def test_a_layout_with_train_and_test_gets_a_validation_split_out_of_train(tmp_p
 
 
 def test_dire_reconstructions_are_left_aside(tmp_path: Path) -> None:
-    names = [
-        f"{top}/test/imagenet/{kind}/1.png"
-        for top in ("images", "dire", "recons")
-        for kind in ("real", "adm")
-    ]
+    names = [f"{top}/test/imagenet/{kind}/1.png" for top in ("images", "dire", "recons") for kind in ("real", "adm")]
     make(tmp_path / "dire_data", names)
     frame = indexed(tmp_path / "dire_data", tmp_path)
     assert sorted(frame.index) == ["images/test/imagenet/adm/1.png", "images/test/imagenet/real/1.png"]

@@ -297,7 +297,9 @@ def check_command_line(verb: str, arguments: list[str]) -> None:
             if override not in groups:
                 _check_value(override, config)
         plain = [_first(override) for override in overrides if not override.is_hydra_override()]
-        _check_missing(compose(verb, overrides=[*search, *plain]))
+        for key in sorted(OmegaConf.missing_keys(compose(verb, overrides=[*search, *plain]))):
+            hint = f": {MISSING_HINTS[key]}" if key in MISSING_HINTS else ""
+            raise UserError(f"{key} is not given; pass {key}=...{hint}")
 
 
 def _parse(overrides: list[str]) -> list[Override]:
@@ -346,9 +348,11 @@ def _check_value(override: Override, config: DictConfig) -> None:
         return
     key = override.key_or_group
     _check_followed(key, config)
-    if not _has(config, key):
+    above, _, leaf = key.rpartition(".")
+    parent = OmegaConf.select(config, above) if above else config
+    if not isinstance(parent, DictConfig) or leaf not in list(parent):
         raise UserError(f"there is no key '{key}'; {_nearest_key(key, config)}")
-    if override.is_delete() or _is_missing(config, key):
+    if override.is_delete() or OmegaConf.is_missing(parent, leaf):
         return
     default = OmegaConf.select(config, key)
     default = INSTEAD_OF_NULL.get(key) if default is None else default
@@ -390,25 +394,14 @@ def _is_number(value: Any, whole: bool) -> bool:
     return isinstance(value, int) or (isinstance(value, float) and (not whole or value.is_integer()))
 
 
-def _check_missing(config: DictConfig) -> None:
-    for key in sorted(OmegaConf.missing_keys(config)):
-        hint = f": {MISSING_HINTS[key]}" if key in MISSING_HINTS else ""
-        raise UserError(f"{key} is not given; pass {key}=...{hint}")
-
-
 def _nearest_key(key: str, config: DictConfig) -> str:
-    known = [*_keys(config), *_groups()]
+    known = [*_keys(config), *map(str, GlobalHydra.instance().config_loader().list_groups(""))]
     hint = nearest(key, known)
     if hint.startswith("did you mean"):
         return hint
     parent, _, leaf = key.rpartition(".")
     siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == parent]
     return nearest(leaf, siblings) if siblings else nearest(key, list(config))  # type: ignore[arg-type]
-
-
-def _groups() -> list[str]:
-    loader = GlobalHydra.instance().config_loader()
-    return [str(name) for name in loader.list_groups("")]
 
 
 def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
@@ -419,13 +412,3 @@ def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
             node = config[str(key)]
             if isinstance(node, DictConfig):
                 yield from _keys(node, f"{name}.")
-
-
-def _has(config: DictConfig, key: str) -> bool:
-    parent = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
-    return isinstance(parent, DictConfig) and key.rpartition(".")[2] in list(parent)
-
-
-def _is_missing(config: DictConfig, key: str) -> bool:
-    parent = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
-    return bool(OmegaConf.is_missing(parent, key.rpartition(".")[2]))

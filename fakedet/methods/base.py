@@ -20,6 +20,10 @@ from fakedet.metrics.decisions import OperatingPoint
 
 Record = TypeVar("Record")
 
+log = logging.getLogger("fakedet")
+
+FITTED_REALS = 4096
+"""Most photographs that an encoder is fitted to."""
 TRAINING_KEYS = ("name", "epochs", "batch", "init", "monitor")
 """Keys of a model's config that say how it is trained, not how it is built."""
 SHAPE = ("factor", "steps", "patience", "plateau_metric")
@@ -108,17 +112,10 @@ def sum_of_terms(terms: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, Mapping[
 
 
 def gather_rows(module: LightningModule, rows: torch.Tensor) -> torch.Tensor:
-    """Concatenate the rows of all ranks, with gradients; the info on one rank.
+    """Concatenate the rows (B, ...) of all ranks, with gradients; on one rank they stay as they are.
 
-    Every rank computes the same loss over all rows; the gradient of the gather sums over ranks and DDP
-    averages over them, which together give the gradient of a single process with the whole batch.
-
-    Args:
-        module: the LightningModule, whose trainer knows the ranks.
-        rows: (B, ...) of this rank; every rank has the same B.
-
-    Returns:
-        (world size · B, ...) in the order of the ranks.
+    Every rank has the same B and computes the same loss over all rows; the gradient of the gather sums over ranks and
+    DDP averages over them, which together give the gradient of a single process with the whole batch.
     """
     trainer = module._trainer
     if trainer is None or trainer.world_size == 1:
@@ -135,25 +132,6 @@ def gather_records(records: list[Record]) -> list[Record]:
     gathered: list[list[Record]] = [[] for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(gathered, records)
     return [record for of_rank in gathered for record in of_rank]
-
-
-log = logging.getLogger("fakedet")
-
-FITTED_REALS = 4096
-"""Most photographs that an encoder is fitted to."""
-
-
-def fit_encoder(encoder: Any, module: LightningModule) -> None:
-    """Show an encoder that has a ``fit_reals`` real training photographs, seen as evaluation sees them.
-
-    Args:
-        encoder: any; those without ``fit_reals`` are left as they are.
-        module: the LightningModule, whose attached data module gives the photographs.
-    """
-    if hasattr(encoder, "fit_reals"):
-        log.info("the encoder is fitted to training photographs; a trunk that is new to them takes a while")
-        loader = module.trainer.datamodule.bank_dataloader(FITTED_REALS)  # type: ignore[attr-defined]
-        encoder.fit_reals(first_view(batch).to(module.device) for batch in loader if len(batch["id"]))
 
 
 def first_view(batch: dict[str, Any]) -> Tensor:
@@ -221,8 +199,11 @@ class Detector(LightningModule):
             self.metric = metric.to(self.device)
 
     def on_fit_start(self) -> None:
-        """Fit the encoder to real photographs where it asks for that."""
-        fit_encoder(self.encoder, self)
+        """Show an encoder that has a ``fit_reals`` real training photographs, seen as evaluation sees them."""
+        if callable(fit := getattr(self.encoder, "fit_reals", None)):
+            log.info("the encoder is fitted to training photographs; a backbone that is new to them takes a while")
+            loader = self.trainer.datamodule.bank_dataloader(FITTED_REALS)  # type: ignore[attr-defined]
+            fit(first_view(batch).to(self.device) for batch in loader if len(batch["id"]))
 
     def configure_optimizers(self) -> Any:
         """Build the optimiser over everything that is not frozen."""

@@ -13,14 +13,7 @@ from fakedet.models.frontends import build_frontend
 
 
 def cut_model_after(model: Any, layer: str, name: str) -> None:
-    """Take out of a timm model what comes after a layer and before the pooling, in place.
-
-    ``num_features`` becomes the number of channels that the layer gives.
-
-    Args:
-        model: a timm model whose stages are attributes, such as a ResNet.
-        layer: the last stage that is kept, "layer2" for NPR and SAFE.
-        name: the model's, for the message.
+    """Take out of a timm model, in place, what comes after a stage ("layer2" for NPR and SAFE) and before the pooling.
 
     Raises:
         UserError: the model has no such stage.
@@ -36,12 +29,7 @@ def cut_model_after(model: Any, layer: str, name: str) -> None:
 
 
 def set_stem_kernel(model: Any, size: int, name: str) -> None:
-    """Give a timm model's first convolution another kernel size, with new weights drawn as a ResNet's are, in place.
-
-    Args:
-        model: a timm model with one first convolution.
-        size: of the kernel, odd.
-        name: the model's, for the message.
+    """Give a timm model's first convolution another, odd kernel size, with weights drawn as a ResNet's are, in place.
 
     Raises:
         UserError: an even size, or a model whose stem is not one convolution.

@@ -15,12 +15,11 @@ from typing import Any
 
 import hydra
 import pandas as pd
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fakedet.config import check_command_line, expand_encoders, packages_of
+from fakedet.config import check_command_line, expand_encoders, packages_of, without_hydra
 from fakedet.detector import Detector, load
 from fakedet.errors import UserError
 from fakedet.evaluation import evaluate as evaluation
@@ -80,7 +79,7 @@ def compose(verb: str, *overrides: str, **settings: Any) -> DictConfig:
         UserError: an unknown key or option, with the nearest one, or a value of the wrong type.
     """
     words = expand_encoders(_words(overrides, settings))
-    with _no_hydra_around():
+    with without_hydra():
         check_command_line(verb, words)
         try:
             with hydra.initialize_config_module("fakedet.conf", version_base="1.3"):
@@ -169,16 +168,6 @@ def _written(value: Any) -> str:
         return text
     # Within quotes Hydra reads backslashes as they are, unless a quote follows.
     return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
-
-
-@contextmanager
-def _no_hydra_around() -> Iterator[None]:
-    """Allow composing inside of a Hydra application of the user's."""
-    outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
-    try:
-        yield
-    finally:
-        GlobalHydra.instance().hydra = outer
 
 
 @contextmanager

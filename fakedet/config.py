@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -271,6 +272,16 @@ INSTEAD_OF_NULL = {
 }
 
 
+@contextmanager
+def without_hydra() -> Iterator[None]:
+    """Allow composing inside of a Hydra application."""
+    outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
 def check_command_line(verb: str, arguments: list[str]) -> None:
     """Refuse unknown keys, unknown options, values of the wrong type and values that are missing.
 
@@ -284,7 +295,7 @@ def check_command_line(verb: str, arguments: list[str]) -> None:
     search = [str(item.input_line) for item in overrides if item.key_or_group == "hydra.searchpath"]
     if flags.config_dir:
         search.append(f"hydra.searchpath=[file://{use_config_folder(flags.config_dir)}]")
-    with initialize_config_module("fakedet.conf", version_base="1.3"):
+    with without_hydra(), initialize_config_module("fakedet.conf", version_base="1.3"):
 
         def options(group: str) -> list[str]:
             return GlobalHydra.instance().config_loader().get_group_options(group, config_name=verb, overrides=search)

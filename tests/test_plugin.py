@@ -25,7 +25,7 @@ SMALL = ["data.crop_size=32", "data.batch_size=16", "debug=step", "threads=1", "
 def run(verb: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "fakedet", verb, "--config-dir", str(folder / "plugin" / "conf"), *arguments],
-        cwd=folder, capture_output=True, text=True, timeout=300, check=False,
+        cwd=folder, capture_output=True, text=True, timeout=900, check=False,
         env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
     )  # fmt: skip
 

@@ -19,13 +19,7 @@ from fakedet.models.features import FeatureCache, fingerprint
 from fakedet.models.heads import Classifier
 
 # Arguments of timm.create_model that name files or places to download from.
-NOT_OPTIONS = (
-    "checkpoint_path",
-    "pretrained_cfg",
-    "pretrained_cfg_overlay",
-    "cache_dir",
-    "pretrained_strict",
-)
+NOT_OPTIONS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
 
 
 def create_timm_model(

@@ -58,7 +58,8 @@ def _wandb_settings(settings: dict[str, Any], config: dict[str, Any], folder: Pa
     if offline:
         log.info("wandb: offline; upload later with `wandb sync %s/wandb/offline-run-*`", folder)
     told = wandb.Settings(init_timeout=INIT_SECONDS, silent=True, console="off")
-    settings = {**settings, "offline": bool(offline), "settings": told, "config": config}
+    # Not recursive: the config that wandb shows names classes, which are not to be built.
+    settings = {**settings, "offline": bool(offline), "settings": told, "config": config, "_recursive_": False}
     # Rank zero alone talks to wandb; a file of another rank could make it find its folder occupied.
     if is_main_process():
         # The run's id is kept in its folder: a resumed run goes on in the same place on the dashboard.

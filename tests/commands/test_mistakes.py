@@ -9,7 +9,7 @@ from fakedet.errors import UserError
 
 MISTAKES = [
     (["modle=trace"], "no key 'modle'; did you mean 'model'?"),
-    (["model=trase"], "model=trase: there is no such config; did you mean 'trace'?"),
+    (["model=nft"], "model=nft: there is no such config; did you mean 'ntf'?"),
     (["experiment=nft"], "did you mean 'ntf'?"),
     (["trainer=gpus"], "did you mean 'gpu'?"),
     (["model.temprature=0.3"], "no key 'model.temprature'; did you mean 'model.loss.temperature'?"),

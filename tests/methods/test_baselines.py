@@ -134,7 +134,7 @@ def test_a_head_of_univfds_shape_fits_768_numbers_and_no_others(tmp_path: Path) 
 def test_one_step_teaches_the_head_alone() -> None:
     torch.manual_seed(0)
     method = build_method(univfd())
-    method.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    method.log_step = lambda *args, **kwargs: None  # type: ignore[method-assign]
     method.train()
     before = {key: value.clone() for key, value in method.state_dict().items()}
     optimiser = configure_optimiser(method.parameters(), method.optimizer_settings, 10)["optimizer"]

@@ -6,7 +6,6 @@ Each check returns :class:`Finding` objects. The shortcuts of each generator are
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,15 +17,9 @@ from fakedet.audit.features import Looks
 
 LEVELS = ("problem", "warning", "note")
 """A problem makes results wrong or flattering, a warning may do so, a note is good to know."""
-IMBALANCE = 10.0
-"""How many times one class may outnumber the other in a split before it is reported."""
 MOST_BITS = 3
 """Bits by which two fingerprints of 64 may differ. At least one of four pieces of 16 bits is then equal, which is how
 pairs are found without comparing all with all."""
-ALIKE = 0.04
-"""Mean difference of two thumbnails, in [0, 1], above which equal fingerprints are chance."""
-LARGEST = 4000
-"""At most this many of the images that share a piece of 16 bits are compared."""
 TESTED_ON = "The test set contains training images: scores measure memory and say nothing about new images."
 
 
@@ -39,13 +32,12 @@ class Finding:
     kind: str
     """A short name, the same for findings of one sort: "header", "duplicate", ..."""
     what: str
-    """What was seen, with numbers and the first example."""
+    """What was seen, with numbers and the first example; ``data`` has the numbers for programs."""
     means: str
     """Why it matters."""
     mend: str
     """The command or step that mends it; "" if nothing need be done."""
     data: dict[str, Any] = field(default_factory=dict)
-    """Numbers for programs."""
 
 
 def unreadable_files(frame: pd.DataFrame, looks: Looks) -> list[Finding]:
@@ -53,8 +45,7 @@ def unreadable_files(frame: pd.DataFrame, looks: Looks) -> list[Finding]:
     bad = looks.problems
     if bad.empty:
         return []
-    rows = frame.loc[bad.index]
-    share = len(bad) / len(looks.frame)
+    rows, share = frame.loc[bad.index], len(bad) / len(looks.frame)
     lost = rows.groupby(["label", "generator"], observed=True).size().sort_values(ascending=False)
     (label, generator), count = lost.index[0], int(lost.iloc[0])
     counts = {f"{name[0]} {name[1]}": int(n) for name, n in lost.items()}  # type: ignore[index]
@@ -80,7 +71,7 @@ def class_balance(frame: pd.DataFrame) -> list[Finding]:
                 "problem", "balance", what, "Neither training nor metrics work with one class.",
                 "add the other class to this split", data,
             ))  # fmt: skip
-        elif max(reals, fakes) > IMBALANCE * min(reals, fakes):
+        elif max(reals, fakes) > 10 * min(reals, fakes):
             findings.append(Finding(
                 "note", "balance", what,
                 "Training batches are balanced whatever the counts; AP depends on them, AUC does not.", "", data,
@@ -96,22 +87,16 @@ def crossing_groups(frame: pd.DataFrame) -> list[Finding]:
         return []
     first = str(crossing["group"].iloc[0])
     where = " and ".join(sorted(crossing.loc[crossing["group"] == first, "split"]))
-    count = int(crossing["group"].nunique())
+    count = crossing["group"].nunique()
     return [Finding(
         "problem", "group", f"{count} groups are in several splits, the first: '{first}' in {where}",
         "Images of one photograph or prompt are on both sides. " + TESTED_ON,
-        "give each group one split; without a split column, groups are divided automatically",
-        {"groups": count},
+        "give each group one split; without a split column, groups are divided automatically", {"groups": count},
     )]  # fmt: skip
 
 
 def equal_contents(frame: pd.DataFrame, digests: pd.Series) -> list[Finding]:
-    """Report files of equal content that have different labels or splits.
-
-    Args:
-        frame: of the manifest.
-        digests: SHA-256 by id; "" where not known.
-    """
+    """Report files of equal content, by their SHA-256 ("" if unknown), that have different labels or splits."""
     known = frame.loc[digests.index].assign(sha256=digests)
     known = known[known["sha256"] != ""]
     same = known[known["sha256"].duplicated(keep=False)]
@@ -120,8 +105,8 @@ def equal_contents(frame: pd.DataFrame, digests: pd.Series) -> list[Finding]:
         kinds = same.groupby("sha256")[column].nunique()
         wrong = same[same["sha256"].isin(kinds[kinds > 1].index)].sort_values(["sha256", column])
         if len(wrong):
-            first, second = wrong["path"].iloc[0], wrong["path"].iloc[1]
-            contents = int(wrong["sha256"].nunique())
+            first, second = wrong["path"].iloc[:2]
+            contents = wrong["sha256"].nunique()
             findings.append(Finding(
                 "problem", "duplicate",
                 f"{contents} contents have several {column}s ({len(wrong)} files), the first: {first} and {second}",
@@ -137,8 +122,7 @@ def look_alikes(frame: pd.DataFrame, looks: Looks) -> tuple[list[Finding], pd.Da
     Returns:
         The findings, and the pairs: columns first, second (paths), bits, splits, labels (whether these differ).
     """
-    assert looks.prints is not None
-    assert looks.content is not None
+    assert looks.prints is not None and looks.content is not None  # noqa: PT018
     rows = frame.loc[looks.frame.index]
     codes, _ = pd.factorize(rows["split"] + rows["label"].astype(str))
     pairs = near_duplicates(looks.prints, looks.content[:, :192], codes.astype(np.int64))
@@ -185,29 +169,21 @@ def near_duplicates(
         Columns first, second (positions, first < second), bits (differing); each pair once.
     """
     found: set[tuple[int, int, int]] = set()
-    for rows in _buckets(prints):
-        codes = apart[rows]
-        if (codes == codes[0]).all():
-            continue
-        differing = np.bitwise_count(prints[rows][:, None] ^ prints[rows][None])
-        firsts, seconds = np.nonzero((differing <= MOST_BITS) & (codes[:, None] != codes[None]))
-        for first, second in zip(firsts.tolist(), seconds.tolist(), strict=True):
-            a, b = int(rows[first]), int(rows[second])
-            if a < b and np.abs(thumbnails[a] - thumbnails[b]).mean() <= ALIKE:
-                found.add((a, b, int(differing[first, second])))
-    return pd.DataFrame(sorted(found), columns=["first", "second", "bits"])
-
-
-def _buckets(prints: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
-    """Yield the positions of fingerprints that share a piece of 16 bits."""
     known = np.flatnonzero(prints)
     for shift in (0, 16, 32, 48):
         pieces = (prints[known] >> np.uint64(shift)) & np.uint64(0xFFFF)
         order = np.argsort(pieces, kind="stable")
-        ends = np.flatnonzero(np.diff(pieces[order])) + 1
-        for part in np.split(known[order], ends):
-            if len(part) > 1:
-                yield part[:LARGEST]
+        for rows in np.split(known[order], np.flatnonzero(np.diff(pieces[order])) + 1):
+            rows = rows[:4000]  # a bound on the time, where thousands of images share a piece
+            codes = apart[rows]
+            differing = np.bitwise_count(prints[rows][:, None] ^ prints[rows][None])
+            firsts, seconds = np.nonzero((differing <= MOST_BITS) & (codes[:, None] != codes[None]))
+            for first, second in zip(firsts.tolist(), seconds.tolist(), strict=True):
+                a, b = int(rows[first]), int(rows[second])
+                # Where thumbnails in [0, 1] differ by more on average, equal fingerprints are chance.
+                if a < b and np.abs(thumbnails[a] - thumbnails[b]).mean() <= 0.04:
+                    found.add((a, b, int(differing[first, second])))
+    return pd.DataFrame(sorted(found), columns=["first", "second", "bits"])
 
 
 def unseen_generators(frame: pd.DataFrame) -> list[Finding]:
@@ -230,16 +206,13 @@ def unseen_generators(frame: pd.DataFrame) -> list[Finding]:
             "move its images to test: fakedet index source=FOLDER unseen='[NAME,...]'", {"generators": chosen_on},
         ))  # fmt: skip
 
-    def plain(name: str) -> str:
-        """Remove case, separators and the words that only say that it is a generator."""
+    def plain(name: str) -> str:  # without case, separators and the words that only say that it is a generator
         return re.sub(r"[^a-z0-9]", "", re.sub(r"(fake|generated|images?|\bai\b)", "", name.lower()))
 
     for name in sorted(test - train):
         twin = next((other for other in sorted(train | val) if plain(name) == plain(other)), None)
         if twin is not None and twin != name:
-            findings.append(Finding(
-                "problem", "unseen", f"'{name}' in test seems to be '{twin}', which is trained on",
-                "One generator under two names is counted as unseen.", "give it one name",
-                {"generators": [name, twin]},
-            ))  # fmt: skip
+            what = f"'{name}' in test seems to be '{twin}', which is trained on"
+            means = "One generator under two names is counted as unseen."
+            findings.append(Finding("problem", "unseen", what, means, "give it one name", {"generators": [name, twin]}))
     return findings

@@ -27,20 +27,11 @@ BINS = 8
 """Of the histogram of each colour channel."""
 CONTENT = SIDE * SIDE * 3 + BINS * 3
 """Numbers that describe an image's content."""
-THREADS = 4
 CHUNK = 512
-
-# Strips of one colour.
 TOLERANCE = 10
-"""Levels by which pixels of one colour may differ, since JPEG changes them."""
-OF_ONE_COLOUR = 0.9
-"""Share of a line's pixels that must have its colour."""
-WIDEST = 0.4
-"""A strip is narrower than this share of the side; anything wider is a sky or a studio backdrop."""
-RINGING = 4
-"""Lines over which JPEG smears the edge of a strip."""
+"""Levels by which pixels of a strip of one colour may differ, since JPEG changes them."""
 NARROWEST = 3
-"""Lines; fewer are an artefact of scaling."""
+"""Lines of a strip; fewer are an artefact of scaling."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +57,7 @@ def sample_rows(frame: pd.DataFrame, most: int | None, seed: int = 0) -> NDArray
     ids = frame.index.to_numpy()
     if most is None:
         return ids
-    rng = np.random.default_rng(seed)
-    shuffled = frame.loc[rng.permutation(ids)]
+    shuffled = frame.loc[np.random.default_rng(seed).permutation(ids)]
     kept = shuffled.groupby(["label", "generator", "source", "split"], sort=False, observed=True).head(most)
     return np.sort(kept.index.to_numpy())
 
@@ -78,103 +68,74 @@ def look(
     pixels: bool,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Looks:
-    """Look at images.
-
-    Args:
-        ids: rows of the manifest.
-        read: returns their bytes.
-        pixels: whether to decode the pixels too.
-        progress: called with the number of images done.
-    """
+    """Look at the images of some rows, at their ``pixels`` only if asked; report the number done to ``progress``."""
 
     def one(row: int) -> tuple[tuple[object, ...], NDArray[np.float32], int]:
         blank = np.zeros(CONTENT, np.float32)
         try:
             data = read(row)
-            header = parse_header(data)
-            size = (header.format, header.width, header.height, len(data))
-            facts = ("", *size, header.jpeg_quality, header.jpeg_tables)
+            head = parse_header(data)
+            facts = ("", head.format, head.width, head.height, len(data), head.jpeg_quality, head.jpeg_tables)
             if not pixels:
                 return facts, blank, 0
             image = decode_image(data)
         except DecodeError as error:
             nothing = ("", 0.0, 0.0, 0.0, 0.0) if pixels else ()
             return (error.reason, "", 0, 0, 0, 0, "", *nothing), blank, 0
-        digest = hashlib.sha256(data).hexdigest()
-        return (*facts, digest, *strips(image)), describe_content(image), fingerprint(image)
+        facts = (*facts, hashlib.sha256(data).hexdigest(), *strips(image))
+        # The content: an 8×8 thumbnail and a histogram of each channel, in [0, 1].
+        small = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+        channels = [image[..., channel].ravel() for channel in range(3)]
+        counts = [np.bincount(channel >> 5, minlength=BINS) / channel.size for channel in channels]
+        return facts, np.concatenate([small.ravel(), *counts]).astype(np.float32), fingerprint(image)
 
     rows = np.asarray(ids).tolist()
     seen: list[tuple[Any, ...]] = []
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(4) as pool:
         for start in range(0, len(rows), CHUNK):
             seen.extend(pool.map(one, rows[start : start + CHUNK]))
             progress(len(seen))
     columns = ["problem", "format", "width", "height", "bytes", "jpeg_quality", "jpeg_tables"]
     columns += ["sha256", "top", "bottom", "left", "right"] if pixels else []
-    records = [record for record, _, _ in seen]
-    frame = pd.DataFrame.from_records(records, index=pd.Index(rows, name="id"), columns=columns)
+    frame = pd.DataFrame.from_records([part for part, _, _ in seen], index=pd.Index(rows, name="id"), columns=columns)
     if not pixels:
         return Looks(frame, None, None)
     content = np.array([part for _, part, _ in seen], np.float32).reshape(-1, CONTENT)
     return Looks(frame, content, np.array([mark for _, _, mark in seen], np.uint64))
 
 
-def describe_content(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Describe roughly what an image shows: an 8×8 thumbnail and a histogram of each channel, in [0, 1].
-
-    Args:
-        image: (H, W, 3).
-    """
-    small = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-    counts = [
-        np.bincount(image[..., channel].ravel() >> 5, minlength=BINS) / image[..., channel].size for channel in range(3)
-    ]
-    return np.concatenate([small.ravel(), *counts]).astype(np.float32)
-
-
 def fingerprint(image: NDArray[np.uint8]) -> int:
-    """Compute a perceptual hash of 64 bits: whether each of 8×9 grey cells is brighter than its right neighbour.
+    """Compute a perceptual hash of 64 bits of an (H, W, 3) image: in 8×9 grey cells, which are darker than their right.
 
-    The difference hash of N. Krawetz: re-encoding and resizing change few bits. An image that is nearly flat
-    gets 0, since noise alone would decide its bits.
-
-    Args:
-        image: (H, W, 3).
+    The difference hash of N. Krawetz: re-encoding and resizing change few bits. A nearly flat image gets 0, since noise
+    alone would decide its bits.
     """
     grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (9, 8), interpolation=cv2.INTER_AREA)
-    grey = grey.astype(np.int16)
     if int(grey.max()) - int(grey.min()) < 16:
         return 0
-    bits = grey[:, 1:] > grey[:, :-1]
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+    return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
 
 
 def strips(image: NDArray[np.uint8]) -> tuple[float, float, float, float]:
-    """Measure the strips of one colour at the top, bottom, left and right.
+    """Measure the strips of one colour at the top, bottom, left and right of an (H, W, 3) image, as shares of the side.
 
-    Args:
-        image: (H, W, 3).
-
-    Returns:
-        Width of each as a share of the image's side; 0 where there is none.
+    A share is 0 where there is no strip.
     """
     across = image.transpose(1, 0, 2)
     return _strip(image), _strip(image[::-1]), _strip(across), _strip(across[::-1])
 
 
 def _strip(image: NDArray[np.uint8]) -> float:
-    limit = int(len(image) * WIDEST)
+    limit = int(len(image) * 0.4)  # anything wider is a sky or a studio backdrop
     # About 128 pixels of each line say as much as all of them.
     lines = image[: limit + 1, :: max(1, image.shape[1] // 128)].astype(np.int16)
     if len(lines) <= NARROWEST:
         return 0.0
     colour = np.median(lines[:NARROWEST].reshape(-1, 3), axis=0)
-    near = (np.abs(lines - colour) <= TOLERANCE).all(axis=2).mean(axis=1)
-    width = int(np.argmin(near >= OF_ONE_COLOUR)) if (near < OF_ONE_COLOUR).any() else len(lines)
+    mixed = (np.abs(lines - colour) <= TOLERANCE).all(axis=2).mean(axis=1) < 0.9
+    width = int(np.argmax(mixed)) if mixed.any() else len(lines)
     if not NARROWEST <= width <= limit:
         return 0.0
-    # A strip ends at an edge; a picture that fades into the colour has none.
-    beyond = lines[min(width + RINGING, len(lines) - 1)]
-    if np.abs(beyond - lines[width - 1]).mean() < 2 * TOLERANCE:
-        return 0.0
-    return width / len(image)
+    # A strip ends at an edge, which JPEG smears over 4 lines; a picture that fades into the colour has none.
+    beyond = lines[min(width + 4, len(lines) - 1)]
+    return 0.0 if np.abs(beyond - lines[width - 1]).mean() < 2 * TOLERANCE else width / len(image)

@@ -54,11 +54,7 @@ class Matched:
 
 
 def match_manifest(
-    datamodule: DataModule,
-    settings: Mapping[str, Any],
-    folder: Path,
-    command: list[str],
-    overwrite: bool = False,
+    datamodule: DataModule, settings: Mapping[str, Any], folder: Path, command: list[str], overwrite: bool = False
 ) -> Matched:
     """Write matched copies of all images of a manifest, their manifest, and the audit before and after.
 

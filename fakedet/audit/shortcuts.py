@@ -136,11 +136,7 @@ def header_features(facts: pd.DataFrame) -> pd.DataFrame:
 
 
 def measure(
-    features: pd.DataFrame,
-    labels: NDArray[np.int64],
-    groups: NDArray[np.object_],
-    classifier: Any,
-    resamples: int,
+    features: pd.DataFrame, labels: NDArray[np.int64], groups: NDArray[np.object_], classifier: Any, resamples: int
 ) -> Shortcut:
     """Compute the AUC of a classifier's scores under cross-validation by groups.
 

@@ -21,13 +21,7 @@ from fakedet.errors import UserError, nearest
 from fakedet.evaluation.predictions import align
 from fakedet.metrics.bootstrap import Interval, percentile_interval
 from fakedet.metrics.pairing import Pairs, group_cells, real_counterparts
-from fakedet.metrics.per_generator import (
-    METRICS,
-    BootstrapTable,
-    GeneratorSummary,
-    bootstrap_statistics,
-    mean_members,
-)
+from fakedet.metrics.per_generator import METRICS, BootstrapTable, GeneratorSummary, bootstrap_statistics, mean_members
 
 MEANS = {"map_seen": "mean, seen", "map_unseen": "mean, unseen", "map": "mean, all"}
 """Mean -> its name in tables."""

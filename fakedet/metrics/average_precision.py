@@ -15,19 +15,14 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from fakedet.errors import UserError
 from fakedet.metrics.ranking import mean_of_defined, rank, running_sum, weighted_statistics
 
-COLUMNS = 4
-"""id, label, generator code, and one int64 that holds the two float32 numbers (logit, distance)."""
-
 
 class GeneratorAveragePrecision(Metric):
     """Collect the scored rows of every rank and measure AP and AUC generator by generator.
 
-    torchmetrics' own exact AP applies a sigmoid, and its gather fails on a rank without rows. Here the rows
-    of a rank are packed into one int64 matrix, so that ids and float32 bits survive on every backend, and
-    gathered by one all_gather (after torchmetrics' exchange of shapes), however uneven the ranks. A row that
-    several ranks report, as happens with padded samplers, counts once: that of the lowest rank is kept.
-
-    :meth:`compute` and :meth:`rows` are collective: under DDP every rank calls them.
+    torchmetrics' own exact AP applies a sigmoid, and its gather fails on a rank without rows. Here the rows of a rank
+    are packed into one int64 matrix, so that ids and float32 bits survive on every backend, and gathered by one
+    all_gather, however uneven the ranks. Of a row that several ranks report (padded samplers), that of the lowest rank
+    counts. :meth:`compute` and :meth:`rows` are collective: under DDP every rank calls them.
 
     Args:
         cells: name of each generator code. A name may occur twice: once for its fakes, once for its reals.
@@ -46,11 +41,7 @@ class GeneratorAveragePrecision(Metric):
     packed: list[Tensor]
 
     def __init__(
-        self,
-        cells: Sequence[str],
-        is_fake: Sequence[bool],
-        counterparts: Mapping[int, Sequence[int]],
-        **kwargs: Any,
+        self, cells: Sequence[str], is_fake: Sequence[bool], counterparts: Mapping[int, Sequence[int]], **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self.cells = [str(name) for name in cells]
@@ -70,12 +61,7 @@ class GeneratorAveragePrecision(Metric):
         self.add_state("packed", default=[], dist_reduce_fx="cat")
 
     def update(
-        self,
-        ids: Tensor,
-        labels: Tensor,
-        generators: Tensor,
-        logits: Tensor,
-        distances: Tensor | None = None,
+        self, ids: Tensor, labels: Tensor, generators: Tensor, logits: Tensor, distances: Tensor | None = None
     ) -> None:
         """Keep the rows of a batch; B may be 0.
 
@@ -104,15 +90,24 @@ class GeneratorAveragePrecision(Metric):
         """Measure all rows of all ranks.
 
         Returns:
-            {"map", "mauc", "ap/<generator>", "auc/<generator>"} for the generators that have fakes among the
-            rows. One without reals is NaN and left out of the means; without any rows the means are NaN.
+            {"map", "mauc", "ap/<generator>", "auc/<generator>"} for the generators that have fakes among the rows;
+            NaN without reals. The means are over those that are defined, NaN if none is.
 
         Raises:
             UserError: logits are NaN.
             ValueError: a code is unknown, or a label contradicts its cell.
         """
         rows = self._gathered()
-        self._check_rows(rows)
+        codes = rows["generator"]
+        if len(codes) and not (codes.min() >= 0 and codes.max() < len(self.cells)):
+            raise ValueError(f"generator codes {codes.min()} to {codes.max()} for {len(self.cells)} cells")
+        if not np.array_equal(np.asarray(self.is_fake, dtype=np.int64)[codes], rows["label"]):
+            raise ValueError("some labels contradict the cell of their generator code")
+        if missing := int(np.isnan(rows["logit"]).sum()):
+            raise UserError(
+                f"{missing} of {len(codes)} logits are NaN and cannot be ranked: the detector diverged; try a lower "
+                "learning rate, gradient clipping or fp32"
+            )
         values: dict[str, float] = {}
         for code, (ap, auc) in self._per_cell(rows).items():
             values[f"ap/{self.cells[code]}"] = ap
@@ -122,9 +117,7 @@ class GeneratorAveragePrecision(Metric):
         return values
 
     def rows(self) -> dict[str, Tensor]:
-        """Return the rows of all ranks, each once, by rising id.
-
-        After :meth:`compute` this needs no further exchange, so that it works after the trainer has ended.
+        """Return the rows of all ranks, each once, by rising id; after :meth:`compute` without a further exchange.
 
         Returns:
             CPU tensors (n,): id, label, generator (int64), logit, distance (float32).
@@ -150,24 +143,20 @@ class GeneratorAveragePrecision(Metric):
         """Leave the rows as they are: a cast would destroy the ids and the bits."""
         return self
 
-    # --- torchmetrics' machinery -----------------------------------------------------------------------
-
     def _sync_dist(
         self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any | None = None
     ) -> None:
-        gathered = dist_sync_fn(self._local(), group=process_group or self.process_group)
-        self.packed = list(gathered)
+        self.packed = list(dist_sync_fn(self._local(), group=process_group or self.process_group))
         self._rows = None
 
     def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
         super()._reduce_states(incoming_state)
         self._rows = None
 
-    # --- parts -----------------------------------------------------------------------------------------
-
     def _local(self) -> Tensor:
+        # id, label, generator code, and one int64 that holds the two float32 numbers (logit, distance).
+        empty = torch.zeros((0, 4), dtype=torch.int64, device=self.device)
         # compute_on_cpu may have left the rows on the CPU, where NCCL cannot gather them.
-        empty = torch.zeros((0, COLUMNS), dtype=torch.int64, device=self.device)
         return torch.cat([empty, *(part.to(self.device) for part in self.packed)])
 
     def _gathered(self) -> dict[str, NDArray[Any]]:
@@ -178,9 +167,9 @@ class GeneratorAveragePrecision(Metric):
             ids, first = np.unique(ids, return_index=True)
             packed = packed[first]
         floats = np.ascontiguousarray(packed[:, 3:]).view(np.float32)
-        columns = (ids, packed[:, 1], packed[:, 2], floats[:, 0], floats[:, 1])
-        names = ("id", "label", "generator", "logit", "distance")
-        self._rows = {name: np.ascontiguousarray(part) for name, part in zip(names, columns, strict=True)}
+        columns = {"id": ids, "label": packed[:, 1], "generator": packed[:, 2], "logit": floats[:, 0],
+                   "distance": floats[:, 1]}  # fmt: skip
+        self._rows = {name: np.ascontiguousarray(part) for name, part in columns.items()}
         return self._rows
 
     def _per_cell(self, rows: dict[str, NDArray[Any]]) -> dict[int, tuple[float, float]]:
@@ -201,19 +190,6 @@ class GeneratorAveragePrecision(Metric):
                 sums[reals] = merged, running_sum(np.ones((1, len(merged)), dtype=np.int32))
             real_keys, real_sums = sums[reals]
             ones = np.ones((1, len(segment)), dtype=np.int32)
-            ap, auc = weighted_statistics(rank(segment, real_keys), ones, real_sums)
-            found[code] = float(ap[0]), float(auc[0])
+            (ap,), (auc,) = weighted_statistics(rank(segment, real_keys), ones, real_sums)
+            found[code] = float(ap), float(auc)
         return found
-
-    def _check_rows(self, rows: dict[str, NDArray[Any]]) -> None:
-        codes = rows["generator"]
-        if len(codes) and not (codes.min() >= 0 and codes.max() < len(self.cells)):
-            raise ValueError(f"generator codes {codes.min()} to {codes.max()} for {len(self.cells)} cells")
-        if not np.array_equal(np.asarray(self.is_fake, dtype=np.int64)[codes], rows["label"]):
-            raise ValueError("some labels contradict the cell of their generator code")
-        missing = int(np.isnan(rows["logit"]).sum())
-        if missing:
-            raise UserError(
-                f"{missing} of {len(codes)} logits are NaN and cannot be ranked: the detector diverged; try a lower "
-                "learning rate, gradient clipping or fp32"
-            )

@@ -27,11 +27,6 @@ class GroupStrata:
     sizes: tuple[int, ...]
     """The number of groups of each stratum, in the order of the codes."""
 
-    @property
-    def n_groups(self) -> int:
-        """The number of groups of all strata."""
-        return sum(self.sizes)
-
 
 @dataclass(frozen=True)
 class Interval:
@@ -43,8 +38,7 @@ class Interval:
 
     def to_dict(self) -> dict[str, float | None]:
         """Return {"value", "low", "high"}, with None for NaN because JSON has no NaN."""
-        parts = {"value": self.value, "low": self.low, "high": self.high}
-        return {key: None if math.isnan(number) else float(number) for key, number in parts.items()}
+        return {key: None if math.isnan(number) else float(number) for key, number in vars(self).items()}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, float | None]) -> Interval:
@@ -53,11 +47,7 @@ class Interval:
         return cls(*(math.nan if number is None else number for number in (value, low, high)))
 
     def text(self, form: str = ".2f") -> str:
-        """Format as ``0.83 [0.78, 0.88]``, as the value alone without an interval, as a dash without a value.
-
-        Args:
-            form: of each number; ``+.2f`` for differences.
-        """
+        """Format as ``0.83 [0.78, 0.88]``, each number by ``form``; without interval the value, without value –."""
         if math.isnan(self.value):
             return "–"
         if math.isnan(self.low):
@@ -68,8 +58,8 @@ class Interval:
 def stratify_groups(groups: ArrayLike, labels: ArrayLike, generators: ArrayLike) -> GroupStrata:
     """Stratify groups by signature: the set of (label, generator) cells that a group covers.
 
-    Signatures that only one group has are pooled into one stratum, since a lone group would be drawn in every
-    resample. The result does not depend on the order of the rows.
+    Signatures of only one group are pooled into one stratum, since a lone group would be drawn in every resample. The
+    result does not depend on the order of the rows.
 
     Args:
         groups: (n,) names; rows of one name are resampled together; see :func:`fakedet.metrics.pairing.group_cells`.
@@ -104,14 +94,8 @@ def resample_weights(
 ) -> Iterator[NDArray[np.int32]]:
     """Draw the groups of each stratum with replacement, as many as it has, and yield how often each was drawn.
 
-    ``weights[:, strata.codes]`` are the weights of the rows. The draws do not depend on ``chunk``: every
-    stratum has a stream of its own, spawned from ``rng``.
-
-    Args:
-        strata: from :func:`stratify_groups`.
-        n_resamples: R, resamples in all.
-        rng: source of randomness; the same state gives the same resamples.
-        chunk: resamples at a time; None: all at once.
+    ``weights[:, strata.codes]`` are the weights of the rows. The draws do not depend on ``chunk``, the number of
+    resamples at a time (None: all ``n_resamples``): every stratum has a stream of its own, spawned from ``rng``.
 
     Yields:
         (<= chunk, groups) int32 counts, R rows in all.
@@ -139,12 +123,9 @@ def percentile_interval(value: float, samples: NDArray[Any], level: float = 0.95
     """Take the interval between the outer percentiles of the resamples.
 
     Args:
-        value: of the data themselves.
-        samples: (R,) of the resamples; those that are NaN (a class was not drawn) are left out.
-        level: the share of resamples inside, in (0, 1).
-
-    Returns:
-        The interval; its ends are NaN where the value is, or where more than half the resamples are.
+        value: of the data themselves; where it is NaN, so are the ends of the interval.
+        samples: (R,); those that are NaN (a class was not drawn) are left out; the ends are NaN if most are.
+        level: the share of resamples inside.
 
     Raises:
         ValueError: the level is not in (0, 1).

@@ -12,47 +12,42 @@ from scipy.optimize import minimize
 from sklearn.isotonic import IsotonicRegression
 
 BINS = 15
-"""Number of bins, of equal width, of the expected calibration error."""
+"""Of equal width, of the expected calibration error."""
 KINDS = ("temperature", "isotonic", "none")
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A map from logits to P(fake), assuming as many reals as fakes."""
+    """A map from logits to P(fake), assuming as many reals as fakes; its kind is one of :data:`KINDS`.
+
+    "temperature" is P = sigmoid(scale · logit + shift), "isotonic" interpolates between knots (logits, probabilities).
+    """
 
     kind: str
-    """One of :data:`KINDS`."""
     scale: float = 1.0
     shift: float = 0.0
-    """temperature: P = sigmoid(scale · logit + shift)."""
     knots: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
-    """isotonic: logits and probabilities, interpolated between."""
 
     def __call__(self, logits: ArrayLike) -> NDArray[np.float64]:
         """Return the (n,) P(fake) of (n,) logits."""
         values = np.asarray(logits, dtype=np.float64)
         if self.kind == "isotonic":
             return np.interp(values, *self.knots)
-        result: NDArray[np.float64] = scipy.special.expit(self.scale * values + self.shift)
-        return result
+        return np.asarray(scipy.special.expit(self.scale * values + self.shift), dtype=np.float64)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
-        return {"kind": self.kind, "scale": self.scale, "shift": self.shift,
-                "knots": [list(part) for part in self.knots]}  # fmt: skip
+        return {**vars(self), "knots": [list(part) for part in self.knots]}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Calibration:
         """Read what :meth:`to_dict` wrote."""
-        first, second = content["knots"]
-        return cls(content["kind"], content["scale"], content["shift"], (tuple(first), tuple(second)))
+        first, second = map(tuple, content["knots"])
+        return cls(content["kind"], content["scale"], content["shift"], (first, second))
 
 
 def balanced_weights(labels: ArrayLike) -> NDArray[np.float64]:
-    """Return (n,) weights under which each class has weight one half.
-
-    The share of fakes in a test set is arbitrary, so probabilities are stated for as many reals as fakes.
-    """
+    """Return (n,) weights under which each class weighs one half: the share of fakes in a test set is arbitrary."""
     label = np.asarray(labels)
     counts = np.bincount(label, minlength=2)
     return np.where(label == 1, 0.5 / max(1, counts[1]), 0.5 / max(1, counts[0]))
@@ -103,17 +98,13 @@ def fit_calibration(logits: ArrayLike, labels: ArrayLike, kind: str = "temperatu
 
 
 def calibration_error(probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
-    """Compute the expected calibration error Σ_b |Σ_{i∈b} w_i (p_i − y_i)| over bins of equal width.
+    """Compute the expected calibration error Σ_b |Σ_{i∈b} w_i (p_i − y_i)| over :data:`BINS` bins of equal width.
 
-    Args:
-        probabilities: (n,) in [0, 1].
-        labels: (n,) 0 or 1.
-        weights: (n,) with sum 1; None: weight one half for each class.
+    All are (n,): probabilities in [0, 1], labels 0 or 1, weights of sum 1 (None: weight one half for each class).
     """
     p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.float64)
     w = balanced_weights(labels) if weights is None else np.asarray(weights, dtype=np.float64)
-    gaps = np.bincount(bin_of(p), weights=w * (p - y), minlength=BINS)
-    return float(np.abs(gaps).sum())
+    return float(np.abs(np.bincount(bin_of(p), weights=w * (p - y), minlength=BINS)).sum())
 
 
 def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> float:

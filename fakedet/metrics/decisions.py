@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,24 +32,28 @@ Floats = NDArray[np.float64]
 class Reference:
     """Held-out reals, among which a conformal p-value ranks an image.
 
-    The score of an image is the larger of its standardised logit and its standardised trace distance. Centre
-    and spread come from training reals, so that the score does not depend on the held-out reals, and
+    The score of an image is the larger of its standardised logit and its standardised trace distance. Centre and spread
+    come from training reals, so that the score does not depend on the held-out reals, and
     p = (1 + #{reference scores >= its score}) / (n + 1) is valid: over fresh reals P(p <= α) <= α (Vovk et al.
     2005, chapter 2), whatever the detector, if they are drawn from the same distribution as the reference reals.
+
+    Attributes:
+        centre: of logit and distance among training reals; NaN for the distance where the method has none.
+        spread: likewise.
+        scores: of the held-out reals, rising.
     """
 
     centre: tuple[float, float]
-    """Of logit and distance among training reals; NaN for the distance where the method has none."""
     spread: tuple[float, float]
     scores: tuple[float, ...]
-    """Of the held-out reals, rising."""
 
     def score(self, logits: ArrayLike, distances: ArrayLike) -> Floats:
         """Return the (n,) nonconformity scores of images."""
-        parts = []
-        for values, centre, spread in zip((logits, distances), self.centre, self.spread, strict=True):
-            if not math.isnan(centre):
-                parts.append((np.asarray(values, dtype=np.float64) - centre) / spread)
+        parts = [
+            (np.asarray(values, dtype=np.float64) - centre) / spread
+            for values, centre, spread in zip((logits, distances), self.centre, self.spread, strict=True)
+            if not math.isnan(centre)
+        ]
         return np.asarray(np.maximum.reduce(parts), dtype=np.float64)
 
     def p_values(self, logits: ArrayLike, distances: ArrayLike) -> Floats:
@@ -61,20 +65,21 @@ class Reference:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What turns a detector's logits into verdicts, calibrated scores and p-values, and what it was fitted on."""
+    """What turns a detector's logits into verdicts, calibrated scores and p-values, and what it was fitted on.
+
+    An image is called fake if its logit exceeds the threshold; ``rate`` is the share of reals that may be.
+    """
 
     threshold: float
-    """An image is called fake if its logit is greater."""
     rate: float
-    """Share of reals that may be called fake."""
     calibration: Calibration
     reference: Reference | None
     n_real: int
     n_fake: int
     manifest: str
-    """SHA-256 of the manifest that it was fitted on."""
+    """SHA-256."""
     split: str
-    notes: tuple[str, ...] = field(default_factory=tuple)
+    notes: tuple[str, ...] = ()
     fakes: tuple[float, ...] = ()
     """Logits of the validation fakes, rising; their generators are usually those of the training split."""
 
@@ -91,23 +96,28 @@ class OperatingPoint:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold: null for a missing distance and for an infinite threshold."""
-        reference = self.reference and {
-            "centre": [_finite(value) for value in self.reference.centre],
-            "spread": [_finite(value) for value in self.reference.spread],
-            "scores": list(self.reference.scores),
-        }
+
+        def finite(values: tuple[float, ...]) -> list[float | None]:
+            return [value if math.isfinite(value) else None for value in values]
+
+        held = self.reference
+        reference = held and {"centre": finite(held.centre), "spread": finite(held.spread), "scores": list(held.scores)}
         return {
-            "threshold": _finite(self.threshold), "rate": self.rate, "calibration": self.calibration.to_dict(),
-            "reference": reference, "n_real": self.n_real, "n_fake": self.n_fake, "manifest": self.manifest,
-            "split": self.split, "notes": list(self.notes), "fakes": list(self.fakes),
+            **vars(self), "threshold": finite((self.threshold,))[0], "calibration": self.calibration.to_dict(),
+            "reference": reference, "notes": list(self.notes), "fakes": list(self.fakes),
         }  # fmt: skip
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> OperatingPoint:
         """Read what :meth:`to_dict` wrote."""
+
+        def known(values: list[float | None], default: float) -> tuple[float, float]:
+            first, second = (default if value is None else value for value in values)
+            return first, second
+
         given = content["reference"]
         reference = given and Reference(
-            _known(given["centre"], math.nan), _known(given["spread"], 1.0), tuple(given["scores"])
+            known(given["centre"], math.nan), known(given["spread"], 1.0), tuple(given["scores"])
         )
         threshold = math.inf if content["threshold"] is None else content["threshold"]
         return cls(
@@ -117,25 +127,12 @@ class OperatingPoint:
         )  # fmt: skip
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _known(values: list[float | None], default: float) -> tuple[float, float]:
-    first, second = (default if value is None else value for value in values)
-    return first, second
-
-
 def threshold_at(logits_of_reals: ArrayLike, rate: float) -> float:
-    """Choose the lowest threshold that calls at most a share of reals fake.
+    """Choose the lowest threshold that calls at most a share ``rate`` in (0, 1) of reals fake, from (n,) logits.
 
-    The conformal choice: of n held-out reals at most ⌊rate · (n + 1)⌋ − 1 may lie above, so that a fresh real
-    from the same distribution is called fake with a probability of at most ``rate``; the plain quantile would exceed
-    it by up to 1/n. With fewer than 1/rate − 1 reals nothing is called fake.
-
-    Args:
-        logits_of_reals: (n,).
-        rate: in (0, 1).
+    The conformal choice: of n held-out reals at most ⌊rate · (n + 1)⌋ − 1 may lie above, so that a fresh real from the
+    same distribution is called fake with a probability of at most ``rate``; the plain quantile would exceed it by up to
+    1/n. With fewer than 1/rate − 1 reals nothing is called fake.
     """
     values = np.sort(np.asarray(logits_of_reals, dtype=np.float64))
     allowed = math.floor(rate * (len(values) + 1) + 1e-9)
@@ -154,7 +151,7 @@ def fit_operating_point(
         distances: (n,) trace distances; NaN where the method has none.
         labels: (n,) 0 = real, 1 = fake; without fakes there is no calibration.
         training_logits: (m,) of training reals; without any there is no reference.
-        training_distances: (m,).
+        training_distances: (m,) of the same.
         rate: share of reals that may be called fake.
         kind: of calibration.
         manifest: SHA-256.
@@ -168,8 +165,7 @@ def fit_operating_point(
     reals = label == 0
     if not reals.any():
         raise ValueError("an operating point needs reals")
-    notes = []
-    calibration = Calibration("none")
+    notes, calibration = [], Calibration("none")
     if reals.all():
         notes.append("no fakes in the validation split: scores are not calibrated")
     else:
@@ -184,17 +180,13 @@ def fit_operating_point(
     logit, distance = np.asarray(training_logits), np.asarray(training_distances)
     if len(logit):
         centre = (float(np.mean(logit)), float(np.mean(distance)))
-        spread = (_spread(logit), _spread(distance))
-        scores = Reference(centre, spread, ()).score(values[reals], far[reals])
-        reference = Reference(centre, spread, _thinned(scores))
+        stds = (float(np.std(logit)), float(np.std(distance)))
+        # 1 where the standard deviation is 0 or undefined.
+        first, second = (std if math.isfinite(std) and std > 0 else 1.0 for std in stds)
+        reference = Reference(centre, (first, second), ())
+        reference = replace(reference, scores=_thinned(reference.score(values[reals], far[reals])))
     return OperatingPoint(threshold, rate, calibration, reference, int(reals.sum()), int((~reals).sum()),
                           manifest, split, tuple(notes), _thinned(values[~reals]))  # fmt: skip
-
-
-def _spread(values: Floats) -> float:
-    """Return the standard deviation; 1 where it is 0 or undefined."""
-    spread = float(np.std(values))
-    return spread if math.isfinite(spread) and spread > 0 else 1.0
 
 
 def _thinned(values: Floats) -> tuple[float, ...]:
@@ -226,10 +218,8 @@ def decision_statistics(
         frame: a row per image: label, generator, logit and, where known, source and group.
         probabilities: (n,) calibrated; None: no ece and brier.
         threshold: of the logit; None: no accuracies.
-        pairs: see :func:`fakedet.metrics.pairing.real_counterparts`.
-        n_resamples: of the bootstrap.
-        seed: of the bootstrap.
-        known_reals: see :func:`fakedet.metrics.pairing.real_counterparts`.
+        pairs: as for :func:`fakedet.metrics.pairing.real_counterparts`, like ``known_reals``.
+        n_resamples: of the bootstrap, like ``seed``.
 
     Returns:
         Generator → statistic → interval; NaN where a class is missing or the statistic was not asked for.
@@ -240,8 +230,7 @@ def decision_statistics(
         name: _Cell(rows, logits, probabilities, threshold, strata.codes)
         for name, rows in real_counterparts(frame, pairs, known_reals).items()
     }
-    one = np.ones((1, strata.n_groups), dtype=np.int32)
-    points = {name: cell.statistics(one) for name, cell in cells.items()}
+    points = {name: cell.statistics(np.ones((1, sum(strata.sizes)), dtype=np.int32)) for name, cell in cells.items()}
     samples: dict[str, list[Mapping[str, Floats]]] = {name: [] for name in cells}
     for weights in resample_chunks(strata, n_resamples, seed):
         for name, cell in cells.items():
@@ -249,8 +238,7 @@ def decision_statistics(
     return {
         name: {
             key: percentile_interval(
-                float(points[name][key][0]),
-                np.concatenate([np.zeros(0), *(part[key] for part in samples[name])]),
+                float(points[name][key][0]), np.concatenate([np.zeros(0), *(part[key] for part in samples[name])])
             )
             for key in DECISIONS
         }

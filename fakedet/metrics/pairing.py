@@ -21,14 +21,12 @@ class Counterparts:
     """The rows of one fake generator and of the reals that it is measured against."""
 
     fake_rows: NDArray[np.int64]
-    """Positions in the frame, rising."""
+    """Positions in the frame, rising, as are those of the reals."""
     real_rows: NDArray[np.int64]
-    """Positions in the frame, rising; empty where there are none."""
     reals: list[str]
     """The names of the generators of ``real_rows``, sorted."""
     rule: str
-    """Why these: "pairs" (the user said so), "generator" (the reals have the generator's name), "source"
-    (they come from the sources of its fakes) or "all"."""
+    """Why these: "pairs" (the user said so), "generator" (same name), "source" (those of its fakes) or "all"."""
 
 
 def real_counterparts(
@@ -36,21 +34,20 @@ def real_counterparts(
 ) -> dict[str, Counterparts]:
     """Find the real counterparts of every fake generator of a frame.
 
-    The first rule that applies: ``pairs``; reals with the generator's own name; reals whose source is among
-    the sources of the generator's fakes; all reals. Of several keys of ``pairs`` that match, an exact name
-    wins over globs and a longer glob over a shorter one.
+    The first rule that applies: ``pairs``; reals with the generator's own name; reals whose source is among the sources
+    of the generator's fakes; all reals. Of several keys of ``pairs`` that match, an exact name wins over globs and a
+    longer glob over a shorter one.
 
     Args:
         frame: label (0/1), generator (str) and, where there are any, source (str; "" if unknown).
-        pairs: fake generator (name or glob) -> names or globs of real generators or sources. A value that
-            begins with "!" excludes reals; if all values do, they are excluded from all reals. Keys that match no
-            generator here are ignored: another split may hold it.
-        known_reals: names of reals in other splits of the data, which values may name although this frame has no
-            such real; None: only names in the frame are valid.
+        pairs: fake generator (name or glob) -> names or globs of real generators or sources. A value that begins with
+            "!" excludes reals; if all values do, they are excluded from all reals. Keys that match no generator here
+            are ignored: another split may hold it.
+        known_reals: names of reals in other splits, which values may name although this frame has no such real.
 
     Returns:
-        Fake generator -> its counterparts, sorted by name. The reals are empty where ``pairs`` names reals
-        that this frame does not have, or where it has none at all.
+        Fake generator -> its counterparts, sorted by name. The reals are empty where ``pairs`` names reals that this
+        frame does not have, or where it has none at all.
 
     Raises:
         UserError: a value of ``pairs`` matches no real, or a key that matches a generator names no reals.
@@ -72,8 +69,7 @@ def real_counterparts(
             rule = "source"
         else:
             chosen, rule = np.ones(len(reals.rows), dtype=bool), "all"
-        used = sorted(set(reals.generators[chosen]))
-        result[name] = Counterparts(fake_rows[own], reals.rows[chosen], used, rule)
+        result[name] = Counterparts(fake_rows[own], reals.rows[chosen], sorted(set(reals.generators[chosen])), rule)
     return result
 
 
@@ -83,12 +79,9 @@ class _Reals:
     def __init__(self, frame: pd.DataFrame, known: Collection[str]) -> None:
         self.rows = np.flatnonzero(frame["label"].to_numpy() == 0)
         self.generators = column(frame, "generator")[self.rows]
-        # Names are compared once each and rows by code: comparing a hundred thousand strings per generator
-        # would take longer than the ranking.
-        self.codes = {
-            "generator": pd.factorize(self.generators),
-            "source": pd.factorize(column(frame, "source")[self.rows]),
-        }
+        # Names are compared once each and rows by code: comparing a hundred thousand strings per generator would take
+        # longer than the ranking.
+        self.codes = {kind: pd.factorize(column(frame, kind)[self.rows]) for kind in ("generator", "source")}
         self.names = sorted({*self.codes["generator"][1], *self.codes["source"][1], *known} - {""})
 
     def named(self, kind: str, names: Collection[str]) -> NDArray[np.bool_]:
@@ -102,18 +95,16 @@ class _Reals:
         if not values:
             raise UserError(f"data.pairs: '{key}' names no reals; name some, or remove the key")
         chosen = np.zeros(len(self.rows), dtype=bool)
-        for pattern in [item for item in values if not item.startswith("!")] or ["*"]:
-            chosen |= self.matching(pattern, key)
-        for item in values:
-            if item.startswith("!"):
-                chosen &= ~self.matching(item[1:], key)
+        for item in [item for item in values if not item.startswith("!")] or ["*"]:
+            chosen |= self.matching(item, key)
+        for item in (item[1:] for item in values if item.startswith("!")):
+            chosen &= ~self.matching(item, key)
         return chosen
 
     def matching(self, pattern: str, key: str) -> NDArray[np.bool_]:
         """Mark the reals whose generator or source matches a name or glob."""
         # A name that happens to look like a glob ("real[2]") still matches itself.
-        exact = pattern in self.names
-        found = [pattern] if exact else [name for name in self.names if fnmatchcase(name, pattern)]
+        found = [pattern] if pattern in self.names else [name for name in self.names if fnmatchcase(name, pattern)]
         if not found and self.names:
             raise UserError(
                 f"data.pairs: '{key}' is paired with '{pattern}', which matches no real generator or source "
@@ -131,10 +122,7 @@ def column(frame: pd.DataFrame, name: str) -> NDArray[Any]:
 
 
 def group_cells(frame: pd.DataFrame) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Return the (n,) group, label and generator of each row, which the bootstrap resamples by.
-
-    A row without a group is a group of its own.
-    """
+    """Return the (n,) group, label and generator of each row; a row without a group is a group of its own."""
     groups = column(frame, "group").copy()
     alone = np.flatnonzero(groups == "")
     ids = frame["id"].to_numpy() if "id" in frame else np.arange(len(frame))

@@ -1,8 +1,7 @@
 """AP and AUC of every generator, their means, and intervals from one bootstrap of whole groups.
 
-:func:`average_precision` is the public function. :func:`evaluate_frame` gives the same numbers in the form of
-metrics.json. :func:`bootstrap_statistics` measures several scorers on the same resamples, so that differences between
-them are paired.
+:func:`average_precision` is the public function, :func:`evaluate_frame` gives the same numbers in the form of
+metrics.json. :func:`bootstrap_statistics` measures several scorers on the same resamples: differences are paired.
 """
 
 from __future__ import annotations
@@ -19,14 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from fakedet.errors import UserError, choose
 from fakedet.metrics.bootstrap import Interval, percentile_interval, resample_chunks, stratify_groups
 from fakedet.metrics.pairing import Counterparts, Pairs, column, group_cells, real_counterparts
-from fakedet.metrics.ranking import (
-    Ranking,
-    descending,
-    mean_of_defined,
-    rank,
-    running_sum,
-    weighted_statistics,
-)
+from fakedet.metrics.ranking import Ranking, descending, mean_of_defined, rank, running_sum, weighted_statistics
 
 METRICS = ("ap", "auc")
 MEANS = {"map": (True, False, None), "map_seen": (True,), "map_unseen": (False,)}
@@ -44,9 +36,8 @@ class GeneratorSummary:
     n_groups: int
     """Photographs or prompts that its fakes and their counterparts come from."""
     reals: list[str]
-    """Names of the real generators that it is measured against."""
+    """Generators of its counterparts; ``rule`` says why these (see :class:`fakedet.metrics.pairing.Counterparts`)."""
     rule: str
-    """Why these reals; see :class:`fakedet.metrics.pairing.Counterparts`."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +55,8 @@ class MeanResult:
     ap: Interval
     auc: Interval
     generators: list[str]
-    """The generators that the means are over: those with both classes."""
+    """Those that the means are over, with both classes; ``left_out`` are those without reals."""
     left_out: list[str]
-    """The generators without reals."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +64,6 @@ class AveragePrecision:
     """What :func:`average_precision` measured."""
 
     generators: dict[str, GeneratorResult]
-    """By name, sorted."""
     means: dict[str, MeanResult]
     """Over "all", the "seen" and the "unseen" generators."""
 
@@ -91,12 +80,8 @@ class AveragePrecision:
         rows: dict[str, dict[str, Any]] = {}
         for name, row in named.items():
             rows[name] = {key: getattr(row, key, pd.NA) for key in ("n_real", "n_fake")}
-            for metric, interval in (("ap", row.ap), ("auc", row.auc)):
-                rows[name] |= {
-                    metric: interval.value,
-                    f"{metric}_low": interval.low,
-                    f"{metric}_high": interval.high,
-                }
+            for metric, gap in (("ap", row.ap), ("auc", row.auc)):
+                rows[name] |= {metric: gap.value, f"{metric}_low": gap.low, f"{metric}_high": gap.high}
         columns = ["n_real", "n_fake", "ap", "ap_low", "ap_high", "auc", "auc_low", "auc_high"]
         table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("generator")
         return table.astype({"n_real": "Int64", "n_fake": "Int64"})
@@ -109,11 +94,9 @@ class AveragePrecision:
             result["per_generator"][name] = {**asdict(row), **intervals}
         for metric in METRICS:
             for kind, mean in self.means.items():
-                result[f"m{metric}" if kind == "all" else f"m{metric}_{kind}"] = {
-                    **getattr(mean, metric).to_dict(),
-                    "n_generators": len(mean.generators),
-                    "left_out": mean.left_out,
-                }
+                counts = {"n_generators": len(mean.generators), "left_out": mean.left_out}
+                key = f"m{metric}" if kind == "all" else f"m{metric}_{kind}"
+                result[key] = getattr(mean, metric).to_dict() | counts
         return result
 
 
@@ -143,20 +126,16 @@ def average_precision(
     Args:
         labels: (n,) 0 = real, 1 = fake; or a DataFrame with the columns label, generator, logit (or score) and,
             where known, group and source, such as the predictions file of a run.
-        scores: (n,) logits or scores, higher = more likely fake. Prefer logits: close to 1, a float32
-            probability merges scores that differ.
+        scores: (n,) higher = more likely fake. Prefer logits: close to 1, float32 probabilities merge.
         generators: (n,) name of each fake's generator; that of a real matters for pairing only and may be None.
         groups: (n,) photograph or prompt that each image comes from; None: every image is a group of its own.
         sources: (n,) data set or collection that each image comes from.
-        pairs: generator (name or glob) -> names or globs of the reals that it is measured against; see
+        pairs: generator (name or glob) -> names or globs of its reals, as for
             :func:`fakedet.metrics.pairing.real_counterparts`.
         seen: generators that the detector was trained on; None where unknown: only the mean over all is defined.
         resamples: of the bootstrap; 0 for no intervals.
         seed: of the bootstrap.
         level: of the intervals, in (0, 1).
-
-    Returns:
-        AP, AUC and number of images of each generator, and the means.
 
     Raises:
         UserError: lengths differ, a label is not 0 or 1, a score is NaN, a fake has no generator, or a column or
@@ -181,23 +160,13 @@ def evaluate_frame(
 ) -> dict[str, Any]:
     """Measure a detector on every generator of a predictions frame.
 
-    Args:
-        frame: a row per image: label (0/1), generator, logit and, where known, source and group.
-        pairs: see :func:`fakedet.metrics.pairing.real_counterparts`.
-        seen: generators whose fakes the detector saw in training; None where nobody knows: "seen" is then
-            null, and so are the means over the seen and the unseen.
-        n_resamples: of the bootstrap; 0 for no intervals.
-        seed: of the bootstrap.
-        known_reals: see :func:`fakedet.metrics.pairing.real_counterparts`.
+    Args and errors are those of :func:`bootstrap_statistics`; the frame has a column logit.
 
     Returns:
         {"per_generator": {name: {"seen", "n_real", "n_fake", "n_groups", "reals", "rule", "ap", "auc"}},
-        "map", "map_seen", "map_unseen", "mauc", "mauc_seen", "mauc_unseen"}: plain values with None for NaN.
-        "ap" and "auc" are {"value", "low", "high"}; the means also have "n_generators" and "left_out"
-        (generators with one class only).
-
-    Raises:
-        UserError: as :func:`bootstrap_statistics`.
+        "map", "map_seen", "map_unseen", "mauc", "mauc_seen", "mauc_unseen"}: plain values with None for NaN. "ap" and
+        "auc" are {"value", "low", "high"}; the means also have "n_generators" and "left_out" (one class only). Where
+        ``seen`` is None, so are every "seen" and the means over the seen and the unseen.
     """
     if "logit" not in frame:
         raise UserError("predictions: no column 'logit'; a predictions file has label, generator and logit")
@@ -209,9 +178,9 @@ def evaluate_frame(
 class BootstrapTable:
     """Point values and resamples of AP and AUC, by scorer, metric and name.
 
-    A name is a generator, or "map", "map_seen", "map_unseen": the plain mean over all, the seen and the
-    unseen generators, of the AP for metric "ap" and of the AUC for metric "auc". Row r of every sample comes
-    from the same resample of the groups, so that differences between scorers and between names are paired.
+    A name is a generator, or "map", "map_seen", "map_unseen": the plain mean of the metric over all, the seen and the
+    unseen generators. Row r of every sample comes from the same resample of the groups, so that differences between
+    scorers and between names are paired.
     """
 
     generators: dict[str, GeneratorSummary]
@@ -221,19 +190,12 @@ class BootstrapTable:
     """(scorer, metric) -> (R, G)."""
 
     def value(self, scorer: str, metric: str, name: str) -> float:
-        """Return the value on the data themselves; NaN where undefined.
-
-        Raises:
-            UserError: there is no such scorer, metric or name.
-        """
+        """Return the value on the data themselves, NaN where undefined; UserError for an unknown name."""
         return mean_of_defined(self._pick(self.points, scorer, metric, name).tolist())
 
     def samples(self, scorer: str, metric: str, name: str) -> NDArray[np.float64]:
-        """Return the (R,) values of the resamples.
-
-        A mean is NaN in those resamples in which one of its generators is: the mean over the others would
-        measure something else.
-        """
+        """Return the (R,) values of the resamples; a mean is NaN where that of one of its generators is."""
+        # The mean over the other generators would measure something else.
         picked = self._pick(self.resamples, scorer, metric, name)
         return picked.mean(axis=1) if picked.shape[1] else np.full(len(picked), np.nan)
 
@@ -263,9 +225,8 @@ class BootstrapTable:
         self, table: dict[tuple[str, str], NDArray[np.float64]], scorer: str, metric: str, name: str
     ) -> NDArray[np.float64]:
         values = table[choose(scorer, {key for key, _ in table}, "scorer"), choose(metric, METRICS, "metric")]
-        own, names = [name], list(self.generators)
-        if name in MEANS:
-            own, _ = mean_members(self.generators, name)
+        names = list(self.generators)
+        own = mean_members(self.generators, name)[0] if name in MEANS else [name]
         return values[..., [names.index(choose(one, [*names, *MEANS], "generator")) for one in own]]
 
 
@@ -288,15 +249,13 @@ def bootstrap_statistics(
     """Compute AP and AUC per generator on the data and on the same resamples for every scorer.
 
     Args:
-        frame: a row per image: label (0/1), generator, group and, where known, source. A row without a
-            group is a group of its own. The resamples depend on its groups and cells and on the seed, and not
-            on the order of its rows nor on the logits.
+        frame: a row per image: label (0/1), generator, group and, where known, source. A row without a group is a group
+            of its own. The resamples depend on its groups and cells and on the seed, not on its order or the logits.
         logits: scorer (a method, or a method and seed) -> (n,) logits of the frame's rows in their order.
-        pairs: see :func:`fakedet.metrics.pairing.real_counterparts`.
+        pairs: as for :func:`fakedet.metrics.pairing.real_counterparts`, like ``known_reals``.
         seen: generators whose fakes the detector saw in training; None where nobody knows.
-        n_resamples: R >= 0.
+        n_resamples: R >= 0; 0 for no intervals.
         seed: of the resamples.
-        known_reals: see :func:`fakedet.metrics.pairing.real_counterparts`.
 
     Raises:
         UserError: a column is missing, the frame holds several views, a label is not 0 or 1, logits are NaN
@@ -307,15 +266,11 @@ def bootstrap_statistics(
     strata = stratify_groups(*group_cells(frame))
     generators = {
         name: GeneratorSummary(
-            seen=None if seen is None else name in seen,
-            n_real=len(rows.real_rows),
-            n_fake=len(rows.fake_rows),
-            n_groups=len(np.unique(strata.codes[np.concatenate([rows.fake_rows, rows.real_rows])])),
-            reals=rows.reals,
-            rule=rows.rule,
+            None if seen is None else name in seen, len(rows.real_rows), len(rows.fake_rows),
+            len(np.unique(strata.codes[np.concatenate([rows.fake_rows, rows.real_rows])])), rows.reals, rows.rule,
         )
         for name, rows in counterparts.items()
-    }
+    }  # fmt: skip
     scorers = {key: _Scorer(values, counterparts, strata.codes) for key, values in keys.items()}
 
     def measured(chunks: Iterable[NDArray[np.int32]], rows: int) -> dict[tuple[str, str], NDArray[np.float64]]:
@@ -327,7 +282,7 @@ def bootstrap_statistics(
                 table[key, "ap"][part], table[key, "auc"][part] = scorer.statistics(weights)
         return table
 
-    itself = measured([np.ones((1, strata.n_groups), dtype=np.int32)], 1)
+    itself = measured([np.ones((1, sum(strata.sizes)), dtype=np.int32)], 1)
     resamples = measured(resample_chunks(strata, n_resamples, seed), n_resamples)
     return BootstrapTable(generators, {place: values[0] for place, values in itself.items()}, resamples)
 
@@ -358,10 +313,9 @@ class _Scorer:
         # By set of reals, so that one running sum is held at a time however many sets there are.
         for place, groups in enumerate(self.real_groups):
             real_sums = running_sum(weights.take(groups, axis=1))
-            for number, (own, fake_groups, ranking) in enumerate(self.rankings):
+            for i, (own, fakes, ranking) in enumerate(self.rankings):
                 if own == place:
-                    found = weighted_statistics(ranking, weights.take(fake_groups, axis=1), real_sums)
-                    ap[:, number], auc[:, number] = found
+                    ap[:, i], auc[:, i] = weighted_statistics(ranking, weights.take(fakes, axis=1), real_sums)
         return ap, auc
 
 
@@ -390,7 +344,7 @@ def _checked(frame: pd.DataFrame, logits: Mapping[str, ArrayLike]) -> dict[str, 
 def _as_frame(
     labels: Any, scores: Any, generators: Any, groups: Any, sources: Any
 ) -> tuple[pd.DataFrame, NDArray[np.float64]]:
-    """Bring the arguments of :func:`average_precision` to a frame and its (n,) scores, and check them."""
+    """Check the arguments of :func:`average_precision` and bring them to a frame and its (n,) scores."""
     given: dict[str, Any] = {"scores": scores, "generators": generators, "groups": groups, "sources": sources}
     if isinstance(labels, pd.DataFrame):
         extra = [name for name, values in given.items() if values is not None]

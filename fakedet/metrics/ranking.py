@@ -1,7 +1,7 @@
 """Exact AP and AUC of one ranking under many weightings of its rows.
 
-The bootstrap measures the same scores under thousands of weightings. Sorting is what costs, so the fakes are ranked
-among the reals once (:func:`rank`), and every weighting then takes a few cumulative sums.
+Sorting is what costs in a bootstrap, so the fakes are ranked among the reals once (:func:`rank`), and each of the
+thousands of weightings then takes a few cumulative sums.
 """
 
 from __future__ import annotations
@@ -19,50 +19,37 @@ CHUNK_CELLS = 1_000_000
 
 @dataclass(frozen=True)
 class Ranking:
-    """The rank of each fake of a generator among the other fakes and among the reals, by one scorer."""
+    """The (F,) rank of each fake of a generator among the other fakes and among the reals, by one scorer."""
 
     fake_order: NDArray[np.int64]
-    """(F,) positions of the fakes by falling logit."""
+    """Positions of the fakes by falling logit."""
     tie_end: NDArray[np.int64] | None
-    """(F,) rank of the last fake with the same logit; None where no two fakes are tied."""
+    """Rank of the last fake with the same logit; None where no two fakes are tied."""
     reals_from: NDArray[np.int64]
-    """(F,) number of reals whose logit is at least the fake's."""
+    """Number of reals whose logit is at least the fake's."""
     reals_above: NDArray[np.int64] | None
-    """(F,) number of reals whose logit is greater; None where no real is tied with a fake."""
+    """Number of reals whose logit is greater; None where no real is tied with a fake."""
 
 
 def descending(logits: ArrayLike) -> NDArray[np.float64]:
-    """Return the negated logits (float64), whose rising order is the falling order of the logits.
-
-    Raises:
-        ValueError: some are NaN.
-    """
+    """Return the negated logits (float64), which rise where the logits fall; ValueError if some are NaN."""
     keys = -np.asarray(logits, dtype=np.float64)
-    missing = int(np.isnan(keys).sum())
-    if missing:
+    if missing := int(np.isnan(keys).sum()):
         raise ValueError(f"{missing} of {keys.size} logits are NaN and cannot be ranked")
     return keys
 
 
 def rank(fake_keys: NDArray[np.float64], sorted_real_keys: NDArray[np.float64]) -> Ranking:
-    """Rank fakes among reals.
-
-    Args:
-        fake_keys: (F,) negated logits of the fakes (see :func:`descending`), in any order.
-        sorted_real_keys: (N,) negated logits of the reals, rising.
-    """
+    """Rank fakes among reals by negated logits (see :func:`descending`): (F,) in any order, and (N,) rising."""
     order = np.argsort(fake_keys, kind="stable")
     keys = fake_keys[order]
     tie_end = np.searchsorted(keys, keys, side="right") - 1
     reals_from = np.searchsorted(sorted_real_keys, keys, side="right")
     reals_above = np.searchsorted(sorted_real_keys, keys, side="left")
-    untied = np.array_equal(tie_end, np.arange(len(keys)))
     return Ranking(
-        fake_order=order,
-        tie_end=None if untied else tie_end,
-        reals_from=reals_from,
-        reals_above=None if np.array_equal(reals_from, reals_above) else reals_above,
-    )
+        order, None if np.array_equal(tie_end, np.arange(len(keys))) else tie_end,
+        reals_from, None if np.array_equal(reals_from, reals_above) else reals_above,
+    )  # fmt: skip
 
 
 def running_sum(real_weights: NDArray[Any]) -> NDArray[Any]:
@@ -77,15 +64,12 @@ def running_sum(real_weights: NDArray[Any]) -> NDArray[Any]:
 def weighted_statistics(
     ranking: Ranking, fake_weights: NDArray[Any], real_sums: NDArray[Any]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Compute AP and AUC for R weightings of the same ranking.
+    """Compute (R,) AP and AUC for R weightings of one ranking; NaN where the weights of either class sum to 0.
 
     Args:
         ranking: of F fakes among N reals.
         fake_weights: (R, F) weights >= 0 in the order of ``ranking.fake_order``; float64 or int32.
         real_sums: (R, N + 1) of the same type, from :func:`running_sum`.
-
-    Returns:
-        (R,) AP and (R,) AUC; NaN where the weights of either class sum to 0.
     """
     fakes = fake_weights.sum(axis=1, dtype=np.float64)
     reals = real_sums[:, -1].astype(np.float64)
@@ -103,9 +87,7 @@ def weighted_statistics(
         lost = (lost + np.einsum("rf,rf->r", fake_weights, above, dtype=np.float64)) / 2
     absent = (fakes == 0) | (reals == 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ap = gained / fakes
-        auc = 1.0 - lost / (fakes * reals)
-    return np.where(absent, np.nan, ap), np.where(absent, np.nan, auc)
+        return np.where(absent, np.nan, gained / fakes), np.where(absent, np.nan, 1.0 - lost / (fakes * reals))
 
 
 def ranking_statistics(
@@ -130,10 +112,8 @@ def ranking_statistics(
     label, keys = np.asarray(labels), descending(logits)
     weight = np.ones((1, label.size)) if weights is None else np.asarray(weights)
     if label.ndim != 1 or keys.shape != label.shape or weight.ndim != 2 or weight.shape[1] != len(label):
-        raise ValueError(
-            f"labels {label.shape}, logits {keys.shape} and weights {weight.shape} do not fit: "
-            "(n,), (n,) and (R, n) are wanted"
-        )
+        shapes = f"labels {label.shape}, logits {keys.shape} and weights {weight.shape}"
+        raise ValueError(f"{shapes} do not fit: (n,), (n,) and (R, n) are wanted")
     if not np.isin(label, (0, 1)).all():
         raise ValueError("labels must be 0 (real) or 1 (fake)")
     if not (np.isfinite(weight).all() and (weight >= 0).all()):

@@ -122,7 +122,8 @@ def look_alikes(frame: pd.DataFrame, looks: Looks) -> tuple[list[Finding], pd.Da
     Returns:
         The findings, and the pairs: columns first, second (paths), bits, splits, labels (whether these differ).
     """
-    assert looks.prints is not None and looks.content is not None  # noqa: PT018
+    assert looks.prints is not None
+    assert looks.content is not None
     rows = frame.loc[looks.frame.index]
     codes, _ = pd.factorize(rows["split"] + rows["label"].astype(str))
     pairs = near_duplicates(looks.prints, looks.content[:, :192], codes.astype(np.int64))
@@ -176,6 +177,8 @@ def near_duplicates(
         for rows in np.split(known[order], np.flatnonzero(np.diff(pieces[order])) + 1):
             rows = rows[:4000]  # a bound on the time, where thousands of images share a piece
             codes = apart[rows]
+            if (codes == codes[:1]).all():
+                continue
             differing = np.bitwise_count(prints[rows][:, None] ^ prints[rows][None])
             firsts, seconds = np.nonzero((differing <= MOST_BITS) & (codes[:, None] != codes[None]))
             for first, second in zip(firsts.tolist(), seconds.tolist(), strict=True):

@@ -105,7 +105,7 @@ def look(
 
 
 def fingerprint(image: NDArray[np.uint8]) -> int:
-    """Compute a perceptual hash of 64 bits of an (H, W, 3) image: in 8×9 grey cells, which are darker than their right.
+    """Compute a perceptual hash of 64 bits of an (H, W, 3) image: which of 8×9 grey cells get brighter to the right.
 
     The difference hash of N. Krawetz: re-encoding and resizing change few bits. A nearly flat image gets 0, since noise
     alone would decide its bits.

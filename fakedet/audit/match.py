@@ -33,24 +33,17 @@ from fakedet.utils import bar, open_folder, provenance, replacing, write_json
 log = logging.getLogger("fakedet")
 
 IMAGES = "images"
-CHUNK = 512
-FITTING = 0.98
-"""Share of the images of every generator and collection that must be as large as the size chosen for all."""
-SAMPLE = 500
-"""Images per cell whose headers are audited before and after."""
 
 
 @dataclass(frozen=True)
 class Matched:
-    """What matching did."""
+    """What matching did: header shortcuts of each generator, and the images left out by (class, generator)."""
 
     matcher: Matcher
     before: dict[str, Shortcut]
-    """Header shortcut of each generator."""
     after: dict[str, Shortcut]
     written: int
     lost: Counter[tuple[str, str]]
-    """Images left out by (class, generator)."""
 
 
 def match_manifest(
@@ -62,8 +55,7 @@ def match_manifest(
 
     Args:
         datamodule: whose manifest is matched.
-        settings: of :class:`fakedet.data.match.Matcher`; size None or 0 chooses the largest size that nearly all
-            images of every generator reach.
+        settings: of :class:`fakedet.data.match.Matcher`; size None or 0: that of 98 % of each generator's images.
         folder: where images, manifest.parquet, manifest.rejected.csv and match.json go.
         command: that made this, for the provenance.
         overwrite: whether the folder may hold other files.
@@ -71,12 +63,11 @@ def match_manifest(
     Raises:
         UserError: a wrong setting, no image that can be matched, an occupied folder, or a full disk.
     """
-    manifest = datamodule.manifest
-    frame = manifest.frame
+    frame = datamodule.manifest.frame
     before, sizes = _audited(frame, datamodule.read_bytes, datamodule.pairs, "before")
     matcher = Matcher(**{**settings, "size": settings["size"] or _common_size(sizes)})
     log.info("matching %s images to %d pixels", f"{len(frame):,}", matcher.size)
-    begun = {"match": matcher.to_dict(), "manifest_sha256": manifest.sha256}
+    begun = {"match": matcher.to_dict(), "manifest_sha256": datamodule.manifest.sha256}
     note = folder / "begun.json"
     if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == begun:
         log.info("going on in %s", folder)
@@ -98,8 +89,7 @@ def match_manifest(
         **begun, "written": written, "left_out": len(rejected),
         "left_out_of": {f"{kind} {name}": count for (kind, name), count in lost.items()},
         "before": {name: shortcut.to_dict() for name, shortcut in before.items()},
-        "after": {name: shortcut.to_dict() for name, shortcut in after.items()},
-        "run": provenance(command),
+        "after": {name: shortcut.to_dict() for name, shortcut in after.items()}, "run": provenance(command),
     })  # fmt: skip
     return Matched(matcher, before, after, written, lost)
 
@@ -108,7 +98,7 @@ def _audited(
     frame: pd.DataFrame, read: Read, pairs: Pairs | None, when: str
 ) -> tuple[dict[str, Shortcut], pd.DataFrame]:
     """Audit the headers of a sample, and return the readable rows of the sample with their sizes."""
-    ids = sample_rows(frame, SAMPLE)
+    ids = sample_rows(frame, 500)
     with bar(f"headers {when}", len(ids)) as shown:
         looks = look(ids, read, pixels=False, progress=shown.show)
     audits, _ = audit_generators(frame, looks, pairs)
@@ -117,12 +107,12 @@ def _audited(
 
 
 def _common_size(sizes: pd.DataFrame) -> int:
-    """Choose the largest multiple of 8 that nearly all images of every generator and collection reach."""
+    """Choose the largest multiple of 8 that 98 % of the images of every generator and collection reach."""
     if sizes.empty:
         raise UserError("none of the images looked at can be read; run fakedet audit to see why")
     shorter = sizes[["width", "height"]].min(axis=1)
     cells = shorter.groupby([sizes["label"], sizes["generator"]])
-    reached = cells.quantile(1 - FITTING, interpolation="lower")
+    reached = cells.quantile(1 - 0.98, interpolation="lower")
     size = int(reached.min()) // 8 * 8
     if size < 32:
         label, name = list(reached.index)[int(reached.to_numpy().argmin())]
@@ -158,7 +148,7 @@ def _write_images(
 
     done = 0
     with bar("matching", len(frame)) as shown, ThreadPoolExecutor(cores()) as pool:
-        while part := list(islice(todo, CHUNK)):
+        while part := list(islice(todo, 512)):
             for row, result in zip(part, pool.map(match, part), strict=True):
                 if isinstance(result, str):
                     rejected.append((str(row.path), result))

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 
 from fakedet.audit.checks import (
     LEVELS,
@@ -29,8 +28,6 @@ from fakedet.pages import PALETTE, REAL_COLOUR, WIDTH, Drawing, new_figure, rend
 from fakedet.utils import bar, provenance, write_json
 
 FAKE_COLOUR = PALETTE[1]
-MOST_POINTS = 4000
-HEADINGS = {"problem": "Problems", "warning": "Warnings", "note": "Notes"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,6 @@ class Audit:
     pairs: pd.DataFrame
     """Images that look alike; see :func:`fakedet.audit.checks.look_alikes`."""
     n_images: int
-    """Of the manifest."""
 
     @property
     def verdict(self) -> str:
@@ -60,13 +56,11 @@ class Audit:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return {
-            "verdict": self.verdict,
-            "n_images": self.n_images,
-            "n_looked_at": len(self.looks.frame),
+            "verdict": self.verdict, "n_images": self.n_images, "n_looked_at": len(self.looks.frame),
             "n_unreadable": len(self.looks.problems),
             "generators": {entry.generator: entry.to_dict() for entry in self.generators},
             "findings": [asdict(finding) for finding in self.findings],
-        }
+        }  # fmt: skip
 
 
 def audit_frame(
@@ -85,7 +79,7 @@ def audit_frame(
         digests: SHA-256 of each row, if the manifest has them; else those of the rows looked at are used.
         pairs: see :func:`fakedet.metrics.pairing.real_counterparts`.
         read: returns a row's bytes.
-        sample: images looked at of each label, generator, source and split; None: all.
+        sample: images looked at of each label, generator, source and split, drawn by ``seed``; None: all.
         seed: of the sample.
         progress: called with the number of images done and of all images.
     """
@@ -94,14 +88,9 @@ def audit_frame(
     near, pairs_of_images = look_alikes(frame, looks)
     generators, shortcuts = audit_generators(frame, looks, pairs)
     findings = [
-        *unreadable_files(frame, looks),
-        *class_balance(frame),
-        *crossing_groups(frame),
-        *unseen_generators(frame),
-        *equal_contents(frame, looks.frame["sha256"] if digests is None else digests),
-        *near,
-        *shortcuts,
-    ]
+        *unreadable_files(frame, looks), *class_balance(frame), *crossing_groups(frame), *unseen_generators(frame),
+        *equal_contents(frame, looks.frame["sha256"] if digests is None else digests), *near, *shortcuts,
+    ]  # fmt: skip
     if len(ids) < len(frame):
         findings.append(Finding(
             "note", "sample", f"{len(ids)} of {len(frame)} images were looked at",
@@ -115,14 +104,9 @@ def audit_frame(
 def audit_manifest(
     datamodule: DataModule, folder: Path, command: list[str], sample: int | None = 1000, seed: int = 0
 ) -> Audit:
-    """Audit a data module's manifest and write audit.json, report.html, figures and lists into a folder.
+    """Audit a data module's manifest and write audit.json, report.html, figures and lists into an open folder.
 
-    Args:
-        datamodule: whose manifest, pairs and files are audited.
-        folder: an open folder.
-        command: that made this, for the provenance.
-        sample: see :func:`audit_frame`.
-        seed: of the sample.
+    For ``sample`` and ``seed`` see :func:`audit_frame`; ``command`` is noted as what made the audit.
     """
     manifest = datamodule.manifest
     frame, source = manifest.frame, manifest.path
@@ -135,7 +119,7 @@ def audit_manifest(
     audit = replace(audit, findings=findings)
     made = provenance(command)
     origin = {"manifest": str(source), "manifest_sha256": manifest.sha256, "run": made}
-    write_json(folder / "audit.json", {**audit.to_dict(), **origin})
+    write_json(folder / "audit.json", audit.to_dict() | origin)
     if len(audit.pairs):
         audit.pairs.to_csv(folder / "near_duplicates.csv", index=False)
     bad = audit.looks.problems
@@ -162,7 +146,8 @@ def audit_manifest(
              "manifest sha256": manifest.sha256, "made": made["started"]}  # fmt: skip
     render(
         "fakedet.audit", "audit.html", folder / "report.html", title=f"Audit of {source.name}", audit=audit,
-        figures=figures, facts=facts, command=" ".join(made["command"]), levels=HEADINGS, unreadable=unreadable,
+        figures=figures, facts=facts, command=" ".join(made["command"]), unreadable=unreadable,
+        levels={"problem": "Problems", "warning": "Warnings", "note": "Notes"},
     )  # fmt: skip
     return audit
 
@@ -194,13 +179,7 @@ def plot_shortcuts(audits: Sequence[GeneratorAudit], path: Path) -> Path:
 
 
 def plot_headers(facts: pd.DataFrame, labels: np.ndarray, path: Path) -> Path:
-    """Draw formats, sizes, JPEG qualities and bytes per pixel of reals and of fakes.
-
-    Args:
-        facts: see :class:`fakedet.audit.features.Looks`, readable rows only.
-        labels: (n,) 0 = real, 1 = fake.
-        path: the PNG.
-    """
+    """Draw formats, sizes, JPEG qualities and bytes per pixel of reals and of fakes from the facts of readable rows."""
     figure = new_figure(2 * WIDTH, 5.6)
     formats, sizes, qualities, densities = figure.subplots(2, 2).ravel()
     kinds = facts["format"].value_counts().index[:6].tolist()
@@ -208,14 +187,18 @@ def plot_headers(facts: pd.DataFrame, labels: np.ndarray, path: Path) -> Path:
         own = facts[labels == label]
         shares = [float((own["format"] == kind).mean()) if len(own) else 0.0 for kind in kinds]
         formats.bar(np.arange(len(kinds)) + 0.2 * (2 * label - 1), shares, 0.4, color=colour, label=name)
-        shown = own.sample(min(len(own), MOST_POINTS), random_state=0)
+        shown = own.sample(min(len(own), 4000), random_state=0)
         sizes.plot(shown["width"], shown["height"], "o" if label else "s", color=colour, alpha=0.35,
                    markersize=6 - 2 * label, markeredgewidth=0)  # fmt: skip
-        jpeg = own.loc[own["jpeg_quality"] > 0, "jpeg_quality"]
-        _histogram(qualities, jpeg.to_numpy(), np.arange(0.5, 101.5, 2), colour)
+        jpeg = own.loc[own["jpeg_quality"] > 0, "jpeg_quality"].to_numpy()
         density = own["bytes"] / (own["width"] * own["height"]).clip(lower=1)
         logs = np.log2(density.to_numpy(dtype=float).clip(1e-3))
-        _histogram(densities, logs, np.linspace(-6, 4, 60), colour)
+        for axes, values, edges in ((qualities, jpeg, np.arange(0.5, 101.5, 2)),
+                                    (densities, logs, np.linspace(-6, 4, 60))):  # fmt: skip
+            if len(values):
+                heights = np.histogram(values, edges)[0] / len(values)
+                axes.stairs(heights, edges, color=colour, fill=True, alpha=0.35)
+                axes.stairs(heights, edges, color=colour)
     formats.set_xticks(range(len(kinds)), kinds)
     titles = ("format", "width × height, pixels", "JPEG quality", "log2 of bytes per pixel")
     for axes, title in zip((formats, sizes, qualities, densities), titles, strict=True):
@@ -224,10 +207,3 @@ def plot_headers(facts: pd.DataFrame, labels: np.ndarray, path: Path) -> Path:
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*formats.get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
     return save(figure, path)
-
-
-def _histogram(axes: Axes, values: np.ndarray, edges: np.ndarray, colour: str) -> None:
-    if len(values):
-        counts, _ = np.histogram(values, edges)
-        axes.stairs(counts / len(values), edges, color=colour, fill=True, alpha=0.35)
-        axes.stairs(counts / len(values), edges, color=colour)

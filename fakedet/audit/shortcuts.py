@@ -1,8 +1,7 @@
 """Shortcuts: how well a small classifier tells a generator's fakes from their reals without seeing any trace of it.
 
 One classifier sees the header (format, size, compression), another a thumbnail and colour histograms. Both are scored
-under cross-validation by groups, with a bootstrap interval over groups. :func:`header_audit` and
-:func:`describe_training` are what training and evaluation call.
+under cross-validation by groups. Training and evaluation call :func:`header_audit` and :func:`describe_training`.
 """
 
 from __future__ import annotations
@@ -33,22 +32,13 @@ from fakedet.metrics.ranking import ranking_statistics
 
 log = logging.getLogger("fakedet")
 
-FOLDS = 5
-TREES = 60
-COMMON = 12
-"""Formats and JPEG tables that have a feature of their own; rarer ones share one."""
 LEAST = 4
 """Images of each class below which no AUC is given."""
 WARN = 0.7
 """AUC above which a shortcut is reported."""
-LOUD = 20
-"""Images of each class below which a shortcut is stored by training and evaluation, but not warned about."""
 QUICK = 300
 """Images per cell whose headers training and evaluation look at."""
-LEAST_STRIPS = 0.1
-"""Difference between the classes' shares of images with a strip below which nothing is reported."""
 SIDES = ("top", "bottom", "left", "right")
-MATCH = "fakedet match data.manifest=MANIFEST output_dir=FOLDER, or data.match.size=PIXELS on the fly"
 
 
 @dataclass(frozen=True)
@@ -63,8 +53,7 @@ class Shortcut:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        counts = {"n_real": self.n_real, "n_fake": self.n_fake}
-        return {"auc": self.auc.to_dict(), **counts, "told_by": self.told_by}
+        return {**vars(self), "auc": self.auc.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -74,7 +63,6 @@ class GeneratorAudit:
     generator: str
     reals: list[str]
     rule: str
-    """Why these reals; see :class:`fakedet.metrics.pairing.Counterparts`."""
     header: Shortcut
     content: Shortcut | None
     """None where pixels were not looked at."""
@@ -84,19 +72,17 @@ class GeneratorAudit:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return {
-            "reals": self.reals,
-            "rule": self.rule,
-            "header": self.header.to_dict(),
+            "reals": self.reals, "rule": self.rule, "header": self.header.to_dict(),
             "content": self.content and self.content.to_dict(),
             "strips": {side: {"real": real, "fake": fake} for side, (real, fake) in self.strips.items()},
-        }
+        }  # fmt: skip
 
 
 def header_shortcut(
     facts: pd.DataFrame, labels: NDArray[np.int64], groups: NDArray[np.object_], resamples: int = 500
 ) -> Shortcut:
     """Measure how well header facts separate one generator from its reals; see :func:`measure`."""
-    forest = ExtraTreesClassifier(TREES, min_samples_leaf=2, max_features=None, class_weight="balanced", random_state=0)
+    forest = ExtraTreesClassifier(60, min_samples_leaf=2, max_features=None, class_weight="balanced", random_state=0)
     return measure(header_features(facts), labels, groups, forest, resamples)
 
 
@@ -110,26 +96,17 @@ def content_shortcut(
 
 
 def header_features(facts: pd.DataFrame) -> pd.DataFrame:
-    """Make features of format, size and compression.
-
-    Args:
-        facts: columns format, width, height, bytes, jpeg_quality, jpeg_tables; see
-            :class:`fakedet.audit.features.Looks`.
-    """
+    """Make features of format, size and compression, from the frame of :class:`fakedet.audit.features.Looks`."""
     pixels = (facts["width"] * facts["height"]).clip(lower=1).to_numpy(dtype=float)
     features = {
-        "width": facts["width"],
-        "height": facts["height"],
-        "aspect": facts["width"] / facts["height"].clip(lower=1),
-        "pixels": pixels,
-        "bytes": facts["bytes"],
-        "bytes per pixel": facts["bytes"] / pixels,
+        "width": facts["width"], "height": facts["height"], "aspect": facts["width"] / facts["height"].clip(lower=1),
+        "pixels": pixels, "bytes": facts["bytes"], "bytes per pixel": facts["bytes"] / pixels,
         "JPEG quality": facts["jpeg_quality"],
-    }
+    }  # fmt: skip
     table = pd.DataFrame({name: np.asarray(values, dtype=float) for name, values in features.items()})
     for column, name in (("format", "format"), ("jpeg_tables", "JPEG tables")):
         values = facts[column].reset_index(drop=True)
-        for value in values.value_counts().index[:COMMON]:
+        for value in values.value_counts().index[:12]:  # rarer ones share the absence of all these
             if value:
                 table[f"{name} {value}"] = (values == value).astype(float)
     return table
@@ -138,10 +115,10 @@ def header_features(facts: pd.DataFrame) -> pd.DataFrame:
 def measure(
     features: pd.DataFrame, labels: NDArray[np.int64], groups: NDArray[np.object_], classifier: Any, resamples: int
 ) -> Shortcut:
-    """Compute the AUC of a classifier's scores under cross-validation by groups.
+    """Compute the AUC of a classifier's scores under cross-validation by groups, all of a group in the same fold.
 
-    All images of a group are in the same fold. The interval is a bootstrap of the scores over groups; it does not
-    cover how much other folds would change the scores.
+    The interval is a bootstrap of the scores over groups; it does not cover how much other folds would change them. The
+    AUC is NaN where a class has fewer than :data:`LEAST` images or only one group.
 
     Args:
         features: (n, d).
@@ -149,9 +126,6 @@ def measure(
         groups: (n,) names of photographs or prompts.
         classifier: of scikit-learn, with predict_proba.
         resamples: of the bootstrap.
-
-    Returns:
-        NaN for the AUC where a class has fewer than :data:`LEAST` images or only one group.
     """
     n_real, n_fake = int((labels == 0).sum()), int((labels == 1).sum())
     groups_of = [len(set(groups[labels == label])) for label in (0, 1)]
@@ -162,7 +136,7 @@ def measure(
     with warnings.catch_warnings():
         # A class with fewer groups than folds is absent from some; those rows get no score.
         warnings.simplefilter("ignore", UserWarning)
-        division = StratifiedGroupKFold(min(FOLDS, *groups_of), shuffle=True, random_state=0)
+        division = StratifiedGroupKFold(min(5, *groups_of), shuffle=True, random_state=0)
         folds = list(division.split(values, labels, groups))
     for train, test in folds:
         if len(set(labels[train])) == 2:
@@ -194,13 +168,9 @@ def _told_by(features: pd.DataFrame, labels: NDArray[np.int64]) -> str:
 def audit_generators(
     frame: pd.DataFrame, looks: Looks, pairs: Pairs | None, resamples: int = 500
 ) -> tuple[list[GeneratorAudit], list[Finding]]:
-    """Measure the shortcuts of every generator on the rows that were looked at.
+    """Measure the shortcuts of every generator of a manifest's frame on the rows that were looked at.
 
-    Args:
-        frame: of the manifest.
-        looks: at some of its rows.
-        pairs: see :func:`fakedet.metrics.pairing.real_counterparts`.
-        resamples: of the intervals.
+    For ``pairs`` see :func:`fakedet.metrics.pairing.real_counterparts`; ``resamples`` are those of the intervals.
     """
     readable = (looks.frame["problem"] == "").to_numpy()
     facts = looks.frame[readable]
@@ -245,7 +215,8 @@ def _findings(audits: Sequence[GeneratorAudit]) -> list[Finding]:
         findings.append(Finding(
             "problem" if sure else "warning", "header",
             f"Format, size or compression tell the fakes of {_listed(headers)} from their reals{by}",
-            "A detector can do as well on these without seeing a trace, and will learn to.", MATCH,
+            "A detector can do as well on these without seeing a trace, and will learn to.",
+            "fakedet match data.manifest=MANIFEST output_dir=FOLDER, or data.match.size=PIXELS on the fly",
             _numbers(headers),
         ))  # fmt: skip
     if contents:
@@ -262,15 +233,12 @@ def _findings(audits: Sequence[GeneratorAudit]) -> list[Finding]:
     for side in SIDES:
         marked = {a.generator: a.strips[side] for a in audits if side in a.strips and _one_sided(a, side)}
         if marked:
-            listed = "; ".join(
-                f"{name} ({fake:.0%} of fakes, {real:.0%} of reals)" for name, (real, fake) in marked.items()
-            )
+            each = (f"{name} ({fake:.0%} of fakes, {real:.0%} of reals)" for name, (real, fake) in marked.items())
             shares = {name: {"real": real, "fake": fake} for name, (real, fake) in marked.items()}
             findings.append(Finding(
-                "warning", "strip", f"A strip of one colour at the {side} is more frequent in one class: {listed}",
+                "warning", "strip", f"A strip of one colour at the {side} is more frequent in one class: {'; '.join(each)}",
                 "A border, bar or caption in one class gives it away.",
-                "crop it off before indexing, or use centre crops that leave it out",
-                {"side": side, "shares": shares},
+                "crop it off before indexing, or use centre crops that leave it out", {"side": side, "shares": shares},
             ))  # fmt: skip
     return findings
 
@@ -278,9 +246,8 @@ def _findings(audits: Sequence[GeneratorAudit]) -> list[Finding]:
 def _one_sided(audit: GeneratorAudit, side: str) -> bool:
     real, fake = audit.strips[side]
     n_real, n_fake = audit.header.n_real, audit.header.n_fake
-    counts = [round(real * n_real), round(fake * n_fake)]
-    table = [[counts[0], n_real - counts[0]], [counts[1], n_fake - counts[1]]]
-    return abs(real - fake) >= LEAST_STRIPS and bool(fisher_exact(table).pvalue < 1e-3)
+    table = [[have := round(share * n), n - have] for share, n in ((real, n_real), (fake, n_fake))]
+    return abs(real - fake) >= 0.1 and bool(fisher_exact(table).pvalue < 1e-3)
 
 
 def _listed(shortcuts: Mapping[str, Shortcut]) -> str:
@@ -297,12 +264,10 @@ _MEASURED: dict[tuple[Any, ...], dict[str, Any]] = {}
 
 
 def header_audit(datamodule: DataModule, split: str) -> dict[str, Any]:
-    """Measure the header shortcuts of a split, warn where they are large, and return them for metrics.json.
-
-    Reads the headers of at most :data:`QUICK` images of each generator and collection.
+    """Measure the header shortcuts of a split on at most :data:`QUICK` images per cell, and warn where they are large.
 
     Returns:
-        Generator → what :meth:`Shortcut.to_dict` gives; empty for a split of one class.
+        Generator → what :meth:`Shortcut.to_dict` gives, for metrics.json; empty for a split of one class.
     """
     key = (datamodule.manifest.sha256, split, datamodule.held_out)
     if key in _MEASURED:
@@ -321,17 +286,14 @@ def header_audit(datamodule: DataModule, split: str) -> dict[str, Any]:
         )  # fmt: skip
     audits, _ = audit_generators(rows, looks, datamodule.pairs, resamples=300)
     told = {entry.generator: entry.header for entry in audits}
-    loud = {
-        name: shortcut
-        for name, shortcut in told.items()
-        if shortcut.auc.value > WARN and min(shortcut.n_real, shortcut.n_fake) >= LOUD
-    }
+    # With fewer images of a class than 20, a shortcut is stored but not warned about.
+    loud = {name: s for name, s in told.items() if s.auc.value > WARN and min(s.n_real, s.n_fake) >= 20}
     if loud:
-        worst = max(loud, key=lambda name: loud[name].auc.value)
+        name, worst = max(loud.items(), key=lambda item: item[1].auc.value)
         log.warning(
             "shortcut in the split '%s': format, size or compression alone tell %d of %d generators from their reals "
             "(most: %s, AUC %s, %d real, %d fake); see fakedet audit%s",
-            split, len(loud), len(told), worst, loud[worst].auc.text(), loud[worst].n_real, loud[worst].n_fake,
+            split, len(loud), len(told), name, worst.auc.text(), worst.n_real, worst.n_fake,
             "" if datamodule.matcher else " and fakedet match; where its reals are of another kind, data.pairs",
         )  # fmt: skip
     _MEASURED[key] = {name: shortcut.to_dict() for name, shortcut in told.items()}
@@ -339,11 +301,7 @@ def header_audit(datamodule: DataModule, split: str) -> dict[str, Any]:
 
 
 def describe_training(datamodule: DataModule) -> dict[str, Any]:
-    """Describe the images that a detector is trained on, for comparison with other images.
-
-    Returns:
-        Manifest, images of each class and generator, and percentiles of a sample's sizes and JPEG qualities.
-    """
+    """Describe the training images: manifest, counts per generator, percentiles of a sample's sizes and qualities."""
     rows = datamodule.manifest.rows("train")
     counts = {
         kind: {str(name): int(n) for name, n in rows.loc[rows["label"] == label, "generator"].value_counts().items()}

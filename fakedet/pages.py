@@ -20,7 +20,6 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D")
 """One for each round of the palette, since the seventh line repeats the first colour."""
 REAL_COLOUR = "#4D4D4D"
-DPI = 200
 WIDTH = 6.4
 """Inches; two figures fit side by side in a report of 1200 px, and one is readable at 400 px."""
 
@@ -39,13 +38,9 @@ class Drawing:
 
 
 def render(package: str, template: str, path: Path, **context: Any) -> None:
-    """Render a template of a package into a file, whole or not at all, with all values escaped.
+    """Render a template, a path inside a package, into an HTML file, whole or not at all, with all values escaped.
 
-    Args:
-        package: name of the package, such as "fakedet.evaluation".
-        template: path inside it.
-        path: the HTML file.
-        **context: values for the template; ``style``, the common style sheet, is added.
+    The context holds the values for the template; ``style``, the common style sheet, is added.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     text = files(package).joinpath(template).read_text(encoding="utf-8")
@@ -64,5 +59,5 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG and return its path."""
-    figure.savefig(path, dpi=DPI)
+    figure.savefig(path, dpi=200)
     return path

@@ -29,27 +29,23 @@ log = logging.getLogger("fakedet")
 FAILURE = "failure.json"
 """File in the folder of a run that ended with an error."""
 
-PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "albumentations", "numpy",
-            "opencv-python-headless", "hydra-core")  # fmt: skip
-
-# Lightning's own launcher sets LOCAL_RANK and NODE_RANK, torchrun RANK and LOCAL_RANK, SLURM SLURM_PROCID.
-RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
-
 
 def is_main_process() -> bool:
     """Return whether this process is rank zero."""
-    return all(os.environ.get(name, "0") in ("", "0") for name in RANKS)
+    # Lightning's own launcher sets LOCAL_RANK and NODE_RANK, torchrun RANK and LOCAL_RANK, SLURM SLURM_PROCID.
+    ranks = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
+    return all(os.environ.get(name, "0") in ("", "0") for name in ranks)
 
 
 def start_name() -> str | None:
-    """Return a name of this start of a job whose processes were all started from outside (srun, torchrun), or None.
+    """Name this start of a job whose processes were all started from outside (srun, torchrun), else return None.
 
     All processes of one start share the name; a requeued job has another one.
     """
-    if int(os.environ.get("SLURM_NTASKS") or 1) > 1 and "SLURM_PROCID" in os.environ:
-        return f"slurm-{os.environ.get('SLURM_JOB_ID')}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
-        environ = os.environ
+    environ = os.environ
+    if int(environ.get("SLURM_NTASKS") or 1) > 1 and "SLURM_PROCID" in environ:
+        return f"slurm-{environ.get('SLURM_JOB_ID')}-{environ.get('SLURM_RESTART_COUNT', '0')}"
+    if int(environ.get("WORLD_SIZE") or 1) > 1 and "TORCHELASTIC_RUN_ID" in environ:
         return f"torchrun-{environ['TORCHELASTIC_RUN_ID']}-{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     return None
 
@@ -75,14 +71,11 @@ def threads(count: int | None) -> Iterator[None]:
 SILENCED = (
     # The frozen source of stage 2 stays in evaluation mode so that its batch statistics do not change.
     r".*module\(s\) in eval mode at the start of training.*",
-    # Lightning's own use of a PyTorch name that PyTorch has renamed.
-    r".*isinstance\(treespec, LeafSpec\).*",
-    # The user chooses the number of workers; on small data none is best.
-    r".*does not have many workers.*",
+    r".*isinstance\(treespec, LeafSpec\).*",  # Lightning's own use of a PyTorch name that PyTorch has renamed.
+    r".*does not have many workers.*",  # The user chooses the number of workers; on small data none is best.
     # An epoch has fewer steps than log_every_n_steps: its end is logged in any case.
     r".*The number of training batches .* is smaller than the logging interval.*",
-    # fakedet opened the folder; stage 1 leaves files in it.
-    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*Checkpoint directory .* exists and is not empty.*",  # fakedet opened the folder; stage 1 leaves files in it.
     # Every rank computes the metrics from the rows of all ranks.
     r".*It is recommended to use `self.log.*sync_dist=True.*",
     # Our sampler splits the rows over the ranks without padding.
@@ -97,49 +90,33 @@ SILENCED = (
 
 
 def quiet_libraries() -> None:
-    """Limit Lightning's log to warnings and hide the warnings of :data:`SILENCED`.
-
-    Call it after Lightning was imported, because the import sets the level.
-    """
+    """Limit Lightning's log, whose import sets the level, to warnings, and hide those of :data:`SILENCED`."""
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in SILENCED:
         warnings.filterwarnings("ignore", message=message)
 
 
-SECONDS_BETWEEN_LINES = 30.0
-
-
 class Bar:
-    """Progress of some work: a live bar on a terminal, else a line in the log now and then.
-
-    Args:
-        what: name of the work.
-        total: number of items; None if unknown.
-    """
+    """Progress of ``total`` items of some work: a live bar on a terminal, else a line in the log now and then."""
 
     def __init__(self, what: str, total: int | None) -> None:
         self.what, self.total = what, total
         self._live = sys.stdout.isatty()
         self._said = time.monotonic()
         self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.completed:,.0f}"),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
+            TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.completed:,.0f}"),
+            TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
             *([TimeRemainingColumn()] if total is not None else []),
-            console=Console(file=sys.stdout),
-            transient=True,
-            disable=not self._live,
-        )
+            console=Console(file=sys.stdout), transient=True, disable=not self._live,
+        )  # fmt: skip
         self._task = self.progress.add_task(what, total=total, note="")
 
     def show(self, done: int, note: str = "") -> None:
         """Set the number of finished items."""
         if self._live:
             self.progress.update(self._task, completed=done, note=note)
-        elif time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
+        elif time.monotonic() - self._said > 30:
             self._said = time.monotonic()
             of = f" of {self.total:,}" if self.total is not None else ""
             log.info("%s: %s%s%s", self.what, f"{done:,}", of, f", {note}" if note else "")
@@ -154,11 +131,7 @@ def bar(what: str, total: int | None = None) -> Iterator[Bar]:
 
 
 def open_folder(path: str | Path, overwrite: bool = False) -> Path:
-    """Create a run's folder.
-
-    Raises:
-        UserError: it is a file, is not empty and ``overwrite`` is off, or cannot be written.
-    """
+    """Create a run's folder; UserError if it is a file, is not empty without ``overwrite``, or cannot be written."""
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -194,10 +167,7 @@ def plain(node: Any) -> Any:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``, which replaces ``path`` when the block ends without an error.
 
-    A reader never sees half a file, and after a failure the old file is still there.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written.
+    A reader never sees half a file. UserError if it cannot be written; the old file is then still there.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -222,11 +192,7 @@ def write_config(folder: Path, config: DictConfig, overrides: list[str] | None =
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write indented JSON.
-
-    Raises:
-        ValueError: a value is NaN or infinite; write None instead.
-    """
+    """Write indented JSON; ValueError for NaN and infinite values, instead of which None is to be written."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -241,16 +207,13 @@ def provenance(command: list[str]) -> dict[str, Any]:
         except PackageNotFoundError:
             return None
 
+    packages = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "albumentations", "numpy",
+                "opencv-python-headless", "hydra-core")  # fmt: skip
     return {
-        "fakedet": fakedet.__version__,
-        "packages": {name: installed(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "git": _git_state(),
-        "command": command,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
+        "fakedet": fakedet.__version__, "packages": {name: installed(name) for name in packages},
+        "python": platform.python_version(), "platform": platform.platform(), "cpus": os.cpu_count(),
+        "git": _git_state(), "command": command, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }  # fmt: skip
 
 
 def _git_state() -> dict[str, Any] | None:

@@ -75,7 +75,8 @@ def look(
         try:
             data = read(row)
             head = parse_header(data)
-            facts = ("", head.format, head.width, head.height, len(data), head.jpeg_quality, head.jpeg_tables)
+            facts: tuple[object, ...] = ("", head.format, head.width, head.height, len(data),
+                                         head.jpeg_quality, head.jpeg_tables)  # fmt: skip
             if not pixels:
                 return facts, blank, 0
             image = decode_image(data)

@@ -64,14 +64,9 @@ class Audit:
 
 
 def audit_frame(
-    frame: pd.DataFrame,
-    digests: pd.Series | None,
-    pairs: Pairs | None,
-    read: Read,
-    sample: int | None = 1000,
-    seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Audit:
+    frame: pd.DataFrame, digests: pd.Series | None, pairs: Pairs | None, read: Read, sample: int | None = 1000,
+    seed: int = 0, progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Audit:  # fmt: skip
     """Run all checks on a manifest.
 
     Args:

@@ -236,9 +236,11 @@ def _findings(audits: Sequence[GeneratorAudit]) -> list[Finding]:
             each = (f"{name} ({fake:.0%} of fakes, {real:.0%} of reals)" for name, (real, fake) in marked.items())
             shares = {name: {"real": real, "fake": fake} for name, (real, fake) in marked.items()}
             findings.append(Finding(
-                "warning", "strip", f"A strip of one colour at the {side} is more frequent in one class: {'; '.join(each)}",
+                "warning", "strip",
+                f"A strip of one colour at the {side} is more frequent in one class: {'; '.join(each)}",
                 "A border, bar or caption in one class gives it away.",
-                "crop it off before indexing, or use centre crops that leave it out", {"side": side, "shares": shares},
+                "crop it off before indexing, or use centre crops that leave it out",
+                {"side": side, "shares": shares},
             ))  # fmt: skip
     return findings
 
@@ -264,7 +266,7 @@ _MEASURED: dict[tuple[Any, ...], dict[str, Any]] = {}
 
 
 def header_audit(datamodule: DataModule, split: str) -> dict[str, Any]:
-    """Measure the header shortcuts of a split on at most :data:`QUICK` images per cell, and warn where they are large.
+    """Measure a split's header shortcuts on at most :data:`QUICK` images per cell, and warn where they are large.
 
     Returns:
         Generator → what :meth:`Shortcut.to_dict` gives, for metrics.json; empty for a split of one class.

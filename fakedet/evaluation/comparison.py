@@ -1,7 +1,6 @@
 """Comparing methods over seeds: paired differences with intervals, a verdict in sentences, and tables.
 
-:func:`compare` resamples groups of images and seeds together. :func:`verdict` words the result; :func:`rows`,
-:func:`console_table`, :func:`markdown` and :func:`write_csv` lay it out.
+:func:`compare` resamples groups of images and seeds together; :func:`verdict` words the result, the others lay it out.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from fakedet.errors import UserError, nearest
 from fakedet.evaluation.predictions import align
 from fakedet.metrics.bootstrap import Interval, percentile_interval
 from fakedet.metrics.pairing import Pairs, group_cells, real_counterparts
-from fakedet.metrics.per_generator import METRICS, BootstrapTable, GeneratorSummary, bootstrap_statistics, mean_members
+from fakedet.metrics.per_generator import METRICS, GeneratorSummary, bootstrap_statistics, mean_members
 
 MEANS = {"map_seen": "mean, seen", "map_unseen": "mean, unseen", "map": "mean, all"}
 """Mean -> its name in tables."""
@@ -46,14 +45,14 @@ class Difference:
     """Two-sided: 2 (b + 1) / (R + 1), where b of R resamples lie on the other side of zero; so never 0."""
 
     @property
-    def exceeds(self) -> bool:
-        """Whether the interval excludes zero."""
-        return bool(self.interval.low > 0 or self.interval.high < 0)
-
-    @property
     def way(self) -> str:
         """Return "above" or "below" where the interval excludes zero, else ""."""
-        return ("above" if self.interval.low > 0 else "below") if self.exceeds else ""
+        return "above" if self.interval.low > 0 else "below" if self.interval.high < 0 else ""
+
+    @property
+    def exceeds(self) -> bool:
+        """Whether the interval excludes zero."""
+        return bool(self.way)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -69,15 +68,11 @@ class Comparison:
         methods: names, in the order given.
         baseline: the method that the others are compared with.
         seeds: of each method, rising.
-        generators: the images behind each generator's row.
         values: metric → generator or mean → method → interval.
         differences: metric → generator or mean → method (not the baseline) → difference.
-        n_rows: images that all runs scored.
-        n_left_out: images that only some runs scored.
-        n_groups: groups (photographs or prompts) among them.
+        n_rows: images that all runs scored; n_left_out: that only some runs scored.
+        n_groups: groups (photographs or prompts) among the images that all scored.
         support: mean → groups that its rarer class, real or fake, comes from.
-        n_resamples: of the bootstrap.
-        level: of the intervals.
     """
 
     methods: list[str]
@@ -100,20 +95,13 @@ class Comparison:
             return {key: plain(node) if isinstance(node, Mapping) else node.to_dict() for key, node in tree.items()}
 
         return {
-            "methods": self.methods,
-            "baseline": self.baseline,
-            "seeds": self.seeds,
+            "methods": self.methods, "baseline": self.baseline, "seeds": self.seeds,
             "n_seeds": {method: len(seeds) for method, seeds in self.seeds.items()},
-            "n_images": self.n_rows,
-            "n_images_left_out": self.n_left_out,
-            "n_groups": self.n_groups,
-            "n_groups_behind_means": self.support,
-            "n_resamples": self.n_resamples,
-            "level": self.level,
+            "n_images": self.n_rows, "n_images_left_out": self.n_left_out, "n_groups": self.n_groups,
+            "n_groups_behind_means": self.support, "n_resamples": self.n_resamples, "level": self.level,
             "generators": {name: asdict(row) for name, row in self.generators.items()},
-            "values": plain(self.values),
-            "differences_to_baseline": plain(self.differences),
-        }
+            "values": plain(self.values), "differences_to_baseline": plain(self.differences),
+        }  # fmt: skip
 
     def members(self, mean: str) -> list[str]:
         """Return the generators that a mean is over: those of its kind with both classes."""
@@ -127,15 +115,9 @@ class Comparison:
 
 
 def compare(
-    runs: Runs,
-    baseline: str,
-    pairs: Pairs | None,
-    seen: Collection[str] | None,
-    n_resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-    known_reals: Collection[str] | None = None,
-) -> Comparison:
+    runs: Runs, baseline: str, pairs: Pairs | None, seen: Collection[str] | None, n_resamples: int = 1000,
+    seed: int = 0, level: float = 0.95, known_reals: Collection[str] | None = None,
+) -> Comparison:  # fmt: skip
     """Compare methods on the rows that all their runs scored.
 
     Every resample draws whole groups of images and, where a method has several, seeds. A difference is paired over
@@ -145,12 +127,10 @@ def compare(
     Args:
         runs: method → (seed, predictions frame) of each of its runs.
         baseline: one of the methods.
-        pairs: see :func:`fakedet.metrics.pairing.real_counterparts`.
+        pairs: as for :func:`fakedet.metrics.pairing.real_counterparts`, like ``known_reals``.
         seen: generators seen in training; None where nobody knows.
-        n_resamples: of the bootstrap.
-        seed: of the bootstrap.
+        n_resamples: of the bootstrap, like ``seed``.
         level: of the intervals, in (0, 1).
-        known_reals: see :func:`fakedet.metrics.pairing.real_counterparts`.
 
     Raises:
         UserError: a method without runs, an unknown baseline, or frames of different data.
@@ -166,17 +146,26 @@ def compare(
     frame, logits, left_out = align(frames)
     table = bootstrap_statistics(frame, logits, pairs, seen, n_resamples, seed, known_reals)
     seeds = {method: [int(number) for number, _ in own] for method, own in ordered.items()}
-    draws = _Draws(n_resamples, seed)
+    keys: dict[str, dict[Run, str]] = {
+        method: {(number, own[:i].count(number)): f"{method}#{i}" for i, number in enumerate(own)}
+        for method, own in seeds.items()
+    }
     values: Values = {metric: {} for metric in METRICS}
     differences: Differences = {metric: {} for metric in METRICS}
     for metric in METRICS:
         for name in (*table.generators, *MEANS):
-            found = {method: _OverSeeds.read(table, method, metric, name, own) for method, own in seeds.items()}
+            found = {
+                method: _OverSeeds(
+                    {run: table.value(key, metric, name) for run, key in own.items()},
+                    {run: table.samples(key, metric, name) for run, key in own.items()},
+                )
+                for method, own in keys.items()
+            }
             values[metric][name] = {
-                method: percentile_interval(*one.mean(list(one.values), draws), level) for method, one in found.items()
+                method: percentile_interval(*one.mean(list(one.values), seed), level) for method, one in found.items()
             }
             differences[metric][name] = {
-                method: one.difference(found[baseline], draws, level)
+                method: one.difference(found[baseline], seed, level)
                 for method, one in found.items()
                 if method != baseline
             }
@@ -194,44 +183,25 @@ def compare(
 
 
 @dataclass(frozen=True)
-class _Draws:
-    """Seeds drawn with replacement in every resample; methods with equally many seeds get the same draw."""
-
-    n_resamples: int
-    seed: int
-
-    def __call__(self, count: int, stream: int = 0) -> NDArray[np.int64]:
-        """Return (R, count) positions among ``count`` seeds; another stream is an independent draw."""
-        rng = np.random.default_rng([self.seed, count, *([stream] if stream else [])])
-        return rng.integers(count, size=(self.n_resamples, count))
-
-
-@dataclass(frozen=True)
 class _OverSeeds:
     """A statistic of a method in each of its runs: its value, and (R,) of the resamples."""
 
     values: dict[Run, float]
     samples: dict[Run, NDArray[np.float64]]
 
-    @classmethod
-    def read(cls, table: BootstrapTable, method: str, metric: str, name: str, seeds: Sequence[int]) -> _OverSeeds:
-        keys = {(seed, seeds[:place].count(seed)): f"{method}#{place}" for place, seed in enumerate(seeds)}
-        return cls(
-            {run: table.value(key, metric, name) for run, key in keys.items()},
-            {run: table.samples(key, metric, name) for run, key in keys.items()},
-        )
-
-    def mean(self, runs: Sequence[Run], draws: _Draws, stream: int = 0) -> tuple[float, NDArray[np.float64]]:
-        """Return the mean over these runs, and the (R,) means over those drawn in each resample."""
+    def mean(self, runs: Sequence[Run], seed: int, stream: int = 0) -> tuple[float, NDArray[np.float64]]:
+        """Return the mean over these runs, and the (R,) means over as many drawn with replacement in each resample."""
         by_seed = np.stack([self.samples[run] for run in runs], axis=1)
-        drawn = np.take_along_axis(by_seed, draws(len(runs), stream), axis=1).mean(axis=1)
+        # Methods with equally many seeds get the same draw; another stream is an independent one.
+        rng = np.random.default_rng([seed, len(runs), *([stream] if stream else [])])
+        drawn = np.take_along_axis(by_seed, rng.integers(len(runs), size=by_seed.shape), axis=1).mean(axis=1)
         return float(np.mean([self.values[run] for run in runs])), drawn
 
-    def difference(self, base: _OverSeeds, draws: _Draws, level: float) -> Difference:
+    def difference(self, base: _OverSeeds, seed: int, level: float) -> Difference:
         """Subtract the baseline, over the seeds that both have."""
         shared = [run for run in self.values if run in base.values]
-        value, samples = self.mean(shared or list(self.values), draws)
-        base_value, base_samples = base.mean(shared or list(base.values), draws, stream=0 if shared else 1)
+        value, samples = self.mean(shared or list(self.values), seed)
+        base_value, base_samples = base.mean(shared or list(base.values), seed, stream=0 if shared else 1)
         samples = samples - base_samples
         interval = percentile_interval(value - base_value, samples, level)
         if np.isnan(interval.low):
@@ -247,33 +217,6 @@ def verdict(comparison: Comparison) -> list[str]:
         *_sentences(comparison, "map_unseen", "unseen generators"),
         *_sentences(comparison, "map_seen", "seen generators"),
     ] or _sentences(comparison, "map", "all generators")
-    return told + _reservations(comparison)
-
-
-def _sentences(comparison: Comparison, mean: str, words: str) -> list[str]:
-    members = comparison.members(mean)
-    if not members:
-        return []
-    fakes = sum(comparison.generators[name].n_fake for name in members)
-    aps, aucs = (comparison.values[metric][mean] for metric in METRICS)
-    ap_gaps, auc_gaps = (comparison.differences[metric][mean] for metric in METRICS)
-    base = aps[comparison.baseline].text(".3f")
-    told = [f"On {words} ({len(members)}, with {fakes} fakes), {comparison.baseline} reaches mAP {base}."]
-    for method, gap in ap_gaps.items():
-        says = f"is {gap.way} it" if gap.way else "does not differ from it"
-        told.append(
-            f"{method} ({aps[method].text('.3f')}) {says} by more than the interval: {gap.interval.text('+.3f')}."
-        )
-    areas = [f"{comparison.baseline} {aucs[comparison.baseline].text('.3f')}"]
-    for method, gap in auc_gaps.items():
-        way = f", {gap.way} it by more than the interval" if gap.way else ""
-        areas.append(f"{method} {aucs[method].text('.3f')} ({gap.interval.text('+.3f')}{way})")
-    # AUC does not depend on the number of fakes per real, as AP does.
-    return [*told, f"Mean AUC there (chance is 0.5 whatever the share of fakes): {'; '.join(areas)}."]
-
-
-def _reservations(comparison: Comparison) -> list[str]:
-    told = []
     groups = [count for mean, count in comparison.support.items() if comparison.members(mean)]
     if groups and min(groups) < FEW_GROUPS:
         told.append(
@@ -296,14 +239,34 @@ def _reservations(comparison: Comparison) -> list[str]:
     return told
 
 
+def _sentences(comparison: Comparison, mean: str, words: str) -> list[str]:
+    members = comparison.members(mean)
+    if not members:
+        return []
+    fakes = sum(comparison.generators[name].n_fake for name in members)
+    aps, aucs = (comparison.values[metric][mean] for metric in METRICS)
+    ap_gaps, auc_gaps = (comparison.differences[metric][mean] for metric in METRICS)
+    base = aps[comparison.baseline].text(".3f")
+    told = [f"On {words} ({len(members)}, with {fakes} fakes), {comparison.baseline} reaches mAP {base}."]
+    for method, gap in ap_gaps.items():
+        says = f"is {gap.way} it" if gap.way else "does not differ from it"
+        value, interval = aps[method].text(".3f"), gap.interval.text("+.3f")
+        told.append(f"{method} ({value}) {says} by more than the interval: {interval}.")
+    areas = [f"{comparison.baseline} {aucs[comparison.baseline].text('.3f')}"]
+    for method, gap in auc_gaps.items():
+        way = f", {gap.way} it by more than the interval" if gap.way else ""
+        areas.append(f"{method} {aucs[method].text('.3f')} ({gap.interval.text('+.3f')}{way})")
+    # AUC does not depend on the number of fakes per real, as AP does.
+    return [*told, f"Mean AUC there (chance is 0.5 whatever the share of fakes): {'; '.join(areas)}."]
+
+
 @dataclass(frozen=True)
 class Row:
-    """One row of a table: a generator or a mean."""
+    """One row of a table: a generator or a mean; the section is "seen", "unseen", "unknown" or "mean"."""
 
     name: str
     key: str
     section: str
-    """"seen", "unseen", "unknown" or "mean"."""
     counts: str
     cells: dict[str, Interval]
 
@@ -315,8 +278,7 @@ def rows(comparison: Comparison, metric: str = "ap") -> list[Row]:
     for section, wanted in (("seen", True), ("unseen", False), ("unknown", None)):
         for name, row in comparison.generators.items():
             if row.seen is wanted:
-                counts = f"{row.n_real} real, {row.n_fake} fake"
-                listed.append(Row(name, name, section, counts, values[name]))
+                listed.append(Row(name, name, section, f"{row.n_real} real, {row.n_fake} fake", values[name]))
     for key, name in MEANS.items():
         members, left_out = mean_members(comparison.generators, key)
         if members:
@@ -347,10 +309,8 @@ def console_table(comparison: Comparison, title: str) -> Table:
                 cell.append("\n").append(interval.strip("[]").replace(", ", "–"), "dim")
             cells.append(cell)
         table.add_row(*cells)
-    table.caption = Text(
-        f"AP with {comparison.level:.0%} interval (bootstrap over photographs or prompts, and seeds); "
-        "means over generators"
-    )
+    over = "(bootstrap over photographs or prompts, and seeds); means over generators"
+    table.caption = Text(f"AP with {comparison.level:.0%} interval {over}")
     return table
 
 
@@ -362,11 +322,9 @@ def write_csv(comparison: Comparison, path: Path) -> None:
             for method, cell in row.cells.items():
                 line = {"metric": metric, "name": row.key, "section": row.section, "counts": row.counts,
                         "method": method, "value": cell.value, "low": cell.low, "high": cell.high}  # fmt: skip
-                difference = by_name[row.key].get(method)
-                if difference:
-                    gap = difference.interval
-                    line |= {"difference": gap.value, "difference_low": gap.low, "difference_high": gap.high,
-                             "p": difference.p, "exceeds": difference.exceeds}  # fmt: skip
+                if gap := by_name[row.key].get(method):
+                    line |= {"difference": gap.interval.value, "difference_low": gap.interval.low,
+                             "difference_high": gap.interval.high, "p": gap.p, "exceeds": gap.exceeds}  # fmt: skip
                 lines.append(line)
     pd.DataFrame(lines).to_csv(path, index=False)
 
@@ -374,19 +332,16 @@ def write_csv(comparison: Comparison, path: Path) -> None:
 def markdown(comparison: Comparison, metric: str = "ap", differences: bool = False) -> str:
     """Write the table in Markdown: each method's values, or the other methods' paired differences to the baseline."""
     methods = [method for method in comparison.methods if not (differences and method == comparison.baseline)]
-    lines = [
-        "| generator | " + " | ".join(_escape(method) for method in methods) + " |",
-        "|---|" + "---:|" * len(methods),
-    ]
+    head = " | ".join(["generator", *map(_escape, methods)])
+    lines = [f"| {head} |", "|---|" + "---:|" * len(methods)]
     for row in rows(comparison, metric):
-        name = _escape(row.name)
-        head = f"**{name}** ({_escape(row.counts)})"
-        if row.section != "mean":
-            head = f"{name} ({row.section}, {row.counts})"
-        cells = [row.cells[method].text() for method in methods]
+        name, of_mean = _escape(row.name), row.section == "mean"
+        head = f"**{name}** ({_escape(row.counts)})" if of_mean else f"{name} ({row.section}, {row.counts})"
         if differences:
             gaps = comparison.differences[metric][row.key]
             cells = [gaps[method].interval.text("+.3f") for method in methods]
+        else:
+            cells = [row.cells[method].text() for method in methods]
         lines.append(f"| {head} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -147,15 +147,11 @@ def fit_operating_point(
     """Fit threshold, calibration and reference on validation data.
 
     Args:
-        logits: (n,) of the validation split.
+        logits: (n,) of the validation split, of ``manifest`` (SHA-256) and ``split`` (its name).
         distances: (n,) trace distances; NaN where the method has none.
-        labels: (n,) 0 = real, 1 = fake; without fakes there is no calibration.
-        training_logits: (m,) of training reals; without any there is no reference.
-        training_distances: (m,) of the same.
+        labels: (n,) 0 = real, 1 = fake; without fakes there is no calibration, whatever ``kind`` is.
+        training_logits: (m,) of training reals, like ``training_distances``; without any there is no reference.
         rate: share of reals that may be called fake.
-        kind: of calibration.
-        manifest: SHA-256.
-        split: its name.
 
     Raises:
         ValueError: no reals.
@@ -198,14 +194,9 @@ def _thinned(values: Floats) -> tuple[float, ...]:
 
 
 def decision_statistics(
-    frame: pd.DataFrame,
-    probabilities: Floats | None,
-    threshold: float | None,
-    pairs: Pairs | None,
-    n_resamples: int = 1000,
-    seed: int = 0,
-    known_reals: Collection[str] | None = None,
-) -> dict[str, dict[str, Interval]]:
+    frame: pd.DataFrame, probabilities: Floats | None, threshold: float | None, pairs: Pairs | None,
+    n_resamples: int = 1000, seed: int = 0, known_reals: Collection[str] | None = None,
+) -> dict[str, dict[str, Interval]]:  # fmt: skip
     """Measure the decisions on every generator of a predictions frame.
 
     * ``acc_real``, ``acc_fake``: shares of reals at or below, of fakes above the threshold.
@@ -250,13 +241,9 @@ class _Cell:
     """One generator's fakes and reals: sums by group, and the ranking of the fakes among the reals."""
 
     def __init__(
-        self,
-        rows: Counterparts,
-        logits: Floats,
-        probabilities: Floats | None,
-        threshold: float | None,
+        self, rows: Counterparts, logits: Floats, probabilities: Floats | None, threshold: float | None,
         codes: NDArray[np.int64],
-    ) -> None:
+    ) -> None:  # fmt: skip
         order = rows.real_rows[np.argsort(-logits[rows.real_rows], kind="stable")]
         self.real_groups = codes[order]
         self.ranking = rank(-logits[rows.fake_rows], -logits[order])

@@ -101,18 +101,11 @@ class AveragePrecision:
 
 
 def average_precision(
-    labels: ArrayLike | torch.Tensor | pd.DataFrame,
-    scores: ArrayLike | torch.Tensor | None = None,
-    generators: ArrayLike | None = None,
-    *,
-    groups: ArrayLike | torch.Tensor | None = None,
-    sources: ArrayLike | None = None,
-    pairs: Pairs | None = None,
-    seen: Collection[str] | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> AveragePrecision:
+    labels: ArrayLike | torch.Tensor | pd.DataFrame, scores: ArrayLike | torch.Tensor | None = None,
+    generators: ArrayLike | None = None, *, groups: ArrayLike | torch.Tensor | None = None,
+    sources: ArrayLike | None = None, pairs: Pairs | None = None, seen: Collection[str] | None = None,
+    resamples: int = 1000, seed: int = 0, level: float = 0.95,
+) -> AveragePrecision:  # fmt: skip
     """Measure AP and AUC of every generator, and their means, with bootstrap intervals.
 
     The fakes of each generator are ranked among their real counterparts: those that ``pairs`` names, else reals with
@@ -151,13 +144,9 @@ def average_precision(
 
 
 def evaluate_frame(
-    frame: pd.DataFrame,
-    pairs: Pairs | None,
-    seen: Collection[str] | None,
-    n_resamples: int = 1000,
-    seed: int = 0,
+    frame: pd.DataFrame, pairs: Pairs | None, seen: Collection[str] | None, n_resamples: int = 1000, seed: int = 0,
     known_reals: Collection[str] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Measure a detector on every generator of a predictions frame.
 
     Args and errors are those of :func:`bootstrap_statistics`; the frame has a column logit.
@@ -238,14 +227,9 @@ def mean_members(generators: Mapping[str, GeneratorSummary], mean: str) -> tuple
 
 
 def bootstrap_statistics(
-    frame: pd.DataFrame,
-    logits: Mapping[str, ArrayLike],
-    pairs: Pairs | None,
-    seen: Collection[str] | None,
-    n_resamples: int = 1000,
-    seed: int = 0,
-    known_reals: Collection[str] | None = None,
-) -> BootstrapTable:
+    frame: pd.DataFrame, logits: Mapping[str, ArrayLike], pairs: Pairs | None, seen: Collection[str] | None,
+    n_resamples: int = 1000, seed: int = 0, known_reals: Collection[str] | None = None,
+) -> BootstrapTable:  # fmt: skip
     """Compute AP and AUC per generator on the data and on the same resamples for every scorer.
 
     Args:

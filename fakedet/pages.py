@@ -38,9 +38,9 @@ class Drawing:
 
 
 def render(package: str, template: str, path: Path, **context: Any) -> None:
-    """Render a template, a path inside a package, into an HTML file, whole or not at all, with all values escaped.
+    """Render a template, a path inside a package, and ``style``, the common style sheet, into an HTML file.
 
-    The context holds the values for the template; ``style``, the common style sheet, is added.
+    The file is written whole or not at all; all values of the context are escaped.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     text = files(package).joinpath(template).read_text(encoding="utf-8")

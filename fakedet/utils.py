@@ -69,23 +69,17 @@ def threads(count: int | None) -> Iterator[None]:
 
 # Warnings that tell the user nothing, with the reason.
 SILENCED = (
-    # The frozen source of stage 2 stays in evaluation mode so that its batch statistics do not change.
-    r".*module\(s\) in eval mode at the start of training.*",
+    r".*module\(s\) in eval mode at the start of training.*",  # stage 2's frozen source keeps its statistics
     r".*isinstance\(treespec, LeafSpec\).*",  # Lightning's own use of a PyTorch name that PyTorch has renamed.
     r".*does not have many workers.*",  # The user chooses the number of workers; on small data none is best.
     # An epoch has fewer steps than log_every_n_steps: its end is logged in any case.
     r".*The number of training batches .* is smaller than the logging interval.*",
     r".*Checkpoint directory .* exists and is not empty.*",  # fakedet opened the folder; stage 1 leaves files in it.
-    # Every rank computes the metrics from the rows of all ranks.
-    r".*It is recommended to use `self.log.*sync_dist=True.*",
-    # Our sampler splits the rows over the ranks without padding.
-    r".*Using `DistributedSampler` with the dataloaders.*",
-    # The data module saves the position of a resumed run; Lightning looks for it in the loader alone.
-    r".*your dataloader is not resumable.*",
-    # A resumed run restores its curves from the resume point.
-    r".*Experiment logs directory .* exists and is not empty.*",
-    # A single process outside of srun is intended.
-    r".*The `srun` command is available on your system but is not used.*",
+    r".*It is recommended to use `self.log.*sync_dist=True.*",  # every rank has the rows of all ranks
+    r".*Using `DistributedSampler` with the dataloaders.*",  # our sampler splits the rows without padding
+    r".*your dataloader is not resumable.*",  # the data module saves the position, where Lightning does not look for it
+    r".*Experiment logs directory .* exists and is not empty.*",  # a resumed run restores its curves
+    r".*The `srun` command is available on your system but is not used.*",  # one process is intended
 )
 
 

@@ -119,8 +119,7 @@ def equal_contents(frame: pd.DataFrame, digests: pd.Series) -> list[Finding]:
 def look_alikes(frame: pd.DataFrame, looks: Looks) -> tuple[list[Finding], pd.DataFrame]:
     """Report images that look the same and have different labels or splits, though their bytes differ.
 
-    Returns:
-        The findings, and the pairs: columns first, second (paths), bits, splits, labels (whether these differ).
+    Also return the pairs: columns first, second (paths), bits, splits, labels (whether these differ).
     """
     assert looks.prints is not None
     assert looks.content is not None
@@ -159,15 +158,9 @@ def look_alikes(frame: pd.DataFrame, looks: Looks) -> tuple[list[Finding], pd.Da
 def near_duplicates(
     prints: NDArray[np.uint64], thumbnails: NDArray[np.float32], apart: NDArray[np.int64]
 ) -> pd.DataFrame:
-    """Find pairs of images that look the same and have different codes.
+    """Find pairs that look the same, by (n,) fingerprints (0 is ignored) and (n, d) thumbnails in [0, 1].
 
-    Args:
-        prints: (n,) of :func:`fakedet.audit.features.fingerprint`; those that are 0 are ignored.
-        thumbnails: (n, d) in [0, 1].
-        apart: (n,) codes, such as of label and split.
-
-    Returns:
-        Columns first, second (positions, first < second), bits (differing); each pair once.
+    Their (n,) codes differ. Columns first, second (positions, first < second), bits (differing); each pair once.
     """
     found: set[tuple[int, int, int]] = set()
     known = np.flatnonzero(prints)
@@ -201,8 +194,7 @@ def unseen_generators(frame: pd.DataFrame) -> list[Finding]:
             "Results on this split say nothing about generators that a detector has not seen.",
             "keep some for test: fakedet index source=FOLDER unseen='[NAME,...]'",
         ))  # fmt: skip
-    chosen_on = sorted((val & test) - train)
-    if chosen_on:
+    if chosen_on := sorted((val & test) - train):
         findings.append(Finding(
             "problem", "unseen", f"not trained on, but in the validation split: {', '.join(chosen_on)}",
             "Validation chooses the weights, so a generator in it is not unseen.",

@@ -118,10 +118,7 @@ def fingerprint(image: NDArray[np.uint8]) -> int:
 
 
 def strips(image: NDArray[np.uint8]) -> tuple[float, float, float, float]:
-    """Measure the strips of one colour at the top, bottom, left and right of an (H, W, 3) image, as shares of the side.
-
-    A share is 0 where there is no strip.
-    """
+    """Measure strips of one colour at top, bottom, left and right of an (H, W, 3) image: shares of the side, or 0."""
     across = image.transpose(1, 0, 2)
     return _strip(image), _strip(image[::-1]), _strip(across), _strip(across[::-1])
 

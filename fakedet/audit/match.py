@@ -54,10 +54,8 @@ def match_manifest(
     An interrupted run continues when it is called again with the same settings.
 
     Args:
-        datamodule: whose manifest is matched.
         settings: of :class:`fakedet.data.match.Matcher`; size None or 0: that of 98 % of each generator's images.
         folder: where images, manifest.parquet, manifest.rejected.csv and match.json go.
-        command: that made this, for the provenance.
         overwrite: whether the folder may hold other files.
 
     Raises:

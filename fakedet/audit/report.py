@@ -44,8 +44,7 @@ class Audit:
     @property
     def verdict(self) -> str:
         """The audit in one sentence."""
-        problems = [finding for finding in self.findings if finding.level == "problem"]
-        if problems:
+        if problems := [finding for finding in self.findings if finding.level == "problem"]:
             kinds = ", ".join(dict.fromkeys(finding.kind for finding in problems))
             count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
             return f"Do not trust results on this data yet: {count} ({kinds})."
@@ -75,7 +74,6 @@ def audit_frame(
         pairs: see :func:`fakedet.metrics.pairing.real_counterparts`.
         read: returns a row's bytes.
         sample: images looked at of each label, generator, source and split, drawn by ``seed``; None: all.
-        seed: of the sample.
         progress: called with the number of images done and of all images.
     """
     ids = sample_rows(frame, sample, seed)
@@ -118,8 +116,7 @@ def audit_manifest(
     if len(audit.pairs):
         audit.pairs.to_csv(folder / "near_duplicates.csv", index=False)
     bad = audit.looks.problems
-    unreadable = list(zip(frame.loc[bad.index, "path"], bad, strict=True))
-    if unreadable:
+    if unreadable := list(zip(frame.loc[bad.index, "path"], bad, strict=True)):
         pd.DataFrame(unreadable, columns=["path", "reason"]).to_csv(folder / "unreadable.csv", index=False)
     figures = []
     if audit.generators:

@@ -121,9 +121,7 @@ def measure(
     AUC is NaN where a class has fewer than :data:`LEAST` images or only one group.
 
     Args:
-        features: (n, d).
-        labels: (n,) 0 = real, 1 = fake.
-        groups: (n,) names of photographs or prompts.
+        features: (n, d), with (n,) labels, 0 = real, 1 = fake, and (n,) groups, names of photographs or prompts.
         classifier: of scikit-learn, with predict_proba.
         resamples: of the bootstrap.
     """
@@ -145,24 +143,15 @@ def measure(
     scores, label, group = scores[known], labels[known], groups[known]
     strata = stratify_groups(group, label, np.zeros(len(label), dtype=np.int64))
     weights = next(resample_weights(strata, resamples, np.random.default_rng(0)))[:, strata.codes]
-    auc = percentile_interval(_auc(label, scores), ranking_statistics(label, scores, weights)[1])
-    return Shortcut(auc, n_real, n_fake, _told_by(features, labels))
-
-
-def _auc(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> float:
-    return float(ranking_statistics(labels, scores)[1][0])
-
-
-def _told_by(features: pd.DataFrame, labels: NDArray[np.int64]) -> str:
-    """Name the single feature that separates the classes best, if its AUC differs from 0.5 by more than 0.1."""
-    best, name = 0.1, ""
-    for column in features:
-        if str(column).startswith("thumbnail"):
-            return ""
-        auc = _auc(labels, features[column].to_numpy())
-        if abs(auc - 0.5) > best:
-            best, name = abs(auc - 0.5), f"{column} (AUC {max(auc, 1 - auc):.2f} alone)"
-    return name
+    auc = float(ranking_statistics(label, scores)[1][0])
+    interval = percentile_interval(auc, ranking_statistics(label, scores, weights)[1])
+    # The single feature that separates the classes best, if its AUC differs from 0.5 by more than 0.1.
+    best, told_by = 0.1, ""
+    for column in (name for name in features if not str(name).startswith("thumbnail")):
+        alone = float(ranking_statistics(labels, features[column].to_numpy())[1][0])
+        if abs(alone - 0.5) > best:
+            best, told_by = abs(alone - 0.5), f"{column} (AUC {max(alone, 1 - alone):.2f} alone)"
+    return Shortcut(interval, n_real, n_fake, told_by)
 
 
 def audit_generators(
@@ -231,8 +220,7 @@ def _findings(audits: Sequence[GeneratorAudit]) -> list[Finding]:
             "Nothing can be said about their shortcuts.", "", _numbers(few),
         ))  # fmt: skip
     for side in SIDES:
-        marked = {a.generator: a.strips[side] for a in audits if side in a.strips and _one_sided(a, side)}
-        if marked:
+        if marked := {a.generator: a.strips[side] for a in audits if side in a.strips and _one_sided(a, side)}:
             each = (f"{name} ({fake:.0%} of fakes, {real:.0%} of reals)" for name, (real, fake) in marked.items())
             shares = {name: {"real": real, "fake": fake} for name, (real, fake) in marked.items()}
             findings.append(Finding(
@@ -246,9 +234,8 @@ def _findings(audits: Sequence[GeneratorAudit]) -> list[Finding]:
 
 
 def _one_sided(audit: GeneratorAudit, side: str) -> bool:
-    real, fake = audit.strips[side]
-    n_real, n_fake = audit.header.n_real, audit.header.n_fake
-    table = [[have := round(share * n), n - have] for share, n in ((real, n_real), (fake, n_fake))]
+    (real, fake), header = audit.strips[side], audit.header
+    table = [[have := round(share * n), n - have] for share, n in ((real, header.n_real), (fake, header.n_fake))]
     return abs(real - fake) >= 0.1 and bool(fisher_exact(table).pvalue < 1e-3)
 
 

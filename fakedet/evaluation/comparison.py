@@ -139,8 +139,7 @@ def compare(
     if not ordered.get(baseline):
         finished = [method for method, own in ordered.items() if own]
         raise UserError(f"the baseline '{baseline}' has no finished run; {nearest(baseline, finished)}")
-    empty = [method for method, own in ordered.items() if not own]
-    if empty:
+    if empty := [method for method, own in ordered.items() if not own]:
         raise UserError(f"no finished run of {', '.join(empty)}; leave such methods out of the comparison")
     frames = {f"{method}#{i}": frame for method, own in ordered.items() for i, (_, frame) in enumerate(own)}
     frame, logits, left_out = align(frames)
@@ -274,11 +273,12 @@ class Row:
 def rows(comparison: Comparison, metric: str = "ap") -> list[Row]:
     """List the seen generators, the unseen generators, then the means."""
     values = comparison.values[metric]
-    listed = []
-    for section, wanted in (("seen", True), ("unseen", False), ("unknown", None)):
-        for name, row in comparison.generators.items():
-            if row.seen is wanted:
-                listed.append(Row(name, name, section, f"{row.n_real} real, {row.n_fake} fake", values[name]))
+    listed = [
+        Row(name, name, section, f"{row.n_real} real, {row.n_fake} fake", values[name])
+        for section, wanted in (("seen", True), ("unseen", False), ("unknown", None))
+        for name, row in comparison.generators.items()
+        if row.seen is wanted
+    ]
     for key, name in MEANS.items():
         members, left_out = mean_members(comparison.generators, key)
         if members:

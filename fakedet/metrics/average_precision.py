@@ -37,7 +37,6 @@ class GeneratorAveragePrecision(Metric):
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
-
     packed: list[Tensor]
 
     def __init__(
@@ -63,17 +62,13 @@ class GeneratorAveragePrecision(Metric):
     def update(
         self, ids: Tensor, labels: Tensor, generators: Tensor, logits: Tensor, distances: Tensor | None = None
     ) -> None:
-        """Keep the rows of a batch; B may be 0.
+        """Keep the rows of a batch; ValueError if the lengths differ.
 
         Args:
-            ids: (B,) int64 row of the manifest.
+            ids: (B,) int64 row of the manifest; B may be 0.
             labels: (B,) int64, 0 = real, 1 = fake.
             generators: (B,) int64 codes of ``cells``.
-            logits: (B,), kept as float32.
-            distances: (B,) distance from the natural traces, kept as float32; NaN where None.
-
-        Raises:
-            ValueError: the lengths differ.
+            logits: (B,), kept as float32, as are the (B,) distances from the natural traces; NaN where None.
         """
         if distances is None:
             distances = torch.full_like(logits, float("nan"), dtype=torch.float32)
@@ -119,8 +114,7 @@ class GeneratorAveragePrecision(Metric):
     def rows(self) -> dict[str, Tensor]:
         """Return the rows of all ranks, each once, by rising id; after :meth:`compute` without a further exchange.
 
-        Returns:
-            CPU tensors (n,): id, label, generator (int64), logit, distance (float32).
+        They are CPU tensors (n,): id, label, generator (int64), logit, distance (float32).
         """
         # With sync_on_compute=False, the cached rows may come from a manual sync that was undone since.
         if self._rows is None or not (self._to_sync or self._is_synced):

@@ -20,12 +20,10 @@ from fakedet.metrics.ranking import CHUNK_CELLS
 
 @dataclass(frozen=True)
 class GroupStrata:
-    """Groups of rows, and the strata within which they are resampled."""
+    """The (n,) group of each row, consecutive codes in a stratum, and the number of groups of each stratum in turn."""
 
     codes: NDArray[np.int64]
-    """(n,) the group of each row; the groups of one stratum have consecutive codes."""
     sizes: tuple[int, ...]
-    """The number of groups of each stratum, in the order of the codes."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +57,8 @@ def stratify_groups(groups: ArrayLike, labels: ArrayLike, generators: ArrayLike)
     """Stratify groups by signature: the set of (label, generator) cells that a group covers.
 
     Signatures of only one group are pooled into one stratum, since a lone group would be drawn in every resample. The
-    result does not depend on the order of the rows.
-
-    Args:
-        groups: (n,) names; rows of one name are resampled together; see :func:`fakedet.metrics.pairing.group_cells`.
-        labels: (n,) 0 = real, 1 = fake.
-        generators: (n,) names.
+    result does not depend on the order of the rows. Rows of one of the (n,) names of groups are resampled together; see
+    :func:`fakedet.metrics.pairing.group_cells` for all three.
     """
     group, _ = pd.factorize(np.asarray(groups), sort=True)
     generator, _ = pd.factorize(np.asarray(generators), sort=True)
@@ -81,8 +75,7 @@ def stratify_groups(groups: ArrayLike, labels: ArrayLike, generators: ArrayLike)
     for index, (start, end) in enumerate(zip(starts, ends, strict=True)):
         members.setdefault(cells[start:end].tobytes(), []).append(index)
     strata = [members[signature] for signature in sorted(members) if len(members[signature]) > 1]
-    pooled = sorted(own[0] for own in members.values() if len(own) == 1)
-    if pooled:
+    if pooled := sorted(own[0] for own in members.values() if len(own) == 1):
         strata.append(pooled)
     code = np.empty(len(starts), dtype=np.int64)
     code[np.concatenate([np.asarray(stratum) for stratum in strata])] = np.arange(len(starts))
@@ -92,13 +85,10 @@ def stratify_groups(groups: ArrayLike, labels: ArrayLike, generators: ArrayLike)
 def resample_weights(
     strata: GroupStrata, n_resamples: int, rng: np.random.Generator, chunk: int | None = None
 ) -> Iterator[NDArray[np.int32]]:
-    """Draw the groups of each stratum with replacement, as many as it has, and yield how often each was drawn.
+    """Draw the groups of each stratum with replacement, as many as it has; yield (<= chunk, groups) int32 counts.
 
     ``weights[:, strata.codes]`` are the weights of the rows. The draws do not depend on ``chunk``, the number of
     resamples at a time (None: all ``n_resamples``): every stratum has a stream of its own, spawned from ``rng``.
-
-    Yields:
-        (<= chunk, groups) int32 counts, R rows in all.
     """
     streams = rng.spawn(len(strata.sizes))
     step = max(1, chunk or n_resamples)
@@ -115,20 +105,14 @@ def resample_weights(
 
 def resample_chunks(strata: GroupStrata, n_resamples: int, seed: int) -> Iterator[NDArray[np.int32]]:
     """Yield the weights of R resamples from a seed, in chunks that fit the cache; see :func:`resample_weights`."""
-    chunk = max(1, CHUNK_CELLS // max(1, len(strata.codes)))
+    chunk = CHUNK_CELLS // max(1, len(strata.codes)) or 1
     return resample_weights(strata, n_resamples, np.random.default_rng(seed), chunk)
 
 
 def percentile_interval(value: float, samples: NDArray[Any], level: float = 0.95) -> Interval:
-    """Take the interval between the outer percentiles of the resamples.
+    """Take the interval that a share ``level`` of the (R,) resamples lies in; ValueError for a level outside (0, 1).
 
-    Args:
-        value: of the data themselves; where it is NaN, so are the ends of the interval.
-        samples: (R,); those that are NaN (a class was not drawn) are left out; the ends are NaN if most are.
-        level: the share of resamples inside.
-
-    Raises:
-        ValueError: the level is not in (0, 1).
+    Samples that are NaN (a class was not drawn) are left out. The ends are NaN if most are, or if the value is.
     """
     if not 0 < level < 1:
         raise ValueError(f"level {level} is not between 0 and 1")

@@ -54,18 +54,13 @@ def balanced_weights(labels: ArrayLike) -> NDArray[np.float64]:
 
 
 def fit_calibration(logits: ArrayLike, labels: ArrayLike, kind: str = "temperature") -> Calibration:
-    """Fit a calibration on held-out rows, with weight one half for each class.
+    """Fit a calibration of a kind on (n,) held-out rows, label 0 = real, 1 = fake, weight one half for each class.
 
     "temperature" is Platt's scaling (Platt 1999, section 2): a temperature and a shift by maximum likelihood, with
     his smoothed targets. The shift is needed because balanced training batches do not centre the logits.
 
-    Args:
-        logits: (n,).
-        labels: (n,) 0 = real, 1 = fake, both present.
-        kind: one of :data:`KINDS`.
-
     Raises:
-        ValueError: one class only, or an unknown kind.
+        ValueError: one class only, or a kind not in :data:`KINDS`.
     """
     values, label = np.asarray(logits, dtype=np.float64), np.asarray(labels)
     if set(np.unique(label)) != {0, 1}:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -144,7 +145,7 @@ def fit_operating_point(
     logits: ArrayLike, distances: ArrayLike, labels: ArrayLike, training_logits: ArrayLike,
     training_distances: ArrayLike, rate: float, kind: str, manifest: str, split: str,
 ) -> OperatingPoint:  # fmt: skip
-    """Fit threshold, calibration and reference on validation data.
+    """Fit threshold, calibration and reference on validation data; ValueError without reals.
 
     Args:
         logits: (n,) of the validation split, of ``manifest`` (SHA-256) and ``split`` (its name).
@@ -152,9 +153,6 @@ def fit_operating_point(
         labels: (n,) 0 = real, 1 = fake; without fakes there is no calibration, whatever ``kind`` is.
         training_logits: (m,) of training reals, like ``training_distances``; without any there is no reference.
         rate: share of reals that may be called fake.
-
-    Raises:
-        ValueError: no reals.
     """
     values, far = np.asarray(logits, dtype=np.float64), np.asarray(distances, dtype=np.float64)
     label = np.asarray(labels)
@@ -226,15 +224,11 @@ def decision_statistics(
     for weights in resample_chunks(strata, n_resamples, seed):
         for name, cell in cells.items():
             samples[name].append(cell.statistics(weights))
-    return {
-        name: {
-            key: percentile_interval(
-                float(points[name][key][0]), np.concatenate([np.zeros(0), *(part[key] for part in samples[name])])
-            )
-            for key in DECISIONS
-        }
-        for name in cells
-    }
+    found: dict[str, dict[str, Interval]] = {name: {} for name in cells}
+    for name, key in product(cells, DECISIONS):
+        drawn = np.concatenate([np.zeros(0), *(part[key] for part in samples[name])])
+        found[name][key] = percentile_interval(float(points[name][key][0]), drawn)
+    return found
 
 
 class _Cell:

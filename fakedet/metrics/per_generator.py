@@ -238,8 +238,7 @@ def bootstrap_statistics(
         logits: scorer (a method, or a method and seed) -> (n,) logits of the frame's rows in their order.
         pairs: as for :func:`fakedet.metrics.pairing.real_counterparts`, like ``known_reals``.
         seen: generators whose fakes the detector saw in training; None where nobody knows.
-        n_resamples: R >= 0; 0 for no intervals.
-        seed: of the resamples.
+        n_resamples: R >= 0, drawn by ``seed``; 0 for no intervals.
 
     Raises:
         UserError: a column is missing, the frame holds several views, a label is not 0 or 1, logits are NaN
@@ -304,15 +303,13 @@ class _Scorer:
 
 
 def _checked(frame: pd.DataFrame, logits: Mapping[str, ArrayLike]) -> dict[str, NDArray[np.float64]]:
-    missing = [name for name in ("label", "generator") if name not in frame]
-    if missing:
+    if missing := [name for name in ("label", "generator") if name not in frame]:
         raise UserError(f"predictions: no column {missing}; a predictions file has label, generator and logit")
     if not frame["label"].isin((0, 1)).all():
         raise UserError("predictions: labels are 0 (real) or 1 (fake), and some are neither")
     if "view" in frame and frame["view"].nunique() > 1:
         raise UserError("predictions: rows of several views; measure one view at a time, for example 'original'")
-    taken = sorted(set(MEANS) & set(column(frame, "generator")))
-    if taken:
+    if taken := sorted(set(MEANS) & set(column(frame, "generator"))):
         raise UserError(f"predictions: a generator is named {taken}, which is the name of a mean; rename it")
     keys = {}
     for key, values in logits.items():
@@ -331,8 +328,7 @@ def _as_frame(
     """Check the arguments of :func:`average_precision` and bring them to a frame and its (n,) scores."""
     given: dict[str, Any] = {"scores": scores, "generators": generators, "groups": groups, "sources": sources}
     if isinstance(labels, pd.DataFrame):
-        extra = [name for name, values in given.items() if values is not None]
-        if extra:
+        if extra := [name for name, values in given.items() if values is not None]:
             raise UserError(f"average_precision: with a DataFrame, {', '.join(extra)} must be among its columns")
         scores = next((labels[name] for name in ("logit", "score") if name in labels), None)
         missing = [name for name in ("label", "generator") if name not in labels]
@@ -343,8 +339,7 @@ def _as_frame(
             )
         frame = labels.assign(label=_numbers("labels", labels["label"]))
     else:
-        missing = [name for name in ("scores", "generators") if given[name] is None]
-        if missing:
+        if missing := [name for name in ("scores", "generators") if given[name] is None]:
             raise UserError(
                 f"average_precision: {' and '.join(missing)} missing; give labels, scores and generators, or a "
                 "DataFrame with the columns label, logit and generator"

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 CHUNK_CELLS = 1_000_000
-"""Weights held at a time by the functions that work in chunks: 8 MB per array in float64."""
+"""Weights held at a time, in chunks: 8 MB per array in float64."""
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,7 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from fakedet.data.dataset import (
-    EvaluationDataset,
-    ImageDataset,
-    ImageLoader,
-    check_workers,
-    cores,
-    make_loader,
-)
+from fakedet.data.dataset import EvaluationDataset, ImageDataset, ImageLoader, check_workers, cores, make_loader
 from fakedet.data.manifest import Cells, Manifest, hold_out, load_manifest, make_cells
 from fakedet.data.match import MatchedSource, Matcher, make_matcher
 from fakedet.data.sampler import BalancedBatchSampler, EvaluationSampler, Shards
@@ -51,33 +44,22 @@ class DataModule(Protocol):
     ``state_dict`` and ``load_state_dict`` carry the position in the training data.
     """
 
-    manifest: Manifest
-    """The images: labels, generators, splits, groups; the row number is a batch's ``id``."""
-    as_read: Manifest
-    """The manifest before generators were held out; the same object if none were."""
-    cells: Cells
-    """Names of the codes in a batch's ``generator``, and which reals each generator is compared with."""
-    pairs: Mapping[str, Any] | None
-    """See :mod:`fakedet.metrics.pairing`; None: the default rules."""
-    image_source: Source
-    """Gives the bytes of a row, for degraded views and audits."""
+    manifest: Manifest  # The images: labels, generators, splits, groups; the row number is a batch's ``id``
+    as_read: Manifest  # The manifest before generators were held out; the same object if none were
+    cells: Cells  # Names of the codes in a batch's ``generator``, and which reals each generator is compared with
+    pairs: Mapping[str, Any] | None  # See :mod:`fakedet.metrics.pairing`; None: the default rules
+    image_source: Source  # Gives the bytes of a row, for degraded views and audits
     crop_size: int
-    eval_policy: str
-    """A key of :data:`fakedet.data.transforms.POLICIES`."""
+    eval_policy: str  # A key of :data:`fakedet.data.transforms.POLICIES`
     num_workers: int
     seed: int
-    real_only: bool
-    """Whether training serves reals only (stage 1)."""
-    max_quarantine: float
-    """Largest share of unreadable images in a split, 0 to 1."""
-    matcher: Matcher | None
-    """How images are matched when they are read; the checkpoint remembers it."""
+    real_only: bool  # Whether training serves reals only (stage 1)
+    max_quarantine: float  # Largest share of unreadable images in a split, 0 to 1
+    matcher: Matcher | None  # How images are matched when they are read; the checkpoint remembers it
     held_out: tuple[tuple[str, ...], str]
     """Generators held out, and what is measured then; see :func:`fakedet.data.manifest.hold_out`."""
-    seen_generators: list[str]
-    """Generators whose fakes are trained on."""
-    test_split: str
-    """The split that :meth:`test_dataloader` loads; evaluation sets it."""
+    seen_generators: list[str]  # Generators whose fakes are trained on
+    test_split: str  # The split that :meth:`test_dataloader` loads; evaluation sets it
 
     def prepare(self) -> None:
         """Read what there is to check; mistakes in the data are errors here."""
@@ -113,17 +95,13 @@ class DataModule(Protocol):
         """Return a loader of these rows, as evaluation sees them."""
 
 
-def check_data_module(module: object, where: str = "data") -> DataModule:
+def check_data_module(module: object) -> DataModule:
     """Check that an object offers what :class:`DataModule` asks for, without reading any data.
-
-    Args:
-        module: that a config named.
-        where: its place in the config, for the message.
 
     Raises:
         UserError: it is no LightningDataModule, or members are missing; all are listed.
     """
-    name = f"{where}._target_={type(module).__module__}.{type(module).__qualname__}"
+    name = f"data._target_={type(module).__module__}.{type(module).__qualname__}"
     if not isinstance(module, LightningDataModule):
         raise UserError(f"{name}: not a lightning.pytorch.LightningDataModule")
     wanted = [*inspect.get_annotations(DataModule), *vars(DataModule)]
@@ -198,8 +176,11 @@ class ImageDataModule(LightningDataModule):
         self.table, self.root, self.allow_group_leak = manifest, root, allow_group_leak
         self.pairs, self.crop_size, self.eval_policy = pairs, crop_size, eval_policy
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
-        self.steps_per_epoch = steps_per_epoch
-        self.max_quarantine, self.held_out = max_quarantine, (tuple(hold_out), measure)
+        self.steps_per_epoch, self.max_quarantine, self.held_out = (
+            steps_per_epoch,
+            max_quarantine,
+            (tuple(hold_out), measure),
+        )
         self.matcher = make_matcher(match)
         self.shard_window, self.shard_cache = shard_window, shard_cache
         self.augment = augment or Augmentation("none")
@@ -208,21 +189,9 @@ class ImageDataModule(LightningDataModule):
         self._training: ImageLoader | None = None
         self._position: dict[str, int] = {}
         self._cells: dict[str, Cells] = {}
-        self._check_settings()
-
-    def _check_settings(self) -> None:
-        for name in (
-            "crop_size",
-            "batch_size",
-            "eval_batch_size",
-            "views",
-            "steps_per_epoch",
-            "shard_window",
-        ):
+        for name in ("crop_size", "batch_size", "eval_batch_size", "views", "steps_per_epoch", "shard_window"):
             size = getattr(self, name)
-            if size is None and name == "steps_per_epoch":
-                continue
-            if not isinstance(size, int) or size < 1:
+            if (not isinstance(size, int) or size < 1) and not (size is None and name == "steps_per_epoch"):
                 raise UserError(f"data.{name}={size}: must be a whole number, at least 1")
         check_workers(self.num_workers)
         choose(self.eval_policy, POLICIES, "data.eval_policy")
@@ -250,8 +219,6 @@ class ImageDataModule(LightningDataModule):
         assert manifest.digests is not None
         position, size = manifest.fact("position"), manifest.fact("bytes")
         return ShardSource(manifest.shards, position, size, manifest.digests[0], self.shard_cache)
-
-    # --- the data --------------------------------------------------------------------------------------
 
     @cached_property
     def as_read(self) -> Manifest:
@@ -285,11 +252,7 @@ class ImageDataModule(LightningDataModule):
         self.as_read, self.manifest = other.as_read, other.manifest
 
     def read_bytes(self, row: int) -> bytes:
-        """Return the bytes of a row's image, matched if the settings say so.
-
-        Raises:
-            DecodeError: it cannot be read or matched.
-        """
+        """Return the bytes of a row's image, matched if the settings say so; a DecodeError if that is impossible."""
         return self.image_source.read(row)
 
     def setup(self, stage: str) -> None:
@@ -299,11 +262,8 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def cells(self) -> Cells:
-        """The metric's cells, paired among the rows of the split that is measured.
-
-        Reports pair their predictions in the same way: reals that only the training split has are not compared with
-        the fakes of a test.
-        """
+        """The metric's cells, paired among the rows of the split that is measured."""
+        # As reports pair their predictions: reals that only the training split has are not compared with test fakes.
         if self._measured not in self._cells:
             self._cells[self._measured] = make_cells(self.manifest, self.pairs, self._measured)
         return self._cells[self._measured]
@@ -337,8 +297,6 @@ class ImageDataModule(LightningDataModule):
             labels = (self._training_rows() if split == "train" else self.manifest.rows(split))["label"]
             parts.append(f"{split} {int((labels == 0).sum())} real + {int((labels == 1).sum())} fake")
         return ", ".join(parts)
-
-    # --- loaders ---------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Load balanced batches; stage 1 gets reals only."""
@@ -387,7 +345,10 @@ class ImageDataModule(LightningDataModule):
     def bank_dataloader(self, limit: int, label: int = 0) -> DataLoader[Any]:
         """Load at most ``limit`` training reals (label 1: fakes), evenly thinned, as evaluation sees them."""
         rows = self._training_rows()
-        return self._evaluation_loader(_thin(rows.index[rows["label"] == label].to_numpy(), limit), 0, 1)
+        ids: NDArray[np.int64] = rows.index[rows["label"] == label].to_numpy()
+        if len(ids) > limit:
+            ids = ids[np.linspace(0, len(ids) - 1, limit).round().astype(int)]
+        return self._evaluation_loader(ids, 0, 1)
 
     def subset_dataloader(self, ids: NDArray[np.int64]) -> DataLoader[Any]:
         """Load these rows, as evaluation sees them, all of them on every rank."""
@@ -403,14 +364,6 @@ class ImageDataModule(LightningDataModule):
     def _training_rows(self) -> Any:
         rows = self.manifest.rows("train")
         return rows[rows["label"] == 0] if self.real_only else rows
-
-
-def _thin(ids: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """Keep at most this many, evenly spaced."""
-    if len(ids) <= most:
-        return ids
-    kept: NDArray[np.int64] = ids[np.linspace(0, len(ids) - 1, most).round().astype(int)]
-    return kept
 
 
 def _rank_and_world_size() -> tuple[int, int]:

@@ -33,35 +33,24 @@ from fakedet.errors import UserError, choose
 
 log = logging.getLogger("fakedet")
 
-TRIES = 20
-"""Images tried for one draw before training gives up."""
+TRIES = 20  # Images tried for one draw before training gives up
 IDLE = -1
-WORKERS_PER_CORE = 4
-"""More workers than this on each core only cost memory; a larger number is taken for a typing error."""
 
 
 class Batch(TypedDict):
     """What every loader of a data module yields. B is 0 if no image of the batch could be read."""
 
-    image: Tensor
-    """(B, V, 3, H, W) uint8 RGB: V views of each image."""
-    label: Tensor
-    """(B,) int64: 0 real, 1 fake."""
-    generator: Tensor
-    """(B,) int64: each image's code in :class:`fakedet.data.manifest.Cells`."""
-    id: Tensor
-    """(B,) int64: each image's row in the manifest."""
-    quarantined: list[dict[str, Any]]
-    """id, path and reason of each image that could not be read."""
+    image: Tensor  # (B, V, 3, H, W) uint8 RGB: V views of each image
+    label: Tensor  # (B,) int64: 0 real, 1 fake
+    generator: Tensor  # (B,) int64: each image's code in :class:`fakedet.data.manifest.Cells`
+    id: Tensor  # (B,) int64: each image's row in the manifest
+    quarantined: list[dict[str, Any]]  # id, path and reason of each image that could not be read
 
 
 def collate(items: list[dict[str, Any]], views: int, size: int) -> Batch:
-    """Stack items of a dataset into a batch.
+    """Stack items of a dataset into a batch of V ``views``; H and W are ``size``.
 
-    Args:
-        items: may be empty; an item without views only reports images that could not be read.
-        views: V.
-        size: H and W.
+    There may be no items; one without views only reports images that could not be read.
     """
     whole = [item for item in items if item["views"]]
     pixels = np.empty((len(whole), views, 3, size, size), dtype=np.uint8)
@@ -171,12 +160,7 @@ class ImageDataset(_Images):
 class EvaluationDataset(_Images):
     """Evaluation images: the fixed crops of a policy; an image that cannot be read is left out and reported.
 
-    Args:
-        manifest: the table of images.
-        codes: (n,) cell of each row; see :class:`fakedet.data.manifest.Cells`.
-        source: gives the bytes of a row.
-        policy: see :func:`fakedet.data.transforms.evaluation_views`.
-        size: side of a view.
+    Arguments as for :class:`ImageDataset`; on the policy see :func:`fakedet.data.transforms.evaluation_views`.
     """
 
     def __init__(self, manifest: Manifest, codes: NDArray[np.int64], source: Source, policy: str, size: int) -> None:
@@ -193,13 +177,9 @@ class EvaluationDataset(_Images):
 
 
 class RobustDataset(Dataset[dict[str, Any]]):
-    """Evaluation images under several degradations; each image is decoded once.
+    """Evaluation images under V degradations, the ``views``; each image is decoded once.
 
-    Args:
-        source: gives the bytes of a row.
-        views: V degradations.
-        policy: see :func:`fakedet.data.transforms.evaluation_views`; it takes P crops.
-        size: side of a crop.
+    The policy, see :func:`fakedet.data.transforms.evaluation_views`, takes P crops, squares of side ``size``.
     """
 
     def __init__(self, source: Source, views: list[View], policy: str, size: int) -> None:
@@ -230,11 +210,7 @@ class RobustDataset(Dataset[dict[str, Any]]):
 
 
 class Reading:
-    """The row that each worker is reading, in memory that all processes share.
-
-    Args:
-        workers: their number; with 0 the main process reads.
-    """
+    """The row that each worker (without any, the main process) is reading, in memory that all processes share."""
 
     def __init__(self, workers: int) -> None:
         self.rows = torch.full((max(1, workers),), IDLE, dtype=torch.int64).share_memory_()
@@ -258,11 +234,8 @@ class ImageLoader(DataLoader[Any]):
     first iterator before it sets the epoch, so a resumed run would begin with batches of epoch 0.
     """
 
-    stall_seconds: float = 300.0
-    """A batch that takes longer is reported in the log, with the files that are being read."""
-
-    taken = 0
-    """Batches that the current iterator has given."""
+    stall_seconds: float = 300.0  # A batch that takes longer is reported in the log, with the files that are being read
+    taken = 0  # Batches that the current iterator has given
 
     def __iter__(self) -> Any:
         self.taken = 0
@@ -322,12 +295,8 @@ def cores() -> int:
 
 
 def check_workers(count: int) -> None:
-    """Check ``data.num_workers``.
-
-    Raises:
-        UserError: it is out of range; the message names the range.
-    """
-    most = WORKERS_PER_CORE * cores()
+    """Raise a UserError that names the range if ``data.num_workers`` is out of it."""
+    most = 4 * cores()  # more only cost memory; a larger number is taken for a typing error
     if not isinstance(count, int) or not 0 <= count <= most:
         raise UserError(
             f"data.num_workers={count}: this machine has {cores()} cores; valid: 0 (load in the main "

@@ -22,23 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
-MAX_PIXELS = 100_000_000
-"""Images with more pixels are refused before they are decoded."""
-MAX_BYTES = 256 * 2**20
-"""Larger files are refused before they are read."""
-LONGEST_MESSAGE = 200
+MAX_PIXELS = 100_000_000  # Images with more pixels are refused before they are decoded
+MAX_BYTES = 256 * 2**20  # Larger files are refused before they are read
 # PIL registers some of its readers only when a file needs them; the list must not depend on that.
 Image.init()
-FORMATS = tuple(
-    name for name in ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF") if name in Image.OPEN
-)
-"""What PIL may try. Its other readers are rare, slow, or run programs (EPS)."""
+# What PIL may try. Its other readers are rare, slow, or run programs (EPS).
+TRIED = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
+FORMATS = tuple(name for name in TRIED if name in Image.OPEN)
 JPEG = ("JPEG", "MPO")
-OPENCV_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-JPEG_END = b"\xff\xd9"
 PNG_SIGNATURE_BYTES = 8
-PNG_DEPTH_BYTE = 24
-"""Place of a PNG's bit depth, which PIL does not tell."""
+PNG_DEPTH_BYTE = 24  # Place of a PNG's bit depth, which PIL does not tell
 ORIENTATION = 0x0112  # an EXIF tag
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF tags and a value
 
@@ -56,10 +49,7 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "not enough memory"
     text = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
-    return text[:LONGEST_MESSAGE] or type(error).__name__
-
-
-# --- files ---------------------------------------------------------------------------------------------
+    return text[:200] or type(error).__name__
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -86,13 +76,9 @@ def read_bytes(path: str | Path) -> bytes:
         raise DecodeError(f"cannot be read: {_one_line(error)}") from None
 
 
-def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Read an image file as 8-bit RGB; see :func:`decode_image`.
-
-    Raises:
-        DecodeError: missing, no permission, empty, truncated, not an image, or too many pixels.
-    """
-    return decode_image(read_bytes(path), max_pixels)
+def read_image(path: str | Path) -> NDArray[np.uint8]:
+    """Read an image file as 8-bit RGB; errors as for :func:`read_bytes` and :func:`decode_image`."""
+    return decode_image(read_bytes(path))
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -129,38 +115,24 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]
 
 
 def decode_opened(image: Image.Image) -> NDArray[np.uint8]:
-    """Convert an image that PIL opened or made, by the rules of :func:`decode_image`.
-
-    Raises:
-        DecodeError: see :func:`decode_image`.
-    """
+    """Convert an image that PIL opened or made, by the rules of :func:`decode_image`; the errors are the same."""
     # The file's bytes are not at hand: these stand for a PNG of 8 bits without chunks to check.
     return _turned(_decode_pil(image, bytes(PNG_DEPTH_BYTE) + b"\x08"), _orientation(image))
-
-
-# --- headers -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
     """What an image file's header says; no pixel is decoded for it."""
 
-    format: str
-    """PIL's name: JPEG, PNG, WEBP, ..."""
+    format: str  # PIL's name: JPEG, PNG, WEBP, ...
     width: int
     height: int
-    jpeg_quality: int
-    """1 ... 100: the quality of the IJG library whose luminance table is nearest; 0 if not a JPEG."""
-    jpeg_tables: str
-    """A name for the quantisation tables and the chroma subsampling: equal names, equal encoder settings; "" if not a
-    JPEG."""
+    jpeg_quality: int  # 1 ... 100: the quality of the IJG library whose luminance table is nearest; 0 if not a JPEG
+    jpeg_tables: str  # Equal names, equal quantisation tables and chroma subsampling; "" if not a JPEG
 
 
 def parse_header(data: bytes) -> Header:
-    """Read the header of an image file.
-
-    Args:
-        data: the file's bytes; for formats other than JPEG its beginning is enough.
+    """Read the header of an image file; for formats other than JPEG the beginning of its bytes is enough.
 
     Raises:
         DecodeError: empty, not an image, damaged, or too many pixels.
@@ -209,18 +181,15 @@ LUMINANCE = np.array([
 ])  # fmt: skip
 
 
+QUALITIES = np.arange(1, 101)
+SCALES = np.where(QUALITIES < 50, 5000 // QUALITIES, 200 - 2 * QUALITIES)
+STANDARD_TABLES = np.clip((LUMINANCE[None] * SCALES[:, None] + 50) // 100, 1, 255)
+
+
 @lru_cache(maxsize=4096)
 def nearest_quality(table: tuple[int, ...]) -> int:
     """Return the quality, 1 ... 100, of the standard luminance table that is nearest to a table of 64."""
-    return int(np.argmin(np.abs(_standard_tables() - np.asarray(table[:64])).sum(axis=1))) + 1
-
-
-@lru_cache(maxsize=1)
-def _standard_tables() -> NDArray[np.int64]:
-    qualities = np.arange(1, 101)
-    scale = np.where(qualities < 50, 5000 // qualities, 200 - 2 * qualities)
-    scaled: NDArray[np.int64] = np.clip((LUMINANCE[None] * scale[:, None] + 50) // 100, 1, 255)
-    return scaled
+    return int(np.argmin(np.abs(STANDARD_TABLES - np.asarray(table[:64])).sum(axis=1))) + 1
 
 
 def jpeg_ends(data: bytes) -> bool:
@@ -236,7 +205,7 @@ def jpeg_ends(data: bytes) -> bool:
         if marker in (0x00, 0xFF):  # a byte of that junk, a fill byte
             position += 1
         elif marker == 0xDA:  # start of scan: entropy-coded data cannot hold an end marker by chance
-            return data.rfind(JPEG_END, position) >= 0  # almost always the last two bytes
+            return data.rfind(b"\xff\xd9", position) >= 0  # almost always the last two bytes
         else:
             position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
     return False
@@ -251,12 +220,9 @@ def _orientation(header: Image.Image) -> int:
         return 1
 
 
-# --- pixels, by OpenCV ---------------------------------------------------------------------------------
-
-
 def _is_plain(header: Image.Image, data: bytes) -> bool:
     """Return whether OpenCV decodes this image exactly as PIL does."""
-    if header.format not in OPENCV_FORMATS or header.mode not in ("L", "RGB"):
+    if header.format not in ("JPEG", "PNG", "WEBP", "BMP") or header.mode not in ("L", "RGB"):
         return False
     if "transparency" in header.info or getattr(header, "n_frames", 1) > 1:
         return False
@@ -280,16 +246,12 @@ def _decode_opencv(data: bytes) -> NDArray[np.uint8] | None:
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
         return None
     finally:
         cv2.utils.logging.setLogLevel(level)
     return None if pixels is None else pixels.astype(np.uint8, copy=False)
-
-
-# --- pixels, by PIL ------------------------------------------------------------------------------------
 
 
 def _decode_pil(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
@@ -343,10 +305,7 @@ def _to_rgb(image: Image.Image, png_depth: int) -> NDArray[np.uint8]:
 
 
 def _to_8_bit(colour: Any, depth: int) -> Any:
-    """Convert a PNG's transparent colour as PIL converts the file's samples.
-
-    PIL keeps the high bytes of 16-bit colour, so all colours that share them are transparent.
-    """
+    """Convert a PNG's transparent colour as PIL does its samples: of 16 bits the high byte stays."""
     if isinstance(colour, tuple):
         return tuple(_to_8_bit(sample, depth) for sample in colour)
     return colour >> 8 if depth == 16 else colour * 255 // (2**depth - 1)

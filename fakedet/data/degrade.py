@@ -12,10 +12,8 @@ from fakedet.data.transforms import Pixels, evaluation_views, pad_to
 from fakedet.errors import UserError, nearest
 
 ORIGINAL = "original"
-BLOCK = 16
-"""Pixels of a JPEG's unit: windows begin at multiples of it, so that their grid is that of the whole image."""
-MARGIN = 32
-"""Pixels around a crop from which blur and blocks may reach into it."""
+BLOCK = 16  # Pixels of a JPEG's unit: windows begin at multiples of it, so that their grid is that of the whole image
+MARGIN = 32  # Pixels around a crop from which blur and blocks may reach into it
 
 
 class View(NamedTuple):
@@ -103,8 +101,7 @@ class Family(NamedTuple):
     apply: Callable[[Pixels, float, np.random.Generator], Pixels]
     low: float
     high: float
-    scale: Callable[[float], float] = lambda severity: 1.0
-    """The factor by which a severity changes the image's size."""
+    scale: Callable[[float], float] = lambda severity: 1.0  # The factor by which a severity changes the image's size
 
 
 FAMILIES: dict[str, Family] = {
@@ -119,25 +116,13 @@ FAMILIES: dict[str, Family] = {
 
 
 def make_views(families: Mapping[str, Sequence[float]]) -> list[View]:
-    """List the views of a robustness config, the original first.
-
-    Raises:
-        UserError: no such family, or a severity out of its range.
-    """
+    """List the views of a robustness config, the original first; a bad family or severity is a UserError."""
     given = [(family, severity) for family, severities in families.items() for severity in severities]
     return [View(ORIGINAL, 0), *(_checked(family, severity, "robustness") for family, severity in given)]
 
 
 def parse_view(name: str, key: str) -> View:
-    """Read a view from its name, such as ``jpeg/75``.
-
-    Args:
-        name: family and severity.
-        key: the config key that names it, for messages.
-
-    Raises:
-        UserError: no such family, or a severity out of its range.
-    """
+    """Read a view from its name, such as ``jpeg/75``; a UserError names the config key if it is not one."""
     family, _, severity = name.partition("/")
     try:
         return _checked(family, float(severity), key)
@@ -158,14 +143,8 @@ def degraded_views(image: Pixels, view: View, size: int, policy: str, seed: int)
     """Degrade an image and take the crops of an evaluation policy.
 
     Under the policy "crop" only a window around the crop is degraded. Its pixels are those of the degraded whole image,
-    except that scaling rounds positions.
-
-    Args:
-        image: (H, W, 3).
-        view: the degradation.
-        size: side of a crop.
-        policy: see :func:`fakedet.data.transforms.evaluation_views`.
-        seed: of the noise; the image's row number.
+    except that scaling rounds positions. On image, size and policy see
+    :func:`fakedet.data.transforms.evaluation_views`; ``seed``, of the noise, is the image's row number.
     """
     if view.family == ORIGINAL:
         return evaluation_views(image, size, policy)

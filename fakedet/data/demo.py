@@ -37,8 +37,7 @@ from fakedet.utils import bar
 
 log = logging.getLogger("fakedet")
 
-VERSION = 3
-"""Part of the cache's key; raise it when the code changes what it makes."""
+VERSION = 3  # Part of the cache's key; raise it when the code changes what it makes
 # package, folder in it. Read from the folder: scikit-image's own functions would download what is missing.
 SKIMAGE, SKLEARN, MATPLOTLIB = (
     ("skimage", "data"),
@@ -47,61 +46,41 @@ SKIMAGE, SKLEARN, MATPLOTLIB = (
 )
 PHOTOS: dict[str, dict[str, tuple[tuple[str, str], str]]] = {
     "train": {
-        "astronaut": (SKIMAGE, "astronaut.png"),
-        "coffee": (SKIMAGE, "coffee.png"),
-        "motorcycle": (SKIMAGE, "motorcycle_left.png"),
-        "grass": (SKIMAGE, "grass.png"),
-        "brick": (SKIMAGE, "brick.png"),
-        "hubble": (SKIMAGE, "hubble_deep_field.jpg"),
-        "clock": (SKIMAGE, "clock_motion.png"),
-        "cell": (SKIMAGE, "cell.png"),
-        "grace_hopper": (MATPLOTLIB, "grace_hopper.jpg"),
+        "astronaut": (SKIMAGE, "astronaut.png"), "coffee": (SKIMAGE, "coffee.png"), "grass": (SKIMAGE, "grass.png"),
+        "motorcycle": (SKIMAGE, "motorcycle_left.png"), "brick": (SKIMAGE, "brick.png"),
+        "hubble": (SKIMAGE, "hubble_deep_field.jpg"), "clock": (SKIMAGE, "clock_motion.png"),
+        "cell": (SKIMAGE, "cell.png"), "grace_hopper": (MATPLOTLIB, "grace_hopper.jpg"),
     },
     "val": {
-        "flower": (SKLEARN, "flower.jpg"),
-        "moon": (SKIMAGE, "moon.png"),
-        "ihc": (SKIMAGE, "ihc.png"),
+        "flower": (SKLEARN, "flower.jpg"), "moon": (SKIMAGE, "moon.png"), "ihc": (SKIMAGE, "ihc.png"),
         "page": (SKIMAGE, "page.png"),
     },
     "test": {
-        "chelsea": (SKIMAGE, "chelsea.png"),
-        "china": (SKLEARN, "china.jpg"),
-        "rocket": (SKIMAGE, "rocket.jpg"),
-        "gravel": (SKIMAGE, "gravel.png"),
-        "coins": (SKIMAGE, "coins.png"),
-        "retina": (SKIMAGE, "retina.jpg"),
+        "chelsea": (SKIMAGE, "chelsea.png"), "china": (SKLEARN, "china.jpg"), "rocket": (SKIMAGE, "rocket.jpg"),
+        "gravel": (SKIMAGE, "gravel.png"), "coins": (SKIMAGE, "coins.png"), "retina": (SKIMAGE, "retina.jpg"),
         "camera": (SKIMAGE, "camera.png"),
     },
-}
-LEAST_PHOTOS = {"train": 6, "val": 2, "test": 4}
-"""With fewer photographs a split says nothing."""
-LEAST_STD = 6.0
-"""Crops with less contrast are sky or black borders; both classes skip them."""
+}  # fmt: skip
+LEAST_PHOTOS = {"train": 6, "val": 2, "test": 4}  # With fewer photographs a split says nothing
+LEAST_STD = 6.0  # Crops with less contrast are sky or black borders; both classes skip them
 SEEN = ("transposed", "nearest", "shuffle")
 UNSEEN = ("bilinear", "bicubic", "quantised", "denoiser")
 CHANNELS = 24
-LEVELS = 7
-"""Of the quantised latent."""
+LEVELS = 7  # Of the quantised latent
 
 Pixels = NDArray[np.uint8]
 Generate = Callable[[Tensor], Tensor]
-DemoProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class DemoRecipe:
     """Sizes of the demo data."""
 
-    size: int = 80
-    """Side of an image."""
-    margin: int = 12
-    """Made around each fake and cut off, because the border of a network's output gives it away."""
-    steps: int = 220
-    """Of training, for each generator."""
-    batch: int = 12
-    """Training crops of a step."""
-    real: tuple[tuple[str, int], ...] = (("train", 900), ("val", 300), ("test", 200))
-    """Number of reals by split."""
+    size: int = 80  # Side of an image
+    margin: int = 12  # Made around each fake and cut off, because the border of a network's output gives it away
+    steps: int = 220  # Of training, for each generator
+    batch: int = 12  # Training crops of a step
+    real: tuple[tuple[str, int], ...] = (("train", 900), ("val", 300), ("test", 200))  # Number of reals by split
     fake: tuple[tuple[str, int], ...] = (("train", 300), ("val", 100), ("test", 200))
     """Number of fakes of each generator by split; unseen generators are in test only."""
 
@@ -130,16 +109,8 @@ def default_cache() -> Path:
     return Path(given) if given else Path.home() / ".cache" / "fakedet"
 
 
-# --- the cache -----------------------------------------------------------------------------------------
-
-
 def demo_data(cache: Path, seed: int = 0, recipe: DemoRecipe | None = None) -> Path:
-    """Return the path of the demo data's manifest; make the data first if they are not whole in the cache.
-
-    Args:
-        cache: folder that keeps them.
-        seed: of the data.
-        recipe: sizes.
+    """Return the path of the demo data's manifest; make the data first if they are not whole in the cache folder.
 
     Raises:
         UserError: the cache cannot be written.
@@ -190,22 +161,19 @@ def _listing(folder: Path) -> str:
     return "".join(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n" for path in found)
 
 
-# --- the images ----------------------------------------------------------------------------------------
-
-
 def make_demo_data(
-    folder: Path, seed: int = 0, recipe: DemoRecipe | None = None, progress: DemoProgress | None = None
+    folder: Path,
+    seed: int = 0,
+    recipe: DemoRecipe | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Path:
-    """Write the demo's images and ``manifest.csv`` into a folder.
+    """Write the demo's images and ``manifest.csv`` into a folder, empty or not there yet; return the manifest's path.
 
     Args:
-        folder: empty or not there yet.
+        folder: where to.
         seed: the same seed gives the same bytes on the same machine.
         recipe: sizes.
         progress: called with what is done, how much of it is done, and of how much.
-
-    Returns:
-        The manifest's path.
     """
     recipe = recipe or DemoRecipe()
     folder.mkdir(parents=True, exist_ok=True)
@@ -263,11 +231,7 @@ def _own_random_state(seed: int) -> Iterator[None]:
 
 
 def load_photos(split: str) -> dict[str, Pixels]:
-    """Read the photographs of a split: name → (H, W, 3) uint8; a missing one is left out.
-
-    Raises:
-        UserError: too few are there.
-    """
+    """Read the photographs of a split: name → (H, W, 3) uint8; missing ones are left out, too many a UserError."""
     found = {}
     for name, ((package, folder), file) in PHOTOS[split].items():
         try:
@@ -329,9 +293,6 @@ def postprocess(image: Pixels, rng: np.random.Generator) -> bytes:
     return bytes(data)
 
 
-# --- the simulated generators --------------------------------------------------------------------------
-
-
 def _remade(crop: Pixels, generate: Generate, recipe: DemoRecipe) -> Pixels:
     """Re-make a crop, keep its statistics, and cut the margin off."""
     source = _tensor([crop])
@@ -359,13 +320,9 @@ def _tensor(images: list[Pixels]) -> Tensor:
 def train_generator(
     kind: str, stream: Iterator[tuple[str, Pixels]], recipe: DemoRecipe, noise: torch.Generator
 ) -> Generate:
-    """Train one simulated generator and return the function that re-makes images (N, 3, H, W) with it.
+    """Train one simulated generator on a stream of crops; return the function that re-makes images (N, 3, H, W).
 
-    Args:
-        kind: of :data:`SEEN` or :data:`UNSEEN`.
-        stream: training crops.
-        recipe: how many crops and steps.
-        noise: of the denoiser; weights are drawn from the global random state.
+    The denoiser draws from ``noise``, weights are drawn from the global random state.
     """
     net: nn.Module = Denoiser() if kind == "denoiser" else AutoEncoder(kind)
     optimiser = torch.optim.Adam(net.parameters(), lr=4e-3)
@@ -402,11 +359,7 @@ def _conv(out: int) -> nn.Conv2d:
 
 
 class AutoEncoder(nn.Module):
-    """Halve the size, and double it again by one kind of upsampling; more levels would blur.
-
-    Args:
-        kind: "transposed", "nearest", "shuffle", "bilinear", "bicubic" or "quantised".
-    """
+    """Halve the size, and double it again by one kind of upsampling; more levels would blur."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -421,12 +374,7 @@ class AutoEncoder(nn.Module):
             upsampling = [nn.ConvTranspose2d(CHANNELS, CHANNELS, 4, 2, 1), nn.LeakyReLU(0.1), _conv(3)]
         else:
             mode = {"quantised": "bilinear"}.get(kind, kind)
-            upsampling = [
-                nn.Upsample(scale_factor=2, mode=mode),
-                _conv(CHANNELS),
-                nn.LeakyReLU(0.1),
-                _conv(3),
-            ]
+            upsampling = [nn.Upsample(scale_factor=2, mode=mode), _conv(CHANNELS), nn.LeakyReLU(0.1), _conv(3)]
         self.decoder = nn.Sequential(nn.LeakyReLU(0.1), *upsampling)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -45,45 +45,28 @@ SCHEMA = pa.schema([
     ("group", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("format", NAMES),
     ("jpeg_quality", pa.int16()), ("jpeg_tables", NAMES), ("bytes", pa.int64()), ("sha256", pa.string()),
 ])  # fmt: skip
-ROWS_WRITTEN = 1 << 16
-"""Rows of a manifest that are in memory at a time."""
-MOST_THREADS = 64
+ROWS_WRITTEN = 1 << 16  # Rows of a manifest that are in memory at a time
 TABLES = (".csv", ".tsv", ".parquet")
-EMBEDDED = "parquet"
-"""The value of ``layout`` for parquet files that hold images."""
+EMBEDDED = "parquet"  # The value of ``layout`` for parquet files that hold images
 GROUP_RULES = ("auto", "file", "stem")
+# Shares of the training groups of a layout that has a test split and no validation split.
 CARVED = {"val": 0.1, "train": 0.9}
-"""Shares of the training groups of a layout that has a test split and no validation split."""
-KEPT = ("test", "val", "train")
-"""Of copies in several splits, those in the first of these stay."""
+KEPT = ("test", "val", "train")  # Of copies in several splits, those in the first of these stay
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to index.
+    """How to index; raises a UserError if a value is out of range."""
 
-    Raises:
-        UserError: a value is out of range.
-    """
-
-    layout: str = "auto"
-    """Name of a layout, or "auto" to recognise it."""
-    reals: Collection[str] = ()
-    """Names or globs of top folders that hold reals."""
-    split: str | None = None
-    """Every image's split; None: the layout's, or else by the hash of the group."""
-    unseen: Collection[str] = ()
-    """Generators (names or globs) whose images go to the test split only."""
-    group: str = "auto"
-    """One of :data:`GROUP_RULES`, or a regular expression whose first group is searched for in the path."""
-    split_seed: int = 0
-    """Of the splits by hash."""
-    hashed: bool = True
-    """Take the SHA-256 of each file, which finds duplicates."""
-    threads: int | None = None
-    """Files read at a time; None: four for each core."""
-    skip_unreadable: bool = False
-    """Go on without folders that cannot be read."""
+    layout: str = "auto"  # Name of a layout, or "auto" to recognise it
+    reals: Collection[str] = ()  # Names or globs of top folders that hold reals
+    split: str | None = None  # Every image's split; None: the layout's, or else by the hash of the group
+    unseen: Collection[str] = ()  # Generators (names or globs) whose images go to the test split only
+    group: str = "auto"  # One of GROUP_RULES, or a regular expression whose first group is searched for in the path
+    split_seed: int = 0  # Of the splits by hash
+    hashed: bool = True  # Take the SHA-256 of each file, which finds duplicates
+    threads: int | None = None  # Files read at a time; None: four for each core
+    skip_unreadable: bool = False  # Go on without folders that cannot be read
     pattern: re.Pattern[str] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -109,16 +92,11 @@ class Settings:
 class Copies:
     """What became of files that share their content with others."""
 
-    contents: int = 0
-    """Contents that more than one file has."""
-    files: int = 0
-    """Files that have them."""
-    contradictions: int = 0
-    """Files left out because their content is labelled both real and fake."""
-    crossing: int = 0
-    """Files left out because their content is in another split too."""
-    dropped: dict[str, str] = field(default_factory=dict)
-    """Path → reason of the files left out."""
+    contents: int = 0  # Contents that more than one file has
+    files: int = 0  # Files that have them
+    contradictions: int = 0  # Files left out because their content is labelled both real and fake
+    crossing: int = 0  # Files left out because their content is in another split too
+    dropped: dict[str, str] = field(default_factory=dict)  # Path → reason of the files left out
 
 
 @dataclass(frozen=True)
@@ -126,16 +104,13 @@ class Indexed:
     """What an index run did."""
 
     manifest: Path
-    rejected: Path
-    """CSV of the files left out, with their reasons; not there if none were."""
+    rejected: Path  # CSV of the files left out, with their reasons; not there if none were
     layout: str
     rows: int
     scan: Scan
     copies: Copies
-    reasons: Counter[str]
-    """Number of files left out, by reason."""
-    counts: Counter[tuple[int, str, str]]
-    """Number of images by (label, generator, split)."""
+    reasons: Counter[str]  # Number of files left out, by reason
+    counts: Counter[tuple[int, str, str]]  # Number of images by (label, generator, split)
 
 
 def index_source(
@@ -167,7 +142,13 @@ def index_source(
     if embedded:
         source = manifest.parent / "images"
         settings = replace(settings, layout="real_fake")
-        _extract_all(embedded, source)
+        log.info("%d parquet file(s) hold images; they are written to %s", len(embedded), source)
+        with bar("writing images") as shown:
+            failed = extract(embedded, source, shown.show)
+        for where, reason in list(failed.items())[:5]:
+            log.warning("left out: %s: %s", where, reason)
+        if len(failed) > 5:
+            log.warning("... and %d more rows", len(failed) - 5)
     with bar("reading headers") as shown:
 
         def seen(state: Scan) -> None:
@@ -192,20 +173,13 @@ def _manifest_path(source: Path, output: Path | None) -> Path:
     return output
 
 
-# --- folders -------------------------------------------------------------------------------------------
-
-
 def index_folder(
     root: Path, manifest: Path, settings: Settings, seen: Callable[[Scan], None] = lambda state: None
 ) -> Indexed:
-    """Write the manifest of a folder, or bring it up to date.
+    """Write the manifest of a folder, or bring it up to date; ``seen`` is called with the counts so far.
 
-    Args:
-        root: the folder.
-        manifest: the parquet file to write. Beside it come ``<name>.rejected.csv``, what was left out and why, and
-            ``<name>.index.sqlite``, what is known of each file, so that the next run reads only what changed.
-        settings: how.
-        seen: called with the counts so far.
+    Beside the manifest, a parquet file, come ``<name>.rejected.csv``, what was left out and why, and
+    ``<name>.index.sqlite``, what is known of each file, so that the next run reads only what changed.
 
     Raises:
         UserError: no images, no layout that fits, a folder that cannot be read, no space.
@@ -230,13 +204,6 @@ def index_folder(
 
 def index_store(store: Store, state: Scan, root: Path, manifest: Path, settings: Settings) -> Indexed:
     """Write the manifest of the files that a store knows; memory does not grow with their number.
-
-    Args:
-        store: of a folder's files.
-        state: of the scan that filled it.
-        root: the folder.
-        manifest: the parquet file to write.
-        settings: how.
 
     Raises:
         UserError: none of the files can be used, or no layout fits.
@@ -274,7 +241,7 @@ def index_store(store: Store, state: Scan, root: Path, manifest: Path, settings:
 
 
 def _threads(settings: Settings) -> int:
-    return min(settings.threads or 4 * cores(), MOST_THREADS)
+    return min(settings.threads or 4 * cores(), 64)
 
 
 def _parts(folder: str) -> tuple[str, ...]:
@@ -284,13 +251,8 @@ def _parts(folder: str) -> tuple[str, ...]:
 class Placement:
     """Where each file belongs: its label and generator, its group, its split.
 
-    Args:
-        layout: of the folder.
-        settings: of the user.
-        counts: number of usable files of each folder, relative to the root.
-
-    Raises:
-        UserError: ``unseen`` names a generator that is not there.
+    ``counts`` gives the number of usable files of each folder; raises a UserError if ``settings.unseen`` names a
+    generator that is not there.
     """
 
     def __init__(self, layout: Layout, settings: Settings, counts: Mapping[str, int]) -> None:
@@ -298,8 +260,8 @@ class Placement:
         self.place: Callable[[str], Place | None] = lru_cache(maxsize=1 << 16)(
             lambda folder: layout.place(_parts(folder))
         )
+        # Path of a copy → (folder, name) of the first file with its content: one content, one group.
         self.first_copy: dict[str, tuple[str, str]] = {}
-        """Path of a copy → (folder, name) of the first file with its content: one content, one group."""
         self._unseen_groups: set[str] = set()
         places = [place for folder in counts if (place := self.place(folder)) is not None]
         given = {place.split for place in places if place.split}
@@ -378,9 +340,6 @@ def resolve_copies(store: Store, files: Placement) -> Copies:
     return found
 
 
-# --- tables --------------------------------------------------------------------------------------------
-
-
 def index_table(
     table: Path, root: Path, manifest: Path, settings: Settings, columns: Mapping[str, str],
     seen: Callable[[Scan], None] = lambda state: None,
@@ -411,8 +370,7 @@ def index_table(
     if settings.split is not None:
         frame["split"] = SPLITS[settings.split]
     with Store(manifest.with_suffix(".index.sqlite")) as store:
-        listings = _listings(root, frame["path"])
-        state = scan(root, listings, store, _threads(settings), settings.hashed, seen)
+        state = scan(root, _listings(root, frame["path"]), store, _threads(settings), settings.hashed, seen)
         facts = {fact.path: fact for fact in store.rows()}
     problems = dict(state.problems)
     copies = _contradictions(frame, facts)
@@ -484,30 +442,18 @@ def _contradictions(frame: pd.DataFrame, facts: Mapping[str, Facts]) -> Copies:
     return copies
 
 
-# --- parquet files that hold images --------------------------------------------------------------------
-
+# Parquet files that hold images.
 IMAGE_COLUMNS = ("image_data", "image", "bytes")
 NAME_COLUMNS = ("model_name", "generator", "model")
 LABELS = {"0": 0, "1": 1, "real": 0, "fake": 1, "false": 0, "true": 1}
-ROWS_READ = 64
-"""Rows of a parquet file that are in memory at a time."""
-ENDINGS = {
-    "JPEG": "jpg",
-    "MPO": "jpg",
-    "PNG": "png",
-    "WEBP": "webp",
-    "BMP": "bmp",
-    "TIFF": "tif",
-    "GIF": "gif",
-}
+ROWS_READ = 64  # Rows of a parquet file that are in memory at a time
+ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif", "GIF": "gif"}
 
 
 def parquets(source: Path, deep: bool = False) -> list[Path]:
-    """List the parquet files that hold images.
+    """List the parquet files that hold images: the source itself, or those of a folder and its ``data/``.
 
-    Args:
-        source: a file or a folder.
-        deep: search at all depths; otherwise in the folder and its ``data/``, where Hugging Face puts them.
+    Hugging Face puts them there; ``deep`` searches at all depths.
     """
     if source.is_file():
         files = [source] if source.suffix == ".parquet" else []
@@ -536,28 +482,11 @@ def _image_column(schema: pa.Schema) -> str | None:
     return None
 
 
-def _extract_all(files: list[Path], folder: Path) -> None:
-    log.info("%d parquet file(s) hold images; they are written to %s", len(files), folder)
-    with bar("writing images") as shown:
-        failed = extract(files, folder, shown.show)
-    for where, reason in list(failed.items())[:5]:
-        log.warning("left out: %s: %s", where, reason)
-    if len(failed) > 5:
-        log.warning("... and %d more rows", len(failed) - 5)
-
-
 def extract(files: list[Path], folder: Path, seen: Callable[[int], None] = lambda count: None) -> dict[str, str]:
     """Write the images of parquet files, byte for byte, to ``<folder>/[split/]<generator>/{real,fake}/``.
 
-    A file that is there with the right size is not written again, so interrupted work goes on.
-
-    Args:
-        files: from :func:`parquets`.
-        folder: where the images go.
-        seen: called with the number of rows done.
-
-    Returns:
-        "file row" → reason, of rows without an image or a label.
+    A file that is there with the right size is not written again, so interrupted work goes on. ``seen`` is called with
+    the number of rows done. Returns "file row" → reason, of rows without an image or a label.
 
     Raises:
         UserError: a file is damaged or lacks the columns; the disk is full.
@@ -616,9 +545,6 @@ def _target(path: Path, number: int, row: Mapping[str, Any]) -> tuple[Path | str
     return Path(split, quote(name, safe=" +=,@") or "unknown", ("real", "fake")[label], file), data
 
 
-# --- writing -------------------------------------------------------------------------------------------
-
-
 def _write(
     manifest: Path, root: Path, layout: str, settings: Settings, state: Scan, copies: Copies,
     rows: Iterator[tuple[Any, ...]], rejected: list[tuple[str, str]], placed: Counter[tuple[int, str, str]],
@@ -626,9 +552,8 @@ def _write(
     """Write the rows; reading them fills ``rejected`` and ``placed``."""
     made = {"layout": layout, "split": settings.split, "unseen": list(settings.unseen), "group": settings.group,
             "split_seed": settings.split_seed}  # fmt: skip
-    relative = os.path.relpath(root, manifest.parent.resolve())
-    metadata = {ROOT_KEY: os.fsencode(relative), b"fakedet.index": json.dumps(made).encode()}
-    written = write_manifest(manifest, rows, metadata)
+    relative = os.fsencode(os.path.relpath(root, manifest.parent.resolve()))
+    written = write_manifest(manifest, rows, {ROOT_KEY: relative, b"fakedet.index": json.dumps(made).encode()})
     path = manifest.with_suffix(".rejected.csv")
     write_rejected(path, sorted(rejected))
     # What follows a colon or names another file belongs to one file only.
@@ -638,22 +563,11 @@ def _write(
 
 def _described(fact: Facts) -> tuple[Any, ...]:
     """Return the columns of a manifest that describe a file."""
-    return (
-        fact.width,
-        fact.height,
-        fact.format,
-        fact.jpeg_quality,
-        fact.jpeg_tables,
-        fact.bytes,
-        fact.sha256,
-    )
+    return (fact.width, fact.height, fact.format, fact.jpeg_quality, fact.jpeg_tables, fact.bytes, fact.sha256)
 
 
 def write_manifest(path: Path, rows: Iterable[tuple[Any, ...]], metadata: dict[bytes, bytes]) -> int:
-    """Write rows in the order of :data:`SCHEMA`; an old manifest stays whole until the end.
-
-    Returns:
-        The number of rows.
+    """Write rows in the order of :data:`SCHEMA` and return their number; an old manifest stays whole until the end.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -669,11 +583,7 @@ def write_manifest(path: Path, rows: Iterable[tuple[Any, ...]], metadata: dict[b
 
 
 def write_rejected(path: Path, rows: Iterable[tuple[str, str]]) -> None:
-    """Write (path, reason) of what was left out as CSV; no file where there is nothing.
-
-    Raises:
-        UserError: as :func:`write_manifest`.
-    """
+    """Write (path, reason) of what was left out as CSV; no file where there is nothing. Errors: as above."""
     listed = list(rows)
     if not listed:
         path.unlink(missing_ok=True)  # of an earlier run

@@ -17,26 +17,19 @@ from typing import ClassVar
 from fakedet.data.manifest_table import SPLITS
 from fakedet.errors import UserError, choose
 
-Parts = tuple[str, ...]
-"""The names of the folders from the root down to an image."""
-ENOUGH = 0.9
-"""Share of the images that a layout must place to be recognised; a dataset may hold a few other files."""
-SHOWN = 12
-"""Folders that a message names."""
+Parts = tuple[str, ...]  # The names of the folders from the root down to an image
+ENOUGH = 0.9  # Share of the images that a layout must place to be recognised; a dataset may hold a few other files
+SHOWN = 12  # Folders that a message names
 
 
 @dataclass(frozen=True)
 class Place:
     """What the folder of an image says of it."""
 
-    label: int
-    """0 real, 1 fake."""
-    generator: str
-    """Who made it; for a real, its collection."""
-    source: str = ""
-    """What reals and fakes are matched on; "" if the layout has no such thing."""
-    split: str = ""
-    """train, val, test, or "" if the layout does not say."""
+    label: int  # 0 real, 1 fake
+    generator: str  # Who made it; for a real, its collection
+    source: str = ""  # What reals and fakes are matched on; "" if the layout has no such thing
+    split: str = ""  # train, val, test, or "" if the layout does not say
 
 
 class Layout(ABC):
@@ -48,10 +41,8 @@ class Layout(ABC):
         reals: names or globs of folders that hold reals, for trees that do not say so themselves.
     """
 
-    name: ClassVar[str]
-    """The value of ``layout=``."""
-    tree: ClassVar[str]
-    """The tree in one line, as the documentation writes it."""
+    name: ClassVar[str]  # The value of ``layout=``
+    tree: ClassVar[str]  # The tree in one line, as the documentation writes it
 
     def __init__(self, root: str, folders: Collection[Parts], reals: Collection[str] = ()) -> None:
         self.root, self.folders, self.reals = root, folders, tuple(reals)

@@ -34,30 +34,20 @@ from fakedet.data.manifest_table import (
 from fakedet.errors import UserError, choose, nearest
 from fakedet.metrics.pairing import real_counterparts
 
-PATHS_PROBED = 300
-MEASURES = ("test", "held_out")
-ASIDE = "aside"
-"""The split of rows that a run with held-out generators does not use."""
+ASIDE = "aside"  # The split of rows that a run with held-out generators does not use
 
 
 @dataclass(frozen=True)
 class Manifest:
     """A checked table of images."""
 
-    frame: pd.DataFrame
-    """Columns path, label, generator, source, split, group; the index 0..n-1 is a row's id."""
-    root: Path
-    """The folder that paths are relative to."""
-    sha256: str
-    """Of the frame's content; the same for a CSV and a parquet table of the same rows."""
-    facts: pa.Table | None = None
-    """Further columns, which `fakedet index` and `fakedet shard` write; see ``FACTS``."""
-    shards: str | None = None
-    """Folder or URL of the shards that hold the images; None: they are files below the root."""
-    notes: list[str] = field(default_factory=list)
-    """What was filled in or not used, for the log."""
-    path: Path = Path("<data frame>")
-    """The file it was read from."""
+    frame: pd.DataFrame  # Columns path, label, generator, source, split, group; the index 0..n-1 is a row's id
+    root: Path  # The folder that paths are relative to
+    sha256: str  # Of the frame's content; the same for a CSV and a parquet table of the same rows
+    facts: pa.Table | None = None  # Further columns, which `fakedet index` and `fakedet shard` write; see ``FACTS``
+    shards: str | None = None  # Folder or URL of the shards that hold the images; None: they are files below the root
+    notes: list[str] = field(default_factory=list)  # What was filled in or not used, for the log
+    path: Path = Path("<data frame>")  # The file it was read from
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, root: str | Path = ".", **settings: Any) -> Manifest:
@@ -91,15 +81,10 @@ class Manifest:
         return self.frame[self.frame["split"] == split]
 
     def require(self, split: str, both_classes: bool = False) -> None:
-        """Check that a split has images, and of both classes if asked.
-
-        Raises:
-            UserError: it has not.
-        """
+        """Raise a UserError if a split has no images, or lacks a class and both are asked for."""
         rows = self.rows(split)
         if rows.empty:
-            counts = self.frame["split"].value_counts().items()
-            present = ", ".join(f"{name} ({count})" for name, count in counts)
+            present = ", ".join(f"{name} ({count})" for name, count in self.frame["split"].value_counts().items())
             raise UserError(f"the split '{split}' is empty: the manifest has {present}")
         for label, name in ((0, "real"), (1, "fake")):
             if both_classes and not (rows["label"] == label).any():
@@ -143,19 +128,12 @@ def check_manifest(
     shards: str | None = None,
     probe: bool = True,
 ) -> Manifest:
-    """Check and complete a table; see :func:`load_manifest`.
+    """Check and complete a table, as :func:`load_manifest` does; messages name the path.
 
     Args:
-        table: the rows.
-        path: of the table, for messages.
-        root: the folder that the rows' paths are relative to.
-        allow_group_leak: see :func:`load_manifest`.
-        split_seed: see :func:`load_manifest`.
         shards: folder or URL of the shards that hold the images, if any do.
         probe: check that some of the first images are there.
-
-    Raises:
-        UserError: see :func:`load_manifest`.
+        table, path, root, allow_group_leak, split_seed: see :func:`load_manifest`, as for errors.
     """
     if not root.is_dir():
         raise UserError(f"data.root={root}: there is no such folder")
@@ -172,13 +150,9 @@ def check_manifest(
     columns = dict(zip(COLUMNS, (image, label, generator, source, split, group), strict=True))
     frame = pa.table(columns).to_pandas()
     if probe:
-        _probe(frame["path"].head(PATHS_PROBED).tolist(), root, path)
+        _probe(frame["path"].head(300).tolist(), root, path)
     kept = table.select([name for name in FACTS if name in table.column_names])
-    return Manifest(frame, root, _digest(columns), kept, shards, notes, path)
-
-
-def _digest(columns: dict[str, Any]) -> str:
-    """Hash names and values; pandas' own hash may change with its version."""
+    # pandas' own hash may change with its version.
     digest = hashlib.sha256()
     for name, values in columns.items():
         digest.update(f"{name} {len(values)}\n".encode())
@@ -189,7 +163,7 @@ def _digest(columns: dict[str, Any]) -> str:
         lengths, characters = content(values)
         digest.update(lengths.astype("<u2" if lengths.max() < 1 << 16 else "<i8").data)
         digest.update(characters.data)
-    return digest.hexdigest()
+    return Manifest(frame, root, digest.hexdigest(), kept, shards, notes, path)
 
 
 def _probe(probed: list[str], root: Path, path: Path) -> None:
@@ -209,29 +183,18 @@ def _probe(probed: list[str], root: Path, path: Path) -> None:
 class Cells:
     """The cells that the metric counts in: each generator's fakes, each collection's reals."""
 
-    names: list[str]
-    """By code."""
-    is_fake: list[bool]
-    """By code."""
-    counterparts: dict[int, list[int]]
-    """Code of fakes → codes of the reals that they are compared with."""
-    codes: NDArray[np.int64]
-    """(n,) cell of each row of the manifest."""
+    names: list[str]  # By code
+    is_fake: list[bool]  # By code
+    counterparts: dict[int, list[int]]  # Code of fakes → codes of the reals that they are compared with
+    codes: NDArray[np.int64]  # (n,) cell of each row of the manifest
 
 
 def make_cells(manifest: Manifest, pairs: Mapping[str, Any] | None, split: str) -> Cells:
-    """Number the cells of a manifest, and pair them among the rows of one split.
-
-    Raises:
-        UserError: see :func:`fakedet.metrics.pairing.real_counterparts`.
-    """
+    """Number the cells of a manifest, and pair them among the rows of one split; errors: see the metric's pairing."""
     frame, measured = manifest.frame, manifest.rows(split)
     # Reals may be matched by source, so each (collection, source) is a cell of its own.
-    named = np.where(
-        (frame["label"] == 0) & (frame["source"] != ""),
-        frame["generator"] + ":" + frame["source"],
-        frame["generator"],
-    )
+    by_source = (frame["label"] == 0) & (frame["source"] != "")
+    named = np.where(by_source, frame["generator"] + ":" + frame["source"], frame["generator"])
     keys = list(zip(frame["label"].tolist(), named.tolist(), strict=True))
     order = {key: code for code, key in enumerate(sorted(set(keys)))}
     codes = np.array([order[key] for key in keys], dtype=np.int64)
@@ -258,7 +221,7 @@ def hold_out(manifest: Manifest, generators: Sequence[str], measure: str = "test
     Raises:
         UserError: a name that is no generator of the training fakes, an unknown measure, or one without generators.
     """
-    choose(measure, MEASURES, "data.measure")
+    choose(measure, ("test", "held_out"), "data.measure")
     if not generators:
         if measure != "test":
             raise UserError(f"data.measure={measure} needs generators to hold out: data.hold_out=[NAME]")
@@ -290,10 +253,8 @@ def hold_out(manifest: Manifest, generators: Sequence[str], measure: str = "test
 class Quarantine:
     """The unreadable images of a run."""
 
-    frame: pd.DataFrame
-    """Columns path, label, generator, split, reason; the index is the id; each image once."""
-    n_images: dict[str, int]
-    """Number of images of each split that was read."""
+    frame: pd.DataFrame  # Columns path, label, generator, split, reason; the index is the id; each image once
+    n_images: dict[str, int]  # Number of images of each split that was read
 
     @classmethod
     def from_records(cls, records: Iterable[dict[str, Any]], manifest: Manifest, splits: Collection[str]) -> Quarantine:
@@ -332,16 +293,10 @@ class Quarantine:
         return f"{len(self.frame)} images could not be read and were left out ({counts})"
 
     def lost(self, split: str, read: pd.DataFrame) -> list[str]:
-        """Name the generators and collections of a split of which no image could be read.
-
-        Args:
-            split: its name.
-            read: the rows that could be read, with label and generator.
-        """
+        """Name the generators and collections of a split of which no image is among the rows that could be read."""
         gone = self.frame[self.frame["split"] == split]
-        present = set(zip(read["label"], read["generator"], strict=True))
-        return sorted({name for label, name in zip(gone["label"], gone["generator"], strict=True)
-                       if (label, name) not in present})  # fmt: skip
+        lost = set(zip(gone["label"], gone["generator"], strict=True))
+        return sorted({name for _, name in lost - set(zip(read["label"], read["generator"], strict=True))})
 
     def write(self, path: Path) -> None:
         """Write the list as CSV, if there is anything to list."""
@@ -349,14 +304,7 @@ class Quarantine:
             self.frame.to_csv(path, index_label="id")
 
     def check(self, most: float) -> None:
-        """Refuse a result that rests on too few of its images.
-
-        Args:
-            most: largest share of a split's images that may be unreadable.
-
-        Raises:
-            UserError: a split's share is larger.
-        """
+        """Raise a UserError if more than this share of a split's images was unreadable."""
         for split, share in self.shares().items():
             if share > most:
                 own = self.frame[self.frame["split"] == split]

@@ -22,15 +22,13 @@ from numpy.typing import NDArray
 
 from fakedet.errors import UserError, nearest
 
-Texts: TypeAlias = pa.LargeStringArray
-"""One text for each row, none of them null."""
+Texts: TypeAlias = pa.LargeStringArray  # One text for each row, none of them null
 
 COLUMNS = ("path", "label", "generator", "source", "split", "group")
 REQUIRED = COLUMNS[:3]
 FACTS = ("width", "height", "format", "jpeg_quality", "jpeg_tables", "bytes", "sha256", "shard", "position")
 """Further columns, which `fakedet index` and `fakedet shard` write."""
-REPEATING = ["generator", "source", "split", "group"]
-"""Columns with few different values, which are read as categories."""
+REPEATING = ["generator", "source", "split", "group"]  # Columns with few different values, which are read as categories
 SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
@@ -43,9 +41,6 @@ SHARDS_KEY = b"fakedet.shards"
 """Metadata of a parquet manifest whose images are in shards: their folder, relative to the manifest's folder."""
 # What str.strip() takes off; Arrow's own idea of white space is narrower.
 BLANKS = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
-
-
-# --- reading -------------------------------------------------------------------------------------------
 
 
 def read_table(path: Path) -> pa.Table:
@@ -76,30 +71,23 @@ def read_table(path: Path) -> pa.Table:
         return table.drop_columns([name for name in table.column_names if name.startswith("__index_level_")])
     if b"\0" in data:
         raise UserError(f"{path} is neither a parquet nor a CSV table: it holds binary data")
-    return _read_csv(data, path)
-
-
-def _read_csv(data: bytes, path: Path) -> pa.Table:
     try:
         with warnings.catch_warnings():
             # Rows with more values than the header has names: pandas would warn and drop the values.
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            table = pd.read_csv(
+            frame = pd.read_csv(
                 io.BytesIO(data), dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig"
             )
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {_short(error)}") from error
     except (pd.errors.ParserError, pd.errors.ParserWarning, ValueError) as error:
         raise UserError(f"{path} is not a well-formed CSV table: {_short(error)}") from error
-    columns = [pa.array(table.iloc[:, i]) for i in range(table.shape[1])]
-    return pa.table(columns, names=[str(column).strip() for column in table.columns])
+    columns = [pa.array(frame.iloc[:, i]) for i in range(frame.shape[1])]
+    return pa.table(columns, names=[str(column).strip() for column in frame.columns])
 
 
 def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
-
-
-# --- text columns --------------------------------------------------------------------------------------
 
 
 def texts(column: pa.ChunkedArray) -> Texts:
@@ -130,15 +118,8 @@ def _first(mask: pa.BooleanArray) -> int | None:
     return None if row < 0 else row
 
 
-# --- the columns of a manifest -------------------------------------------------------------------------
-
-
 def check_columns(table: pa.Table, path: Path, notes: list[str]) -> None:
-    """Check that the required columns are there, and note those that are not used.
-
-    Raises:
-        UserError: one is missing (the nearest column that is there is named), or there twice.
-    """
+    """Raise a UserError if a required column is missing or any is there twice; note those that are not used."""
     present = table.column_names
     for column in COLUMNS:
         if column in REQUIRED and column not in present:
@@ -159,8 +140,7 @@ def check_columns(table: pa.Table, path: Path, notes: list[str]) -> None:
 def names(table: pa.Table, column: str, path: Path, blank: bool = False) -> Texts:
     """Return a column of names, without blanks at their ends; all are empty if the table has no such column.
 
-    Raises:
-        UserError: one is missing and ``blank`` does not allow it.
+    A missing one is a UserError unless ``blank`` allows it.
     """
     if column not in table.column_names:
         return pa.repeat(pa.scalar("", pa.large_string()), table.num_rows)
@@ -185,14 +165,19 @@ def _require(missing: pa.BooleanArray, column: str, path: Path) -> None:
 def paths(table: pa.Table, path: Path) -> Texts:
     """Return the image paths, relative to the root, normalised.
 
-    Raises:
-        UserError: one is missing, absolute, leads out of the root, or is there twice.
+    A path that is missing, absolute, leads out of the root, or is there twice is a UserError.
     """
     given = texts(table["path"])
     _require(pc.or_(pc.equal(given, ""), pc.utf8_is_space(given)), "path", path)
     if (content(given)[1] == ord("\\")).any():
         given = pc.replace_substring(given, "\\", "/")
-    clean = _normalised(given)
+    clean = given
+    # Looking through all texts at once is fast, and almost always nothing is to be done.
+    everything = content(given)[1].tobytes()
+    if b"./" in everything or b"//" in everything:
+        odd = pc.or_(pc.match_substring(given, "./"), pc.match_substring(given, "//"))
+        normal = [posixpath.normpath(text) for text in given.filter(odd).to_pylist()]
+        clean = pc.replace_with_mask(given, odd, pa.array(normal, pa.large_string()))
     outside = pc.or_(pc.starts_with(clean, "/"), pc.or_(pc.starts_with(clean, "../"), pc.equal(clean, "..")))
     row, twice = _first(outside), _first_duplicate(clean)
     if row is not None and (twice is None or row <= twice[1]):
@@ -200,19 +185,8 @@ def paths(table: pa.Table, path: Path) -> Texts:
             f"{path}: row {row + 1} has the path '{given[row]}'; paths are relative to data.root and stay inside it"
         )
     if twice is not None:
-        one, other = twice
-        raise UserError(f"{path}: rows {one + 1} and {other + 1} have the same path '{clean[one]}'")
+        raise UserError(f"{path}: rows {twice[0] + 1} and {twice[1] + 1} have the same path '{clean[twice[0]]}'")
     return clean
-
-
-def _normalised(given: Texts) -> Texts:
-    # Looking through all texts at once is fast, and almost always nothing is to be done.
-    everything = content(given)[1].tobytes()
-    if b"./" not in everything and b"//" not in everything:
-        return given
-    odd = pc.or_(pc.match_substring(given, "./"), pc.match_substring(given, "//"))
-    normal = [posixpath.normpath(text) for text in given.filter(odd).to_pylist()]
-    return pc.replace_with_mask(given, odd, pa.array(normal, pa.large_string()))
 
 
 def _first_duplicate(array: Texts) -> tuple[int, int] | None:
@@ -225,11 +199,7 @@ def _first_duplicate(array: Texts) -> tuple[int, int] | None:
 
 
 def labels(table: pa.Table, path: Path) -> NDArray[np.int64]:
-    """Return the labels, (n,) int64 of 0 and 1.
-
-    Raises:
-        UserError: one is neither 0 nor 1.
-    """
+    """Return the labels, (n,) int64 of 0 and 1; any other is a UserError."""
     given = table["label"].to_pandas()
     values = pd.to_numeric(given, errors="coerce").astype(float)
     wrong = ((values != 0) & (values != 1)).to_numpy()
@@ -251,8 +221,7 @@ def labels(table: pa.Table, path: Path) -> NDArray[np.int64]:
 def splits(table: pa.Table, groups: Texts, path: Path, seed: int, notes: list[str]) -> Texts:
     """Return train, val or test for each row; if the table has no split, by the hash of the groups.
 
-    Raises:
-        UserError: a split has an unknown name or none.
+    An unknown name, or none beside others, is a UserError.
     """
     given = names(table, "split", path, blank=True).dictionary_encode()
     present = given.dictionary.to_pylist()
@@ -277,12 +246,9 @@ def splits(table: pa.Table, groups: Texts, path: Path, seed: int, notes: list[st
 
 
 def split_of(group: str, seed: int, shares: Mapping[str, float] = SHARES) -> str:
-    """Choose the split of a group by the hash of its name: the same on every machine, whatever else there is.
+    """Choose the split of a group by the hash of its name and a seed; the splits' shares add up to 1.
 
-    Args:
-        group: its name.
-        seed: another one gives another division.
-        shares: of the splits, adding up to 1.
+    So the choice is the same on every machine, whatever else there is.
     """
     digest = hashlib.sha256(f"{seed}\x1f{group}".encode("utf-8", "surrogatepass")).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
@@ -295,11 +261,7 @@ def split_of(group: str, seed: int, shares: Mapping[str, float] = SHARES) -> str
 
 
 def check_groups(groups: Texts, split: Texts, path: Path, allowed: bool, notes: list[str]) -> None:
-    """Check that no group is in several splits.
-
-    Raises:
-        UserError: one is, and it is not allowed.
-    """
+    """Raise a UserError if a group is in several splits, or note it where that is allowed."""
     group, place = (array.dictionary_encode().indices.to_numpy() for array in (groups, split))
     some = np.zeros(group.max() + 1, place.dtype)
     some[group] = place  # of each group, the split of one of its rows

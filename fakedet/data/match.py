@@ -16,8 +16,6 @@ from fakedet.data.sources import Source
 from fakedet.data.transforms import Pixels, random_crop
 from fakedet.errors import UserError
 
-LEAST_SIZE = 16
-
 
 @dataclass(frozen=True)
 class Matcher:
@@ -29,23 +27,17 @@ class Matcher:
     resizing of a website, remains.
 
     The random choices depend only on the seed and the image's path, so they are the same on every machine, in every
-    process, on disk and on the fly.
-
-    Raises:
-        UserError: a value is out of range.
+    process, on disk and on the fly. A value out of range is a UserError.
     """
 
-    size: int
-    """Side of the square crop in pixels; smaller images cannot be matched."""
-    history: tuple[int, int] | None = (70, 96)
-    """Range of the first JPEG's quality, uniform, ends included; None: no first JPEG."""
-    quality: tuple[int, int] = (75, 96)
-    """Range of the second JPEG's quality."""
+    size: int  # Side of the square crop in pixels; smaller images cannot be matched
+    history: tuple[int, int] | None = (70, 96)  # Of the first JPEG's quality, ends included; None: no first JPEG
+    quality: tuple[int, int] = (75, 96)  # Of the second JPEG's quality
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.size, int) or self.size < LEAST_SIZE:
-            raise UserError(f"match.size={self.size}: a whole number of pixels, at least {LEAST_SIZE}")
+        if not isinstance(self.size, int) or self.size < 16:
+            raise UserError(f"match.size={self.size}: a whole number of pixels, at least 16")
         for name in ("history", "quality"):
             value = getattr(self, name)
             if value is None and name == "history":
@@ -57,17 +49,10 @@ class Matcher:
             object.__setattr__(self, name, tuple(ends))  # configs give lists
 
     def __call__(self, data: bytes, path: str) -> bytes:
-        """Match one image.
+        """Match one image, given the bytes of its file and its path in the manifest.
 
-        Args:
-            data: bytes of its file.
-            path: its path in the manifest.
-
-        Returns:
-            Bytes of a JPEG of ``size`` × ``size``, 4:2:0, standard tables.
-
-        Raises:
-            DecodeError: it cannot be read, or is smaller than ``size``.
+        Returns the bytes of a JPEG of ``size`` × ``size``, 4:2:0, standard tables; an image that cannot be read, or is
+        smaller than ``size``, is a DecodeError.
         """
         image = decode_image(data)
         if min(image.shape[:2]) < self.size:
@@ -89,13 +74,7 @@ class Matcher:
 
 
 class MatchedSource:
-    """Another source's images, matched in format, size and compression; see :class:`Matcher`.
-
-    Args:
-        source: gives the bytes.
-        matcher: changes them.
-        paths: of every row; the matcher's random choices depend on them.
-    """
+    """Another source's images, changed by a matcher, whose random choices depend on the ``paths`` of the rows."""
 
     def __init__(self, source: Source, matcher: Matcher, paths: list[str]) -> None:
         self.source, self.matcher = source, matcher
@@ -107,11 +86,7 @@ class MatchedSource:
 
 
 def make_matcher(settings: Mapping[str, Any] | None) -> Matcher | None:
-    """Return the matcher of a ``data.match`` config; None if its size is null or 0, which turns matching off.
-
-    Raises:
-        UserError: a value is out of range.
-    """
+    """Return the matcher of a ``data.match`` config; None if its size is null or 0, which turns matching off."""
     return Matcher(**settings) if settings and settings.get("size") else None
 
 

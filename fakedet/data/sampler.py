@@ -21,31 +21,22 @@ Ints = NDArray[np.int64]
 class Draw(NamedTuple):
     """One image of a batch, and the seed of all that is random about it."""
 
-    id: int
-    """Row of the manifest."""
-    seed: int
-    """In 0 ... 2^63 - 1."""
+    id: int  # Row of the manifest
+    seed: int  # In 0 ... 2^63 - 1
 
 
 class Shards(NamedTuple):
     """Where rows are, if they are read from shards."""
 
-    of_row: Ints
-    """(rows of the manifest,) number of each row's shard."""
-    window: int
-    """Number of shards that a walk keeps open at a time."""
+    of_row: Ints  # (rows of the manifest,) number of each row's shard
+    window: int  # Number of shards that a walk keeps open at a time
 
 
 class _Walk:
     """An endless walk over some rows: one shuffled permutation after another, at any position.
 
-    Args:
-        rows: at least one.
-        strata: a code for each row, counted by :meth:`counts`.
-        n_strata: number of codes.
-        entropy: what the permutations depend on.
-        shards: where the rows are. With them a permutation goes through windows of a few shards, in random order, and
-            shuffles within a window; a shuffle of everything would need all shards at once.
+    With shards a permutation goes through windows of a few of them, in random order, and shuffles within a window: a
+    shuffle of everything would need all shards at once. ``strata`` is a code for each row, for :meth:`counts`.
     """
 
     def __init__(
@@ -59,7 +50,6 @@ class _Walk:
         self._round, self._order = -1, rows
 
     def at(self, position: int) -> int:
-        """Return the row at a position of the walk."""
         number, offset = divmod(position, len(self.rows))
         return int(self.rows[self._permutation(number)[offset]])
 
@@ -124,12 +114,18 @@ class BalancedBatchSampler(Sampler[list[Draw]]):
     ) -> None:
         label, rows = np.asarray(labels), np.asarray(ids, dtype=np.int64)
         names, places = np.asarray(generators, dtype=object), np.asarray(sources, dtype=object)
-        _check_batch(batch_size, world_size, 1 if real_only else 2)
+        unit = world_size if real_only else 2 * world_size
+        if batch_size < unit or batch_size % unit:
+            halves = "equal shares for" if real_only else "half reals and half fakes on each of"
+            raise UserError(
+                f"data.batch_size: {batch_size} does not divide into {halves} {world_size} process(es); "
+                f"take a multiple of {unit}, such as {max(unit, batch_size // unit * unit)}"
+            )
         for value, name in ((0, "real"), (1, "fake")):
             if not (label == value).any() and not (real_only and value):
                 raise UserError(f"there are no {name} images (label {value}) to train on")
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
-        self.real_only = real_only
+        self.real_only, self.steps = real_only, steps
         fake = label == 1
         matched = [] if real_only else sorted((set(places[fake]) & set(places[~fake])) - {""})
         # Stratum 0 is all reals; the others are the sources that fakes and reals share.
@@ -145,7 +141,6 @@ class BalancedBatchSampler(Sampler[list[Draw]]):
             for code, name in enumerate(sorted(set(names[fake])))
         ]  # fmt: skip
         self._stratum = dict(zip(rows[fake].tolist(), codes[fake].tolist(), strict=True))
-        self.steps = steps
         self.epoch, self.start_step = 0, 0
         # Lightning calls set_epoch on `batch_sampler.sampler`, never on the batch sampler itself.
         self.sampler = self
@@ -156,11 +151,7 @@ class BalancedBatchSampler(Sampler[list[Draw]]):
             self.epoch, self.start_step = int(epoch), 0
 
     def set_start_step(self, step: int) -> None:
-        """Begin this epoch at a later step; later epochs begin at their first.
-
-        Raises:
-            ValueError: the epoch has no such step.
-        """
+        """Begin this epoch at a later step (a ValueError if it has no such one); later epochs begin at their first."""
         if not 0 <= step < self.steps:
             raise ValueError(f"step {step} of an epoch of {self.steps}")
         self.start_step = int(step)
@@ -194,10 +185,8 @@ class BalancedBatchSampler(Sampler[list[Draw]]):
     def _pairs(self, first_slot: int, n: int) -> list[int]:
         kinds = len(self._fakes)
         # How often each stratum of reals was needed before this step, which may be the first of a resumed run.
-        needed = np.sum(
-            [walk.counts((first_slot - code + kinds - 1) // kinds) for code, walk in enumerate(self._fakes)],
-            axis=0,
-        )
+        counts = [walk.counts((first_slot - code + kinds - 1) // kinds) for code, walk in enumerate(self._fakes)]
+        needed = np.sum(counts, axis=0)
         ids = []
         for slot in range(first_slot, first_slot + n):
             fake = self._fakes[slot % kinds].at(slot // kinds)
@@ -211,20 +200,14 @@ class EvaluationSampler(Sampler[list[Draw]]):
     """Yield every row of a rank's share exactly once, in order: nothing padded, nothing dropped.
 
     Ranks with fewer rows end with empty batches, so that all take the same number of steps and none waits for another.
-
-    Args:
-        ids: (n,) rows of the manifest.
-        batch_size: rows of a batch on one rank.
-        rank: of this process.
-        world_size: number of processes.
+    ``ids`` are (n,) rows of the manifest, ``batch_size`` is that of one rank.
     """
 
     def __init__(self, ids: Sequence[int] | Ints, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         rows = np.asarray(ids, dtype=np.int64)
         if batch_size < 1:
             raise UserError(f"data.eval_batch_size: {batch_size} should be at least 1")
-        self.ids = rows[rank::world_size]
-        self.batch_size = batch_size
+        self.ids, self.batch_size = rows[rank::world_size], batch_size
         largest_share = -(-len(rows) // world_size)
         self._steps = -(-largest_share // batch_size)
 
@@ -236,14 +219,3 @@ class EvaluationSampler(Sampler[list[Draw]]):
             rows = self.ids[step * self.batch_size : (step + 1) * self.batch_size].tolist()
             # Nothing in evaluation is random; the seed is the row's own, whatever the batch.
             yield [Draw(row, row) for row in rows]
-
-
-def _check_batch(batch_size: int, world_size: int, classes: int) -> None:
-    unit = classes * world_size
-    if batch_size < unit or batch_size % unit:
-        below = max(unit, batch_size // unit * unit)
-        halves = "half reals and half fakes on each of" if classes == 2 else "equal shares for"
-        raise UserError(
-            f"data.batch_size: {batch_size} does not divide into {halves} {world_size} process(es); "
-            f"take a multiple of {unit}, such as {below}"
-        )

@@ -22,35 +22,28 @@ from typing import NamedTuple
 from fakedet.data.decode import DecodeError, Header, jpeg_ends, parse_header, read_bytes
 from fakedet.errors import UserError
 
-VERSION = 1
-"""Of the tables below and of what is read of a file; a file of another version is begun anew."""
-EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm",
-                        ".pgm", ".avif"))  # fmt: skip
-"""Names with these endings are taken for images; their format is told by their content."""
-BATCH = 256
-"""Files of a task and of a commit: few enough that a kill costs little."""
-HEADER_BYTES = 1 << 18
-"""Read of a file that is not hashed; a header with an embedded preview fits."""
-INTEGERS = ("bytes", "changed", "width", "height", "jpeg_quality")
+VERSION = 1  # Of the tables below and of what is read of a file; a file of another version is begun anew
+# Names with these endings are taken for images; their format is told by their content.
+EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm",
+              ".avif"}  # fmt: skip
+BATCH = 256  # Files of a task and of a commit: few enough that a kill costs little
+HEADER_BYTES = 1 << 18  # Read of a file that is not hashed; a header with an embedded preview fits
 
 
 class Facts(NamedTuple):
     """What is known of one file."""
 
-    folder: str
-    """Relative to the root, with slashes; "" for the root itself."""
+    folder: str  # Relative to the root, with slashes; "" for the root itself
     name: str
     bytes: int
-    changed: int
-    """Time of change in ns."""
+    changed: int  # Time of change in ns
     sha256: str
     format: str
     width: int
     height: int
     jpeg_quality: int
     jpeg_tables: str
-    problem: str
-    """Why it cannot be used; "" if it can."""
+    problem: str  # Why it cannot be used; "" if it can
 
     @property
     def path(self) -> str:
@@ -59,16 +52,10 @@ class Facts(NamedTuple):
 
 
 class Store:
-    """A SQLite file of facts; a context manager.
+    """A SQLite file of facts, made if it is not there; a context manager.
 
     Two million rows need not fit into memory, only what changed is written, and a killed run leaves every committed row
-    whole.
-
-    Args:
-        path: of the file; made if it is not there.
-
-    Raises:
-        UserError: it cannot be written, or belongs to another program.
+    whole. A file that cannot be written, or belongs to another program, is a UserError.
     """
 
     def __init__(self, path: Path) -> None:
@@ -84,9 +71,8 @@ class Store:
                 version = cursor.fetchone()[0]
             if version != VERSION:
                 self._base.execute("DROP TABLE IF EXISTS files")
-            columns = ", ".join(
-                f"{name} {'INTEGER' if name in INTEGERS else 'TEXT'} NOT NULL" for name in Facts._fields
-            )
+            kinds = dict.fromkeys(("bytes", "changed", "width", "height", "jpeg_quality"), "INTEGER")
+            columns = ", ".join(f"{name} {kinds.get(name, 'TEXT')} NOT NULL" for name in Facts._fields)
             self._base.execute(
                 f"CREATE TABLE IF NOT EXISTS files ({columns}, PRIMARY KEY (folder, name)) WITHOUT ROWID"
             )
@@ -122,9 +108,8 @@ class Store:
             if names is None:
                 self._base.execute("DELETE FROM files WHERE folder = ?", (folder,))
             else:
-                self._base.executemany(
-                    "DELETE FROM files WHERE folder = ? AND name = ?", [(folder, name) for name in names]
-                )
+                gone = [(folder, name) for name in names]
+                self._base.executemany("DELETE FROM files WHERE folder = ? AND name = ?", gone)
 
     def add(self, rows: list[Facts]) -> None:
         """Write facts; they are safe when this returns."""
@@ -139,8 +124,7 @@ class Store:
 
     def counts(self) -> dict[str, int]:
         """Return folder → number of its usable files."""
-        query = "SELECT folder, count(*) FROM files WHERE problem = '' GROUP BY folder"
-        return dict(self._base.execute(query))
+        return dict(self._base.execute("SELECT folder, count(*) FROM files WHERE problem = '' GROUP BY folder"))
 
     def copies(self) -> Iterator[list[tuple[str, str]]]:
         """Yield (folder, name) of the files that share their content, one content at a time."""
@@ -166,26 +150,18 @@ class Store:
 class Listing:
     """The images of one folder."""
 
-    folder: str
-    """Relative to the root, with slashes; "" for the root itself."""
-    images: list[tuple[str, int, int]] = field(default_factory=list)
-    """(name, bytes, time of change in ns)."""
+    folder: str  # Relative to the root, with slashes; "" for the root itself
+    images: list[tuple[str, int, int]] = field(default_factory=list)  # (name, bytes, time of change in ns)
+    # (name, reason): what has the name of an image and cannot be one; "" names the folder itself.
     problems: list[tuple[str, str]] = field(default_factory=list)
-    """(name, reason): what has the name of an image and cannot be one; "" names the folder itself."""
-    others: Counter[str] = field(default_factory=Counter)
-    """Number of files of other kinds, by their ending."""
+    others: Counter[str] = field(default_factory=Counter)  # Number of files of other kinds, by their ending
 
 
 def walk(root: Path) -> Iterator[Listing]:
-    """List every folder below a root that holds files, following links, each folder once.
+    """List every folder below an absolute path that holds files, following links, each folder once.
 
-    Names that begin with a dot are skipped: operating systems keep thumbnails and notes under them.
-
-    Args:
-        root: an absolute path.
-
-    Yields:
-        One listing for each folder; a folder that cannot be read is a problem of its own listing.
+    Names that begin with a dot are skipped: operating systems keep thumbnails and notes under them. A folder that
+    cannot be read is a problem of its own listing.
     """
     stack, visited = [""], set()
     while stack:
@@ -211,13 +187,12 @@ def walk(root: Path) -> Iterator[Listing]:
 def _list_folder(path: str, listing: Listing) -> list[str]:
     """Fill a listing and return the names of the folders below."""
     below = []
-    images, extensions = listing.images, EXTENSIONS
     with os.scandir(path) as entries:
         for entry in entries:
             name = entry.name
             if name[0] == ".":
                 continue
-            if name[name.rfind(".") :].lower() not in extensions:
+            if name[name.rfind(".") :].lower() not in EXTENSIONS:
                 # A folder may have any name, an image may not.
                 if entry.is_dir():
                     below.append(name)
@@ -230,7 +205,7 @@ def _list_folder(path: str, listing: Listing) -> list[str]:
                 listing.problems.append((name, f"a link that leads nowhere: {error.strerror}"))
                 continue
             if stat.S_ISREG(found.st_mode):
-                images.append((name, found.st_size, found.st_mtime_ns))
+                listing.images.append((name, found.st_size, found.st_mtime_ns))
             elif stat.S_ISDIR(found.st_mode):
                 below.append(name)
             else:
@@ -243,23 +218,15 @@ class Scan:
     """What a scan found."""
 
     files: int = 0
-    read: int = 0
-    """Files that were new or changed."""
-    others: int = 0
-    """Files with names of other kinds."""
+    read: int = 0  # Files that were new or changed
+    others: int = 0  # Files with names of other kinds
+    # (path, reason) of what is no file, or no folder that can be read.
     problems: list[tuple[str, str]] = field(default_factory=list)
-    """(path, reason) of what is no file, or no folder that can be read."""
-    closed: set[str] = field(default_factory=set)
-    """Folders that cannot be read."""
+    closed: set[str] = field(default_factory=set)  # Folders that cannot be read
 
 
 def scan(
-    root: Path,
-    listings: Iterable[Listing],
-    store: Store,
-    threads: int,
-    hashed: bool,
-    seen: Callable[[Scan], None],
+    root: Path, listings: Iterable[Listing], store: Store, threads: int, hashed: bool, seen: Callable[[Scan], None]
 ) -> Scan:
     """Bring a store up to date with a folder.
 
@@ -323,8 +290,7 @@ def _changed(listing: Listing, store: Store, state: Scan) -> Iterator[tuple[str,
         try:
             (prefix + name).encode("utf-8")
         except UnicodeEncodeError:
-            reason = "its name is not UTF-8, which a manifest cannot hold: rename it"
-            state.problems.append((prefix + name, reason))
+            state.problems.append((prefix + name, "its name is not UTF-8, which a manifest cannot hold: rename it"))
             continue
         names.add(name)
         if known.get(name) != (size, changed):
@@ -333,8 +299,7 @@ def _changed(listing: Listing, store: Store, state: Scan) -> Iterator[tuple[str,
 
 
 def _facts(root: Path, folder: str, name: str, size: int, changed: int, hashed: bool) -> Facts:
-    digest, header, problem = "", Header("", 0, 0, 0, ""), ""
-    path = os.path.join(root, folder, name)
+    digest, header, problem, path = "", Header("", 0, 0, 0, ""), "", os.path.join(root, folder, name)
     try:
         if hashed:
             data = read_bytes(path)

@@ -28,8 +28,6 @@ from fakedet.data.sources import INDEX, import_litdata
 from fakedet.errors import UserError
 from fakedet.utils import bar
 
-ORDER = ["split", "label", "generator", "source", "path"]
-"""Rows of one stratum lie together: a shard then serves one stratum, and is done with when that has passed."""
 SHARDS = pa.schema([*SCHEMA, ("shard", pa.int32()), ("position", pa.int64())])
 
 
@@ -41,21 +39,14 @@ class Sharded:
     rows: int
     shards: int
     bytes: int
-    lost: Counter[tuple[str, str]]
-    """Number of images left out, by (class, generator)."""
+    lost: Counter[tuple[str, str]]  # Number of images left out, by (class, generator)
 
 
 def shard_manifest(datamodule: DataModule, output_dir: str | Path, overwrite: bool, shard_mb: float) -> Sharded:
     """Write a manifest's images into shards, bytes unchanged (or matched, if the data module matches).
 
     Everything is written beside the folder and takes its place at the end: a kill or a full disk leaves what was
-    there.
-
-    Args:
-        datamodule: its manifest is written.
-        output_dir: the folder.
-        overwrite: replace a folder of shards.
-        shard_mb: size of a shard, in MB of 10^6 bytes.
+    there. ``overwrite`` replaces a folder of shards; ``shard_mb`` is the size of a shard in MB of 10^6 bytes.
 
     Raises:
         UserError: the manifest, the folder or a setting is wrong; the disk is full.
@@ -81,9 +72,8 @@ def shard_manifest(datamodule: DataModule, output_dir: str | Path, overwrite: bo
             raise
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written: {error.strerror or error}; what was there is unchanged"
-        ) from error
+        what = f"{folder} cannot be written: {error.strerror or error}"
+        raise UserError(f"{what}; what was there is unchanged") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     left = frame[frame["path"].isin([path for path, _ in rejected])]
@@ -110,7 +100,8 @@ def _write(datamodule: DataModule, folder: Path, size: int, rejected: list[tuple
     """Write shards and manifest.parquet into a new folder."""
     folder.mkdir(parents=True)
     frame = datamodule.manifest.frame
-    order = frame.sort_values(ORDER, kind="stable").index.tolist()
+    # Rows of one stratum lie together: a shard then serves one stratum, and is done with when that has passed.
+    order = frame.sort_values(["split", "label", "generator", "source", "path"], kind="stable").index.tolist()
     described = frame[list(COLUMNS)].to_numpy(object)  # by id, which is the position
     rows: list[tuple[Any, ...]] = []
     with warnings.catch_warnings():

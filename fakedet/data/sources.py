@@ -16,28 +16,18 @@ from numpy.typing import NDArray
 from fakedet.data.decode import DecodeError, read_bytes
 from fakedet.errors import UserError
 
-INDEX = "index.json"
-"""The file that every folder of litdata shards holds."""
+INDEX = "index.json"  # The file that every folder of litdata shards holds
 
 
 class Source(Protocol):
     """Anything that returns the bytes of an image by its row in the manifest; pickled into worker processes."""
 
     def read(self, row: int) -> bytes:
-        """Return the bytes of an image file.
-
-        Raises:
-            DecodeError: they cannot be read; training and evaluation go on without the image.
-        """
+        """Return the bytes of an image file; after a DecodeError training and evaluation go on without the image."""
 
 
 class FileSource:
-    """Files below a folder.
-
-    Args:
-        root: the folder.
-        paths: of every row, relative to it.
-    """
+    """Files below a folder, the ``root``, to which the path of every row is relative."""
 
     def __init__(self, root: Path, paths: list[str]) -> None:
         self.root = root
@@ -61,12 +51,7 @@ class ShardSource:
     """
 
     def __init__(
-        self,
-        location: str,
-        positions: NDArray[np.int64],
-        sizes: NDArray[np.int64],
-        first: str,
-        cache: str | None,
+        self, location: str, positions: NDArray[np.int64], sizes: NDArray[np.int64], first: str, cache: str | None
     ) -> None:
         self.location, self.cache, self.first = location, cache, first
         self.positions, self.sizes = positions, sizes
@@ -126,11 +111,7 @@ class ShardSource:
 
 
 def import_litdata() -> Any:
-    """Import litdata, which few users need and which takes a second.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Import litdata, which few users need and which takes a second; a UserError says how to install it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -22,26 +22,17 @@ Pixels = NDArray[np.uint8]
 
 POLICIES = {"crop": 1, "multi-crop": 5, "resize": 1}
 """Evaluation policies, and the number of views that each takes of an image."""
-LONGEST_RATIO = 16
-"""An image that is resized is cut to this aspect ratio first: an image of one row would grow to gigabytes."""
+LONGEST_RATIO = 16  # Images are cut to this aspect ratio before resizing: one of a single row would grow to gigabytes
+# Pixels by which the augmented region exceeds the crop: two JPEG blocks, so that the grid falls anywhere, and the
+# border of a blur stays out of the crop.
 MARGIN = 16
-"""Pixels by which the augmented region exceeds the crop: two JPEG blocks, so that the grid falls anywhere, and the
-border of a blur stays out of the crop."""
-JPEG_SIDE = 65_500
-"""The longest side that a JPEG can have."""
+JPEG_SIDE = 65_500  # The longest side that a JPEG can have
 
 
 def random_crop(image: Pixels, height: int, width: int, rng: np.random.Generator) -> Pixels:
-    """Take a crop at a uniformly random place; smaller images are padded by reflection.
+    """Take a crop (height, width, 3) at a uniformly random place of an image (H, W, 3).
 
-    Args:
-        image: (H, W, 3).
-        height: of the crop.
-        width: of the crop.
-        rng: gives the place.
-
-    Returns:
-        (height, width, 3), a view of ``image`` where nothing was padded.
+    Smaller images are padded by reflection; where nothing was padded, a view is returned.
     """
     top = int(rng.integers(max(image.shape[0] - height, 0) + 1))
     left = int(rng.integers(max(image.shape[1] - width, 0) + 1))
@@ -56,20 +47,17 @@ def evaluation_views(image: Pixels, size: int, policy: str) -> list[Pixels]:
     * ``resize``: the shorter side is resized to ``size``, then the centre is cut out. This destroys the traces that a
       detector looks for; it serves comparisons with detectors that were evaluated in this way.
 
-    Args:
-        image: (H, W, 3).
-        size: side of the square.
-        policy: a key of :data:`POLICIES`.
-
-    Returns:
-        ``POLICIES[policy]`` arrays (size, size, 3).
-
-    Raises:
-        UserError: no such policy.
+    Returns ``POLICIES[policy]`` arrays (size, size, 3) of an image (H, W, 3); an unknown policy is a UserError.
     """
     choose(policy, POLICIES, "data.eval_policy")
     if policy == "resize":
-        image = _resize_shorter_side(image, size)
+        most = LONGEST_RATIO * min(image.shape[:2])
+        top, left = (max(side - most, 0) // 2 for side in image.shape[:2])
+        image = image[top : top + most, left : left + most]
+        scale = size / min(image.shape[:2])
+        height, width = (max(size, round(side * scale)) for side in image.shape[:2])
+        interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        image = cv2.resize(image, (width, height), interpolation=interpolation).astype(np.uint8, copy=False)
     bottom, right = (max(side - size, 0) for side in image.shape[:2])
     corners = [(bottom // 2, right // 2)]
     if policy == "multi-crop":
@@ -93,17 +81,6 @@ def _cut(image: Pixels, top: int, left: int, height: int, width: int) -> Pixels:
     return pad_to(image[top : top + height, left : left + width], height, width)
 
 
-def _resize_shorter_side(image: Pixels, size: int) -> Pixels:
-    most = LONGEST_RATIO * min(image.shape[:2])
-    top, left = (max(side - most, 0) // 2 for side in image.shape[:2])
-    image = image[top : top + most, left : left + most]
-    height, width = image.shape[:2]
-    scale = size / min(height, width)
-    target = (max(size, round(width * scale)), max(size, round(height * scale)))
-    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    return cv2.resize(image, target, interpolation=interpolation).astype(np.uint8, copy=False)
-
-
 class Augment(Protocol):
     """Makes one training view of an image; all randomness comes from the seed."""
 
@@ -123,11 +100,7 @@ class CustomAugmentation:
         self.function = function
 
     def __call__(self, image: Pixels, size: int, seed: int) -> Pixels:
-        """Return one view, as :class:`Augment` says.
-
-        Raises:
-            UserError: the function returned an array of another type or size.
-        """
+        """Return one view, as :class:`Augment` says; if the function returned no such array, raise a UserError."""
         rng = np.random.default_rng(seed)
         crop = random_crop(image, size, size, rng).copy()
         made = self.function(crop, rng)
@@ -144,28 +117,17 @@ class CustomAugmentation:
 class Recipe:
     """What may happen to a training image, in this order, before the last crop."""
 
-    colour: float = 0.0
-    """Probability of jittered brightness, contrast, saturation and hue."""
-    colour_strength: tuple[float, float] = (0.2, 0.05)
-    """Strength: of brightness, contrast and saturation as a factor, of hue in turns."""
-    blur: float = 0.0
-    """Probability of Gaussian blur."""
-    blur_sigma: tuple[float, float] = (0.0, 3.0)
-    """Range of its σ in pixels, uniform."""
-    jpeg: float = 0.0
-    """Probability of JPEG compression."""
-    jpeg_quality: tuple[int, int] = (30, 100)
-    """Range of its quality, uniform, ends included."""
-    flip: float = 0.0
-    """Probability of a horizontal flip."""
-    rotate: float = 0.0
-    """Probability of a rotation by any angle; corners become black."""
-    mask: float = 0.0
-    """Probability that squares of 16 pixels are blackened."""
-    mask_ratio: tuple[float, float] = (0.0, 0.75)
-    """Range of their share of the image, uniform."""
-    whole_image: bool = False
-    """Augment the whole image and crop then, as CNNDetection does; otherwise only a region around the crop."""
+    colour: float = 0.0  # Probability of jittered brightness, contrast, saturation and hue
+    colour_strength: tuple[float, float] = (0.2, 0.05)  # Brightness, contrast and saturation as a factor; hue in turns
+    blur: float = 0.0  # Probability of Gaussian blur
+    blur_sigma: tuple[float, float] = (0.0, 3.0)  # Range of its σ in pixels, uniform
+    jpeg: float = 0.0  # Probability of JPEG compression
+    jpeg_quality: tuple[int, int] = (30, 100)  # Range of its quality, uniform, ends included
+    flip: float = 0.0  # Probability of a horizontal flip
+    rotate: float = 0.0  # Probability of a rotation by any angle; corners become black
+    mask: float = 0.0  # Probability that squares of 16 pixels are blackened
+    mask_ratio: tuple[float, float] = (0.0, 0.75)  # Range of their share of the image, uniform
+    whole_image: bool = False  # Augment the whole image, then crop, as CNNDetection does; or only around the crop
 
 
 RECIPES: dict[str, Recipe] = {
@@ -196,17 +158,14 @@ class JpegCompression(A.ImageCompression):
 
 
 class PatchMask(A.ImageOnlyTransform):
-    """Blacken random squares of a grid (SAFE; Li et al., KDD 2025).
+    """With probability p, blacken random squares of a grid of 16 pixels (SAFE; Li et al., KDD 2025).
 
-    Args:
-        ratio: range of the share of the image that is blackened, uniform, rounded down to whole squares.
-        size: of the squares in pixels.
-        p: probability.
+    The blackened share of the image is uniform in the range ``ratio``, rounded down to whole squares.
     """
 
-    def __init__(self, ratio: tuple[float, float], size: int = 16, p: float = 0.5) -> None:
+    def __init__(self, ratio: tuple[float, float], p: float) -> None:
         super().__init__(p=p)
-        self.ratio, self.size = ratio, size
+        self.ratio, self.size = ratio, 16
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         """Draw the squares."""
@@ -276,9 +235,7 @@ def _transforms(recipe: Recipe) -> list[Any]:
     strength, hue = recipe.colour_strength
     made: list[Any] = []
     if recipe.colour:
-        made.append(
-            A.ColorJitter(brightness=strength, contrast=strength, saturation=strength, hue=hue, p=recipe.colour)
-        )
+        made.append(A.ColorJitter(strength, strength, strength, hue, p=recipe.colour))
     if recipe.blur:
         # blur_limit 0: the kernel is as wide as its σ needs.
         made.append(A.GaussianBlur(blur_limit=0, sigma_limit=recipe.blur_sigma, p=recipe.blur))

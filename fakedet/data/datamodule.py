@@ -56,8 +56,7 @@ class DataModule(Protocol):
     real_only: bool  # Whether training serves reals only (stage 1)
     max_quarantine: float  # Largest share of unreadable images in a split, 0 to 1
     matcher: Matcher | None  # How images are matched when they are read; the checkpoint remembers it
-    held_out: tuple[tuple[str, ...], str]
-    """Generators held out, and what is measured then; see :func:`fakedet.data.manifest.hold_out`."""
+    held_out: tuple[tuple[str, ...], str]  # Generators and measure of :func:`fakedet.data.manifest.hold_out`
     seen_generators: list[str]  # Generators whose fakes are trained on
     test_split: str  # The split that :meth:`test_dataloader` loads; evaluation sets it
 
@@ -150,37 +149,19 @@ class ImageDataModule(LightningDataModule):
     """
 
     def __init__(
-        self,
-        manifest: str,
-        root: str | None = None,
-        pairs: Mapping[str, Any] | None = None,
-        crop_size: int = 128,
-        eval_policy: str = "crop",
-        batch_size: int = 64,
-        eval_batch_size: int = 128,
-        num_workers: int = 0,
-        steps_per_epoch: int | None = None,
-        max_quarantine: float = 0.05,
-        allow_group_leak: bool = False,
-        hold_out: Sequence[str] = (),
-        measure: str = "test",
-        match: Mapping[str, Any] | None = None,
-        shard_window: int = 4,
-        shard_cache: str | None = None,
-        augment: Augment | None = None,
-        views: int = 1,
-        real_only: bool = False,
-        seed: int = 0,
-    ) -> None:
+        self, manifest: str, root: str | None = None, pairs: Mapping[str, Any] | None = None, crop_size: int = 128,
+        eval_policy: str = "crop", batch_size: int = 64, eval_batch_size: int = 128, num_workers: int = 0,
+        steps_per_epoch: int | None = None, max_quarantine: float = 0.05, allow_group_leak: bool = False,
+        hold_out: Sequence[str] = (), measure: str = "test", match: Mapping[str, Any] | None = None,
+        shard_window: int = 4, shard_cache: str | None = None,
+        augment: Augment | None = None, views: int = 1, real_only: bool = False, seed: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.table, self.root, self.allow_group_leak = manifest, root, allow_group_leak
         self.pairs, self.crop_size, self.eval_policy = pairs, crop_size, eval_policy
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
-        self.steps_per_epoch, self.max_quarantine, self.held_out = (
-            steps_per_epoch,
-            max_quarantine,
-            (tuple(hold_out), measure),
-        )
+        self.steps_per_epoch, self.held_out = steps_per_epoch, (tuple(hold_out), measure)
+        self.max_quarantine = max_quarantine
         self.matcher = make_matcher(match)
         self.shard_window, self.shard_cache = shard_window, shard_cache
         self.augment = augment or Augmentation("none")
@@ -275,11 +256,9 @@ class ImageDataModule(LightningDataModule):
         return sorted(rows.loc[rows["label"] == 1, "generator"].unique().tolist())
 
     def require(self, *splits: str) -> None:
-        """Check that there is something to train on and to measure.
+        """Raise a UserError if a split is empty, or if "train" or "val" lacks a class that the method needs.
 
-        Raises:
-            UserError: a split is empty, or the split "train" or "val" lacks a class that the method needs: balanced
-                batches and the mAP that chooses the weights need both, stage 1 needs reals.
+        Balanced batches and the mAP that chooses the weights need both classes, stage 1 needs reals.
         """
         for split in splits:
             self.manifest.require(split, both_classes=split in ("train", "val") and not self.real_only)
@@ -355,9 +334,8 @@ class ImageDataModule(LightningDataModule):
         return self._evaluation_loader(ids, 0, 1)
 
     def _evaluation_loader(self, ids: NDArray[np.int64], rank: int, world_size: int) -> DataLoader[Any]:
-        dataset = EvaluationDataset(
-            self.manifest, self.cells.codes, self.image_source, self.eval_policy, self.crop_size
-        )
+        codes, source = self.cells.codes, self.image_source
+        dataset = EvaluationDataset(self.manifest, codes, source, self.eval_policy, self.crop_size)
         sampler = EvaluationSampler(ids, self.eval_batch_size, rank, world_size)
         return make_loader(dataset, sampler, self.num_workers, self.seed)
 

@@ -108,12 +108,10 @@ class ImageDataset(_Images):
     or else of its class. The draw's seed chooses the replacement.
 
     Args:
-        manifest: the table of images.
+        manifest, source: the table of images, and what gives the bytes of a row.
         codes: (n,) cell of each row; see :class:`fakedet.data.manifest.Cells`.
-        source: gives the bytes of a row.
         augment: makes one view of an image.
-        size: side of a view.
-        views: views of each image.
+        size, views: side of a view, and views of each image.
         pool: rows that may replace others.
     """
 
@@ -125,11 +123,7 @@ class ImageDataset(_Images):
         self.augment, self.pool = augment, pool
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        """Read one draw; all randomness comes from ``draw.seed``.
-
-        Raises:
-            UserError: neither the image nor any of those tried in its place can be read.
-        """
+        """Read one draw, whose seed all randomness comes from; a UserError if none of those tried can be read."""
         quarantined: list[dict[str, Any]] = []
         for row in self._candidates(draw):
             image = self.read(row)

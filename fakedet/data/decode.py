@@ -88,17 +88,12 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]
     * Transparent images are laid on white.
     * Greyscale is replicated to three channels; palettes are looked up.
     * 16-bit samples keep their high byte, 12-bit ones their upper 8 bits; deeper and signed ones are refused.
-    * CMYK is converted without a colour profile, inverted where Adobe says so; embedded profiles are ignored
-      everywhere.
+    * CMYK is converted, inverted where Adobe says so; embedded colour profiles are ignored everywhere.
     * The first frame of an animation is taken.
     * A JPEG whose data end before its end marker is refused, though decoders would fill it up silently.
 
-    Args:
-        data: bytes of the file.
-        max_pixels: images whose header names more pixels are refused before they are decoded.
-
-    Returns:
-        (H, W, 3) uint8, RGB, contiguous, writable.
+    An image whose header names more than ``max_pixels`` is refused before it is decoded. Returns (H, W, 3) uint8, RGB,
+    contiguous, writable.
 
     Raises:
         DecodeError: empty, truncated, not an image, or too many pixels.
@@ -134,8 +129,7 @@ class Header:
 def parse_header(data: bytes) -> Header:
     """Read the header of an image file; for formats other than JPEG the beginning of its bytes is enough.
 
-    Raises:
-        DecodeError: empty, not an image, damaged, or too many pixels.
+    A file that is empty, no image, damaged, or has too many pixels is a DecodeError.
     """
     return header_of(_open(data, MAX_PIXELS))
 

@@ -28,22 +28,19 @@ class View(NamedTuple):
         return f"{self.family}/{self.severity:g}" if self.family != ORIGINAL else ORIGINAL
 
 
-def _encoded(image: Pixels, extension: str, flag: int, quality: float) -> Pixels:
-    data = cv2.imencode(extension, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [flag, int(quality)])[1]
+def _compress(
+    image: Pixels, quality: float, rng: np.random.Generator, ending: str = ".jpg", flag: int = cv2.IMWRITE_JPEG_QUALITY
+) -> Pixels:
+    data = cv2.imencode(ending, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [flag, int(quality)])[1]
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB), dtype=np.uint8)
 
 
-def _jpeg(image: Pixels, quality: float, rng: np.random.Generator) -> Pixels:
-    return _encoded(image, ".jpg", cv2.IMWRITE_JPEG_QUALITY, quality)
-
-
 def _webp(image: Pixels, quality: float, rng: np.random.Generator) -> Pixels:
-    return _encoded(image, ".webp", cv2.IMWRITE_WEBP_QUALITY, quality)
+    return _compress(image, quality, rng, ".webp", cv2.IMWRITE_WEBP_QUALITY)
 
 
 def _blur(image: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:
-    blurred = cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101)
-    return np.asarray(blurred, dtype=np.uint8)
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101), dtype=np.uint8)
 
 
 def _resize(image: Pixels, factor: float, rng: np.random.Generator) -> Pixels:
@@ -80,13 +77,13 @@ def _social(image: Pixels, factor: float, rng: np.random.Generator) -> Pixels:
     """Upload to a social network: shrink, sharpen a little, JPEG at quality 75."""
     small = _resize(image, factor, rng)
     soft = cv2.GaussianBlur(small, (0, 0), 1.0)
-    return _jpeg(np.asarray(cv2.addWeighted(small, 1.3, soft, -0.3, 0), dtype=np.uint8), 75, rng)
+    return _compress(np.asarray(cv2.addWeighted(small, 1.3, soft, -0.3, 0), dtype=np.uint8), 75, rng)
 
 
 def _forwarded(image: Pixels, times: float, rng: np.random.Generator) -> Pixels:
     """Forward from phone to phone: each time shrink to nine tenths and compress at quality 70."""
     for _ in range(int(times)):
-        image = _jpeg(_resize(image, 0.9, rng), 70, rng)
+        image = _compress(_resize(image, 0.9, rng), 70, rng)
     return image
 
 
@@ -105,7 +102,7 @@ class Family(NamedTuple):
 
 
 FAMILIES: dict[str, Family] = {
-    "jpeg": Family(_jpeg, 1, 100), "webp": Family(_webp, 1, 100), "blur": Family(_blur, 0.1, 20),
+    "jpeg": Family(_compress, 1, 100), "webp": Family(_webp, 1, 100), "blur": Family(_blur, 0.1, 20),
     "resize": Family(_resize, 0.1, 8, lambda factor: factor), "noise": Family(_noise, 0.1, 100),
     "brightness": Family(_brightness, 0.1, 5), "contrast": Family(_contrast, 0.1, 5),
     "screenshot": Family(_screenshot, 0.1, 4, lambda factor: factor),

@@ -39,11 +39,8 @@ log = logging.getLogger("fakedet")
 
 VERSION = 3  # Part of the cache's key; raise it when the code changes what it makes
 # package, folder in it. Read from the folder: scikit-image's own functions would download what is missing.
-SKIMAGE, SKLEARN, MATPLOTLIB = (
-    ("skimage", "data"),
-    ("sklearn", "datasets/images"),
-    ("matplotlib", "mpl-data/sample_data"),
-)
+SKIMAGE, SKLEARN = ("skimage", "data"), ("sklearn", "datasets/images")
+MATPLOTLIB = ("matplotlib", "mpl-data/sample_data")
 PHOTOS: dict[str, dict[str, tuple[tuple[str, str], str]]] = {
     "train": {
         "astronaut": (SKIMAGE, "astronaut.png"), "coffee": (SKIMAGE, "coffee.png"), "grass": (SKIMAGE, "grass.png"),
@@ -81,8 +78,8 @@ class DemoRecipe:
     steps: int = 220  # Of training, for each generator
     batch: int = 12  # Training crops of a step
     real: tuple[tuple[str, int], ...] = (("train", 900), ("val", 300), ("test", 200))  # Number of reals by split
+    # Number of fakes of each generator by split; unseen generators are in test only.
     fake: tuple[tuple[str, int], ...] = (("train", 300), ("val", 100), ("test", 200))
-    """Number of fakes of each generator by split; unseen generators are in test only."""
 
 
 class DemoDataModule(ImageDataModule):
@@ -105,8 +102,7 @@ class DemoDataModule(ImageDataModule):
 
 def default_cache() -> Path:
     """Return the folder that demo data are kept in."""
-    given = os.environ.get("FAKEDET_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "fakedet"
+    return Path(os.environ.get("FAKEDET_CACHE") or Path.home() / ".cache" / "fakedet")
 
 
 def demo_data(cache: Path, seed: int = 0, recipe: DemoRecipe | None = None) -> Path:
@@ -170,7 +166,6 @@ def make_demo_data(
     """Write the demo's images and ``manifest.csv`` into a folder, empty or not there yet; return the manifest's path.
 
     Args:
-        folder: where to.
         seed: the same seed gives the same bytes on the same machine.
         recipe: sizes.
         progress: called with what is done, how much of it is done, and of how much.
@@ -250,14 +245,10 @@ def load_photos(split: str) -> dict[str, Pixels]:
 def crops(
     photos: dict[str, Pixels], size: int, rng: np.random.Generator, margin: int = 0
 ) -> Iterator[tuple[str, Pixels]]:
-    """Cut endless random crops, photograph after photograph, whose middle is not flat.
+    """Cut endless random crops, photograph after photograph, whose middle is not flat; yield (name, crop).
 
-    Args:
-        photos: name → (H, W, 3) uint8.
-        size: side of the middle, which is what an image will show.
-        rng: of the places.
-        margin: around the middle; a crop is (size + 2 margin, size + 2 margin, 3). The places and the flatness
-            of the middle depend on it, so both classes have to use the same.
+    A crop is (size + 2 margin, size + 2 margin, 3); an image will show its middle, of side ``size``. The places and the
+    flatness of the middle depend on the margin, so both classes have to use the same.
     """
     side = size + 2 * margin
     while True:
@@ -383,8 +374,7 @@ class AutoEncoder(nn.Module):
         if self.kind == "quantised":
             soft = torch.tanh(latent) * (LEVELS // 2)
             latent = soft + (soft.round() - soft).detach()
-        made: Tensor = self.decoder(latent) + 0.5
-        return made
+        return self.decoder(latent) + 0.5
 
 
 class Denoiser(nn.Module):
@@ -400,5 +390,4 @@ class Denoiser(nn.Module):
     def forward(self, noisy: Tensor, level: Tensor) -> Tensor:
         """Remove noise of standard deviations (N,) from images (N, 3, H, W)."""
         plane = level.view(-1, 1, 1, 1).expand(-1, 1, *noisy.shape[-2:])
-        clean: Tensor = noisy - self.layers(torch.cat([noisy - 0.5, plane], dim=1))
-        return clean
+        return noisy - self.layers(torch.cat([noisy - 0.5, plane], dim=1))

@@ -28,7 +28,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fakedet.data.dataset import cores
 from fakedet.data.decode import DecodeError, parse_header
 from fakedet.data.layouts import Layout, Place, find_layout
 from fakedet.data.manifest import check_manifest
@@ -65,7 +64,7 @@ class Settings:
     group: str = "auto"  # One of GROUP_RULES, or a regular expression whose first group is searched for in the path
     split_seed: int = 0  # Of the splits by hash
     hashed: bool = True  # Take the SHA-256 of each file, which finds duplicates
-    threads: int | None = None  # Files read at a time; None: four for each core
+    threads: int | None = None  # Files read at a time, at most 64; None: four for each core
     skip_unreadable: bool = False  # Go on without folders that cannot be read
     pattern: re.Pattern[str] | None = field(init=False, default=None)
 
@@ -114,12 +113,9 @@ class Indexed:
 
 
 def index_source(
-    source: Path,
-    output: Path | None = None,
-    settings: Settings | None = None,
-    root: Path | None = None,
+    source: Path, output: Path | None = None, settings: Settings | None = None, root: Path | None = None,
     columns: Mapping[str, str] | None = None,
-) -> Indexed:
+) -> Indexed:  # fmt: skip
     """Index a folder, a table, or parquet files that hold images, and show the progress.
 
     Args:
@@ -185,7 +181,7 @@ def index_folder(
         UserError: no images, no layout that fits, a folder that cannot be read, no space.
     """
     with Store(manifest.with_suffix(".index.sqlite")) as store:
-        state = scan(root, walk(root), store, _threads(settings), settings.hashed, seen)
+        state = scan(root, walk(root), store, settings.threads, settings.hashed, seen)
         if manifest.parent.resolve().is_relative_to(root):  # files that indexing itself wrote
             state.others -= sum(path.name.startswith(f"{manifest.stem}.") for path in manifest.parent.iterdir())
         if state.closed and not settings.skip_unreadable:
@@ -203,17 +199,12 @@ def index_folder(
 
 
 def index_store(store: Store, state: Scan, root: Path, manifest: Path, settings: Settings) -> Indexed:
-    """Write the manifest of the files that a store knows; memory does not grow with their number.
-
-    Raises:
-        UserError: none of the files can be used, or no layout fits.
-    """
+    """Write the manifest of the files that a store knows; a UserError if none can be used or no layout fits."""
     counts = store.counts()
     if not counts:
-        fact = next(store.rows())
-        raise UserError(
-            f"{root}: none of the {state.files} images there can be read; the first: {fact.path}: {fact.problem}"
-        )
+        first = next(store.rows())
+        what = f"none of the {state.files} images there can be read; the first: {first.path}: {first.problem}"
+        raise UserError(f"{root}: {what}")
     images = {_parts(folder): count for folder, count in counts.items()}
     layout = find_layout(settings.layout, root.name, images, settings.reals)
     files = Placement(layout, settings, counts)
@@ -232,16 +223,11 @@ def index_store(store: Store, state: Scan, root: Path, manifest: Path, settings:
             if place is None or reason:
                 rejected.append((fact.path, reason or f"the layout {layout.name} has no place for its folder"))
                 continue
-            split = files.split(fact.folder, fact.name)
+            split, group = files.split(fact.folder, fact.name), files.group(fact.folder, fact.name)
             placed[(place.label, place.generator, split)] += 1
-            group = files.group(fact.folder, fact.name)
             yield (fact.path, place.label, place.generator, place.source, split, group, *_described(fact))
 
     return _write(manifest, root, layout.name, settings, state, copies, rows(), rejected, placed)
-
-
-def _threads(settings: Settings) -> int:
-    return min(settings.threads or 4 * cores(), 64)
 
 
 def _parts(folder: str) -> tuple[str, ...]:
@@ -283,9 +269,7 @@ class Placement:
             return (found.group(1) if found else None) or path
         if self.settings.group == "stem":
             return stem
-        if self.settings.group == "auto":
-            return self.layout.group(tuple(folder.split("/")), stem) or path
-        return path
+        return (self.settings.group == "auto" and self.layout.group(tuple(folder.split("/")), stem)) or path
 
     def split(self, folder: str, name: str) -> str:
         """Return the split of a file that has a place."""
@@ -302,11 +286,10 @@ class Placement:
 
     def note_unseen(self, rows: Iterable[Facts]) -> None:
         """Remember the groups of unseen generators: their siblings go to test with them."""
-        if self._unseen:
-            for fact in rows:
-                place = self.place(fact.folder)
-                if place is not None and place.generator in self._unseen:
-                    self._unseen_groups.add(self.group(fact.folder, fact.name))
+        for fact in rows if self._unseen else ():
+            place = self.place(fact.folder)
+            if place is not None and place.generator in self._unseen:
+                self._unseen_groups.add(self.group(fact.folder, fact.name))
 
 
 def resolve_copies(store: Store, files: Placement) -> Copies:
@@ -346,22 +329,15 @@ def index_table(
 ) -> Indexed:  # fmt: skip
     """Write the manifest of the images that a table names; other files are not looked at.
 
-    The table's own labels, generators, groups and splits are taken as they are, and checked.
-
-    Args:
-        table: CSV or parquet.
-        root: the folder that its paths are relative to.
-        manifest: see :func:`index_folder`.
-        settings: how; what a table says itself, in its columns, may not be set.
-        columns: manifest column → the table's column, where they have other names.
-        seen: called with the counts so far.
+    The labels, generators, groups and splits of the table, CSV or parquet, are taken as they are, and checked; the
+    settings for them may not be set. Its paths are relative to ``root``. ``columns`` gives manifest column → the
+    table's column, where they have other names. On manifest and seen see :func:`index_folder`.
 
     Raises:
         UserError: the table is wrong; see :func:`fakedet.data.manifest.load_manifest`.
     """
-    default = Settings()
     for name in ("layout", "reals", "unseen", "group"):
-        value, unset = getattr(settings, name), getattr(default, name)
+        value, unset = getattr(settings, name), getattr(Settings(), name)
         if value != unset and (value or unset):  # an empty list is as good as an empty tuple
             raise UserError(f"{name}: this is for folders; a table says it itself, in its columns")
     renamed = _renamed(read_table(table), columns, table)
@@ -370,7 +346,7 @@ def index_table(
     if settings.split is not None:
         frame["split"] = SPLITS[settings.split]
     with Store(manifest.with_suffix(".index.sqlite")) as store:
-        state = scan(root, _listings(root, frame["path"]), store, _threads(settings), settings.hashed, seen)
+        state = scan(root, _listings(root, frame["path"]), store, settings.threads, settings.hashed, seen)
         facts = {fact.path: fact for fact in store.rows()}
     problems = dict(state.problems)
     copies = _contradictions(frame, facts)
@@ -451,10 +427,7 @@ ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bm
 
 
 def parquets(source: Path, deep: bool = False) -> list[Path]:
-    """List the parquet files that hold images: the source itself, or those of a folder and its ``data/``.
-
-    Hugging Face puts them there; ``deep`` searches at all depths.
-    """
+    """List the parquet files that hold images, of a folder also those in data/ (Hugging Face) or at all depths."""
     if source.is_file():
         files = [source] if source.suffix == ".parquet" else []
     elif deep:
@@ -569,8 +542,7 @@ def _described(fact: Facts) -> tuple[Any, ...]:
 def write_manifest(path: Path, rows: Iterable[tuple[Any, ...]], metadata: dict[bytes, bytes]) -> int:
     """Write rows in the order of :data:`SCHEMA` and return their number; an old manifest stays whole until the end.
 
-    Raises:
-        UserError: the disk is full or the folder cannot be written.
+    A full disk, or a folder that cannot be written, is a UserError.
     """
     written, source = 0, iter(rows)
     with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA.with_metadata(metadata)) as writer:

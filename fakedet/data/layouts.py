@@ -61,13 +61,9 @@ class Layout(ABC):
 
 
 def find_layout(name: str, root: str, images: Mapping[Parts, int], reals: Collection[str] = ()) -> Layout:
-    """Choose the layout of a folder.
+    """Choose the layout of a folder by its name, or recognise it ("auto") by the number of images in each folder.
 
-    Args:
-        name: of a layout, or "auto" to recognise it.
-        root: name of the folder.
-        images: number of images in each folder below it.
-        reals: see :class:`Layout`.
+    On root and reals see :class:`Layout`.
 
     Raises:
         UserError: no layout fits; the message lists the folders there are and the layouts that are known.
@@ -120,9 +116,6 @@ def _without_split(parts: Parts) -> tuple[Parts, str]:
     return parts[:position] + parts[position + 1 :], SPLITS[parts[position].lower()]
 
 
-# --- the layouts ---------------------------------------------------------------------------------------
-
-
 class Plain(Layout):
     """Folders named real and fake, or like it; a generator's reals may be beside it."""
 
@@ -166,11 +159,9 @@ class Generators(Layout):
         return any(self._is_real(_without_split(folder)[0]) for folder in self.folders)
 
     def _is_real(self, rest: Parts) -> bool:
-        if not rest:
-            return False
-        if self.reals:
-            return any(fnmatchcase(rest[0], pattern) for pattern in self.reals)
-        return self.real_name.fullmatch(rest[0]) is not None
+        if not rest or not self.reals:
+            return bool(rest) and self.real_name.fullmatch(rest[0]) is not None
+        return any(fnmatchcase(rest[0], pattern) for pattern in self.reals)
 
 
 FORENSYNTHS_LABELS = {"0_real": 0, "1_fake": 1}
@@ -235,8 +226,6 @@ class UniversalFakeDetect(Layout):
     tree: ClassVar[str] = "[diffusion_datasets/]{imagenet,laion}/0_real, [diffusion_datasets/]<generator>/1_fake"
     folder: ClassVar[str] = "diffusion_datasets"
     real_sets: ClassVar[tuple[str, ...]] = ("imagenet", "laion")
-    # The paper compares ADM's guided diffusion with ImageNet, all others with LAION.
-    of_imagenet: ClassVar[tuple[str, ...]] = ("guided",)
 
     def place(self, parts: Parts) -> Place | None:
         """Return what a folder holds; folders outside the diffusion sets are read as ForenSynths."""
@@ -246,8 +235,8 @@ class UniversalFakeDetect(Layout):
         label = FORENSYNTHS_LABELS[inner[1].lower()]
         if label == 0:
             return Place(0, inner[0], inner[0].lower(), "test") if inner[0].lower() in self.real_sets else None
-        source = "imagenet" if inner[0].lower() in self.of_imagenet else "laion"
-        return Place(1, inner[0], source, "test")
+        # The paper compares ADM's guided diffusion with ImageNet, all others with LAION.
+        return Place(1, inner[0], "imagenet" if inner[0].lower() == "guided" else "laion", "test")
 
     def _inner(self, parts: Parts) -> Parts | None:
         """Return (generator, 0_real or 1_fake) of a folder of the diffusion sets."""
@@ -278,7 +267,6 @@ class DiffusionForensics(Layout):
 
     name: ClassVar[str] = "diffusionforensics"
     tree: ClassVar[str] = "[images/]{train,val,test}/<domain>/{real,<generator>}"
-    derived: ClassVar[tuple[str, ...]] = ("dire", "recons", "reconstruction")
 
     def place(self, parts: Parts) -> Place | None:
         """Return what a folder holds."""
@@ -290,7 +278,7 @@ class DiffusionForensics(Layout):
 
     def aside(self, parts: Parts) -> bool:
         """Return whether a folder holds what DIRE computed from the images."""
-        return bool(parts) and parts[0].lower() in self.derived
+        return bool(parts) and parts[0].lower() in ("dire", "recons", "reconstruction")
 
     @cached_property
     def _known(self) -> set[Parts]:
@@ -303,8 +291,7 @@ class DiffusionForensics(Layout):
             parts = parts[1:]
         if len(parts) < 3 or parts[0].lower() not in SPLITS:
             return None
-        name = "real" if parts[2].lower() == "real" else parts[2]
-        return SPLITS[parts[0].lower()], parts[1], name
+        return SPLITS[parts[0].lower()], parts[1], "real" if parts[2].lower() == "real" else parts[2]
 
 
 class Drct(Layout):

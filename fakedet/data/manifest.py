@@ -16,21 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from fakedet.data.manifest_table import (
-    COLUMNS,
-    FACTS,
-    ROOT_KEY,
-    SHARDS_KEY,
-    check_columns,
-    check_groups,
-    content,
-    labels,
-    names,
-    paths,
-    read_table,
-    splits,
-    texts,
-)
+from fakedet.data import manifest_table as columns
+from fakedet.data.manifest_table import COLUMNS, FACTS, ROOT_KEY, SHARDS_KEY, content, read_table, texts
 from fakedet.errors import UserError, choose, nearest
 from fakedet.metrics.pairing import real_counterparts
 
@@ -120,41 +107,34 @@ def load_manifest(
 
 
 def check_manifest(
-    table: pa.Table,
-    path: Path,
-    root: Path,
-    allow_group_leak: bool = False,
-    split_seed: int = 0,
-    shards: str | None = None,
-    probe: bool = True,
-) -> Manifest:
+    table: pa.Table, path: Path, root: Path, allow_group_leak: bool = False, split_seed: int = 0,
+    shards: str | None = None, probe: bool = True,
+) -> Manifest:  # fmt: skip
     """Check and complete a table, as :func:`load_manifest` does; messages name the path.
 
-    Args:
-        shards: folder or URL of the shards that hold the images, if any do.
-        probe: check that some of the first images are there.
-        table, path, root, allow_group_leak, split_seed: see :func:`load_manifest`, as for errors.
+    ``shards`` is the folder or URL of the shards that hold the images, if any do; ``probe`` checks that some of the
+    first images are there.
     """
     if not root.is_dir():
         raise UserError(f"data.root={root}: there is no such folder")
     notes: list[str] = []
-    check_columns(table, path, notes)
+    columns.check_columns(table, path, notes)
     if not table.num_rows:
         raise UserError(f"{path}: the table is empty, it has no rows")
-    image, label = paths(table, path), labels(table, path)
-    generator, source = names(table, "generator", path), names(table, "source", path, blank=True)
-    group = names(table, "group", path, blank=True)
+    image, label = columns.paths(table, path), columns.labels(table, path)
+    generator, source = columns.names(table, "generator", path), columns.names(table, "source", path, blank=True)
+    group = columns.names(table, "group", path, blank=True)
     group = pc.if_else(pc.equal(group, ""), image, group)  # a row without a group is its own
-    split = splits(table, group, path, split_seed, notes)
-    check_groups(group, split, path, allow_group_leak, notes)
-    columns = dict(zip(COLUMNS, (image, label, generator, source, split, group), strict=True))
-    frame = pa.table(columns).to_pandas()
+    split = columns.splits(table, group, path, split_seed, notes)
+    columns.check_groups(group, split, path, allow_group_leak, notes)
+    checked = dict(zip(COLUMNS, (image, label, generator, source, split, group), strict=True))
+    frame = pa.table(checked).to_pandas()
     if probe:
         _probe(frame["path"].head(300).tolist(), root, path)
     kept = table.select([name for name in FACTS if name in table.column_names])
     # pandas' own hash may change with its version.
     digest = hashlib.sha256()
-    for name, values in columns.items():
+    for name, values in checked.items():
         digest.update(f"{name} {len(values)}\n".encode())
         if isinstance(values, np.ndarray):
             digest.update(values.astype(np.uint8).data)  # labels, 0 or 1

@@ -25,20 +25,17 @@ from fakedet.errors import UserError, nearest
 Texts: TypeAlias = pa.LargeStringArray  # One text for each row, none of them null
 
 COLUMNS = ("path", "label", "generator", "source", "split", "group")
-REQUIRED = COLUMNS[:3]
 FACTS = ("width", "height", "format", "jpeg_quality", "jpeg_tables", "bytes", "sha256", "shard", "position")
 """Further columns, which `fakedet index` and `fakedet shard` write."""
 REPEATING = ["generator", "source", "split", "group"]  # Columns with few different values, which are read as categories
-SPLITS = {
+SPLITS = {  # names in tables and of folders
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-"""Names of splits, in tables and of folders."""
 SHARES = {"train": 0.70, "val": 0.15, "test": 0.15}
-ROOT_KEY = b"fakedet.root"
-"""Metadata of a parquet manifest: the folder that paths are relative to, itself relative to the manifest's folder."""
-SHARDS_KEY = b"fakedet.shards"
-"""Metadata of a parquet manifest whose images are in shards: their folder, relative to the manifest's folder."""
+# Metadata of a parquet manifest, both relative to its folder:
+ROOT_KEY = b"fakedet.root"  # the folder that paths are relative to
+SHARDS_KEY = b"fakedet.shards"  # the folder of the shards that hold the images
 # What str.strip() takes off; Arrow's own idea of white space is narrower.
 BLANKS = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
 
@@ -122,7 +119,7 @@ def check_columns(table: pa.Table, path: Path, notes: list[str]) -> None:
     """Raise a UserError if a required column is missing or any is there twice; note those that are not used."""
     present = table.column_names
     for column in COLUMNS:
-        if column in REQUIRED and column not in present:
+        if column in COLUMNS[:3] and column not in present:
             spare = [name for name in present if name not in COLUMNS]
             hint = nearest(column, spare) if spare else ""
             advice = f"the table has: {', '.join(present)}"
@@ -138,10 +135,7 @@ def check_columns(table: pa.Table, path: Path, notes: list[str]) -> None:
 
 
 def names(table: pa.Table, column: str, path: Path, blank: bool = False) -> Texts:
-    """Return a column of names, without blanks at their ends; all are empty if the table has no such column.
-
-    A missing one is a UserError unless ``blank`` allows it.
-    """
+    """Return a trimmed column of names, empty if there is none; a missing name is a UserError unless ``blank``."""
     if column not in table.column_names:
         return pa.repeat(pa.scalar("", pa.large_string()), table.num_rows)
     array = table[column].combine_chunks()
@@ -163,10 +157,7 @@ def _require(missing: pa.BooleanArray, column: str, path: Path) -> None:
 
 
 def paths(table: pa.Table, path: Path) -> Texts:
-    """Return the image paths, relative to the root, normalised.
-
-    A path that is missing, absolute, leads out of the root, or is there twice is a UserError.
-    """
+    """Return the normalised image paths; one that is missing, absolute, outside of the root, or twice is an error."""
     given = texts(table["path"])
     _require(pc.or_(pc.equal(given, ""), pc.utf8_is_space(given)), "path", path)
     if (content(given)[1] == ord("\\")).any():
@@ -219,10 +210,7 @@ def labels(table: pa.Table, path: Path) -> NDArray[np.int64]:
 
 
 def splits(table: pa.Table, groups: Texts, path: Path, seed: int, notes: list[str]) -> Texts:
-    """Return train, val or test for each row; if the table has no split, by the hash of the groups.
-
-    An unknown name, or none beside others, is a UserError.
-    """
+    """Return each row's train, val or test, by the groups' hash if the table has none; an unknown one is an error."""
     given = names(table, "split", path, blank=True).dictionary_encode()
     present = given.dictionary.to_pylist()
     if not any(present):
@@ -246,10 +234,7 @@ def splits(table: pa.Table, groups: Texts, path: Path, seed: int, notes: list[st
 
 
 def split_of(group: str, seed: int, shares: Mapping[str, float] = SHARES) -> str:
-    """Choose the split of a group by the hash of its name and a seed; the splits' shares add up to 1.
-
-    So the choice is the same on every machine, whatever else there is.
-    """
+    """Choose a group's split by the hash of its name and a seed, the same on every machine; shares add up to 1."""
     digest = hashlib.sha256(f"{seed}\x1f{group}".encode("utf-8", "surrogatepass")).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
     reached = 0.0

@@ -36,7 +36,7 @@ class _Walk:
     """An endless walk over some rows: one shuffled permutation after another, at any position.
 
     With shards a permutation goes through windows of a few of them, in random order, and shuffles within a window: a
-    shuffle of everything would need all shards at once. ``strata`` is a code for each row, for :meth:`counts`.
+    shuffle of everything would need all shards at once.
     """
 
     def __init__(
@@ -84,14 +84,12 @@ class BalancedBatchSampler(Sampler[list[Draw]]):
     Args:
         ids: (n,) rows of the manifest.
         labels: (n,) 0 = real, 1 = fake.
-        generators: (n,) names.
-        sources: (n,) names; "" where unknown.
+        generators, sources: (n,) names; a source is "" where unknown.
         batch_size: images of a step over all ranks.
         steps: batches of an epoch.
         seed: of all random choices.
         real_only: draw only reals, for stage 1; one permutation is walked.
-        rank: of this process.
-        world_size: number of processes.
+        rank, world_size: of this process, and the number of processes.
         shards: where the rows are, if they are read from shards; see :class:`_Walk`.
 
     Raises:
@@ -99,19 +97,10 @@ class BalancedBatchSampler(Sampler[list[Draw]]):
     """
 
     def __init__(
-        self,
-        ids: ArrayLike,
-        labels: ArrayLike,
-        generators: Sequence[str],
-        sources: Sequence[str],
-        batch_size: int,
-        steps: int,
-        seed: int,
-        real_only: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
+        self, ids: ArrayLike, labels: ArrayLike, generators: Sequence[str], sources: Sequence[str], batch_size: int,
+        steps: int, seed: int, real_only: bool = False, rank: int = 0, world_size: int = 1,
         shards: Shards | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         label, rows = np.asarray(labels), np.asarray(ids, dtype=np.int64)
         names, places = np.asarray(generators, dtype=object), np.asarray(sources, dtype=object)
         unit = world_size if real_only else 2 * world_size
@@ -178,17 +167,17 @@ class BalancedBatchSampler(Sampler[list[Draw]]):
         if self.real_only:
             ids = [self._reals[0].at(number * self.batch_size + slot) for slot in range(self.batch_size)]
         else:
-            ids = self._pairs(number * (self.batch_size // 2), self.batch_size // 2)
+            ids = self._pairs(number * (self.batch_size // 2))
         seeds = np.random.SeedSequence((self.seed, 2, epoch, step)).generate_state(self.batch_size, np.uint64)
         return [Draw(row, seed) for row, seed in zip(ids, (seeds >> np.uint64(1)).tolist(), strict=True)]
 
-    def _pairs(self, first_slot: int, n: int) -> list[int]:
+    def _pairs(self, first_slot: int) -> list[int]:
         kinds = len(self._fakes)
         # How often each stratum of reals was needed before this step, which may be the first of a resumed run.
         counts = [walk.counts((first_slot - code + kinds - 1) // kinds) for code, walk in enumerate(self._fakes)]
         needed = np.sum(counts, axis=0)
         ids = []
-        for slot in range(first_slot, first_slot + n):
+        for slot in range(first_slot, first_slot + self.batch_size // 2):
             fake = self._fakes[slot % kinds].at(slot // kinds)
             stratum = self._stratum[fake]
             ids += [self._reals[stratum].at(int(needed[stratum])), fake]

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
+from fakedet.data.dataset import cores
 from fakedet.data.decode import DecodeError, Header, jpeg_ends, parse_header, read_bytes
 from fakedet.errors import UserError
 
@@ -72,23 +72,20 @@ class Store:
             if version != VERSION:
                 self._base.execute("DROP TABLE IF EXISTS files")
             kinds = dict.fromkeys(("bytes", "changed", "width", "height", "jpeg_quality"), "INTEGER")
-            columns = ", ".join(f"{name} {kinds.get(name, 'TEXT')} NOT NULL" for name in Facts._fields)
-            self._base.execute(
-                f"CREATE TABLE IF NOT EXISTS files ({columns}, PRIMARY KEY (folder, name)) WITHOUT ROWID"
-            )
+            columns = [f"{name} {kinds.get(name, 'TEXT')} NOT NULL" for name in Facts._fields]
+            columns.append("PRIMARY KEY (folder, name)")
+            self._base.execute(f"CREATE TABLE IF NOT EXISTS files ({', '.join(columns)}) WITHOUT ROWID")
             self._base.execute("CREATE INDEX IF NOT EXISTS by_content ON files (sha256)")
             self._base.execute(f"PRAGMA user_version = {VERSION}")
             self._base.commit()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             with self._errors():
                 self._base.commit()
         except UserError:
-            if error is None:  # otherwise the first error is the one to report
+            if kind is None:  # otherwise the first error is the one to report
                 raise
         finally:
             self._base.close()
@@ -226,19 +223,20 @@ class Scan:
 
 
 def scan(
-    root: Path, listings: Iterable[Listing], store: Store, threads: int, hashed: bool, seen: Callable[[Scan], None]
-) -> Scan:
+    root: Path, listings: Iterable[Listing], store: Store, threads: int | None, hashed: bool,
+    seen: Callable[[Scan], None],
+) -> Scan:  # fmt: skip
     """Bring a store up to date with a folder.
 
     Args:
         root: the folder.
         listings: its files, from :func:`walk` or from a table.
         store: what is known of them.
-        threads: that read files; more than cores are useful, because reading waits for the disk.
+        threads: that read files, at most 64; None: four for each core, because reading waits for the disk.
         hashed: take the SHA-256 of each file; otherwise only its beginning is read.
         seen: called with the counts so far, often.
     """
-    state, folders = Scan(), set()
+    state, folders, threads = Scan(), set(), min(threads or 4 * cores(), 64)
 
     def changed_files() -> Iterator[tuple[str, str, int, int]]:
         for listing in listings:

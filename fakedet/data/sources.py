@@ -67,15 +67,14 @@ class ShardSource:
         """
         # What was opened before a fork belongs to the parent process.
         if self._opened is None or self._process != os.getpid():
-            self._opened, self._process = self._open(), os.getpid()
-            self._check_first()
+            self._open()
         data = self._bytes(row)
         # A wrong image would be trained on under this row's label.
         if len(data) != self.sizes[row]:
             raise DecodeError(f"its shard holds {len(data)} bytes in its place instead of {self.sizes[row]}")
         return data
 
-    def _open(self) -> Any:
+    def _open(self) -> None:
         litdata = import_litdata()
         folder = Path(self.location.removeprefix("local:"))
         if "://" not in self.location and not (folder / INDEX).is_file():
@@ -85,9 +84,8 @@ class ShardSource:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # Unpacking a whole shard would pay only if its images were read one after the other.
-            return litdata.StreamingDataset(self.location, cache_dir=self.cache, batch_decode=False)
-
-    def _check_first(self) -> None:
+            self._opened = litdata.StreamingDataset(self.location, cache_dir=self.cache, batch_decode=False)
+        self._process = os.getpid()
         try:
             same = hashlib.sha256(self._bytes(0)).hexdigest() == self.first
         except DecodeError:

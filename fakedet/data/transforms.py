@@ -20,8 +20,7 @@ from fakedet.errors import UserError, choose, nearest
 
 Pixels = NDArray[np.uint8]
 
-POLICIES = {"crop": 1, "multi-crop": 5, "resize": 1}
-"""Evaluation policies, and the number of views that each takes of an image."""
+POLICIES = {"crop": 1, "multi-crop": 5, "resize": 1}  # Views that each evaluation policy takes of an image
 LONGEST_RATIO = 16  # Images are cut to this aspect ratio before resizing: one of a single row would grow to gigabytes
 # Pixels by which the augmented region exceeds the crop: two JPEG blocks, so that the grid falls anywhere, and the
 # border of a blur stays out of the crop.
@@ -66,10 +65,7 @@ def evaluation_views(image: Pixels, size: int, policy: str) -> list[Pixels]:
 
 
 def pad_to(image: Pixels, height: int, width: int) -> Pixels:
-    """Pad an image by reflection, equally on all sides, to at least the given size.
-
-    Any image will do: one reflection is repeated where it is not enough, and a single row or column is replicated.
-    """
+    """Pad any image by reflection, equally on all sides, to at least the given size; reflections are repeated."""
     missing = [max(0, wanted - have) for wanted, have in zip((height, width), image.shape[:2], strict=True)]
     if not any(missing):
         return image

@@ -158,11 +158,9 @@ def _listing(folder: Path) -> str:
 
 
 def make_demo_data(
-    folder: Path,
-    seed: int = 0,
-    recipe: DemoRecipe | None = None,
+    folder: Path, seed: int = 0, recipe: DemoRecipe | None = None,
     progress: Callable[[str, int, int], None] | None = None,
-) -> Path:
+) -> Path:  # fmt: skip
     """Write the demo's images and ``manifest.csv`` into a folder, empty or not there yet; return the manifest's path.
 
     Args:

@@ -555,7 +555,7 @@ def write_manifest(path: Path, rows: Iterable[tuple[Any, ...]], metadata: dict[b
 
 
 def write_rejected(path: Path, rows: Iterable[tuple[str, str]]) -> None:
-    """Write (path, reason) of what was left out as CSV; no file where there is nothing. Errors: as above."""
+    """Write (path, reason) of what was left out as CSV; no file if there is none. Errors as :func:`write_manifest`."""
     listed = list(rows)
     if not listed:
         path.unlink(missing_ok=True)  # of an earlier run

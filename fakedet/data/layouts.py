@@ -159,9 +159,9 @@ class Generators(Layout):
         return any(self._is_real(_without_split(folder)[0]) for folder in self.folders)
 
     def _is_real(self, rest: Parts) -> bool:
-        if not rest or not self.reals:
-            return bool(rest) and self.real_name.fullmatch(rest[0]) is not None
-        return any(fnmatchcase(rest[0], pattern) for pattern in self.reals)
+        if self.reals:
+            return any(fnmatchcase(name, pattern) for name in rest[:1] for pattern in self.reals)
+        return bool(rest) and self.real_name.fullmatch(rest[0]) is not None
 
 
 FORENSYNTHS_LABELS = {"0_real": 0, "1_fake": 1}

@@ -20,7 +20,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from importlib.resources import files
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fakedet")
 
-FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
 
 class _Console(logging.StreamHandler[Any]):
     """Write to what standard output is at the time, which may be redirected."""
@@ -53,16 +50,11 @@ class _Console(logging.StreamHandler[Any]):
 
     @property
     def stream(self) -> Any:  # type: ignore[override]
-        """Standard output as it is now."""
         return sys.stdout
 
 
 def set_up_logging(job: int | None = None) -> None:
-    """Let fakedet's log speak to the console in plain lines.
-
-    Args:
-        job: number of a sweep's job, which each line then begins with: several may speak at a time.
-    """
+    """Let fakedet's log write plain lines to the console; each begins with the number of a sweep's job, if given."""
     logger = logging.getLogger("fakedet")
     if not logger.handlers:
         logger.addHandler(_Console())
@@ -93,17 +85,11 @@ def run_verb(verb: str, config: DictConfig, overrides: list[str]) -> Any:
 
 
 def end_by_signal(stop: Preempted) -> None:
-    """End this process by the signal that it was sent, as whoever sent it expects.
-
-    A launcher that has a handler of its own, as submitit has, puts the job back into the queue here.
-    """
+    """End this process by the signal that it was sent; submitit's own handler puts the job back into the queue here."""
     if not is_main_process():
         return  # rank zero tells the cluster; an exit status of ours could end it before it has
-    print(
-        f"fakedet: {stop}; give the same command again, or `fakedet resume`, to go on",
-        file=sys.stderr,
-        flush=True,
-    )
+    told = f"fakedet: {stop}; give the same command again, or `fakedet resume`, to go on"
+    print(told, file=sys.stderr, flush=True)
     signal.raise_signal(stop.signal)
     raise SystemExit(128 + stop.signal)  # somebody catches the signal and does nothing about it
 
@@ -114,8 +100,7 @@ def fail(message: str, status: int) -> int:
     return status
 
 
-failed_jobs: list[dict[str, Any]] = []
-"""Of the last multirun that this process ended."""
+failed_jobs: list[dict[str, Any]] = []  # of the last multirun that this process ended
 
 
 class SweepSummary(Callback):
@@ -135,15 +120,9 @@ class SweepSummary(Callback):
         failed_jobs.extend(row for row in ended_jobs(config.hydra.sweep.dir) if row["error"])
         if failed_jobs and not config.get("study"):  # a study's comparison names each
             numbers = ", ".join(str(row["job"]) for row in failed_jobs)
-            one = len(failed_jobs) == 1
-            print(
-                f"{len(failed_jobs)} job{' of this sweep has' if one else 's of this sweep have'} failed ({numbers}); "
-                f"`fakedet compare runs={config.hydra.sweep.dir}` gives each cause and the command that runs it alone"
-            )
-
-
-# What a cluster or its user sends to a job that shall write a resume point and end.
-PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+            words = "job of this sweep has" if len(failed_jobs) == 1 else "jobs of this sweep have"
+            print(f"{len(failed_jobs)} {words} failed ({numbers}); `fakedet compare runs={config.hydra.sweep.dir}` "
+                  "gives each cause and the command that runs it alone")  # fmt: skip
 
 
 def starts_processes(config: DictConfig) -> bool:
@@ -156,16 +135,14 @@ def starts_processes(config: DictConfig) -> bool:
 def job_for_further_ranks(verb: str, config: DictConfig, overrides: list[str]) -> Iterator[None]:
     """Write down the job where the processes that Lightning starts for further ranks find it.
 
-    They are started with this command line; left to compose from it, each would start a sweep anew or name
-    another folder.
+    Left to compose from the command line they get, each would start a sweep anew or name another folder.
     """
     if not starts_processes(config):
         yield  # nobody is started who would look for it
         return
-    job = {"verb": verb, "config": config, "overrides": overrides}
     descriptor, name = tempfile.mkstemp(prefix="fakedet-job-", suffix=".yaml")
     os.close(descriptor)
-    OmegaConf.save(OmegaConf.create(job), name)
+    OmegaConf.save(OmegaConf.create({"verb": verb, "config": config, "overrides": overrides}), name)
     os.environ[JOB] = name
     try:
         yield
@@ -178,11 +155,9 @@ def join(job: str) -> int:
     """Run the job of rank zero as a further rank: same config, same folder, nothing composed anew."""
     set_up_logging()
     register_resolvers()
-    saved = OmegaConf.load(job)
-    assert isinstance(saved, DictConfig)
+    saved: Any = OmegaConf.load(job)
     # A node of its own: interpolations are relative to the config, not to the file that wraps it.
-    config = OmegaConf.create(OmegaConf.to_container(saved.config, resolve=False))
-    assert isinstance(config, DictConfig)
+    config: Any = OmegaConf.create(OmegaConf.to_container(saved.config))
     try:
         run_verb(saved.verb, config, list(saved.overrides))
     except UserError:
@@ -192,66 +167,52 @@ def join(job: str) -> int:
     return 0
 
 
-def needs_own_process(config: DictConfig) -> bool:
-    """Say whether a job of a sweep must not run in the sweep's process.
-
-    Lightning leaves its variables and its process group to the next job, which would then talk to processes that
-    have ended; and it kills the process that started a rank when that rank ends with an error.
-    """
-    return starts_processes(config) and start_name() is None and "SLURM_JOB_ID" not in os.environ
-
-
 def run_in_own_process(verb: str, config: DictConfig, overrides: list[str]) -> Any:
-    """Run a job in a process of its own and return what the verb returns.
-
-    Raises:
-        UserError: the job failed; it has said how.
-    """
+    """Run a job in a process of its own and return what the verb returns; UserError if it failed, and has said how."""
     # A fresh interpreter: a fork would copy PyTorch's threads and locks in whatever state they are in.
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
-    content = OmegaConf.to_container(config, resolve=False)
-    process = context.Process(target=_alone, args=(verb, content, overrides, send))
+    process = context.Process(target=_alone, args=(verb, OmegaConf.to_container(config), overrides, send))
     process.start()
     send.close()
-    with _signals_passed_on(process) as stopped:
-        value = None
+    stopped: list[int] = []
+
+    def pass_on(number: int, _: object) -> None:
+        stopped.append(number)
+        if process.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, number)
+
+    # What a cluster or its user sends to a job that shall write a resume point and end.
+    before = {one: signal.signal(one, pass_on) for one in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
+    value = None
+    try:
         with suppress(EOFError):  # it ended without a result
             value = receive.recv()
         process.join()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if stopped:
-        raise_if_interrupted()
+        from fakedet.training.sweep import stop_is_asked
+
+        if stop_is_asked():
+            raise KeyboardInterrupt
         signal.raise_signal(stopped[0])
     if process.exitcode:
         raise UserError(f"the job in {config.get('output_dir')} ended with status {process.exitcode}")
     return value
 
 
-def raise_if_interrupted() -> None:
-    """Raise KeyboardInterrupt where Ctrl-C had this multirun stop."""
-    from fakedet.training.sweep import stop_is_asked
-
-    if stop_is_asked():
-        raise KeyboardInterrupt
-
-
-def end_with_parent() -> None:
-    """Let this process be told to end (SIGTERM) when the one that started it has ended, however that was.
-
-    A training that is told so writes its resume point first.
-    """
+def _alone(verb: str, content: dict[str, Any], overrides: list[str], send: Connection) -> None:
     parent = os.getppid()
 
-    def watch() -> None:
+    def end_with_parent() -> None:  # however that ended; a training that is told to end writes its resume point first
         while os.getppid() == parent:
             time.sleep(1.0)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _alone(verb: str, content: dict[str, Any], overrides: list[str], send: Connection) -> None:
-    end_with_parent()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     set_up_logging()
     register_resolvers()
     config = OmegaConf.create(content)
@@ -267,27 +228,7 @@ def _alone(verb: str, content: dict[str, Any], overrides: list[str], send: Conne
     send.send(value)
 
 
-@contextmanager
-def _signals_passed_on(process: BaseProcess) -> Iterator[list[int]]:
-    """Hand what this process is told on to the one that trains; gives the signals that came."""
-    came: list[int] = []
-
-    def pass_on(number: int, _: object) -> None:
-        came.append(number)
-        if process.pid is not None:
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, number)
-
-    before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-_launched: list[str] = []
-"""What this process was started for; empty where a launcher of Hydra's started it for a job of a sweep."""
+_launched: list[str] = []  # verbs; none where a launcher of Hydra's started this process for a job of a sweep
 
 
 def launch(verb: str, arguments: list[str]) -> int:
@@ -319,7 +260,7 @@ def launch(verb: str, arguments: list[str]) -> int:
             raise
         return fail("-m and --cfg do not go together; leave -m out to see the config of one job", 2)
     except OSError as error:
-        if error.errno not in FULL_OR_READ_ONLY:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         return fail(f"{error.filename or 'a file of this run'} cannot be written: {error.strerror}; what was written "
                      "before is whole", 1)  # fmt: skip
@@ -329,11 +270,7 @@ def launch(verb: str, arguments: list[str]) -> int:
 
 
 def study_as_multirun(arguments: list[str]) -> list[str]:
-    """Turn the arguments of `fakedet study` into those of `fakedet train`.
-
-    Raises:
-        UserError: no study is named.
-    """
+    """Turn the arguments of `fakedet study` into those of `fakedet train`; UserError if no study is named."""
     flags, overrides = _flags(arguments)
     if not flags.multirun and not flags.cfg:
         arguments = ["-m", *arguments]
@@ -360,8 +297,7 @@ def _launch(verb: str, arguments: list[str]) -> int:
 
     def run_hydra(*more: str) -> None:
         sys.argv = [sys.argv[0], *arguments, *more]
-        task = _task(verb, mistakes)
-        hydra.main(version_base="1.3", config_path="pkg://fakedet.conf", config_name=verb)(task)()
+        hydra.main(version_base="1.3", config_path="pkg://fakedet.conf", config_name=verb)(_task(verb, mistakes))()
 
     flags, overrides = _flags(arguments)
     if not flags.multirun or flags.cfg or any(item.startswith("-") for item in overrides):
@@ -382,19 +318,20 @@ def _launch(verb: str, arguments: list[str]) -> int:
     except Exception as error:
         if not isinstance(error, BrokenProcessPool) and not type(error).__module__.startswith("submitit."):
             raise
-        raise UserError(
-            "a process of the jobs was killed, by a signal or for want of memory; finished jobs are kept, and the same "
-            "command goes on (with hydra.launcher.n_jobs=1 they need less memory)"
-        ) from error
+        raise UserError("a process of the jobs was killed, by a signal or for want of memory; finished jobs are kept, "
+                        "and the same command goes on (with hydra.launcher.n_jobs=1 they need less memory)"
+                        ) from error  # fmt: skip
     if failed_jobs:
         return 2 if any(row["mistake"] for row in failed_jobs) else 1
     return 0
 
 
 def _run_study(
-    study: Study, run_hydra: Callable[[str], None], stoppable: Callable[[], AbstractContextManager[None]],
+    study: Study,
+    run_hydra: Callable[[str], None],
+    stoppable: Callable[[], AbstractContextManager[None]],
     arguments: list[str],
-) -> None:  # fmt: skip
+) -> None:
     """Check, train and compare the jobs of a study."""
     from fakedet.cli import verbs
     from fakedet.training import sweep
@@ -433,14 +370,19 @@ def _task(verb: str, mistakes: list[UserError]) -> Any:
     def run(config: DictConfig) -> Any:
         settings = HydraConfig.get()
         sweep = settings.mode == RunMode.MULTIRUN
-        _begin(config, settings, sweep)
+        # Again: launchers run this in processes that have not passed through launch().
+        set_up_logging(settings.job.num if sweep else None)
+        register_resolvers()
+        # Fixed here, once: the default holds the time, and each job of a sweep has its own folder below the
+        # sweep's. Other interpolations stay, because stage 1 resolves them with its own model and folder.
+        # A verb that makes its folder itself has Hydra run where the user is.
+        if "output_dir" in config and settings.runtime.output_dir != os.getcwd():
+            config.output_dir = settings.runtime.output_dir
         overrides = [str(override) for override in settings.overrides.task]
         if sweep:
             return _run_job(verb, config, settings, overrides)
         try:
-            if "output_dir" in config and start_name():
-                _check_named(overrides)
-            _check_whole(settings, overrides)
+            _check_single(config, settings, overrides)
             with job_for_further_ranks(verb, config, overrides):
                 return run_verb(verb, config, overrides)
         except Preempted as stop:
@@ -455,28 +397,21 @@ def _task(verb: str, mistakes: list[UserError]) -> Any:
 
 
 def _tell_mistake(error: UserError, settings: Any) -> None:
-    _remove_if_empty(settings.runtime.output_dir)
+    if (folder := settings.runtime.output_dir) != os.getcwd():
+        with suppress(OSError):
+            os.rmdir(folder)  # if empty: Hydra made it for a run that did not begin
     fail(str(error), 2)
     if start_name():  # the other processes of this start would wait for this one
         raise SystemExit(2) from error
 
 
-def _check_whole(settings: Any, overrides: list[str]) -> None:
-    """Refuse a study as a single run, unless all that it sweeps is given."""
+def _check_single(config: DictConfig, settings: Any, overrides: list[str]) -> None:
+    """Refuse a folder named by the time where each rank would read the clock, and a study that lacks what it sweeps."""
     given = {item.partition("=")[0] for item in overrides}
+    if "output_dir" in config and start_name() and "output_dir" not in given:
+        raise UserError("several processes were started at once (srun, torchrun): pass output_dir=FOLDER, one for all")
     if "study" in given and (lacking := [key for key in settings.sweeper.params or {} if key not in given]):
         raise UserError(f"a study is many jobs: pass -m; for one of them alone, give {', '.join(lacking)} too")
-
-
-def _begin(config: DictConfig, settings: Any, sweep: bool) -> None:
-    # Again: launchers run this in processes that have not passed through launch().
-    set_up_logging(settings.job.num if sweep else None)
-    register_resolvers()
-    # Fixed here, once: the default holds the time, and each job of a sweep has its own folder below the
-    # sweep's. Other interpolations stay, because stage 1 resolves them with its own model and folder.
-    # A verb that makes its folder itself has Hydra run where the user is.
-    if "output_dir" in config and settings.runtime.output_dir != os.getcwd():
-        config.output_dir = settings.runtime.output_dir
 
 
 def _run_job(verb: str, config: DictConfig, settings: Any, overrides: list[str]) -> Any:
@@ -526,7 +461,7 @@ def _end_stopped_job(stop: Preempted) -> None:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         end_by_signal(stop)
     elif not sweep.Here.is_worker:
-        raise_if_interrupted()
+        raise KeyboardInterrupt
 
 
 def _do(verb: str, config: DictConfig, overrides: list[str]) -> tuple[Any, bool]:
@@ -542,20 +477,9 @@ def _do(verb: str, config: DictConfig, overrides: list[str]) -> tuple[Any, bool]
             if not unscored(config):
                 return facts["validation"], True
             verb = "also"
-    if needs_own_process(config):
+    # Lightning leaves its variables and its process group to the next job, which would then talk to processes that
+    # have ended; and it kills the process that started a rank when that rank ends with an error.
+    if starts_processes(config) and start_name() is None and "SLURM_JOB_ID" not in os.environ:
         return run_in_own_process(verb, config, overrides), False
     with job_for_further_ranks(verb, config, overrides):
         return run_verb(verb, config, overrides), False
-
-
-def _remove_if_empty(folder: str) -> None:
-    """Take back the folder that Hydra made for a run that did not begin."""
-    if folder != os.getcwd():
-        with suppress(OSError):
-            os.rmdir(folder)
-
-
-def _check_named(overrides: list[str]) -> None:
-    """Refuse a folder named by the time where each rank would read the clock itself."""
-    if not any(override.startswith("output_dir=") for override in overrides):
-        raise UserError("several processes were started at once (srun, torchrun): pass output_dir=FOLDER, one for all")

@@ -16,11 +16,10 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import cv2
@@ -31,18 +30,13 @@ from fakedet.utils import bar, provenance, write_json
 
 log = logging.getLogger("fakedet")
 
-STDIN = "-"
-ERROR = "error"
-"""Stands for the verdict where counts are kept of files that cannot be read."""
-JUDGED_BY = ("false_alarm", "miss", "views", "tiles")
-"""Settings that answers depend on."""
+ERROR = "error"  # stands for the verdict where counts are kept of files that cannot be read
 
 
 def open_detector(checkpoint: str, device: str, trust: Sequence[str], rules: Rules) -> Detector:
     """Load a detector for a console verb, and say what it knows and what it cannot promise.
 
-    Raises:
-        UserError: no such checkpoint, one without an operating point, or no such device.
+    Raises UserError for a checkpoint that does not exist or has no operating point, and for a device that does not.
     """
     detector = load(checkpoint, device, trust)
     point = detector.require_operating_point()
@@ -61,16 +55,14 @@ def open_detector(checkpoint: str, device: str, trust: Sequence[str], rules: Rul
     return detector
 
 
-def list_images(sources: Sequence[str], tell_left_out: Callable[[Counter[str]], None] | None = None) -> Iterator[str]:
-    """Yield the paths of images, each once; folders are searched to all depths.
+def list_images(sources: Sequence[str]) -> Iterator[str]:
+    """Yield the paths of images, each once; tell at the end which other files the folders hold.
 
     Args:
-        sources: files, folders, globs (``**`` goes deep), or "-" for a list of paths on standard input, one a line. A
-            file that is named is yielded whatever its name; in folders only files named like images are.
-        tell_left_out: called at the end with the number of other files in folders, by ending.
+        sources: files (whatever their name), folders (searched to all depths for files named like images), globs
+            (``**`` goes deep), or "-" for a list of paths on standard input, one a line.
 
-    Raises:
-        UserError: a source does not exist, or there are no images at all.
+    Raises UserError where a source does not exist, or there are no images at all.
     """
     seen: set[str] = set()
     left_out: Counter[str] = Counter()
@@ -79,14 +71,16 @@ def list_images(sources: Sequence[str], tell_left_out: Callable[[Counter[str]], 
             if path not in seen:
                 seen.add(path)
                 yield path
-    if tell_left_out is not None:
-        tell_left_out(left_out)
+    if left_out:
+        listed = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common(6))
+        log.warning("%d files in the folders are not named like images that can be read, and were left out: %s",
+                    sum(left_out.values()), listed)  # fmt: skip
     if not seen:
         raise UserError(f"source={', '.join(sources)}: there are no images (jpg, png, webp, bmp, tif, ...)")
 
 
 def _paths(source: str, left_out: Counter[str]) -> Iterator[str]:
-    if source == STDIN:
+    if source == "-":
         # A listed file that does not exist gets a row with its error; the others go on.
         yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
     elif Path(source).is_dir():
@@ -106,8 +100,7 @@ class Writer:
         path: of the file. Rows that are there already are kept, and their paths are :attr:`done`.
         resume: go on with a file that is there; otherwise it is refused.
 
-    Raises:
-        UserError: another ending, a file that `fakedet predict` did not write, or one that cannot be written.
+    Raises UserError for another ending, a file that `fakedet predict` did not write, or one that cannot be written.
     """
 
     def __init__(self, path: Path, resume: bool = True) -> None:
@@ -115,11 +108,9 @@ class Writer:
             raise UserError(f"output={path}: name a .csv or a .jsonl file")
         self.path, self._is_json = path, path.suffix == ".jsonl"
         self.done: set[str] = set()
-        self.counts: Counter[str] = Counter()
-        """Verdicts, and "error", of all rows."""
+        self.counts: Counter[str] = Counter()  # verdicts, and "error", of all rows
         self.first_error = ""
-        self.last_written = math.inf
-        """When the earlier rows were written, in seconds since the epoch."""
+        self.last_written = math.inf  # when the earlier rows were written, in seconds since the epoch
         if path.exists() and path.stat().st_size:
             if not resume:
                 raise UserError(f"output={path} is there already; name another one, or pass resume=true")
@@ -156,20 +147,17 @@ class Writer:
             self._table.writeheader()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def write(self, predictions: Sequence[Prediction]) -> None:
-        """Append rows and make sure that they are on the disk.
-
-        Raises:
-            UserError: the disk is full; the rows before are whole.
-        """
+        """Append rows and make sure that they are on the disk; UserError if it is full: the rows before are whole."""
         try:
             for prediction in predictions:
-                row = {key: _rounded(value) for key, value in asdict(prediction).items()}
+                row = asdict(prediction)
+                for key, value in row.items():
+                    if isinstance(value, float):
+                        row[key] = None if math.isnan(value) else float(f"{value:.6g}")
                 if self._is_json:
                     self._file.write(json.dumps(row) + "\n")
                 else:
@@ -184,12 +172,6 @@ class Writer:
                             "command again") from error  # fmt: skip
 
 
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return None if math.isnan(value) else float(f"{value:.6g}")
-    return value
-
-
 def predict_source(
     detector: Detector, rules: Rules, writer: Writer, sources: Sequence[str], settings: Mapping[str, Any],
     overrides: Sequence[str], heatmaps: Path | None, batch_size: int, images_at_a_time: int,
@@ -197,31 +179,37 @@ def predict_source(
     """Judge every image that ``sources`` names and has no row yet, and write a row for each.
 
     Args:
-        detector: judges them.
-        rules: what the user accepts.
+        detector: judges them by ``rules``, what the user accepts.
         writer: of the rows, not yet opened.
         sources: see :func:`list_images`.
-        settings: the verb's config as plain values, to be written down.
-        overrides: likewise, what the user changed.
+        settings: the verb's config as plain values, to be written down as ``overrides`` are.
         heatmaps: folder for pictures of the tiles' scores; None: none are made.
         batch_size: crops to score at a time.
         images_at_a_time: images to read and write at a time.
 
-    Returns:
-        The number of images that had a row before.
-
-    Raises:
-        UserError: anything wrong with sources, settings or output; a file that cannot be read is a row.
+    Returns the number of images that had a row before. A file that cannot be read is a row; anything wrong with
+    sources, settings or output is a UserError.
     """
     with writer, bar("judging images") as shown:
         resumed, done, errors, changed = len(writer.done), 0, writer.counts[ERROR], []
         about = writer.path.with_name(f"{writer.path.name}.about.json")
-        content = _about(detector, settings, overrides)
+        point = detector.require_operating_point()
+        content = {
+            "config": settings,
+            "detector": {key: value for key, value in detector.info.items() if key != "operating_point"},
+            "checkpoint_sha256": hashlib.sha256(detector.path.read_bytes()).hexdigest(),
+            "operating_point": {
+                "rate": point.rate, "n_real": point.n_real, "n_fake": point.n_fake,
+                "calibration": point.calibration.kind,
+                "threshold": point.threshold if math.isfinite(point.threshold) else None,
+            },
+            "run": provenance(["fakedet", "predict", *overrides]),
+        }  # fmt: skip
         if resumed:
             _check_same(about, content, writer.path)
 
         def without_row() -> Iterator[str]:
-            for path in list_images(sources, _tell_left_out):
+            for path in list_images(sources):
                 if shown_path(path) not in writer.done:
                     yield path
                 elif (file := Path(path)).exists() and file.stat().st_mtime > writer.last_written:
@@ -235,7 +223,7 @@ def predict_source(
             for path, (prediction, drawn) in zip(part, examined, strict=True):
                 found.append(prediction)
                 if heatmaps is not None and drawn is not None:
-                    write_heatmap(heatmaps, path, drawn)
+                    _write_heatmap(heatmaps, path, drawn)
             writer.write(found)
             done += len(part)
             shown.show(done, ", ".join(f"{count} {what}" for what, count in sorted(writer.counts.items())))
@@ -244,7 +232,6 @@ def predict_source(
 
 
 def _tell_kept(writer: Writer, resumed: int, errors: int, changed: list[str], heatmaps: bool) -> None:
-    """Say what the rows that were there before leave out, and that files could not be read."""
     path = writer.path
     if changed:
         log.warning("%d images were changed after their rows in %s were written, the first: %s; the rows are of what "
@@ -261,12 +248,7 @@ def _tell_kept(writer: Writer, resumed: int, errors: int, changed: list[str], he
                     writer.first_error)  # fmt: skip
 
 
-def write_heatmap(folder: Path, path: str, picture: Pixels) -> None:
-    """Write the heatmap of an image into a folder.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
+def _write_heatmap(folder: Path, path: str, picture: Pixels) -> None:
     # Files of one name may lie in several folders.
     mark = hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     target = folder / f"{shown_path(Path(path).stem)[:80]}_{mark}.png"
@@ -278,45 +260,18 @@ def write_heatmap(folder: Path, path: str, picture: Pixels) -> None:
         raise UserError(f"heatmaps={folder} cannot be written: {error.strerror}") from error
 
 
-def _tell_left_out(kinds: Counter[str]) -> None:
-    if kinds:
-        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(6))
-        log.warning("%d files in the folders are not named like images that can be read, and were left out: %s",
-                    sum(kinds.values()), listed)  # fmt: skip
-
-
-def _about(detector: Detector, settings: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Say what rows are made with."""
-    point = detector.require_operating_point()
-    return {
-        "config": settings,
-        "detector": {key: value for key, value in detector.info.items() if key != "operating_point"},
-        "checkpoint_sha256": hashlib.sha256(detector.path.read_bytes()).hexdigest(),
-        "operating_point": {
-            "rate": point.rate, "n_real": point.n_real, "n_fake": point.n_fake, "calibration": point.calibration.kind,
-            "threshold": point.threshold if math.isfinite(point.threshold) else None,
-        },
-        "run": provenance(["fakedet", "predict", *overrides]),
-    }  # fmt: skip
-
-
 def _check_same(about: Path, content: Mapping[str, Any], output: Path) -> None:
-    """Refuse to add rows to a file whose rows were made in another way.
-
-    Raises:
-        UserError: with what differs.
-    """
+    """Refuse to add rows to a file whose rows were made in another way, with what differs."""
     try:
         earlier = json.loads(about.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         log.warning("%s is missing: whether the rows in %s were made in the same way is not known", about, output)
         return
     before, now = earlier["config"], content["config"]
-    changed = [f"{key} was {before.get(key)}, is {now[key]}" for key in JUDGED_BY if before.get(key) != now[key]]
+    judged_by = ("false_alarm", "miss", "views", "tiles")
+    changed = [f"{key} was {before.get(key)}, is {now[key]}" for key in judged_by if before.get(key) != now[key]]
     if earlier.get("checkpoint_sha256") != content["checkpoint_sha256"]:
         changed.append("the checkpoint is another one")
     if changed:
-        raise UserError(
-            f"output={output} holds answers made in another way ({'; '.join(changed)}); name another output, or give "
-            "the earlier settings"
-        )
+        raise UserError(f"output={output} holds answers made in another way ({'; '.join(changed)}); name another "
+                        "output, or give the earlier settings")  # fmt: skip

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
@@ -32,17 +32,8 @@ from fakedet.errors import UserError
 
 log = logging.getLogger("fakedet")
 
-WINDOW = 60.0
-"""Seconds over which a visitor's images are counted."""
-KEPT = 60.0
-"""Seconds after which an upload that nobody asked about is removed."""
-LINGER = 2.0
-"""Seconds between reading an upload and removing it: the browser may be fetching its preview."""
-QUEUE = 20
-"""Visitors who may wait; the next one is told that the page is busy."""
-SHOWN_SIDE = 640
-"""Longer side of a shown image in pixels."""
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
+WINDOW = 60.0  # seconds over which a visitor's images are counted
+KEPT = 60.0  # seconds after which an upload that nobody asked about is removed
 # Gradio takes from the clipboard by its button alone, and only over HTTPS or on this machine; this is for Ctrl+V.
 PASTE = """<script>
 document.addEventListener('paste', event => {
@@ -70,8 +61,7 @@ def serve_page(
         per_minute: images that a visitor may show in a minute.
         batch_size: crops to score at a time.
 
-    Raises:
-        UserError: the port is taken or the host is none of this machine's, or Gradio is not installed.
+    Raises UserError where the port is taken, the host is none of this machine's, or Gradio is not installed.
     """
 
     def judge(name: str, content: bytes) -> Card:
@@ -84,9 +74,16 @@ def serve_page(
             shown.append(_shown(heatmap, "scores of its tiles: blue real, red fake, white between"))
         return make_card(name, prediction, rules, shown)
 
+    known = ", ".join(detector.generators) or "none: it knows real images only"
+    introduction = (
+        "# Is this picture a photograph?\n\n"
+        f"This detector has seen fakes of: {known}. It was checked on {detector.require_operating_point().n_real} "
+        "photographs. It answers *real*, *fake* or *undecided*; of photographs like those it was checked on, at most "
+        f"{100 * rules.false_alarm:g} % are called fake. Images are judged on this machine and not kept."
+    )
     with tempfile.TemporaryDirectory(prefix="fakedet-serve-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        page = make_page(judge, _introduction(detector, rules), RateLimit(per_minute), max_mb * 2**20)
+        page = make_page(judge, introduction, RateLimit(per_minute), max_mb * 2**20)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             log.info("the page is at %s (Ctrl-C ends it)", launch(page, host, port, max_mb))
@@ -97,22 +94,8 @@ def serve_page(
             page.close(verbose=False)
 
 
-def _introduction(detector: Detector, rules: Rules) -> str:
-    known = ", ".join(detector.generators) or "none: it knows real images only"
-    return (
-        "# Is this picture a photograph?\n\n"
-        f"This detector has seen fakes of: {known}. It was checked on {detector.require_operating_point().n_real} "
-        "photographs. It answers *real*, *fake* or *undecided*; of photographs like those it was checked on, at most "
-        f"{100 * rules.false_alarm:g} % are called fake. Images are judged on this machine and not kept."
-    )
-
-
 def check_host(host: str, port: int) -> None:
-    """Check the address, and say what it means to listen to others.
-
-    Raises:
-        UserError: not an address, or not a port.
-    """
+    """Refuse what is no address or port, and say what it means to listen to others."""
     try:
         alone = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError as error:
@@ -124,38 +107,19 @@ def check_host(host: str, port: int) -> None:
 
 
 @dataclass(frozen=True)
-class ShownPicture:
-    """An image as the page shows it."""
-
-    data: str
-    """Data URI."""
-    caption: str
-
-
-@dataclass(frozen=True)
 class Card:
     """The answer about one image."""
 
-    name: str
-    """Of the file, as its owner knows it."""
+    name: str  # of the file, as its owner knows it
     sentence: str
     verdict: str = "no answer"
-    kind: str = "none"
-    """The class of its style: the verdict, or none."""
-    pictures: Sequence[ShownPicture] = ()
-    facts: Sequence[tuple[str, str, str]] = ()
-    """(name, value, what it means)."""
+    kind: str = "none"  # the class of its style: the verdict, or none
+    pictures: Sequence[Mapping[str, str]] = ()  # data (a URI) and caption of each
+    facts: Sequence[tuple[str, str, str]] = ()  # (name, value, what it means)
 
 
-def make_card(name: str, found: Prediction, rules: Rules, pictures: Sequence[ShownPicture]) -> Card:
-    """Put a verdict into words.
-
-    Args:
-        name: of the file, as its owner knows it.
-        found: the prediction, with a verdict.
-        rules: of the desk.
-        pictures: to show.
-    """
+def make_card(name: str, found: Prediction, rules: Rules, pictures: Sequence[Mapping[str, str]]) -> Card:
+    """Put the verdict on the file ``name``, found by ``rules``, into words, beside the pictures."""
     sentence = f"The detector cannot decide: {found.reason}."
     if found.verdict == FAKE:
         sentence = (
@@ -186,22 +150,17 @@ def to_html(cards: Sequence[Card]) -> str:
     return template.render(cards=cards, style=Markup(here.joinpath("card.css").read_text(encoding="utf-8")))
 
 
-def _shown(image: Pixels, caption: str) -> ShownPicture:
-    """Shrink an image (H, W, 3) for the page."""
-    scale = min(1.0, SHOWN_SIDE / max(image.shape[:2]))
+def _shown(image: Pixels, caption: str) -> dict[str, str]:
+    """Shrink an image (H, W, 3) for the page, to a longer side of at most 640 pixels."""
+    scale = min(1.0, 640 / max(image.shape[:2]))
     size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     _, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
-    return ShownPicture("data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode(), caption)
+    return {"data": "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode(), "caption": caption}
 
 
 class RateLimit:
-    """Count the images that each visitor showed in the last minute.
-
-    Args:
-        per_minute: largest number.
-        clock: gives seconds.
-    """
+    """Count the images that each visitor showed in the last minute, by a clock in seconds, and hold it to a limit."""
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.per_minute, self.clock = per_minute, clock
@@ -225,11 +184,7 @@ class RateLimit:
 
 
 def import_gradio() -> Any:
-    """Import Gradio without its statistics.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Import Gradio without its statistics; UserError if it is not installed."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio
@@ -239,16 +194,13 @@ def import_gradio() -> Any:
 
 
 def make_page(judge: Callable[[str, bytes], Card], introduction: str, limit: RateLimit, at_most: int) -> Any:
-    """Lay the page out.
+    """Lay the page out, as gradio.Blocks to be launched.
 
     Args:
         judge: name and content of a file → its card.
         introduction: Markdown at the top.
         limit: of images a visitor.
         at_most: bytes that a file may have.
-
-    Returns:
-        gradio.Blocks, to be launched.
     """
     gradio = import_gradio()
 
@@ -257,6 +209,7 @@ def make_page(judge: Callable[[str, bytes], Card], introduction: str, limit: Rat
         paths = [str(file.path) for file in paths if file.path]
         return None, to_html(_cards(paths, str(request.client.host), judge, limit, at_most))
 
+    suffixes = [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"]
     # Gradio passes the request to the parameter that is annotated with its class, which this file cannot name.
     answer_to.__annotations__["request"] = gradio.Request
     with gradio.Blocks(analytics_enabled=False, title="fakedet") as page:
@@ -264,24 +217,21 @@ def make_page(judge: Callable[[str, bytes], Card], introduction: str, limit: Rat
         with gradio.Row():
             one = gradio.Image(type="filepath", sources=["upload", "clipboard"], image_mode=None, height=260,
                                min_width=320, label="One image: drop, choose or paste it")  # fmt: skip
-            several = gradio.File(file_count="multiple", file_types=list(SUFFIXES), height=260, min_width=320,
-                                  label="Several images")  # fmt: skip
+            several = gradio.File(
+                file_count="multiple", file_types=suffixes, height=260, min_width=320, label="Several images"
+            )
         answer = gradio.HTML(label="Answer", elem_id="answer")
         for component in (one, several):
             # Files are taken as they were sent: no other decoder than ours sees them, and no copy is made.
             component.preprocess = lambda payload: payload
             component.upload(answer_to, component, [component, answer], api_visibility="private",
                              concurrency_limit=1, show_progress="full")  # fmt: skip
-    page.queue(max_size=QUEUE)
+    page.queue(max_size=20)  # visitors who may wait; the next one is told that the page is busy
     return page
 
 
 def launch(page: Any, host: str, port: int, max_mb: int) -> str:
-    """Serve a page and give its address.
-
-    Raises:
-        UserError: the port is taken or the host is none of this machine's.
-    """
+    """Serve a page and give its address; UserError if the port is taken or the host is none of this machine's."""
     gradio = import_gradio()
     theme = gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     try:
@@ -307,7 +257,14 @@ def _cards(
             contents[path] = f"The file is larger than {at_most // 2**20} MB." if large else Path(path).read_bytes()
         except FileNotFoundError:
             contents[path] = "Somebody else showed the same image at the same moment; please drop it again."
-    later = threading.Timer(LINGER, _remove, [list(contents)])
+
+    def remove() -> None:
+        for path in contents:
+            with suppress(OSError):
+                os.unlink(path)
+                os.rmdir(os.path.dirname(path))  # Gradio made it for this file, named by its content
+
+    later = threading.Timer(2.0, remove)  # until then the browser may be fetching its preview
     later.daemon = True  # the folder is removed with the server
     later.start()
     if wait := limit.wait(visitor, len(paths)):
@@ -318,14 +275,6 @@ def _cards(
         content, name = contents[path], Path(path).name
         cards.append(judge(name, content) if isinstance(content, bytes) else Card(name, content))
     return cards
-
-
-def _remove(paths: Sequence[str]) -> None:
-    """Remove uploads and the folders that Gradio made for them, named by their content."""
-    for path in paths:
-        with suppress(OSError):
-            os.unlink(path)
-            os.rmdir(os.path.dirname(path))
 
 
 def forget(folder: Path, seconds: float) -> None:

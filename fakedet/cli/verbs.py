@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
@@ -35,7 +35,11 @@ from fakedet.metrics.bootstrap import Interval
 from fakedet.training.resume import config_of, finished
 from fakedet.training.sweep import Study
 from fakedet.training.train import score_missing, train
-from fakedet.utils import is_main_process, open_folder, threads, write_config
+from fakedet.utils import is_main_process, open_folder, plain, threads, write_config
+
+log = logging.getLogger("fakedet")
+
+SPLITS = ("train", "val", "test")
 
 
 def interval(content: Mapping[str, float | None]) -> str:
@@ -51,32 +55,20 @@ def means_of(metrics: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-log = logging.getLogger("fakedet")
-
-SPLITS = ("train", "val", "test")
-
-
 def run_index(config: DictConfig, overrides: list[str]) -> None:
     """Index, and say what was found."""
     started = time.perf_counter()
+    output, root = (Path(value) if value else None for value in (config.output, config.root))
+    columns = {str(key): str(value) for key, value in (config.columns or {}).items()}
     settings = IndexSettings(
         config.layout, _names(config.reals), config.split, _names(config.unseen), config.group, config.split_seed,
         config.hash, config.threads, config.skip_unreadable,
     )  # fmt: skip
-    found = index_source(
-        Path(config.source),
-        Path(config.output) if config.output else None,
-        settings,
-        Path(config.root) if config.root else None,
-        {str(key): str(value) for key, value in (config.columns or {}).items()},
-    )
-    console = Console(width=None if Console().is_terminal else 110)
-    console.print(_table(found))
+    found = index_source(Path(config.source), output, settings, root, columns)
+    Console(width=None if Console().is_terminal else 110).print(_table(found))
     state, copies = found.scan, found.copies
-    log.info(
-        "layout %s: %d images, %d of them read anew, in %.1f s",
-        found.layout, found.rows, state.read, time.perf_counter() - started,
-    )  # fmt: skip
+    seconds = time.perf_counter() - started
+    log.info("layout %s: %d images, %d of them read anew, in %.1f s", found.layout, found.rows, state.read, seconds)
     if state.others:
         log.info("%d files of other kinds were not looked at", state.others)
     if copies.contents:
@@ -99,7 +91,7 @@ def _names(value: str | Iterable[object] | None) -> list[str]:
 
 
 def _table(found: Indexed) -> Table:
-    table = Table(title=None, box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("class")
     table.add_column("generator")
     for split in SPLITS:
@@ -116,19 +108,15 @@ def run_audit(config: DictConfig, overrides: list[str]) -> int:
     if config.sample is not None and config.sample < 1:
         raise UserError(f"sample={config.sample}: must be at least 1, or null for all images")
     # The audit reports the leaks that other commands refuse.
-    datamodule = _datamodule({**_plain(config.data), "allow_group_leak": True})
+    datamodule = _datamodule({**plain(config.data), "allow_group_leak": True})
     datamodule.prepare()  # a wrong manifest is refused before the folder is made
     folder = open_folder(config.output_dir, config.overwrite)
     write_config(folder, config, overrides)
-    command = ["fakedet", "audit", *overrides]
-    found = audit_manifest(datamodule, folder, command, config.sample, config.seed)
+    found = audit_manifest(datamodule, folder, ["fakedet", "audit", *overrides], config.sample, config.seed)
     for entry in found.generators:
-        content = entry.content.auc.text(".3f") if entry.content else "-"
-        log.info(
-            "%-24s header AUC %s  content AUC %s  (%d real, %d fake)",
-            entry.generator, entry.header.auc.text(".3f"), content, entry.header.n_real,
-            entry.header.n_fake,
-        )  # fmt: skip
+        header, content = entry.header, entry.content.auc.text(".3f") if entry.content else "-"
+        log.info("%-24s header AUC %s  content AUC %s  (%d real, %d fake)", entry.generator, header.auc.text(".3f"),
+                 content, header.n_real, header.n_fake)  # fmt: skip
     for finding in found.findings:
         log.info("")
         log.info("%s: %s", finding.level.upper(), finding.what)
@@ -145,9 +133,8 @@ def run_audit(config: DictConfig, overrides: list[str]) -> int:
 def run_match(config: DictConfig, overrides: list[str]) -> None:
     """Match, and print how well headers separated the classes before and after."""
     check_config(config)
-    data, folder = _plain(config.data), Path(config.output_dir)
+    data, folder, command = plain(config.data), Path(config.output_dir), ["fakedet", "match", *overrides]
     settings = data.pop("match")
-    command = ["fakedet", "match", *overrides]
     matched = match_manifest(_datamodule(data), settings, folder, command, config.overwrite)
     write_config(folder, config, overrides)
     log.info("%-24s %-28s %s", "header AUC", "before", "after")
@@ -176,10 +163,6 @@ def run_match(config: DictConfig, overrides: list[str]) -> None:
     log.info("next      fakedet audit data.manifest=%s/manifest.parquet", folder)
 
 
-def _plain(node: DictConfig) -> dict[str, Any]:
-    return OmegaConf.to_container(node, resolve=True)  # type: ignore[return-value]
-
-
 def _datamodule(settings: dict[str, Any]) -> DataModule:
     return build_datamodule(settings, augment=build_augmentation({"recipe": "none"}), seed=0)
 
@@ -187,7 +170,7 @@ def _datamodule(settings: dict[str, Any]) -> DataModule:
 def run_shard(config: DictConfig, overrides: list[str]) -> None:
     """Write the shards, and say what was left out and how to train from them."""
     check_config(config)
-    datamodule = build_datamodule(OmegaConf.to_container(config.data, resolve=True))  # type: ignore[arg-type]
+    datamodule = build_datamodule(plain(config.data))
     written = shard_manifest(datamodule, config.output_dir, config.overwrite, config.shard_mb)
     for (kind, name), count in sorted(written.lost.items()):
         log.warning("left out: %6d  %s %s", count, kind, name)
@@ -232,15 +215,8 @@ def run_evaluate(config: DictConfig, overrides: list[str]) -> float | None:
         return None
     for name, entry in metrics["per_generator"].items():
         seen = "seen" if entry["seen"] else "unseen"
-        counts = f"{entry['n_real']} real, {entry['n_fake']} fake"
-        log.info(
-            "%-24s %-7s AP %s  AUC %s  (%s)",
-            name,
-            seen,
-            Interval.from_dict(entry["ap"]).text(".3f"),
-            Interval.from_dict(entry["auc"]).text(".3f"),
-            counts,
-        )
+        log.info("%-24s %-7s AP %s  AUC %s  (%d real, %d fake)", name, seen, interval(entry["ap"]),
+                 interval(entry["auc"]), entry["n_real"], entry["n_fake"])  # fmt: skip
     if point := metrics["operating_point"]:
         fitted = f"{point['split']}: {point['n_real']} real, {point['n_fake']} fake"
         log.info("at the threshold for %g %% of reals (fitted on %s):", 100 * point["rate"], fitted)
@@ -303,16 +279,13 @@ def run_predict(config: DictConfig, overrides: list[str]) -> None:
     _check_positive(config, "batch_size", "images_at_a_time")
     if config.heatmaps and not config.tiles:
         raise UserError("heatmaps are made of tiles; tiles=0 leaves nothing to draw")
-    sources = [config.source] if isinstance(config.source, str) else [str(item) for item in config.source]
     rules = _rules(config)
     detector = open_detector(config.checkpoint, config.device, config.trust, rules)
     writer = Writer(Path(config.output), config.resume)
-    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    heatmaps = Path(config.heatmaps) if config.heatmaps else None
     with threads(config.threads):
-        resumed = predict_source(
-            detector, rules, writer, sources, settings, overrides, Path(config.heatmaps) if config.heatmaps else None,
-            config.batch_size, config.images_at_a_time,
-        )  # fmt: skip
+        resumed = predict_source(detector, rules, writer, _names(config.source), plain(config), overrides, heatmaps,
+                                 config.batch_size, config.images_at_a_time)  # fmt: skip
     if resumed:
         log.info("%d images were done before", resumed)
     for what in (REAL, FAKE, UNDECIDED, ERROR):

@@ -27,15 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from fakedet.checkpoint import load_detector, locate
-from fakedet.data.decode import (
-    DecodeError,
-    Header,
-    decode_image,
-    decode_opened,
-    header_of,
-    parse_header,
-    read_bytes,
-)
+from fakedet.data.decode import DecodeError, Header, decode_image, decode_opened, header_of, parse_header, read_bytes
 from fakedet.data.degrade import ORIGINAL, View, degraded_views, parse_view
 from fakedet.data.scan import walk
 from fakedet.data.transforms import evaluation_views, pad_to
@@ -51,11 +43,8 @@ Verdict: TypeAlias = Literal["real", "fake", "undecided"]
 REAL: Verdict = "real"
 FAKE: Verdict = "fake"
 UNDECIDED: Verdict = "undecided"
-TILES = "tiles"
-"""Stands for the tiles' mean among the views of an image."""
-IMAGES_AT_A_TIME = 16
-READERS = 4
-"""Threads that read and decode files."""
+TILES = "tiles"  # stands for the tiles' mean among the views of an image
+READERS = 4  # threads that read and decode files
 WANTED = (
     "a path, a folder, a PIL image, a uint8 array (H, W, 3) in RGB, the bytes of an image file, a list of these, or a "
     "tensor (N, 3, H, W)"
@@ -66,8 +55,7 @@ WANTED = (
 class Rules:
     """The errors that a user accepts, and what must agree before a verdict is given.
 
-    Raises:
-        UserError: a value out of its range, or a view that does not exist.
+    Raises UserError for a value out of its range and a view that does not exist.
     """
 
     false_alarm: float = 0.05
@@ -110,9 +98,8 @@ class Prediction:
     tile_score: float = math.nan
     """Mean calibrated P(fake) of the tiles; NaN without tiles."""
     width: int | None = None
-    """Of the file, in pixels, before its EXIF orientation is applied."""
+    """Of the file, in pixels, before its EXIF orientation is applied, as is the height."""
     height: int | None = None
-    """Likewise."""
     format: str | None = None
     """PIL's name of the file format, such as JPEG; None for pixels."""
     jpeg_quality: int | None = None
@@ -121,8 +108,8 @@ class Prediction:
     """Why the file cannot be read or scored; None otherwise."""
 
 
+# Of predictions.csv and of the table that Detector.predict gives.
 COLUMNS = tuple(field.name for field in fields(Prediction))
-"""Columns of predictions.csv and of the table that :meth:`Detector.predict` gives."""
 
 
 def decide(
@@ -133,22 +120,17 @@ def decide(
     others: Mapping[str, float],
     doubts: Sequence[str],
 ) -> Prediction:
-    """Give the verdict that the numbers allow.
+    """Give the verdict that the numbers allow, as a prediction without path and file facts.
 
     "fake" needs a p-value among real images of at most ``rules.false_alarm``; "real" needs a logit below all but
     ``rules.miss`` of the validation fakes, and no such p-value. The verdict is "undecided" where neither or both hold,
     where an altered copy or the tiles disagree, and where there are ``doubts``.
 
     Args:
-        point: the detector's operating point.
-        rules: what the user accepts.
-        logit: of the image.
-        distance: trace distance of the image; NaN where the method has none.
+        point, rules: the detector's operating point, and what the user accepts.
+        logit, distance: of the image; the trace distance is NaN where the method has none.
         others: view → mean logit of each altered copy and of the tiles.
         doubts: why the image lies outside of what the detector was made for.
-
-    Returns:
-        A prediction without path and file facts.
     """
     score = float(point.calibration([logit])[0])
     p_value = float(point.reference.p_values([logit], [distance])[0]) if point.reference else math.nan
@@ -166,39 +148,30 @@ def decide(
         reason = "unlike the photographs and unlike the fakes that the detector was tested with"
     elif not unusual and not low:
         reason = "neither clearly like the photographs nor clearly like the fakes that the detector was tested with"
-    return Prediction(
-        verdict=UNDECIDED if reason else verdict,
-        score=score, p_value=p_value, stability=stability, reason=reason, logit=logit,
-    )  # fmt: skip
+    verdict = UNDECIDED if reason else verdict
+    return Prediction(verdict=verdict, score=score, p_value=p_value, stability=stability, reason=reason, logit=logit)
 
 
 def _in_words(view: str) -> str:
     family, _, severity = view.partition("/")
-    if family == "jpeg":
-        return f"a copy saved as JPEG of quality {severity}"
-    if family == "resize":
-        return f"a copy scaled by {severity}"
-    return "the tiles of the image" if family == TILES else f"a copy altered by {view}"
+    words = {"jpeg": "saved as JPEG of quality", "resize": "scaled by"}
+    told = f"{words[family]} {severity}" if family in words else f"altered by {view}"
+    return "the tiles of the image" if family == TILES else f"a copy {told}"
 
 
 @dataclass(frozen=True)
 class Tiles:
     """Squares spread evenly over an image."""
 
-    places: list[tuple[int, int]]
-    """(top, left) of each."""
+    places: list[tuple[int, int]]  # (top, left) of each
     crops: list[Pixels]
-    shape: tuple[int, int]
-    """Height and width of the (padded) image."""
+    shape: tuple[int, int]  # height and width of the (padded) image
 
 
 def cut_tiles(image: Pixels, size: int, most: int) -> Tiles:
-    """Cut at most ``most`` squares out of an image, evenly spread; they cover all of it if that many suffice.
+    """Cut at most ``most`` (>= 1) squares out of an image, evenly spread; they cover all of it if that many suffice.
 
-    Args:
-        image: (H, W, 3); padded by reflection if smaller than a square.
-        size: side of a square in pixels.
-        most: at least 1.
+    The image (H, W, 3) is padded by reflection if smaller than a square of ``size`` pixels.
     """
     image = pad_to(image, size, size)
     height, width = image.shape[:2]
@@ -219,22 +192,11 @@ def cut_tiles(image: Pixels, size: int, most: int) -> Tiles:
     return Tiles(places, crops, (height, width))
 
 
-OPACITY = 0.45
-
-
 def overlay(image: Pixels, tiles: Tiles, scores: ArrayLike) -> Pixels:
-    """Draw the scores of tiles over an image: blue is real, red is fake, white is in between.
+    """Draw the scores (n,), P(fake) of each tile, over an image (H, W, 3) uint8, and return another such image.
 
-    Each pixel shows the mean score of the tiles that cover it; pixels that no tile covers stay as they are. These are
-    the scores of separate squares, not an explanation of the verdict.
-
-    Args:
-        image: (H, W, 3) uint8.
-        tiles: cut out of it.
-        scores: (n,) P(fake) of each tile.
-
-    Returns:
-        (H, W, 3) uint8.
+    Blue is real, red is fake, white is in between. Each pixel shows the mean score of the tiles that cover it; pixels
+    that no tile covers stay as they are. These are the scores of separate squares, not an explanation of the verdict.
     """
     total, count = np.zeros(tiles.shape), np.zeros(tiles.shape)
     for (top, left), crop, score in zip(tiles.places, tiles.crops, np.asarray(scores, dtype=float), strict=True):
@@ -248,7 +210,8 @@ def overlay(image: Pixels, tiles: Tiles, scores: ArrayLike) -> Pixels:
     mean = np.where(covered, total[part] / np.maximum(1, count[part]), 0.5)
     red, blue = np.clip(2 * mean, 0, 1), np.clip(2 - 2 * mean, 0, 1)
     colours = 255 * np.stack([red, np.minimum(red, blue), blue], axis=-1)
-    mixed = np.where(covered[..., None], (1 - OPACITY) * image + OPACITY * colours, image)
+    opacity = 0.45
+    mixed = np.where(covered[..., None], (1 - opacity) * image + opacity * colours, image)
     return np.asarray(cv2.convertScaleAbs(mixed), dtype=np.uint8)
 
 
@@ -258,18 +221,15 @@ class Picture:
 
     path: str = ""
     header: Header | None = None
-    pixels: Pixels | None = None
-    """(H, W, 3) RGB; None if it could not be read."""
+    pixels: Pixels | None = None  # (H, W, 3) RGB; None if it could not be read
     error: str | None = None
 
 
 def read_picture(source: Single) -> Picture:
     """Read an image from a path, the bytes of a file, a PIL image or a uint8 array.
 
-    A file that cannot be read is a picture with an ``error``.
-
-    Raises:
-        UserError: something that is not an image, or an array of another type or shape.
+    A file that cannot be read is a picture with an ``error``; what is no image, or an array of another type or shape,
+    raises UserError.
     """
     path, header = "", None
     try:
@@ -296,12 +256,7 @@ def shown_path(path: str) -> str:
 
 
 def images_below(folder: str | os.PathLike[str], left_out: Counter[str] | None = None) -> Iterator[str]:
-    """Yield the paths of the images in a folder and all folders inside, by name.
-
-    Args:
-        folder: where to look.
-        left_out: a Counter that is given the number of files of each other ending.
-    """
+    """Yield the paths of the images in and below a folder, by name; ``left_out`` counts other files by ending."""
     for listing in walk(Path(folder)):
         if left_out is not None:
             left_out.update(listing.others)
@@ -314,8 +269,7 @@ class _Seen:
     """An image and all that is scored of it."""
 
     picture: Picture
-    crops: dict[str, list[Pixels]]
-    """View → its crops; empty if the image could not be read."""
+    crops: dict[str, list[Pixels]]  # of each view; empty if the image could not be read
     tiles: Tiles | None
 
     def all_crops(self) -> list[Pixels]:
@@ -348,11 +302,8 @@ class Detector:
         """Generators whose fakes it was trained on."""
 
     def __repr__(self) -> str:
-        known = ", ".join(self.generators) or "none"
-        return (
-            f"Detector('{self.path}', method '{self.info['model']['name']}', crops of {self.crop_size} pixels, "
-            f"trained on fakes of: {known})"
-        )
+        return (f"Detector('{self.path}', method '{self.info['model']['name']}', crops of {self.crop_size} pixels, "
+                f"trained on fakes of: {', '.join(self.generators) or 'none'})")  # fmt: skip
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # an array is an iterable of anything
@@ -371,15 +322,9 @@ class Detector:
     ) -> pd.DataFrame: ...  # fmt: skip
 
     def predict(
-        self,
-        x: Single | Iterable[Single] | Tensor,
-        *,
-        false_alarm: float = 0.05,
-        miss: float = 0.05,
-        views: Sequence[str] = ("jpeg/80", "resize/0.75"),
-        tiles: int = 9,
-        batch_size: int = 64,
-    ) -> Prediction | pd.DataFrame:
+        self, x: Single | Iterable[Single] | Tensor, *, false_alarm: float = 0.05, miss: float = 0.05,
+        views: Sequence[str] = ("jpeg/80", "resize/0.75"), tiles: int = 9, batch_size: int = 64,
+    ) -> Prediction | pd.DataFrame:  # fmt: skip
         """Classify images as real, fake or undecided.
 
         Args:
@@ -393,8 +338,8 @@ class Detector:
             batch_size: number of crops to score at a time.
 
         Returns:
-            A :class:`Prediction` for one image. For a folder, a list or a tensor, a table with a row for each image and
-            the columns of :class:`Prediction`.
+            A :class:`Prediction` for one image; for a folder, a list or a tensor, a table of a row each with
+            its fields as columns.
 
         Raises:
             UserError: the checkpoint has no operating point, a setting is out of range, or ``x`` has a wrong type,
@@ -403,7 +348,7 @@ class Detector:
         rules = Rules(false_alarm, miss, tuple(views), tiles)
         pictures = _pictures(x)
         found: list[Prediction] = []
-        while part := list(islice(pictures, IMAGES_AT_A_TIME)):
+        while part := list(islice(pictures, 16)):  # all crops of so many images are in memory at once
             found += [prediction for prediction, _ in self.examine(part, rules, batch_size)]
         if isinstance(x, SINGLE) and not (isinstance(x, str | os.PathLike) and os.path.isdir(x)):
             return found[0]
@@ -422,20 +367,6 @@ class Detector:
         Raises:
             UserError: ``x`` has a wrong type, dtype, range or shape, or a file cannot be read.
         """
-        if isinstance(x, Tensor):
-            _check_tensor(x)
-            batches: Iterable[Tensor] = (self._views(part) for part in x.split(batch_size))
-        else:
-            batches = self._batches(_pictures(x), batch_size)
-        # One black image first, whose row is left out: no image at all has a (0, D) embedding too.
-        none = torch.zeros(1, 1, 3, self.crop_size, self.crop_size, device=self.module.device)
-        with torch.no_grad():
-            parts = [self.module.score_views(none).embedding[:0]]
-            parts += [self.module.score_views(views).embedding for views in batches if len(views)]
-        return torch.cat(parts).float().cpu().numpy()
-
-    def _batches(self, pictures: Iterator[str | Picture], count: int) -> Iterator[Tensor]:
-        """Give the crops of images that must be readable, float (count, V, 3, S, S)."""
 
         def crops(picture: str | Picture) -> Pixels:
             read = picture if isinstance(picture, Picture) else read_picture(picture)
@@ -443,9 +374,19 @@ class Detector:
                 raise UserError(f"{read.path or 'an image'} cannot be read: {read.error}")
             return np.stack(evaluation_views(read.pixels, self.crop_size, self.crop_policy))
 
-        with ThreadPoolExecutor(READERS) as pool:
-            while part := list(islice(pictures, count)):
-                yield self._on_device(np.stack(list(pool.map(crops, part)))).movedim(-1, 2)
+        with ThreadPoolExecutor(READERS) as pool, torch.no_grad():
+            if isinstance(x, Tensor):
+                _check_tensor(x)
+                batches: Iterable[Tensor] = (self._views(part) for part in x.split(batch_size))
+            else:
+                pictures = _pictures(x)
+                parts = iter(lambda: list(islice(pictures, batch_size)), [])
+                batches = (self._on_device(np.stack(list(pool.map(crops, part)))).movedim(-1, 2) for part in parts)
+            # One black image first, whose row is left out: no image at all has a (0, D) embedding too.
+            none = torch.zeros(1, 1, 3, self.crop_size, self.crop_size, device=self.module.device)
+            found = [self.module.score_views(none).embedding[:0]]
+            found += [self.module.score_views(views).embedding for views in batches if len(views)]
+        return torch.cat(found).float().cpu().numpy()
 
     def __call__(self, images: Tensor, *, batch_size: int = 64) -> Tensor:
         """Give the logits of a batch, without gradients.
@@ -464,15 +405,11 @@ class Detector:
         Raises:
             UserError: another type, dtype, range or shape.
         """
+        wanted = "wanted a float tensor (N, 3, H, W) in [0, 1]"
         if not isinstance(images, Tensor):
-            raise UserError(
-                f"{_kind(images)}: wanted a float tensor (N, 3, H, W) in [0, 1]; predict and embed take other images"
-            )
+            raise UserError(f"{_kind(images)}: {wanted}; predict and embed take other images")
         if not images.is_floating_point():
-            raise UserError(
-                f"a tensor of {images.dtype}: wanted float (N, 3, H, W) in [0, 1]; divide uint8 by 255, as in "
-                "detector(images / 255)"
-            )
+            raise UserError(f"a tensor of {images.dtype}: {wanted}; divide uint8 by 255, as in detector(images / 255)")
         _check_tensor(images)
         with torch.no_grad():
             parts = [self.module.score_views(self._views(part)).logit for part in images.split(batch_size)]
@@ -518,11 +455,19 @@ class Detector:
         point = self.require_operating_point()
         with ThreadPoolExecutor(READERS) as pool:
             seen = list(pool.map(partial(self._look, rules=rules, keep=heatmaps), pictures))
-        logits, distances = self._score([crop for one in seen for crop in one.all_crops()], batch_size)
+        crops = [crop for one in seen for crop in one.all_crops()]
+        logits, distances = [np.zeros(0)], [np.zeros(0)]
+        with torch.inference_mode():
+            for start in range(0, len(crops), batch_size):
+                batch = np.ascontiguousarray(np.stack(crops[start : start + batch_size]).transpose(0, 3, 1, 2))
+                scores = self.module.score_views(self._on_device(batch)[:, None])
+                logits.append(scores.logit.cpu().double().numpy())
+                distances.append(scores.trace_distance.cpu().double().numpy())
+        numbers = np.stack([np.concatenate(logits), np.concatenate(distances)])
         start = 0
         for one in seen:
             part = slice(start, start := start + len(one.all_crops()))
-            yield self._judge(one, point, rules, logits[part], distances[part])
+            yield self._judge(one, point, rules, *numbers[:, part])
 
     def _look(self, given: str | Picture, rules: Rules, keep: bool) -> _Seen:
         """Cut the crops of an image and its copies; its pixels are kept only where a heatmap is drawn on them."""
@@ -530,8 +475,7 @@ class Detector:
         if (image := picture.pixels) is None:
             return _Seen(picture, {}, None)
         crops = {}
-        for name in (ORIGINAL, *rules.views):
-            view = View(ORIGINAL, 0) if name == ORIGINAL else parse_view(name, "views")
+        for view in (View(ORIGINAL, 0), *(parse_view(name, "views") for name in rules.views)):
             cut = degraded_views(image, view, self.crop_size, self.crop_policy, 0)
             # Copied: a crop that is a part of its image would keep all of it in memory.
             crops[view.name] = [crop.copy() for crop in cut]
@@ -540,20 +484,8 @@ class Detector:
             crops[TILES] = tiles.crops
         return _Seen(picture if keep else replace(picture, pixels=None), crops, tiles)
 
-    def _score(self, crops: list[Pixels], batch_size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Give logits and trace distances of crops (S, S, 3)."""
-        logits, distances = [np.zeros(0)], [np.zeros(0)]
-        with torch.inference_mode():
-            for start in range(0, len(crops), batch_size):
-                part = np.ascontiguousarray(np.stack(crops[start : start + batch_size]).transpose(0, 3, 1, 2))
-                scores = self.module.score_views(self._on_device(part)[:, None])
-                logits.append(scores.logit.cpu().double().numpy())
-                distances.append(scores.trace_distance.cpu().double().numpy())
-        return np.concatenate(logits), np.concatenate(distances)
-
     def _judge(
-        self, seen: _Seen, point: OperatingPoint, rules: Rules, logits: NDArray[np.float64],
-        distances: NDArray[np.float64],
+        self, seen: _Seen, point: OperatingPoint, rules: Rules, logits: NDArray[Any], distances: NDArray[Any],
     ) -> tuple[Prediction, Pixels | None]:  # fmt: skip
         """Turn the numbers of one image's crops into its prediction, and into its heatmap if its pixels were kept."""
         picture, header, tiles = seen.picture, seen.picture.header, seen.tiles
@@ -581,16 +513,10 @@ class Detector:
         return replace(said, **facts), drawn
 
     def require_operating_point(self) -> OperatingPoint:
-        """Give the operating point.
-
-        Raises:
-            UserError: the checkpoint has none, so that nothing can be said about single images.
-        """
+        """Give the operating point; UserError if there is none, so that nothing can be said about single images."""
         if self.operating_point is None:
-            raise UserError(
-                f"checkpoint={self.path} has no operating point, so nothing can be said of single images; train it "
-                "anew with this version, or use `fakedet evaluate`"
-            )
+            raise UserError(f"checkpoint={self.path} has no operating point, so nothing can be said of single images; "
+                            "train it anew with this version, or use `fakedet evaluate`")  # fmt: skip
         return self.operating_point
 
     def _doubts(self, header: Header | None) -> list[str]:
@@ -601,10 +527,8 @@ class Detector:
             doubts.append(f"smaller than the {self.crop_size} pixels that the detector looks at")
         qualities = (self.info.get("training_data") or {}).get("jpeg_quality")
         if qualities and 0 < header.jpeg_quality < qualities[0]:
-            doubts.append(
-                f"compressed harder (JPEG quality {header.jpeg_quality}) than 95 in 100 of the pictures that the "
-                f"detector learned from (quality {qualities[0]:.0f} and up)"
-            )
+            doubts.append(f"compressed harder (JPEG quality {header.jpeg_quality}) than 95 in 100 of the pictures that "
+                          f"the detector learned from (quality {qualities[0]:.0f} and up)")  # fmt: skip
         return doubts
 
     def _on_device(self, pixels: Pixels) -> Tensor:
@@ -614,10 +538,8 @@ class Detector:
         """Crop a batch (N, 3, H, W) as evaluation does, into float (N, V, 3, S, S) on the detector's device."""
         size, (height, width) = self.crop_size, images.shape[-2:]
         if self.crop_policy == "resize" and (height, width) != (size, size):
-            raise UserError(
-                f"a tensor of images of {height} x {width} pixels: this detector resizes images to {size} x {size} "
-                "first; give it a tensor of that size, or files"
-            )
+            raise UserError(f"a tensor of images of {height} x {width} pixels: this detector resizes images to {size} "
+                            f"x {size} first; give it a tensor of that size, or files")  # fmt: skip
         # Crop a picture of pixel numbers in place of the images: the same places and the same padding for all.
         rows, columns = np.indices((height, width))
         numbers = np.stack([rows, columns, columns], axis=-1)
@@ -643,8 +565,7 @@ def load(
         trust: names of packages, besides fakedet, whose classes the checkpoint may name.
 
     Raises:
-        UserError: no such file, not a checkpoint of fakedet, a class from a package that is not trusted, or no such
-            device.
+        UserError: no such file or device, no checkpoint of fakedet, or a class from a package that is not trusted.
     """
     path = os.fspath(checkpoint)
     if device == "auto":
@@ -657,10 +578,7 @@ def load(
 
 
 def _pictures(x: Single | Iterable[Single] | Tensor) -> Iterator[str | Picture]:
-    """Spread out what :meth:`Detector.predict` takes: paths stay paths, to be read by several threads.
-
-    Everything is checked before the first image is yielded.
-    """
+    """Check all that :meth:`Detector.predict` takes and spread it out; paths stay paths, to be read by threads."""
     if isinstance(x, Tensor):
         _check_tensor(x)
         pixels = x if x.dtype == torch.uint8 else (x.float() * 255).round().to(torch.uint8)
@@ -685,8 +603,7 @@ def _spread(items: Sequence[Single]) -> Iterator[str | Picture]:
             yield read_picture(item)
         elif os.path.isdir(item):
             below = images_below(item)
-            first = next(below, None)
-            if first is None:
+            if (first := next(below, None)) is None:
                 raise UserError(f"{os.fspath(item)}: there are no images (jpg, png, webp, bmp, tif, ...)")
             yield first
             yield from below
@@ -704,17 +621,16 @@ def _check_array(image: NDArray[Any]) -> None:
     if image.ndim != 3 or image.shape[2] != 3:
         raise UserError(f"{told}; Image.fromarray(image).convert('RGB') converts grey and transparent images")
     if image.dtype != np.uint8:
-        raise UserError(
-            f"{told}, with values from 0 to 255; a batch of floats in [0, 1] is given as a tensor (N, 3, H, W)"
-        )
+        raise UserError(f"{told}, with values from 0 to 255; a batch of floats in [0, 1] is given as a tensor "
+                        "(N, 3, H, W)")  # fmt: skip
     if 0 in image.shape:
         raise UserError(f"{told}, with at least one pixel")
 
 
 def _check_tensor(images: Tensor) -> None:
     """Refuse a tensor that is not (N, 3, H, W), uint8 or float in [0, 1], and say how to make it one."""
-    given = f"a tensor of {images.dtype} of shape {tuple(images.shape)}"
-    told = f"{given}: wanted (N, 3, H, W) in RGB, uint8 or float in [0, 1]"
+    wanted = "wanted (N, 3, H, W) in RGB, uint8 or float in [0, 1]"
+    told = f"a tensor of {images.dtype} of shape {tuple(images.shape)}: {wanted}"
     if images.ndim == 3:
         raise UserError(f"{told}; give a single image a batch dimension, as in image[None]")
     if images.ndim == 4 and images.shape[1] != 3 and images.shape[3] == 3:
@@ -725,9 +641,8 @@ def _check_tensor(images: Tensor) -> None:
     if images.is_floating_point() and images.numel():
         low, high = (float(value) for value in images.detach().aminmax())
         if not (low >= 0 and high <= 1):
-            raise UserError(
-                f"{told}; its values run from {low:g} to {high:g}: divide 0 ... 255 by 255, and do not normalise"
-            )
+            raise UserError(f"{told}; its values run from {low:g} to {high:g}: divide 0 ... 255 by 255, and do not "
+                            "normalise")  # fmt: skip
 
 
 def _kind(value: object) -> str:

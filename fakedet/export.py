@@ -28,24 +28,13 @@ from fakedet.methods import base
 from fakedet.metrics.bootstrap import Interval
 from fakedet.utils import provenance, replacing, write_json
 
-KEY = "fakedet"
-"""Metadata of an ONNX file that holds the description."""
+# Largest difference of a logit, relative where the logit is above 1: a trace distance as the score may be tens.
 TOLERANCE = 1e-4
-"""Largest difference of a logit, relative where the logit is above 1: a trace distance as the score may be tens."""
-BATCH = 50
-"""Images that are compared at a time."""
-MOST = 4096
-"""Images at a time that an exported model takes."""
-Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""Images (N, 3, S, S) → logits (N,)."""
+Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # images (N, 3, S, S) → logits (N,)
 
 
 class Exported(nn.Module):
-    """A detector with plain tensors out.
-
-    Args:
-        module: the LightningModule; values of its buffers that the forward pass depends on become constants.
-    """
+    """A detector with plain tensors out; buffer values that its forward pass depends on become constants."""
 
     def __init__(self, module: base.Detector) -> None:
         super().__init__()
@@ -67,12 +56,8 @@ def export_detector(detector: Detector, output: Path, check: int = 200, override
         check: number of random images to compare logits on.
         overrides: of the command line, to be written down.
 
-    Returns:
-        The largest difference of a logit, relative where the logit is above 1.
-
-    Raises:
-        UserError: another ending, a library that is missing, a model that cannot be exported, or one whose logits
-            differ by more than 1e-4.
+    Returns the largest difference of a logit, relative where the logit is above 1. UserError: another ending, a library
+    that is missing, a model that cannot be exported, or one whose logits differ by more than 1e-4.
     """
     if output.suffix not in WRITERS:
         *first, last = WRITERS
@@ -86,17 +71,15 @@ def export_detector(detector: Detector, output: Path, check: int = 200, override
     with replacing(output) as temporary:
         run = WRITERS[output.suffix](model, size, temporary, described)
         worst = 0.0
-        for part in np.split(images, range(BATCH, check, BATCH)):
+        for part in np.split(images, range(50, check, 50)):
             with torch.no_grad():
                 original = model(torch.from_numpy(part))[0].numpy()
             difference = np.abs(run(part) - original) / np.maximum(np.abs(original), 1.0)
             worst = float(np.maximum(worst, difference.max()))  # max() would lose a NaN
         if not worst <= TOLERANCE:
             raise UserError(f"the exported logits differ from PyTorch's by up to {worst:g}, more than {TOLERANCE:g}")
-    write_json(
-        output.with_name(f"{output.name}.json"),
-        {**described, "largest_difference": worst, "checked_on": check},
-    )
+    described |= {"largest_difference": worst, "checked_on": check}
+    write_json(output.with_name(f"{output.name}.json"), described)
     if output.suffix == SAFETENSORS:
         output.with_suffix(".md").write_text(model_card(detector, output.stem), encoding="utf-8")
     return worst
@@ -128,7 +111,7 @@ def describe(detector: Detector, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _traced(model: Exported, size: int) -> Any:
-    batch = torch.export.Dim("batch", min=1, max=MOST)
+    batch = torch.export.Dim("batch", min=1, max=4096)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -150,11 +133,10 @@ def _write_onnx(model: Exported, size: int, path: Path, described: Mapping[str, 
     traced = _traced(model, size)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        names = ["logit", "trace_distance"]
-        program = torch.onnx.export(traced, dynamo=True, output_names=names, verbose=False)
+        program = torch.onnx.export(traced, dynamo=True, output_names=["logit", "trace_distance"], verbose=False)
         assert program is not None
         content = program.model_proto
-    content.metadata_props.add(key=KEY, value=json.dumps(described))
+    content.metadata_props.add(key="fakedet", value=json.dumps(described))
     onnx.save(content, str(path))
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda images: np.asarray(session.run(["logit"], {"images": images})[0])
@@ -166,8 +148,8 @@ def _write_safetensors(model: Exported, size: int, path: Path, described: Mappin
     return lambda images: loaded(torch.from_numpy(images))[0].detach().numpy()
 
 
+# Ending → writes the file and gives a function that runs it.
 WRITERS = {".onnx": _write_onnx, ".pt2": _write_pt2, SAFETENSORS: _write_safetensors}
-"""Ending → writes the file and gives a function that runs it."""
 
 
 def _import(name: str) -> Any:
@@ -176,9 +158,8 @@ def _import(name: str) -> Any:
             warnings.simplefilter("ignore")
             return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(
-            f'ONNX is written with {name}, which cannot be imported ({error}); pip install "fakedet[export]"'
-        ) from error
+        told = f'ONNX is written with {name}, which cannot be imported ({error}); pip install "fakedet[export]"'
+        raise UserError(told) from error
 
 
 CARD = """\
@@ -209,11 +190,7 @@ score = P(fake).{more}
 
 
 def model_card(detector: Detector, name: str) -> str:
-    """Write the model card of a detector as Markdown.
-
-    Command and results are those of the run that its checkpoint lies in; without them the card says that there are
-    none.
-    """
+    """Write a detector's model card as Markdown, with command and results of its checkpoint's run, if there are any."""
     info, encoder, point = detector.info, detector.info["model"]["encoder"], detector.operating_point
     more = ""
     if encoder.get("weights") or encoder.get("pretrained"):
@@ -228,12 +205,7 @@ def model_card(detector: Detector, name: str) -> str:
         command = " ".join(word for word in run["command"] if not word.startswith(places))
         more += f"\n\nTrained by `{command}`" + (f", at commit {run['git']['commit'][:12]}." if run.get("git") else ".")
     data = info["training_data"]
-    lines = [
-        f"Manifest `{data['manifest']}`, sha256 {info['manifest_sha256']}.",
-        "",
-        "| | images |",
-        "|---|---:|",
-    ]
+    lines = [f"Manifest `{data['manifest']}`, sha256 {info['manifest_sha256']}.", "", "| | images |", "|---|---:|"]
     lines += [f"| {kind}: {key} | {count} |" for kind in ("real", "fake") for key, count in data.get(kind, {}).items()]
     if not detector.generators:
         lines += ["", "It was trained on photographs alone, and has seen no fakes."]
@@ -258,15 +230,14 @@ def model_card(detector: Detector, name: str) -> str:
 def _of_run(checkpoint: Path, name: str) -> dict[str, Any] | None:
     """Read a file of the run that a checkpoint lies in, if it is there."""
     try:
-        found: dict[str, Any] = json.loads((checkpoint.parent.parent / name).read_text(encoding="utf-8"))
+        return json.loads((checkpoint.parent.parent / name).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     except (OSError, ValueError):
         return None
-    return found
 
 
 def _results(metrics: Mapping[str, Any]) -> str:
-    def both(ap: Mapping[str, Any], auc: Mapping[str, Any]) -> str:
-        return " | ".join(Interval.from_dict(value).text() for value in (ap, auc))
+    def both(*values: Mapping[str, Any]) -> str:
+        return " | ".join(Interval.from_dict(value).text() for value in values)
 
     lines = ["## Results on the test split", "", "AP and AUC with 95 % intervals over photographs.", "",
              "| generator | real / fake | AP | AUC |", "|---|---:|---:|---:|"]  # fmt: skip

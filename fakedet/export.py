@@ -48,11 +48,10 @@ class Exported(nn.Module):
 
 
 def export_detector(detector: Detector, output: Path, check: int = 200, overrides: Sequence[str] = ()) -> float:
-    """Write a detector and ``<output>.json``, its description, and compare it with the original.
+    """Write a detector, on the CPU, and ``<output>.json``, its description, and compare it with the original.
 
     Args:
-        detector: on the CPU.
-        output: a .onnx, .pt2 or .safetensors file.
+        detector, output: what to write, and where: a .onnx, .pt2 or .safetensors file.
         check: number of random images to compare logits on.
         overrides: of the command line, to be written down.
 
@@ -71,7 +70,7 @@ def export_detector(detector: Detector, output: Path, check: int = 200, override
     with replacing(output) as temporary:
         run = WRITERS[output.suffix](model, size, temporary, described)
         worst = 0.0
-        for part in np.split(images, range(50, check, 50)):
+        for part in np.split(images, range(50, check, 50)):  # 50 images at a time
             with torch.no_grad():
                 original = model(torch.from_numpy(part))[0].numpy()
             difference = np.abs(run(part) - original) / np.maximum(np.abs(original), 1.0)
@@ -111,7 +110,7 @@ def describe(detector: Detector, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _traced(model: Exported, size: int) -> Any:
-    batch = torch.export.Dim("batch", min=1, max=4096)
+    batch = torch.export.Dim("batch", min=1, max=4096)  # images at a time that an exported model takes
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

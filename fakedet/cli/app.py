@@ -327,11 +327,9 @@ def _launch(verb: str, arguments: list[str]) -> int:
 
 
 def _run_study(
-    study: Study,
-    run_hydra: Callable[[str], None],
-    stoppable: Callable[[], AbstractContextManager[None]],
+    study: Study, run_hydra: Callable[[str], None], stoppable: Callable[[], AbstractContextManager[None]],
     arguments: list[str],
-) -> None:
+) -> None:  # fmt: skip
     """Check, train and compare the jobs of a study."""
     from fakedet.cli import verbs
     from fakedet.training import sweep

@@ -58,11 +58,9 @@ def open_detector(checkpoint: str, device: str, trust: Sequence[str], rules: Rul
 def list_images(sources: Sequence[str]) -> Iterator[str]:
     """Yield the paths of images, each once; tell at the end which other files the folders hold.
 
-    Args:
-        sources: files (whatever their name), folders (searched to all depths for files named like images), globs
-            (``**`` goes deep), or "-" for a list of paths on standard input, one a line.
-
-    Raises UserError where a source does not exist, or there are no images at all.
+    Sources are files (whatever their name), folders (searched to all depths for files named like images), globs (``**``
+    goes deep), or "-" for a list of paths on standard input, one a line. Raises UserError where one does not exist, or
+    there are no images at all.
     """
     seen: set[str] = set()
     left_out: Counter[str] = Counter()
@@ -176,16 +174,11 @@ def predict_source(
     detector: Detector, rules: Rules, writer: Writer, sources: Sequence[str], settings: Mapping[str, Any],
     overrides: Sequence[str], heatmaps: Path | None, batch_size: int, images_at_a_time: int,
 ) -> int:  # fmt: skip
-    """Judge every image that ``sources`` names and has no row yet, and write a row for each.
+    """Judge every image that ``sources`` (see :func:`list_images`) names and has no row yet, and write a row for each.
 
-    Args:
-        detector: judges them by ``rules``, what the user accepts.
-        writer: of the rows, not yet opened.
-        sources: see :func:`list_images`.
-        settings: the verb's config as plain values, to be written down as ``overrides`` are.
-        heatmaps: folder for pictures of the tiles' scores; None: none are made.
-        batch_size: crops to score at a time.
-        images_at_a_time: images to read and write at a time.
+    ``settings`` (the verb's config as plain values) and ``overrides`` are written down beside the rows. ``heatmaps`` is
+    a folder for pictures of the tiles' scores, or None for none; ``batch_size`` crops are scored and
+    ``images_at_a_time`` images read and written at a time.
 
     Returns the number of images that had a row before. A file that cannot be read is a row; anything wrong with
     sources, settings or output is a UserError.

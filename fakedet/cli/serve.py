@@ -52,16 +52,9 @@ def serve_page(
 ) -> None:
     """Serve the page until interrupted or told to end (SIGTERM).
 
-    Args:
-        detector: judges the images.
-        rules: what the desk accepts.
-        host: address to listen on.
-        port: to listen on; 0: any free one from 7860 on.
-        max_mb: megabytes that an upload may have.
-        per_minute: images that a visitor may show in a minute.
-        batch_size: crops to score at a time.
-
-    Raises UserError where the port is taken, the host is none of this machine's, or Gradio is not installed.
+    Port 0 is any free one from 7860 on. ``max_mb`` limits an upload, ``per_minute`` the images of a visitor, and
+    ``batch_size`` the crops that are scored at a time. Raises UserError where the port is taken, the host is none of
+    this machine's, or Gradio is not installed.
     """
 
     def judge(name: str, content: bytes) -> Card:
@@ -194,13 +187,9 @@ def import_gradio() -> Any:
 
 
 def make_page(judge: Callable[[str, bytes], Card], introduction: str, limit: RateLimit, at_most: int) -> Any:
-    """Lay the page out, as gradio.Blocks to be launched.
+    """Lay the page out, as gradio.Blocks to be launched, with an introduction in Markdown.
 
-    Args:
-        judge: name and content of a file → its card.
-        introduction: Markdown at the top.
-        limit: of images a visitor.
-        at_most: bytes that a file may have.
+    ``judge`` makes a card of name and content of a file, which may have ``at_most`` bytes.
     """
     gradio = import_gradio()
 
@@ -259,7 +248,7 @@ def _cards(
             contents[path] = "Somebody else showed the same image at the same moment; please drop it again."
 
     def remove() -> None:
-        for path in contents:
+        for path in paths:
             with suppress(OSError):
                 os.unlink(path)
                 os.rmdir(os.path.dirname(path))  # Gradio made it for this file, named by its content

@@ -145,10 +145,8 @@ def run_match(config: DictConfig, overrides: list[str]) -> None:
     loud = [name for name, low in lows.items() if low > WARN]
     unknown = [name for name, low in lows.items() if math.isnan(low)]
     if loud:
-        log.warning(
-            "file sizes still separate the fakes of %s: at equal quality their images are smoother or rougher than "
-            "their reals, which is content and not format", ", ".join(loud),
-        )  # fmt: skip
+        log.warning("file sizes still separate the fakes of %s: at equal quality their images are smoother or rougher "
+                    "than their reals, which is content and not format", ", ".join(loud))  # fmt: skip
     if unknown:
         log.warning("too few images to say whether headers still separate %s", ", ".join(unknown))
     elif lows and not loud:

@@ -129,10 +129,7 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
         write_config(folder, config, overrides)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     trainer = build_trainer(
-        plain(config.trainer),
-        enable_progress_bar=sys.stdout.isatty(),
-        logger=False,
-        enable_checkpointing=False,
+        plain(config.trainer), enable_progress_bar=sys.stdout.isatty(), logger=False, enable_checkpointing=False
     )
     views = make_views(plain(config.robustness))
     point, seen = method.operating_point, method.info["seen_generators"]
@@ -165,11 +162,7 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
 
 
 def _write_robustness(
-    folder: Path,
-    frame: pd.DataFrame,
-    datamodule: DataModule,
-    seen: list[str],
-    bootstrap: Mapping[str, int],
+    folder: Path, frame: pd.DataFrame, datamodule: DataModule, seen: list[str], bootstrap: Mapping[str, int]
 ) -> None:
     """Measure all views, write robustness.json and its figure, and log a table."""
     content = measure_robustness(frame, datamodule.pairs, seen, bootstrap, known_reals(datamodule))

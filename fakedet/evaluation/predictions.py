@@ -37,10 +37,7 @@ SHARED = 0.9
 
 
 def write_predictions(
-    frame: pd.DataFrame,
-    path: str | Path,
-    info: dict[str, Any],
-    pictures: Mapping[str, bytes] | None = None,
+    frame: pd.DataFrame, path: str | Path, info: dict[str, Any], pictures: Mapping[str, bytes] | None = None
 ) -> None:
     """Write a predictions frame with the run's info in its metadata.
 
@@ -94,13 +91,7 @@ def _info(table: pa.Table, path: Path) -> dict[str, Any]:
         info = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
     except ValueError as error:
         raise UserError(f"{path}: the run's info in its metadata is not JSON; write it anew") from error
-    kinds = {
-        "seed": int,
-        "seen_generators": list,
-        "operating_point": dict,
-        "shortcut": dict,
-        "map_share": list,
-    }
+    kinds = {"seed": int, "seen_generators": list, "operating_point": dict, "shortcut": dict, "map_share": list}
     wrong = "info" if not isinstance(info, dict) else next(
         (key for key, kind in kinds.items() if not isinstance(info.get(key, kind()), kind | None)), None
     )  # fmt: skip

@@ -30,14 +30,7 @@ from fakedet.evaluation.plots import (
     plot_scores,
     read_curves,
 )
-from fakedet.evaluation.predictions import (
-    MAP,
-    Read,
-    confident_errors,
-    read_files,
-    read_pictures,
-    read_predictions,
-)
+from fakedet.evaluation.predictions import MAP, Read, confident_errors, read_files, read_pictures, read_predictions
 from fakedet.metrics.bootstrap import Interval
 from fakedet.pages import Drawing, render
 from fakedet.utils import FAILURE, open_folder, provenance, write_config, write_json
@@ -413,17 +406,7 @@ ENDED = "jobs.jsonl"
 """In a multirun's folder: one line per job that has ended."""
 
 # They name a run or its place, not what it does.
-NOT_COMPARED = (
-    "seed",
-    "output_dir",
-    "overwrite",
-    "resume",
-    "trace_cache",
-    "threads",
-    "logger",
-    "study",
-    "hydra",
-)
+NOT_COMPARED = ("seed", "output_dir", "overwrite", "resume", "trace_cache", "threads", "logger", "study", "hydra")
 
 
 @dataclass(frozen=True)
@@ -511,11 +494,7 @@ def compare_runs(config: DictConfig, overrides: list[str], command: list[str] | 
             continue
         config.baseline = baseline
         if place:
-            config.title, config.output_dir, config.overwrite = (
-                f"{title}: {place[3:]}",
-                str(folder / place),
-                True,
-            )
+            config.title, config.output_dir, config.overwrite = (f"{title}: {place[3:]}", str(folder / place), True)
             if baseline not in (None, *(run.method for run in scored)):
                 log.warning("no comparison on %s: the baseline '%s' has not been scored on it", place[3:], baseline)
                 continue

@@ -109,13 +109,7 @@ class _Collector(Callback):
         self.parts: dict[str, list[NDArray[Any]]] = {name: [] for name in columns}
 
     def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Keep the columns of one batch."""
         if len(batch["id"]):
@@ -139,12 +133,7 @@ def check_operating_point(rate: float, calibration: str) -> None:
 
 
 def fit_on_validation(
-    trainer: Trainer,
-    method: Detector,
-    datamodule: DataModule,
-    rate: float,
-    calibration: str,
-    checkpoint: Path,
+    trainer: Trainer, method: Detector, datamodule: DataModule, rate: float, calibration: str, checkpoint: Path
 ) -> None:
     """Fit the operating point on the validation split and write it into the checkpoint and the method.
 

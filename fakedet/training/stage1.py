@@ -22,16 +22,7 @@ from fakedet.utils import is_main_process, plain, replacing, start_name, write_j
 log = logging.getLogger("fakedet")
 
 # Settings that change how fast stage 1 is trained or what is measured beside it, but not its weights.
-DATA_ASIDE = (
-    "manifest",
-    "root",
-    "shard_cache",
-    "cache",
-    "pairs",
-    "num_workers",
-    "eval_batch_size",
-    "max_quarantine",
-)
+DATA_ASIDE = ("manifest", "root", "shard_cache", "cache", "pairs", "num_workers", "eval_batch_size", "max_quarantine")
 TRAINER_ASIDE = ("_target_", "limit_val_batches", "limit_test_batches", "check_val_every_n_epoch", "log_every_n_steps",
                  "detect_anomaly", "num_sanity_val_steps", "use_distributed_sampler", "enable_model_summary",
                  "enable_progress_bar", "logger", "callbacks", "default_root_dir", "profiler")  # fmt: skip

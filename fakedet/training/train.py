@@ -59,16 +59,7 @@ from fakedet.methods.ntf import NaturalTracePretraining
 from fakedet.training.loggers import finish_loggers, log_dashboard, resolve_logger
 from fakedet.training.resume import keep_last_point, lock_folder, open_or_resume, resume_point_of
 from fakedet.training.stage1 import Stage1Cache, stage1_config, stage1_key
-from fakedet.utils import (
-    FAILURE,
-    is_main_process,
-    log_to_file,
-    plain,
-    provenance,
-    threads,
-    write_config,
-    write_json,
-)
+from fakedet.utils import FAILURE, is_main_process, log_to_file, plain, provenance, threads, write_config, write_json
 
 log = logging.getLogger("fakedet")
 

@@ -46,7 +46,6 @@ from fakedet.utils import is_main_process, open_folder, plain, provenance, threa
 log = logging.getLogger("fakedet")
 
 MEANS = ("map", "map_seen", "map_unseen")
-CROPS_AT_A_TIME = 256
 # Columns of a predictions frame that belong to a view, not to the image.
 SCORED = ("view", "logit", "trace_distance", "score", "p_value", "verdict", *MAP)
 
@@ -57,11 +56,10 @@ def score_views(
     """Score all views of a split; each image is decoded once for all of them.
 
     Returns:
-        Columns id, view, logit, trace_distance: a row an image and view, in the order of the manifest; the rows of
-        all ranks, on every rank.
+        Columns id, view, logit, trace_distance: a row an image and view, in the order of the manifest; all ranks' rows.
     """
     dataset = RobustDataset(datamodule.image_source, views, datamodule.eval_policy, datamodule.crop_size)
-    images = max(1, CROPS_AT_A_TIME // (len(views) * dataset.crops))
+    images = max(1, 256 // (len(views) * dataset.crops))  # at most 256 crops at a time
     ids = datamodule.manifest.rows(split).index.to_numpy()
     sampler = EvaluationSampler(ids, images, trainer.global_rank, trainer.world_size)
     loader = make_loader(dataset, sampler, datamodule.num_workers, datamodule.seed)
@@ -79,10 +77,9 @@ def measure_robustness(
 
     Args:
         frame: of all views: the manifest's columns, view and logit.
-        pairs: see :func:`fakedet.metrics.pairing.real_counterparts`.
+        pairs, known_reals: see :func:`fakedet.metrics.pairing.real_counterparts`.
         seen: generators that were trained on.
         bootstrap: resamples and seed.
-        known_reals: see :func:`fakedet.metrics.pairing.real_counterparts`.
 
     Returns:
         robustness.json's content: view → {"map": {"value", "low", "high", "drop": ...}, ...}.
@@ -94,16 +91,12 @@ def measure_robustness(
     }
     resamples, seed = int(bootstrap["resamples"]), int(bootstrap["seed"])
     table = bootstrap_statistics(original, logits, pairs, seen, resamples, seed, known_reals)
-    return {
-        name: {
-            place: {
-                **table.interval(name, "ap", place).to_dict(),
-                "drop": table.difference(ORIGINAL, name, "ap", place).to_dict(),
-            }
-            for place in (*MEANS, *table.generators)
-        }
-        for name in logits
-    }
+
+    def entry(name: str, place: str) -> dict[str, Any]:
+        drop = table.difference(ORIGINAL, name, "ap", place)
+        return {**table.interval(name, "ap", place).to_dict(), "drop": drop.to_dict()}
+
+    return {name: {place: entry(name, place) for place in (*MEANS, *table.generators)} for name in logits}
 
 
 def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
@@ -121,8 +114,8 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
     method = load_detector(config.checkpoint, config.get("trust") or ())
     datamodule = _datamodule(plain(config.data), config.seed, method)
     datamodule.require(split)
-    used = _check_unused(method, datamodule, split, config.force)
-    _tell_unscored(datamodule, split)
+    used = used_for_fitting(method, datamodule, split)
+    _check_split(used, method, datamodule, split, config.force)
     folder = Path(config.output_dir)
     if is_main_process():
         folder = open_folder(folder, config.overwrite)
@@ -164,7 +157,6 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
 def _write_robustness(
     folder: Path, frame: pd.DataFrame, datamodule: DataModule, seen: list[str], bootstrap: Mapping[str, int]
 ) -> None:
-    """Measure all views, write robustness.json and its figure, and log a table."""
     content = measure_robustness(frame, datamodule.pairs, seen, bootstrap, known_reals(datamodule))
     images = int(frame["id"].nunique())
     write_json(folder / "robustness.json", {"views": content, "n_images": images, "decoded": images})
@@ -176,9 +168,8 @@ def _write_robustness(
     log.info("%d images were decoded once for %d views", images, len(content))
 
 
-def _check_unused(method: Detector, datamodule: DataModule, split: str, force: bool) -> str:
-    """Refuse a split that the detector was made with, unless forced, and return what it was used for."""
-    used = used_for_fitting(method, datamodule, split)
+def _check_split(used: str, method: Detector, datamodule: DataModule, split: str, force: bool) -> None:
+    """Refuse a split that the detector was made with, unless forced; log what else there is to know of it."""
     if used and not force:
         raise UserError(
             f"split={split}: this split was used for {used} this detector, so results on it flatter; take "
@@ -188,14 +179,9 @@ def _check_unused(method: Detector, datamodule: DataModule, split: str, force: b
         log.warning("this split was used for %s this detector: its results flatter", used)
     elif method.operating_point is None:
         log.info("the checkpoint has no operating point: no verdicts, p-values and calibrated scores")
-    return used
-
-
-def _tell_unscored(datamodule: DataModule, split: str) -> None:
-    """Log what a manifest holds besides the split: `fakedet index` puts only 15 % of a folder into test."""
+    # `fakedet index` puts only 15 % of a folder into test.
     counts = datamodule.manifest.frame["split"].value_counts()
-    others = ", ".join(f"{name} {count}" for name, count in counts.items() if name not in (split, ""))
-    if others:
+    if others := ", ".join(f"{name} {count}" for name, count in counts.items() if name not in (split, "")):
         log.info("scoring %d images of the split %s alone; the manifest holds others (%s): split=NAME scores one of "
                  "them, and an index with split=test has all in one", counts.get(split, 0), split, others)  # fmt: skip
 

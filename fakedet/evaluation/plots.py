@@ -21,38 +21,26 @@ from fakedet.metrics.bootstrap import Interval
 from fakedet.metrics.calibration import BINS, balanced_weights, bin_of, calibration_error
 from fakedet.pages import MARKERS, PALETTE, REAL_COLOUR, WIDTH, new_figure, save
 
-# With more methods than this, each generator has a panel: in one row the methods could not be told apart.
-AT_MOST_TOGETHER = 6
 PANELS_A_ROW = 3
-ROBUSTNESS_COLUMNS = 3
-LEAST_IN_BIN = 5
-"""Images below which a bin of the calibration figure is not drawn."""
 
 Values = Mapping[str, Mapping[str, Any]]
 
 
 def plot_curves(runs: Mapping[str, pd.DataFrame], path: Path) -> Path:
-    """Draw training loss and validation mAP by epoch, a line a run.
-
-    Args:
-        runs: by name: columns epoch, train/loss, val/map as far as there are any.
-        path: the PNG.
-    """
+    """Draw training loss and validation mAP by epoch, a line a run: columns epoch, train/loss, val/map, if there."""
     wanted = [("train/loss", "training loss"), ("val/map", "validation mAP")]
     figure = new_figure(WIDTH, 3.2)
     handles: dict[str, Any] = {}
     for axes, (key, title) in zip(figure.subplots(1, 2), wanted, strict=True):
-        drawn = False
         for number, (name, table) in enumerate(runs.items()):
             if key in table and table[key].notna().any():
                 rows = table[["epoch", key]].dropna()
                 (line,) = axes.plot(rows["epoch"] + 1, rows[key], label=plain(name), color=colour_of(number),
                                     marker=marker_of(number), markersize=3, linewidth=1.5)  # fmt: skip
                 handles.setdefault(name, line)
-                drawn = True
         dress(axes, title, "epoch", "", grid="both")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if not drawn:
+        if not axes.lines:
             axes.text(0.5, 0.5, "not logged", ha="center", va="center", transform=axes.transAxes)
     if len(runs) > 1:
         add_legend(figure, list(handles.values()))
@@ -62,10 +50,7 @@ def plot_curves(runs: Mapping[str, pd.DataFrame], path: Path) -> Path:
 def plot_scores(frame: pd.DataFrame, path: Path, seen: set[str] | None = None) -> Path:
     """Draw a histogram of logits for the reals of each collection and the fakes of each generator.
 
-    Args:
-        frame: a predictions frame.
-        path: the PNG.
-        seen: generators seen in training; None where nobody knows.
+    ``seen`` are the generators seen in training; None where nobody knows.
     """
     groups = [
         (str(name), label, rows["logit"].to_numpy(dtype=np.float64))
@@ -88,8 +73,7 @@ def plot_scores(frame: pd.DataFrame, path: Path, seen: set[str] | None = None) -
     axes.set_yticks(range(len(groups)), named)
     axes.set_ylim(len(groups) - 0.9, -1.0)
     axes.axvline(0, color="#777777", linewidth=0.9, linestyle=":")
-    dress(axes, "logits: grey real, orange fake, bar median",
-           "logit (further right: more like a fake)", "")  # fmt: skip
+    dress(axes, "logits: grey real, orange fake, bar median", "logit (further right: more like a fake)", "")
     return save(figure, path)
 
 
@@ -133,32 +117,21 @@ def dress(axes: Axes, title: str, x: str, y: str, grid: str = "x") -> None:
 
 
 def plot_intervals(
-    rows: Mapping[str, Values],
-    title: str,
-    path: Path,
-    sections: Mapping[str, str] | None = None,
+    rows: Mapping[str, Values], title: str, path: Path, sections: Mapping[str, str] | None = None,
     chance: Mapping[str, float] | None = None,
-) -> Path:
+) -> Path:  # fmt: skip
     """Draw values with their intervals, a row a generator and a colour a method; many methods get a panel a generator.
 
     Args:
         rows: generator → method → {"value", "low", "high"}, None where undefined.
-        title: above the figure.
-        path: the PNG.
+        title, path: above the figure, and of the PNG.
         sections: section of each row ("seen", "unseen", "mean"); a stronger line separates them.
         chance: value of a guess for each row, drawn as a grey tick; None: 0.5 for all, a dotted line.
     """
-    methods = list(next(iter(rows.values()))) if rows else []
-    shown = {name: name + (", unseen" if (sections or {}).get(name) == "unseen" else "") for name in rows}
-    if len(methods) > AT_MOST_TOGETHER:
+    methods, sections = list(next(iter(rows.values()))) if rows else [], sections or {}
+    shown = {name: name + ", unseen" * (sections.get(name) == "unseen") for name in rows}
+    if len(methods) > 6:  # in one row they could not be told apart
         return _panels(rows, methods, shown, title, path, chance)
-    return _together(rows, methods, shown, title, path, sections or {}, chance)
-
-
-def _together(
-    rows: Mapping[str, Values], methods: Sequence[str], shown: Mapping[str, str], title: str, path: Path,
-    sections: Mapping[str, str], chance: Mapping[str, float] | None,
-) -> Path:  # fmt: skip
     figure = new_figure(WIDTH, 1.2 + len(rows) * max(0.36, 0.13 * len(methods)))
     axes = figure.subplots()
     handles = [axes.plot([], [], marker_of(i) + "-", color=colour_of(i), markersize=5, label=plain(method))[0]
@@ -212,7 +185,6 @@ def _panels(
 
 
 def _draw(axes: Axes, entry: Mapping[str, Any], at: float, number: int) -> None:
-    """Draw one value and its interval in the colour and with the marker of the n-th method."""
     if entry["value"] is None:
         return
     if entry["low"] is not None:
@@ -228,8 +200,7 @@ def plot_matrix(
     Args:
         cells: generator → detector → value with its interval.
         seen: detector → generators whose fakes it was trained on.
-        title: above the figure.
-        path: the PNG.
+        title, path: above the figure, and of the PNG.
     """
     generators, methods = list(cells), list(next(iter(cells.values())))
     values = np.array([[cells[generator][method].value for generator in generators] for method in methods])
@@ -244,8 +215,7 @@ def plot_matrix(
             axes.text(column, row, cell.text().replace(" ", "\n", 1), ha="center", va="center", fontsize=7.5,
                       color="black" if pale or np.isnan(cell.value) else "white")  # fmt: skip
             if generator not in seen.get(method, ()):
-                box = Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, fill=False, linewidth=2.2)
-                axes.add_patch(box)
+                axes.add_patch(Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, fill=False, linewidth=2.2))
     axes.set_xticks(range(len(generators)), [plain(name) for name in generators], rotation=20, ha="right")
     axes.set_yticks(range(len(methods)), [plain(name) for name in methods])
     dress(axes, title, "", "")
@@ -254,10 +224,7 @@ def plot_matrix(
 
 
 def project(embedding: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Project embeddings onto their first two principal components.
-
-    Args:
-        embedding: (N, D), any N and D >= 1.
+    """Project (N, D) embeddings, any N and D >= 1, onto their first two principal components.
 
     Returns:
         (N, 2) places, NaN for rows that are not finite, and the (2,) shares of variance.
@@ -305,12 +272,7 @@ def draw_map(frame: pd.DataFrame, share: ArrayLike, seen: set[str], path: Path) 
 
 
 def plot_reliability(frames: Mapping[str, pd.DataFrame], path: Path) -> Path:
-    """Draw the share of fakes over the mean score of each bin, a line a method.
-
-    Args:
-        frames: by method: label and score.
-        path: the PNG.
-    """
+    """Draw the share of fakes over the mean score of each bin, a line a method: columns label and score."""
     figure = new_figure(WIDTH, 4.6)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=REAL_COLOUR, linewidth=1, linestyle=":")
@@ -319,7 +281,7 @@ def plot_reliability(frames: Mapping[str, pd.DataFrame], path: Path) -> Path:
         weights, bins = balanced_weights(labels), bin_of(scores)
         count = np.bincount(bins, minlength=BINS)
         total = np.bincount(bins, weights=weights, minlength=BINS)
-        drawn = (count >= LEAST_IN_BIN) & (total > 0)
+        drawn = (count >= 5) & (total > 0)  # of fewer images the share says nothing
         mean = np.bincount(bins, weights=weights * scores, minlength=BINS)[drawn] / total[drawn]
         share = np.bincount(bins, weights=weights * labels, minlength=BINS)[drawn] / total[drawn]
         error = calibration_error(scores, labels)
@@ -332,12 +294,7 @@ def plot_reliability(frames: Mapping[str, pd.DataFrame], path: Path) -> Path:
 
 
 def plot_curves_of_decision(frames: Mapping[str, pd.DataFrame], path: Path) -> Path:
-    """Draw ROC and precision-recall curves over all generators, a line a method.
-
-    Args:
-        frames: by method: label and logit.
-        path: the PNG.
-    """
+    """Draw ROC and precision-recall curves over all generators, a line a method: columns label and logit."""
     figure = new_figure(2 * WIDTH, 4.6)
     roc, recall = figure.subplots(1, 2)
     roc.plot([0, 1], [0, 1], color=REAL_COLOUR, linewidth=1, linestyle=":")
@@ -345,11 +302,10 @@ def plot_curves_of_decision(frames: Mapping[str, pd.DataFrame], path: Path) -> P
         labels, logits = frame["label"].to_numpy(), frame["logit"].to_numpy()
         if len(set(labels.tolist())) < 2:
             continue
-        colour = colour_of(number)
         false, true, _ = roc_curve(labels, logits)
-        roc.plot(false, true, color=colour, label=method)
+        roc.plot(false, true, color=colour_of(number), label=method)
         precise, found, _ = precision_recall_curve(labels, logits)
-        recall.plot(found, precise, color=colour)
+        recall.plot(found, precise, color=colour_of(number))
         recall.axhline(labels.mean(), color=REAL_COLOUR, linewidth=1, linestyle=":")
     roc.set(xlabel="share of reals called fake", ylabel="share of fakes called fake", xlim=(0, 1), ylim=(0, 1.01))
     recall.set(xlabel="share of fakes called fake (recall)", ylabel="share of fakes among those called so (precision)",
@@ -363,52 +319,43 @@ def plot_curves_of_decision(frames: Mapping[str, pd.DataFrame], path: Path) -> P
 def plot_robustness(content: Mapping[str, Any], path: Path) -> Path:
     """Draw one panel a family: mAP of seen and of unseen generators with 95 % intervals.
 
-    Args:
-        content: content of robustness.json: view → mean → {"value", "low", "high"}.
-        path: the PNG.
+    ``content`` is robustness.json's: view → mean → {"value", "low", "high"}.
     """
     families: dict[str, list[tuple[float, str]]] = {}
     for name in content:
         if "/" in name:
             family, severity = name.split("/")
             families.setdefault(family, []).append((float(severity), name))
-    rows = max(1, math.ceil(len(families) / ROBUSTNESS_COLUMNS))
+    rows = max(1, math.ceil(len(families) / PANELS_A_ROW))
     figure = new_figure(12.0, 2.6 * rows + 0.6)
-    panels = figure.subplots(rows, ROBUSTNESS_COLUMNS, sharey=True, squeeze=False).ravel()
+    panels = figure.subplots(rows, PANELS_A_ROW, sharey=True, squeeze=False).ravel()
     for panel, (family, views) in zip(panels, families.items(), strict=False):
-        places = range(len(views))
         for key, colour, marker in (("map_seen", PALETTE[0], "o"), ("map_unseen", PALETTE[1], "s")):
-            label = f"{key.removeprefix('map_')} generators"
             original = content["original"][key]["value"]
             if original is None:
                 continue
-            entries = [content[name][key] for _, name in views]
-            known = [(at, entry) for at, entry in zip(places, entries, strict=True) if entry["value"] is not None]
+            entries = pd.DataFrame([content[name][key] for _, name in views]).astype({"value": float})
+            known = entries.dropna(subset="value")
             panel.axhline(original, color=colour, linewidth=1, linestyle="--", alpha=0.7)
-            panel.plot([at for at, _ in known], [entry["value"] for _, entry in known], marker=marker, color=colour,
-                       label=label, markersize=5)  # fmt: skip
-            bounded = [(at, entry) for at, entry in known if entry["low"] is not None]
-            panel.vlines([at for at, _ in bounded], [entry["low"] for _, entry in bounded],
-                         [entry["high"] for _, entry in bounded], color=colour, alpha=0.6)  # fmt: skip
+            panel.plot(known.index, known["value"], marker=marker, color=colour,
+                       label=f"{key.removeprefix('map_')} generators", markersize=5)  # fmt: skip
+            bounded = known.dropna(subset="low")
+            panel.vlines(bounded.index, bounded["low"], bounded["high"], color=colour, alpha=0.6)
         panel.axhline(0.5, color=REAL_COLOUR, linewidth=0.8, linestyle=":")
         panel.set_title(family, loc="left", fontsize=10)
-        panel.set_xticks(list(places), [f"{severity:g}" for severity, _ in views])
+        panel.set_xticks(range(len(views)), [f"{severity:g}" for severity, _ in views])
         panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[len(families) :]:
         panel.set_visible(False)
     for row in range(rows):
-        panels[row * ROBUSTNESS_COLUMNS].set_ylabel("mAP")
+        panels[row * PANELS_A_ROW].set_ylabel("mAP")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False)
     return save(figure, path)
 
 
 def read_curves(folder: Path) -> pd.DataFrame:
-    """Read ``logs/metrics.csv`` of a run: one row an epoch, one column a logged value.
-
-    Steps within an epoch are averaged; an empty frame where nothing was logged.
-    """
+    """Read ``logs/metrics.csv`` of a run: a row an epoch, the mean of its steps; empty where nothing was logged."""
     path = folder / "logs" / "metrics.csv"
     if not path.is_file() or path.stat().st_size == 0:
         return pd.DataFrame()
-    table = pd.read_csv(path)
-    return table.drop(columns="step").groupby("epoch").mean().reset_index()
+    return pd.read_csv(path).drop(columns="step").groupby("epoch").mean().reset_index()

@@ -7,7 +7,7 @@ import binascii
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,13 @@ from fakedet.errors import UserError
 from fakedet.utils import replacing
 
 ORIGINAL = "original"
-METADATA_KEY = b"fakedet"
-PICTURES_KEY = b"fakedet.pictures"
+METADATA_KEY, PICTURES_KEY = b"fakedet", b"fakedet.pictures"
 SCHEMA = {
     "id": "int64", "path": "str", "label": "int8", "generator": "str", "source": "str", "group": "str",
     "split": "str", "view": "str", "crop": "str", "logit": "float64", "score": "float64",
     "trace_distance": "float64", "p_value": "float64", "verdict": "str", "map_x": "float32", "map_y": "float32",
 }  # fmt: skip
-MAP = ["map_x", "map_y"]
-"""Place on the embedding map; NaN for images that are not on it."""
-NEEDED = ("path", "label", "generator", "logit")
+MAP = ["map_x", "map_y"]  # place on the embedding map; NaN for images that are not on it
 # Runs over one manifest differ by the few images that one of them could not read. Runs that share a smaller part of
 # their images than this were evaluated on different data.
 SHARED = 0.9
@@ -54,11 +51,8 @@ def write_predictions(
         raise UserError(f"{path}: predictions without the column {', '.join(missing)} cannot be written")
     table = pa.Table.from_pandas(frame[list(SCHEMA)].astype(SCHEMA), preserve_index=False)
     shown = {name: base64.b64encode(jpeg).decode() for name, jpeg in (pictures or {}).items()}
-    metadata = {
-        **(table.schema.metadata or {}),
-        METADATA_KEY: json.dumps(info, allow_nan=False).encode(),
-        PICTURES_KEY: json.dumps(shown).encode(),
-    }
+    added = {METADATA_KEY: json.dumps(info, allow_nan=False).encode(), PICTURES_KEY: json.dumps(shown).encode()}
+    metadata = {**(table.schema.metadata or {}), **added}
     with replacing(path) as temporary:
         pq.write_table(table.replace_schema_metadata(metadata), temporary)
 
@@ -67,8 +61,7 @@ def read_predictions(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Read a predictions file and the info of the run that wrote it.
 
     Raises:
-        UserError: not there, not parquet, columns missing, labels other than 0 and 1, or logits that are no
-            numbers.
+        UserError: not there, not parquet, columns missing, labels other than 0 and 1, or logits that are no numbers.
     """
     path = Path(path)
     if not path.is_file():
@@ -78,7 +71,7 @@ def read_predictions(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is not a parquet file: {' '.join(str(error).split())[:200]}") from error
     frame = table.to_pandas(ignore_metadata=True)  # a stranger may have written it
-    missing = [name for name in NEEDED if name not in frame]
+    missing = [name for name in ("path", "label", "generator", "logit") if name not in frame]
     if missing:
         raise UserError(f"{path}: not a predictions file, it has no column {', '.join(missing)}")
     _check(frame, path)
@@ -103,9 +96,7 @@ def _info(table: pa.Table, path: Path) -> dict[str, Any]:
 def _completed(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     """Convert the columns to their types; a missing score is computed from the logit."""
     frame = frame.assign(label=frame["label"].astype(np.int8), generator=frame["generator"].astype(str))
-    for name in ("score", "p_value", "trace_distance", *MAP):
-        if name not in frame:
-            continue
+    for name in frame.columns.intersection(["score", "p_value", "trace_distance", *MAP]):
         try:
             frame[name] = pd.to_numeric(frame[name]).astype(np.float64)
         except (ValueError, TypeError) as error:
@@ -135,43 +126,38 @@ def _check(frame: pd.DataFrame, path: Path) -> None:
         raise UserError(f"{path}: a report needs real and fake images, found labels {sorted(set(frame['label']))}")
     if "view" in frame and not (frame["view"] == "original").any():
         raise UserError(f"{path}: it has no rows of the view 'original', which tables are made of")
-    infinite = np.isinf(frame["logit"].to_numpy(dtype=np.float64))
-    if infinite.any():
-        first = frame["path"].iloc[int(np.flatnonzero(infinite)[0])]
+    infinite = frame.loc[np.isinf(frame["logit"].to_numpy(dtype=np.float64)), "path"]
+    if len(infinite):
         raise UserError(
-            f"{path}: {int(infinite.sum())} logits are infinite, first: {first}; the detector diverged on them"
+            f"{path}: {len(infinite)} logits are infinite, first: {infinite.iloc[0]}; the detector diverged on them"
         )
-    nan = frame["logit"].isna()
-    if nan.any():
-        first = ", ".join(str(name) for name in frame.loc[nan, "path"].head(3))
+    nan = frame.loc[frame["logit"].isna(), "path"]
+    if len(nan):
         raise UserError(
-            f"{path}: {int(nan.sum())} of {len(frame)} logits are NaN, first: {first}; the detector diverged "
-            "on them, evaluate another checkpoint"
+            f"{path}: {len(nan)} of {len(frame)} logits are NaN, first: {', '.join(map(str, nan.head(3)))}; the "
+            "detector diverged on them, evaluate another checkpoint"
         )
 
 
 def align(frames: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[str, NDArray[np.float64]], int]:
     """Restrict the predictions of several runs to the images that all of them scored.
 
-    Args:
-        frames: by run; images are identified by their path.
+    Images are identified by their path.
 
     Returns:
-        The shared rows in the order of the first frame, the (n,) logits of each run for them, and how many
-        images are left out because only some runs scored them.
+        The shared rows in the order of the first frame, the (n,) logits of each run for them, and how many images are
+        left out because only some runs scored them.
 
     Raises:
-        UserError: an image twice in a run, runs that share too few images, or runs that disagree about the
-            shared ones.
+        UserError: an image twice in a run, runs that share too few images, or runs that disagree about shared ones.
     """
-    indexed = {}
     for key, frame in frames.items():
         twice = frame["path"][frame["path"].duplicated()]
         if len(twice):
             raise UserError(
                 f"{key}: {len(twice)} images are there twice, first: {twice.iloc[0]}; compare one view at a time"
             )
-        indexed[key] = frame.set_index("path")
+    indexed = {key: frame.set_index("path") for key, frame in frames.items()}
     first, *others = indexed.values()
     shared, union = first.index, first.index
     for frame in others:
@@ -182,22 +168,18 @@ def align(frames: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[str, N
             "that were evaluated on the same manifest and split"
         )
     base = first.loc[shared]
+    logits = {}
     for key, frame in indexed.items():
-        _same_images(key, frame.loc[shared], base)
-    logits = {key: frame.loc[shared, "logit"].to_numpy(dtype=np.float64) for key, frame in indexed.items()}
+        own = frame.loc[shared]
+        for name in [name for name in ("label", "generator", "group", "split") if name in own and name in base]:
+            other = (own[name] != base[name]) & ~(own[name].isna() & base[name].isna())
+            if other.any():
+                raise UserError(
+                    f"{key}: {int(other.sum())} images have other {name}s than in the first run, first: "
+                    f"{own.index[other.to_numpy()][0]}; compare runs over the same manifest"
+                )
+        logits[key] = own["logit"].to_numpy(dtype=np.float64)
     return base.reset_index(), logits, len(union) - len(shared)
-
-
-def _same_images(key: str, frame: pd.DataFrame, base: pd.DataFrame) -> None:
-    for name in ("label", "generator", "group", "split"):
-        if name not in frame or name not in base:
-            continue
-        other = (frame[name] != base[name]) & ~(frame[name].isna() & base[name].isna())
-        if other.any():
-            raise UserError(
-                f"{key}: {int(other.sum())} images have other {name}s than in the first run, first: "
-                f"{frame.index[other.to_numpy()][0]}; compare runs over the same manifest"
-            )
 
 
 @dataclass(frozen=True)
@@ -210,7 +192,6 @@ class Read:
     frame: pd.DataFrame
     info: dict[str, Any]
     """Of the run that wrote it."""
-
     pictures: dict[str, bytes]
     """Small JPEGs of its most confident errors, by path."""
 
@@ -219,28 +200,27 @@ class Read:
         """The rows of images as they are."""
         return self.frame[self.frame["view"] == ORIGINAL].reset_index(drop=True)
 
+    @property
+    def seen(self) -> set[str]:
+        """The generators that its detector was trained on."""
+        return set(self.info.get("seen_generators", []))
+
 
 def read_files(paths: Sequence[Path]) -> list[Read]:
-    """Read predictions files and name each one's method.
-
-    Files of one method and seed are told apart by their folder.
+    """Read predictions files and name each one's method; those of one method and seed are told apart by their folder.
 
     Raises:
         UserError: a file is no predictions file.
     """
-    read = [read_predictions(path) for path in paths]
-    named = []
-    keys = [
-        (str(info.get("name", path.parent.name)), int(info.get("seed", 0)))
-        for (_, info), path in zip(read, paths, strict=True)
-    ]
-    twice = Counter(keys)
-    for (frame, info), path, (name, seed) in zip(read, paths, keys, strict=True):
-        if twice[name, seed] > 1:
-            name = f"{name} ({path.resolve().parent.name})"
+    read = []
+    for path in paths:
+        frame, info = read_predictions(path)
         frame = frame if "view" in frame else frame.assign(view=ORIGINAL)
-        named.append(Read(name, seed, path, frame, info, read_pictures(path)))
-    return named
+        name, seed = str(info.get("name", path.parent.name)), int(info.get("seed", 0))
+        read.append(Read(name, seed, path, frame, info, read_pictures(path)))
+    times = Counter((one.method, one.seed) for one in read)
+    return [replace(one, method=f"{one.method} ({one.path.resolve().parent.name})")
+            if times[one.method, one.seed] > 1 else one for one in read]  # fmt: skip
 
 
 def confident_errors(frame: pd.DataFrame, threshold: float | None, count: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -260,11 +240,9 @@ def confident_errors(frame: pd.DataFrame, threshold: float | None, count: int) -
 
 def _worst(rows: pd.DataFrame, threshold: float | None, count: int, sign: int) -> pd.DataFrame:
     if threshold is not None:
-        wrong = rows["logit"] > threshold if sign > 0 else rows["logit"] <= threshold
-        rows = rows[wrong]
+        rows = rows[rows["logit"] > threshold if sign > 0 else rows["logit"] <= threshold]
     # Ties are ordered by path, so that the same predictions show the same pictures.
     rows = rows.assign(_order=-sign * rows["logit"]).sort_values(["_order", "path"], kind="stable")
-    group = rows["path"]
-    if "group" in rows:
-        group = rows["group"].where(rows["group"].astype(str) != "", rows["path"])
+    named = rows.get("group", rows["path"])
+    group = named.where(named.astype(str) != "", rows["path"])
     return rows[~group.duplicated()].head(count).drop(columns="_order")

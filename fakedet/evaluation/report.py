@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from fakedet.config import check_config
@@ -34,6 +33,14 @@ from fakedet.evaluation.predictions import MAP, Read, confident_errors, read_fil
 from fakedet.metrics.bootstrap import Interval
 from fakedet.pages import Drawing, render
 from fakedet.utils import FAILURE, open_folder, provenance, write_config, write_json
+
+log = logging.getLogger("fakedet")
+
+STUDY = "study.json"  # in a study's folder: what its report says, and its jobs in the order of the sweep
+ENDED = "jobs.jsonl"  # in a multirun's folder: one line per job that has ended
+# They name a run or its place, not what it does.
+NOT_COMPARED = ("seed", "output_dir", "overwrite", "resume", "trace_cache", "threads", "logger", "study", "hydra")
+SHORTCUT = 0.7  # AUC of a classifier that sees only headers, above which the reader is warned
 
 
 @dataclass(frozen=True)
@@ -59,33 +66,24 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Page:
-    """What a report shows.
-
-    Attributes:
-        title: of the page.
-        comparison: its tables and verdict.
-        figures: its pictures.
-        runs: one mapping a run for the provenance table; a run that lacks another's key shows a dash.
-        facts: name → value, for what holds of all runs.
-        command: how to make it again.
-        caveats: sentences to read the numbers with.
-        failures: jobs that failed, one line each.
-        galleries: the most confident errors, as pictures.
-        provenance: run → all that is known of it, as text.
-        shortcuts: generator → AUC of a classifier that sees only headers, to stand beside the detectors'.
-    """
+    """What a report shows: a comparison's tables and verdict, figures, and where the numbers come from."""
 
     title: str
     comparison: Comparison
     figures: Sequence[Drawing]
     runs: Sequence[Mapping[str, Any]]
+    """The rows of the table of runs; a run that lacks another's key shows a dash."""
     facts: Mapping[str, Any]
+    """Name → value, for what holds of all runs."""
     command: str
+    """How to make it again."""
     caveats: Sequence[str] = field(default_factory=list)
     failures: Sequence[str] = field(default_factory=list)
     galleries: Sequence[Gallery] = field(default_factory=list)
     provenance: Mapping[str, str] = field(default_factory=dict)
+    """Run → all that is known of it, as text."""
     shortcuts: Mapping[str, Interval] = field(default_factory=dict)
+    """Generator → AUC of a classifier that sees only headers, to stand beside the detectors'."""
 
 
 def write_page(page: Page, path: Path) -> None:
@@ -99,14 +97,8 @@ def write_page(page: Page, path: Path) -> None:
         comparison=page.comparison,
         tables=[(metric.upper(), metric, rows(page.comparison, metric)) for metric in page.comparison.values],
         columns=list(dict.fromkeys(name for run in page.runs for name in run)),
-        probability=_probability,
+        probability=lambda p: "" if p != p else "p < 0.01" if p < 0.01 else f"p = {p:.2f}",
     )
-
-
-def _probability(p: float) -> str:
-    if p != p:
-        return ""
-    return "p < 0.01" if p < 0.01 else f"p = {p:.2f}"
 
 
 def figures(
@@ -119,21 +111,19 @@ def figures(
         folder: for the PNGs.
         comparison: of the files.
         first: the first file of each method.
-        pairs: generator → its reals.
-        bootstrap: resamples and seed.
-        reals: names of real collections.
+        pairs, bootstrap, reals: see :func:`measure_robustness`.
         trained: whether the files lie in the folders of their training runs.
     """
     shown = {method: first[method].original for method in comparison.methods}
-    seen_by = {method: tuple(sorted(_seen_by(first[method]))) for method in comparison.methods}
+    seen_by = {method: tuple(sorted(first[method].seen)) for method in comparison.methods}
     drawn = [_intervals(folder, comparison, metric) for metric in comparison.values]
     if len(set(seen_by.values()) - {()}) > 1:
         cells = {name: comparison.values["auc"][name] for name in comparison.generators}
         title = "AUC; a frame: fakes that this detector never saw"
         drawn.append(Drawing(plot_matrix(cells, seen_by, title, folder / "matrix.png"),
                              "AUC of each detector (row) on each generator (column)"))  # fmt: skip
-    curves = {method: read_curves(one.path.parent) for method, one in first.items()} if trained else {}
-    if curves:
+    if trained:
+        curves = {method: read_curves(one.path.parent) for method, one in first.items()}
         drawn.append(Drawing(plot_curves(curves, folder / "curves.png"),
                              "Training curves, first seed of each method; losses of different methods are not "
                              "comparable"))  # fmt: skip
@@ -145,36 +135,28 @@ def figures(
                "images scored 0.8 four in five are fakes"),
     ]  # fmt: skip
     for number, (method, one) in enumerate(first.items()):
-        seen = _seen_by(one)
-        drawn.append(Drawing(plot_scores(one.original, folder / f"scores_{number}.png", seen=seen),
+        drawn.append(Drawing(plot_scores(one.original, folder / f"scores_{number}.png", seen=one.seen),
                             f"{method}: logits of reals and of each generator's fakes"))  # fmt: skip
         share = one.info.get("map_share")
         if share and set(MAP) <= set(one.original) and one.original[MAP].notna().any(axis=None):
-            drawn.append(Drawing(draw_map(one.original, share, seen, folder / f"map_{number}.png"),
+            drawn.append(Drawing(draw_map(one.original, share, one.seen, folder / f"map_{number}.png"),
                                 f"{method}: test images on the two main directions of its embedding"))  # fmt: skip
         if one.frame["view"].nunique() > 1:
-            content = measure_robustness(one.frame, pairs, sorted(seen), bootstrap, reals)
+            content = measure_robustness(one.frame, pairs, sorted(one.seen), bootstrap, reals)
             drawn.append(Drawing(plot_robustness(content, folder / f"robustness_{number}.png"),
                                 f"{method}: mAP of degraded images; dashed: as they are"))  # fmt: skip
     return drawn
 
 
-def _seen_by(one: Read) -> set[str]:
-    return set(one.info.get("seen_generators", []))
-
-
 def _intervals(folder: Path, comparison: Comparison, metric: str) -> Drawing:
     found = rows(comparison, metric)
     listed = {row.name: {method: cell.to_dict() for method, cell in row.cells.items()} for row in found}
-    picture = plot_intervals(
-        listed,
-        f"{metric.upper()} with 95 % intervals",
-        folder / f"{metric}.png",
-        sections={row.name: row.section for row in found},
-        chance={row.name: comparison.chance(row.key) if metric == "ap" else 0.5 for row in found},
-    )
-    chance = "chance, the share of fakes" if metric == "ap" else "chance"
-    return Drawing(picture, f"{metric.upper()} per generator and means; dotted: {chance}")
+    sections = {row.name: row.section for row in found}
+    chance = {row.name: comparison.chance(row.key) if metric == "ap" else 0.5 for row in found}
+    title = f"{metric.upper()} with 95 % intervals"
+    picture = plot_intervals(listed, title, folder / f"{metric}.png", sections, chance)
+    dotted = "chance, the share of fakes" if metric == "ap" else "chance"
+    return Drawing(picture, f"{metric.upper()} per generator and means; dotted: {dotted}")
 
 
 def galleries(first: dict[str, Read]) -> list[Gallery]:
@@ -184,8 +166,12 @@ def galleries(first: dict[str, Read]) -> list[Gallery]:
         held = one.original[one.original["path"].isin(one.pictures)]
         alarms, misses = confident_errors(held, None, len(held))
         for title, table in (("reals that look most fake", alarms), ("fakes that look most real", misses)):
-            if len(table):
-                pictures = [Shown(one.pictures[str(row["path"])], _caption(row)) for _, row in table.iterrows()]
+            pictures = []
+            for _, row in table.iterrows():
+                score = f", score {row['score']:.2f}" if row["score"] == row["score"] else ""
+                caption = f"{row['generator']}{score}, logit {row['logit']:.1f}: {row['path']}"
+                pictures.append(Shown(one.pictures[str(row["path"])], caption))
+            if pictures:
                 found.append(Gallery(f"{method}: {title}", pictures))
     return found
 
@@ -195,37 +181,21 @@ def provenance_of(read: list[Read]) -> dict[str, str]:
     told = {}
     for one in read:
         info = dict(one.info)
-        if isinstance(info.get("operating_point"), dict):
-            info["operating_point"] = {
-                key: value for key, value in info["operating_point"].items() if not isinstance(value, dict | list)
-            }
+        if point := info.get("operating_point"):
+            info["operating_point"] = {k: value for k, value in point.items() if not isinstance(value, dict | list)}
         told[f"{one.method}, seed {one.seed}: {one.path}"] = json.dumps(info, indent=2, ensure_ascii=False)
     return told
 
 
-def _caption(row: pd.Series[Any]) -> str:
-    score = f", score {row['score']:.2f}" if "score" in row and row["score"] == row["score"] else ""
-    return f"{row['generator']}{score}, logit {row['logit']:.1f}: {row['path']}"
-
-
-log = logging.getLogger("fakedet")
-
-
 @dataclass(frozen=True)
 class Report:
-    """A report that has been written.
-
-    Attributes:
-        title: of the page.
-        comparison: its tables.
-        path: of the page.
-        caveats: sentences to read its numbers with, besides those that its user gave.
-    """
+    """A report that has been written; ``path`` is its page."""
 
     title: str
     comparison: Comparison
     path: Path
     caveats: Sequence[str]
+    """Sentences to read its numbers with, besides those that its user gave."""
 
 
 def report_on(config: DictConfig, overrides: list[str]) -> Report:
@@ -235,12 +205,10 @@ def report_on(config: DictConfig, overrides: list[str]) -> Report:
         UserError: a file is no predictions file, or they are of different data.
     """
     check_config(config)
-    given = config.predictions
-    paths = [given] if isinstance(given, str) else [str(path) for path in given]
-    if not paths:
+    given = [config.predictions] if isinstance(config.predictions, str) else config.predictions
+    if not given:
         raise UserError("predictions=[]: name at least one predictions.parquet")
-    read = read_files([Path(path) for path in paths])
-    return write_report(read, config, ["fakedet", "report", *overrides])
+    return write_report(read_files([Path(str(path)) for path in given]), config, ["fakedet", "report", *overrides])
 
 
 def write_report(
@@ -273,30 +241,21 @@ def write_report(
     write_config(folder, config, command[2:])
     facts = provenance(command)
     unseen = comparison.members("map_unseen")
-    table = (
-        [_run_row(run, one, unseen) for run, one in zip(runs, read, strict=True)]
-        if runs
-        else [_row(one) for one in read]
-    )
+    of_runs = [_run_row(run, one, unseen) for run, one in zip(runs, read, strict=bool(runs))]
+    table = of_runs or [_row(one) for one in read]
     summary = {**comparison.to_dict(), "verdict": verdict(comparison), "failures": list(failures), "runs": table,
                "provenance": facts}  # fmt: skip
     write_json(folder / "summary.json", summary)
     write_csv(comparison, folder / "table.csv")
     write_markdown(comparison, folder / "table.md")
-    shortcuts = _shortcuts(read[0].info.get("shortcut") or {})
-    noted = [*_caveats(read), *_told_by_headers(shortcuts)]
+    headers = read[0].info.get("shortcut") or {}
+    shortcuts = {name: Interval.from_dict(entry["auc"]) for name, entry in headers.items()}
+    noted = _caveats(read, shortcuts)
     page = Page(
-        title=str(config.title),
-        comparison=comparison,
+        title=str(config.title), comparison=comparison, runs=table, failures=failures, shortcuts=shortcuts,
         figures=figures(folder, comparison, first, pairs, bootstrap, _reals(read), trained),
-        galleries=galleries(first),
-        provenance=provenance_of(read),
-        runs=table,
-        failures=failures,
-        facts=_facts(facts, read, runs, time.perf_counter() - started),
-        command=" ".join(facts["command"]),
-        caveats=[*caveats, *noted],
-        shortcuts=shortcuts,
+        galleries=galleries(first), provenance=provenance_of(read), caveats=[*caveats, *noted],
+        facts=_facts(facts, read, runs, time.perf_counter() - started), command=" ".join(facts["command"]),
     )  # fmt: skip
     write_page(page, folder / "report.html")
     return Report(str(config.title), comparison, folder / "report.html", noted)
@@ -311,7 +270,7 @@ def _compare(read: list[Read], baseline: str | None, pairs: Any, bootstrap: dict
     for one in read:
         runs.setdefault(one.method, []).append((one.seed, one.original))
     # Stage 1 saw no fakes at all. Where detectors saw different generators, none is seen or unseen for all of them.
-    sets = {tuple(sorted(_seen_by(one))) for one in read} - {()}
+    sets = {tuple(sorted(one.seen)) for one in read} - {()}
     seen: list[str] | None = None if len(sets) > 1 else [name for names in sets for name in names]
     return compare(runs, baseline, pairs, seen, bootstrap["resamples"], bootstrap["seed"], known_reals=_reals(read))
 
@@ -323,16 +282,13 @@ def _reals(read: list[Read]) -> set[str]:
 
 def _facts(facts: Mapping[str, Any], read: list[Read], runs: Sequence[Run], seconds: float) -> dict[str, Any]:
     git = facts["git"]
-    state = "not a checkout"
-    if git:
-        state = git["commit"][:12] + (" with uncommitted changes" if git["dirty"] else "")
     told = {
         "fakedet": facts["fakedet"],
-        "git": state,
+        "git": git["commit"][:12] + " with uncommitted changes" * git["dirty"] if git else "not a checkout",
         "packages": ", ".join(f"{name} {version}" for name, version in facts["packages"].items()),
         "machine": f"{facts['cpus']} CPUs, {facts['platform']}, Python {facts['python']}",
         "made": facts["started"],
-        "trained on": ", ".join(sorted({name for one in read for name in _seen_by(one)})) or "no fakes",
+        "trained on": ", ".join(sorted({name for one in read for name in one.seen})) or "no fakes",
         "time": f"{seconds:.1f} s for this page",
     }
     if runs:
@@ -343,31 +299,17 @@ def _facts(facts: Mapping[str, Any], read: list[Read], runs: Sequence[Run], seco
     return told
 
 
-def _caveats(read: list[Read]) -> list[str]:
+def _caveats(read: list[Read], shortcuts: Mapping[str, Interval]) -> list[str]:
     told = []
     for one in read:
-        used = one.info.get("data_was_used_for")
-        if used:
+        if used := one.info.get("data_was_used_for"):
             told.append(f"{one.method}: these data were used for {used} it; its results flatter.")
         if not one.info.get("operating_point"):
             told.append(f"{one.method}: no operating point, so its scores are not calibrated.")
+    if by_headers := [name for name, found in shortcuts.items() if found.value > SHORTCUT]:
+        told.append(f"Format, size and compression alone tell {', '.join(by_headers)} (AUC above {SHORTCUT}): the "
+                    "detectors' numbers there may be this shortcut.")  # fmt: skip
     return list(dict.fromkeys(told))
-
-
-SHORTCUT = 0.7
-"""AUC of a classifier that sees only headers, above which the reader is warned."""
-
-
-def _shortcuts(content: Mapping[str, Any]) -> dict[str, Interval]:
-    return {name: Interval.from_dict(entry["auc"]) for name, entry in content.items()}
-
-
-def _told_by_headers(shortcuts: Mapping[str, Interval]) -> list[str]:
-    told = [name for name, found in shortcuts.items() if found.value > SHORTCUT]
-    if not told:
-        return []
-    return [f"Format, size and compression alone tell {', '.join(told)} (AUC above {SHORTCUT}): the detectors' numbers "
-            "there may be this shortcut."]  # fmt: skip
 
 
 def _row(one: Read) -> dict[str, Any]:
@@ -398,38 +340,20 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 3)
 
 
-# --- the runs of a sweep or study ----------------------------------------------------------------------
-
-STUDY = "study.json"
-"""In a study's folder: what its report says, and its jobs in the order of the sweep."""
-ENDED = "jobs.jsonl"
-"""In a multirun's folder: one line per job that has ended."""
-
-# They name a run or its place, not what it does.
-NOT_COMPARED = ("seed", "output_dir", "overwrite", "resume", "trace_cache", "threads", "logger", "study", "hydra")
-
-
 @dataclass(frozen=True)
 class Run:
-    """One run's folder.
-
-    Attributes:
-        folder: of the run.
-        method: its name in tables.
-        given: its overrides, as they were given.
-        seed: of the training.
-        facts: run.json; empty for a run that has not finished.
-        failure: why it failed; "" for a run that did not, was stopped or is under way.
-        flags: of the command line that trains it, besides its overrides.
-    """
+    """One run's folder; ``given`` are its overrides as they were given."""
 
     folder: Path
     method: str
     given: Sequence[str]
     seed: int
     facts: dict[str, Any]
+    """Content of run.json; empty for a run that has not finished."""
     failure: str
+    """Why it failed; "" for a run that did not, was stopped or is under way."""
     flags: Sequence[str] = ()
+    """Of the command line that trains it, besides its overrides."""
 
     @property
     def overrides(self) -> dict[str, str]:
@@ -449,9 +373,8 @@ def ended_jobs(root: str | Path) -> list[dict[str, Any]]:
 
 def method_label(overrides: Mapping[str, str]) -> str:
     """Name a method by what sets it apart: an experiment or a model by its name alone, anything else by its key."""
-    parts = [value.rpartition("/")[2] if key in ("experiment", "model") else f"{key}={value}"
-             for key, value in overrides.items() if key != "seed"]  # fmt: skip
-    return ", ".join(parts)
+    return ", ".join(value.rpartition("/")[2] if key in ("experiment", "model") else f"{key}={value}"
+                     for key, value in overrides.items() if key != "seed")  # fmt: skip
 
 
 def compare_runs(config: DictConfig, overrides: list[str], command: list[str] | None = None) -> list[Report]:
@@ -471,6 +394,7 @@ def compare_runs(config: DictConfig, overrides: list[str], command: list[str] | 
     Raises:
         UserError: there is no finished run, or they were evaluated on different data.
     """
+    command = command or ["fakedet", "compare", *overrides]
     given = [config.runs] if isinstance(config.runs, str) else [str(item) for item in config.runs]
     study = (_json(Path(given[0]) / STUDY) if len(given) == 1 else None) or {}
     runs = _planned(Path(given[0]), study) if study else _found([Path(name) for name in given])
@@ -481,36 +405,34 @@ def compare_runs(config: DictConfig, overrides: list[str], command: list[str] | 
     if not done:
         raise UserError(f"runs={', '.join(given)}: there is no finished run with predictions.parquet below")
     config = config.copy()
-    config.title = config.title or study.get("title") or "Sweep"
-    baseline = config.baseline or study.get("baseline")
-    title, folder = config.title, Path(config.output_dir)
+    title, folder = config.title or study.get("title") or "Sweep", Path(config.output_dir)
+    config.title, config.baseline = title, config.baseline or study.get("baseline")
     reports = []
-    others = dict.fromkeys(
-        path.parent.name for run in done for path in sorted(run.folder.glob("on_*/predictions.parquet"))
-    )
-    for place in ("", *others):
+    names = [path.parent.name for run in done for path in sorted(run.folder.glob("on_*/predictions.parquet"))]
+    for place in ("", *dict.fromkeys(names)):
         scored = [run for run in done if not place or (run.folder / place / "run.json").is_file()]
         if not scored:
             continue
-        config.baseline = baseline
         if place:
-            config.title, config.output_dir, config.overwrite = (f"{title}: {place[3:]}", str(folder / place), True)
-            if baseline not in (None, *(run.method for run in scored)):
-                log.warning("no comparison on %s: the baseline '%s' has not been scored on it", place[3:], baseline)
+            config.title, config.output_dir, config.overwrite = f"{title}: {place[3:]}", str(folder / place), True
+            if config.baseline not in (None, *(run.method for run in scored)):
+                log.warning(
+                    "no comparison on %s: the baseline '%s' has not been scored on it", place[3:], config.baseline
+                )
                 continue
-        read = [_read(run, run.folder / place / "predictions.parquet") for run in scored]
-        command = command or ["fakedet", "compare", *overrides]
-        reports.append(
-            write_report(read, config, command, scored, failures, study.get("caveats") or (), trained=not place)
-        )
+        files = [run.folder / place / "predictions.parquet" for run in scored]
+        read = [Read(run.method, run.seed, path, *read_predictions(path), read_pictures(path))
+                for run, path in zip(scored, files, strict=True)]  # fmt: skip
+        caveats = study.get("caveats") or ()
+        reports.append(write_report(read, config, command, scored, failures, caveats, trained=not place))
     return reports
 
 
 def _planned(root: Path, study: Mapping[str, Any]) -> list[Run]:
     """Read the folders of a study's jobs, in the study's order, whether they have begun or not."""
     ended = {row["job"]: row["error"] for row in ended_jobs(root)}
-    runs = []
     flags = ["--config-dir", study["config_dir"]] if study["config_dir"] else []
+    runs = []
     for number, job in enumerate(study["jobs"]):
         folder = root / job["folder"]
         failure = (_json(folder / FAILURE) or {}).get("error") or ended.get(number) or ""
@@ -532,8 +454,7 @@ def _found(roots: Sequence[Path]) -> list[Run]:
                 continue
             facts = _json(folder / "run.json") or {}
             listed: Any = OmegaConf.to_container(OmegaConf.load(folder / "overrides.yaml"))
-            failure = (_json(folder / FAILURE) or {}).get("error", "")
-            run = Run(folder, "", listed, 0, facts, failure)
+            run = Run(folder, "", listed, 0, facts, (_json(folder / FAILURE) or {}).get("error", ""))
             found.append(replace(run, seed=int(facts.get("seed", run.overrides.get("seed", 0)))))
     keys = dict.fromkeys(key for run in found if run.facts for key in run.overrides if not key.startswith(NOT_COMPARED))
     differing = [key for key in keys if len({run.overrides.get(key) for run in found if run.facts}) > 1]
@@ -550,11 +471,6 @@ def _json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content
-
-
-def _read(run: Run, path: Path) -> Read:
-    frame, info = read_predictions(path)
-    return Read(run.method, run.seed, path, frame, info, read_pictures(path))
 
 
 def _describe(run: Run) -> str:

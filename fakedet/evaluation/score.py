@@ -29,12 +29,9 @@ from fakedet.utils import Bar, write_json
 
 log = logging.getLogger("fakedet")
 
-TRAINING_REALS = 512
-"""Real training images whose scores give the centre and spread of the operating point's reference."""
-MAPPED = 800
-"""Images in the embedding map: enough to see clusters, few enough to see points."""
-SMALL_SIDE = 224
-"""Longer side of a small picture, in pixels."""
+TRAINING_REALS = 512  # their scores give the centre and spread of the operating point's reference
+MAPPED = 800  # images in the embedding map: enough to see clusters, few enough to see points
+SMALL_SIDE = 224  # longer side of a small picture, in pixels
 
 
 def score_split(trainer: Trainer, method: Detector, datamodule: DataModule, split: str) -> pd.DataFrame:
@@ -67,11 +64,11 @@ def predict(
         trainer: any.
         method: the detector.
         loader: gives this rank's batches.
-        columns: what is kept, on the CPU: entries of the batch or of :class:`fakedet.methods.base.Scores`.
+        columns: entries of the batch or of :class:`fakedet.methods.base.Scores`.
         what: name of the work, for the log.
 
     Returns:
-        Each column, (N, ...), floats as float64; N may be 0.
+        Each column, (N, ...), on the CPU, floats as float64; N may be 0.
     """
     collector = _Collector(columns)
     trainer.callbacks.append(collector)  # type: ignore[attr-defined]
@@ -108,23 +105,17 @@ class _Collector(Callback):
     def __init__(self, columns: tuple[str, ...]) -> None:
         self.parts: dict[str, list[NDArray[Any]]] = {name: [] for name in columns}
 
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Keep the columns of one batch."""
+    def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         if len(batch["id"]):
             for name, parts in self.parts.items():
                 parts.append((batch[name] if name in batch else getattr(outputs, name)).cpu().numpy())
-
-
-# --- the operating point --------------------------------------------------------------------------------
 
 
 def check_operating_point(rate: float, calibration: str) -> None:
     """Refuse settings that cannot be fitted, before training.
 
     Raises:
-        UserError: the rate is no share, or there is no such calibration.
+        UserError: the rate is no share of reals, or there is no such calibration.
     """
     if not 0 < rate < 1:
         raise UserError(f"operating_point.rate={rate}: a share of reals between 0 and 1, such as 0.05")
@@ -138,9 +129,7 @@ def fit_on_validation(
     """Fit the operating point on the validation split and write it into the checkpoint and the method.
 
     Args:
-        trainer: that trained the method.
-        method: with the chosen weights.
-        datamodule: that it was trained on.
+        trainer, method, datamodule: of the training; the method with the chosen weights.
         rate: share of reals that may be called fake.
         calibration: kind of calibration of the scores.
         checkpoint: of the chosen weights; rewritten whole.
@@ -167,9 +156,7 @@ def fit_on_validation(
     for note in point.notes:
         log.info("operating point: %s", note)
     method.info["operating_point"] = point.to_dict()
-    content = read_checkpoint(checkpoint)
-    content["fakedet"] = method.info
-    write_whole(content, checkpoint)
+    write_whole({**read_checkpoint(checkpoint), "fakedet": method.info}, checkpoint)
 
 
 def used_for_fitting(method: Detector, datamodule: DataModule, split: str) -> str:
@@ -201,9 +188,6 @@ def apply_operating_point(point: OperatingPoint | None, frame: pd.DataFrame) -> 
     return frame.assign(score=point.calibration(logits), p_value=p_values, verdict=verdict)
 
 
-# --- results --------------------------------------------------------------------------------------------
-
-
 def known_reals(datamodule: DataModule) -> set[str]:
     """Return the names of all reals of a manifest: pairs may name reals that are in another split."""
     everything = datamodule.manifest.frame
@@ -212,12 +196,9 @@ def known_reals(datamodule: DataModule) -> set[str]:
 
 
 def measure_predictions(
-    frame: pd.DataFrame,
-    datamodule: DataModule,
-    seen: list[str],
-    bootstrap: Mapping[str, int],
-    point: OperatingPoint | None = None,
-) -> dict[str, Any]:
+    frame: pd.DataFrame, datamodule: DataModule, seen: list[str], bootstrap: Mapping[str, int],
+    point: OperatingPoint | None,
+) -> dict[str, Any]:  # fmt: skip
     """Compute metrics.json's content from a predictions frame of the data module's manifest.
 
     Args:
@@ -246,13 +227,7 @@ def measure_predictions(
 def map_embeddings(
     trainer: Trainer, method: Detector, datamodule: DataModule, frame: pd.DataFrame
 ) -> tuple[pd.DataFrame, list[float]]:
-    """Embed some images of a predictions frame; call it on every rank.
-
-    Args:
-        trainer: any.
-        method: the detector.
-        datamodule: that the frame was scored with.
-        frame: one row an image, one view.
+    """Embed some images of a frame of the data module, one row an image; call it on every rank.
 
     Returns:
         The frame with the images' places on the embedding map, and the share of variance on its two components
@@ -278,7 +253,7 @@ def small_pictures(
         datamodule: that the frame was scored with.
         frame: one row an image, one view.
         point: the detector's operating point; None: the most wrong images are shown whatever their logit.
-        count: at most so many of each kind of error; 0: none.
+        count: most of each kind of error.
     """
     threshold = point.threshold if point is not None and math.isfinite(point.threshold) else None
     worst = pd.concat(confident_errors(frame, threshold, count))
@@ -298,13 +273,9 @@ def small_pictures(
 
 
 def write_results(
-    folder: Path,
-    frame: pd.DataFrame,
-    metrics: dict[str, Any],
-    quarantine: Quarantine,
-    info: Mapping[str, Any],
+    folder: Path, frame: pd.DataFrame, metrics: dict[str, Any], quarantine: Quarantine, info: Mapping[str, Any],
     pictures: Mapping[str, bytes],
-) -> None:
+) -> None:  # fmt: skip
     """Write predictions.parquet, metrics.json and, where images were unreadable, quarantine.csv.
 
     Args:

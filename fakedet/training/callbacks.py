@@ -17,15 +17,13 @@ from fakedet.utils import write_json
 
 log = logging.getLogger("fakedet")
 
-SECONDS_BETWEEN_WRITES = 0.5
-
 
 class LossGuard(Callback):
     """End the run at the first loss that is NaN or infinite, before it reaches the weights, and save its batch.
 
     Args:
         path: file for the batch: images, labels, rows of the manifest, step and loss.
-        every_steps: steps between two checks; a check waits for the GPU.
+        every_steps: steps between two checks, each of which waits for the GPU.
     """
 
     def __init__(self, path: str, every_steps: int = 1) -> None:
@@ -37,15 +35,8 @@ class LossGuard(Callback):
         self._batch = batch
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
-        """Check the loss.
-
-        Raises:
-            UserError: it is NaN or infinite.
-        """
-        if trainer.global_step % self.every_steps:
-            return
-        value = float(loss.detach())
-        if math.isfinite(value):
+        """Raise UserError if the loss is NaN or infinite."""
+        if trainer.global_step % self.every_steps or math.isfinite(value := float(loss.detach())):
             return
         path = self.path
         if trainer.world_size > 1:  # each rank saves its own, because any of them may have the bad loss
@@ -83,92 +74,72 @@ class Throughput(Callback):
         self._waited += now - self._last
         self._last = now
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Add the time of the step, and log at the end of the epoch."""
         now = time.perf_counter()
         self._worked += now - self._last
         self._last = now
         self._images += len(batch["id"])
+        seconds = self._waited + self._worked
         # At the last batch, because validation comes next.
-        if batch_idx + 1 == trainer.num_training_batches and self._waited + self._worked > 0:
-            seconds = self._waited + self._worked
-            if torch.cuda.is_available():
-                memory = torch.cuda.max_memory_allocated() / 2**30
-            else:
-                memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        if batch_idx + 1 == trainer.num_training_batches and seconds > 0:
+            of_process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
             values = {
                 "perf/images_per_second": self._images * trainer.world_size / seconds,
                 "perf/data_wait_share": self._waited / seconds,
-                "perf/memory_gb": memory,
+                "perf/memory_gb": torch.cuda.max_memory_allocated() / 2**30
+                if torch.cuda.is_available()
+                else of_process,
+                "epoch": trainer.current_epoch,
             }
             for logger in trainer.loggers:
-                logger.log_metrics({**values, "epoch": trainer.current_epoch}, trainer.global_step)
+                logger.log_metrics(dict(values), trainer.global_step)
 
 
 class RunProgress(Callback):
-    """Log one line an epoch, and keep a file with the number of steps done and of all steps.
+    """Log one line an epoch, and keep the number of steps done and of all steps in a JSON file, if one is named.
 
     Lightning's own bar serves an interactive terminal; this serves log files and clusters.
-
-    Args:
-        file: where to write the progress as JSON; None for nowhere.
     """
 
     def __init__(self, file: str | None = None) -> None:
         self.file = Path(file) if file else None
-        self._last_write = 0.0
-        self._epoch_start = 0.0
+        self._last_write = self._epoch_start = 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record when the epoch began."""
         self._epoch_start = time.perf_counter()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Write the progress, at most twice a second."""
-        now = time.perf_counter()
-        if self.file is not None and trainer.is_global_zero and now - self._last_write > SECONDS_BETWEEN_WRITES:
-            self._last_write = now
+        if time.perf_counter() - self._last_write > 0.5:
             self._write(trainer, batch_idx + 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the epoch's values; validation has already run."""
         if not trainer.is_global_zero:
             return
-        shown = []
-        for key in ("train/loss", "val/loss", "val/map", "collapse/mean_cosine"):
-            value = trainer.callback_metrics.get(key)
-            if value is not None and math.isfinite(float(value)):
-                shown.append(f"{key} {float(value):.4f}")
+        keys = ("train/loss", "val/loss", "val/map", "collapse/mean_cosine")
+        values = {key: float(trainer.callback_metrics.get(key, math.nan)) for key in keys}
+        shown = "  ".join(f"{key} {value:.4f}" for key, value in values.items() if math.isfinite(value))
         seconds = time.perf_counter() - self._epoch_start
-        log.info("epoch %d/%d  %s  %.1f s", trainer.current_epoch + 1, trainer.max_epochs or 0,
-                 "  ".join(shown), seconds)  # fmt: skip
+        log.info("epoch %d/%d  %s  %.1f s", trainer.current_epoch + 1, trainer.max_epochs or 0, shown, seconds)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write that the training has ended."""
-        if self.file is not None and trainer.is_global_zero:
-            self._write(trainer, 0)
+        self._write(trainer, 0)
 
     def _write(self, trainer: Trainer, batches_done: int) -> None:
-        assert self.file is not None
-        batches = int(trainer.num_training_batches)
-        content = {
-            "done": trainer.current_epoch * batches + batches_done,
-            "total": (trainer.max_epochs or 1) * batches,
-            "epoch": trainer.current_epoch,
-        }
-        write_json(self.file, content)
+        if self.file is None or not trainer.is_global_zero:
+            return
+        self._last_write = time.perf_counter()
+        epoch, batches = trainer.current_epoch, int(trainer.num_training_batches)
+        total = (trainer.max_epochs or 1) * batches
+        write_json(self.file, {"done": epoch * batches + batches_done, "total": total, "epoch": epoch})
 
 
 class RateFloor(Callback):
-    """End the training after the first epoch whose learning rate is below a floor (CNNDetection; Wang et al. 2020).
-
-    Args:
-        rate: the floor.
-    """
+    """End the training after the first epoch whose learning rate is below ``rate`` (CNNDetection; Wang et al. 2020)."""
 
     def __init__(self, rate: float) -> None:
         self.rate = rate

@@ -22,12 +22,7 @@ from fakedet.utils import is_main_process
 
 log = logging.getLogger("fakedet")
 
-# wandb's own default for reaching the server is 90 seconds; a run should not wait that long.
-INIT_SECONDS = 20.0
 EXAMPLES_PER_GENERATOR = 4
-GENERATOR_COLUMNS: list[str | int] = [
-    "generator", "seen", "n_real", "n_fake", "ap", "ap_low", "ap_high", "auc", "auc_low", "auc_high"
-]  # fmt: skip
 
 
 def resolve_logger(config: dict[str, Any], folder: Path) -> list[Logger]:
@@ -37,9 +32,9 @@ def resolve_logger(config: dict[str, Any], folder: Path) -> list[Logger]:
         config: the plain config of the run, which wandb shows.
         folder: the run's folder.
     """
-    settings = config.get("logger")
+    settings: Any = config.get("logger")
     kind = target_of(settings, "logger") if settings else CSVLogger
-    if settings is None or kind is CSVLogger:
+    if kind is CSVLogger:
         return []
     if isinstance(kind, type) and issubclass(kind, WandbLogger):
         settings = _wandb_settings(settings, config, folder)
@@ -57,7 +52,8 @@ def _wandb_settings(settings: dict[str, Any], config: dict[str, Any], folder: Pa
         offline = os.environ.get("WANDB_MODE", "").lower() not in ("online", "shared") and not has_wandb_key()
     if offline:
         log.info("wandb: offline; upload later with `wandb sync %s/wandb/offline-run-*`", folder)
-    told = wandb.Settings(init_timeout=INIT_SECONDS, silent=True, console="off")
+    # wandb's own default for reaching the server is 90 seconds; a run should not wait that long.
+    told = wandb.Settings(init_timeout=20.0, silent=True, console="off")
     # Not recursive: the config that wandb shows names classes, which are not to be built.
     settings = {**settings, "offline": bool(offline), "settings": told, "config": config, "_recursive_": False}
     # Rank zero alone talks to wandb; a file of another rank could make it find its folder occupied.
@@ -82,6 +78,13 @@ def has_wandb_key() -> bool:
         return False
 
 
+def finish_loggers(loggers: Sequence[Logger]) -> None:
+    """Close wandb's run, so that the next training in this process is a run of its own."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
+
+
 def log_dashboard(
     loggers: Sequence[Logger],
     frame: pd.DataFrame,
@@ -99,18 +102,12 @@ def log_dashboard(
             logger.experiment.log(_panels(frame, metrics, manifest, figures))
 
 
-def finish_loggers(loggers: Sequence[Logger]) -> None:
-    """Close wandb's run, so that the next training in this process is a run of its own."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
-
-
 def _panels(
     frame: pd.DataFrame, metrics: dict[str, Any], manifest: Manifest, figures: dict[str, Path]
 ) -> dict[str, Any]:
     import wandb
 
+    columns: Any = ["generator", "seen", "n_real", "n_fake", "ap", "ap_low", "ap_high", "auc", "auc_low", "auc_high"]
     rows: list[Iterable[Any]] = [
         [name, entry["seen"], entry["n_real"], entry["n_fake"]]
         + [entry[kind][part] for kind in ("ap", "auc") for part in ("value", "low", "high")]
@@ -122,13 +119,10 @@ def _panels(
             image = read_image(manifest.root / str(row.path))
             kind = "fake" if row.label else "real"
             examples.append(wandb.Image(image, caption=f"{row.generator} ({kind}): P(fake) = {row.score:.2f}"))
-    panels: dict[str, Any] = {
-        "test/per_generator": wandb.Table(columns=GENERATOR_COLUMNS, data=rows),
-        "test/examples": examples,
-    }
+    table = wandb.Table(columns=columns, data=rows)
+    panels: dict[str, Any] = {"test/per_generator": table, "test/examples": examples}
     for name, label in (("real", 0), ("fake", 1)):
-        scores = frame.loc[frame["label"] == label, "score"].tolist()
-        if scores:
+        if scores := frame.loc[frame["label"] == label, "score"].tolist():
             panels[f"test/scores_{name}"] = wandb.Histogram(scores)
     for key in ("map", "map_seen", "map_unseen"):
         if metrics[key]["low"] is not None:

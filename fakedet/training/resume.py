@@ -30,7 +30,6 @@ log = logging.getLogger("fakedet")
 
 # Settings that may differ between the starts of one run.
 ASIDE = ("overwrite", "resume", "callbacks.progress", "trace_cache", "also", "study")
-SHOWN = 3
 # What clusters send before they end a job: SLURM (--signal), submitit (USR2), shutdown and `kill`.
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 # Several ranks must stop at the same step; they compare after this many steps.
@@ -50,21 +49,18 @@ class ResumePoint(Checkpoint):
     Args:
         path: the file; each checkpoint replaces the one before it.
         every_steps: batches between two checkpoints within an epoch.
-        min_seconds: an epoch other than the last that ends sooner than this after the last checkpoint writes none;
-            with a large net and short epochs, checkpoints would take most of the time.
+        min_seconds: an epoch other than the last that ends sooner than this after a checkpoint writes none; with a
+            large net and short epochs, checkpoints would take most of the time.
     """
 
     def __init__(self, path: str, every_steps: int = 200, min_seconds: float = 0.0) -> None:
         self.path, self.every_steps, self.min_seconds = Path(path), every_steps, min_seconds
         self._saved_at, self._is_behind = -float("inf"), False
         self._trainer: Trainer | None = None
-        self._saving = False
+        self._saving, self._signal = False, 0
         self._loaded: dict[str, Any] = {}
-        self._signal = 0
         self._unlogged: list[Any] = []
         self._handlers: dict[int, Any] = {}
-
-    # --- Lightning's hooks -----------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Keep the trainer: ``state_dict`` is not given it."""
@@ -76,7 +72,10 @@ class ResumePoint(Checkpoint):
             return
         if trainer.is_global_zero:
             pl_module.quarantined.extend(self._loaded["quarantined"])  # type: ignore[union-attr, operator]
-        _write_curves(trainer, self._loaded["curves"])
+        writer, curves = _csv(trainer), self._loaded["curves"]
+        if writer is not None and curves:
+            Path(writer.metrics_file_path).write_text(curves, encoding="utf-8", newline="")
+            writer.metrics_keys = curves.splitlines()[0].split(",")
         if self._loaded["unlogged"]:
             metrics, step = self._loaded["unlogged"]
             for logger in trainer.loggers:
@@ -93,20 +92,15 @@ class ResumePoint(Checkpoint):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Restore the random state just before the first batch of a resumed run."""
-        if self._loaded:
-            states = self._loaded["random"]
-            if trainer.global_rank < len(states):
-                _set_random(states[trainer.global_rank])
-            self._loaded = {}
+        states, self._loaded = self._loaded.get("random", []), {}
+        if trainer.global_rank < len(states):
+            _set_random(states[trainer.global_rank])
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Write a checkpoint where one is due or a signal asks for it."""
         done = batch_idx + 1
-        between = done % trainer.accumulate_grad_batches == 0 and done < trainer.num_training_batches
-        if not between:
-            return
+        if done % trainer.accumulate_grad_batches or done >= trainer.num_training_batches:
+            return  # not between an optimiser step and the next batch
         stop = self._asked_to_stop(trainer, done)
         if stop or done % self.every_steps == 0:
             self._save(trainer, _unlogged(trainer))
@@ -146,18 +140,18 @@ class ResumePoint(Checkpoint):
         assert self._trainer is not None
         module: Any = self._trainer.lightning_module
         ranks = gather_records([{"random": _random_state(), "quarantined": list(module.quarantined)}])
-        return {
-            "random": [rank["random"] for rank in ranks],
-            "quarantined": [record for rank in ranks for record in rank["quarantined"]],
-            "curves": _read_curves(self._trainer),
-            "unlogged": self._unlogged,
-        }
+        curves = ""
+        if (writer := _csv(self._trainer)) is not None:
+            writer.save()
+            path = Path(writer.metrics_file_path)
+            curves = path.read_text(encoding="utf-8") if path.is_file() else ""
+        quarantined = [record for rank in ranks for record in rank["quarantined"]]
+        random_states = [rank["random"] for rank in ranks]
+        return {"random": random_states, "quarantined": quarantined, "curves": curves, "unlogged": self._unlogged}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until training starts."""
         self._loaded = state_dict
-
-    # --- parts -----------------------------------------------------------------------------------------
 
     def _save(self, trainer: Trainer, unlogged: list[Any] | None = None) -> None:
         """Write a checkpoint; ``unlogged`` are metrics and their step that Lightning will log only after it."""
@@ -225,22 +219,6 @@ def _csv(trainer: Trainer) -> Any:
     return loggers[0].experiment if loggers and trainer.is_global_zero else None
 
 
-def _read_curves(trainer: Trainer) -> str:
-    writer = _csv(trainer)
-    if writer is None:
-        return ""
-    writer.save()
-    path = Path(writer.metrics_file_path)
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
-
-
-def _write_curves(trainer: Trainer, text: str) -> None:
-    writer = _csv(trainer)
-    if writer is not None and text:
-        Path(writer.metrics_file_path).write_text(text, encoding="utf-8", newline="")
-        writer.metrics_keys = text.splitlines()[0].split(",")
-
-
 # --- the folder -----------------------------------------------------------------------------------------
 
 
@@ -252,37 +230,32 @@ def open_or_resume(config: DictConfig) -> Path:
     """
     folder = Path(config.output_dir)
     begun = (folder / "config.yaml").is_file()
+    overwrite = config.overwrite
     # A job that SLURM started again has begun its folder itself: overwriting would lose its work.
-    if not begun or not config.resume or (config.overwrite and not was_requeued()):
-        folder = open_folder(folder, config.overwrite)
-        lock_folder(folder).release()  # a run that is still training keeps its checkpoints
-        _forget(folder)
-        return folder
-    if (folder / "run.json").is_file():
-        raise UserError(
-            f"output_dir={folder} holds a finished run; name another one, or pass overwrite=true to `fakedet train` to "
-            "train it anew"
-        )
-    differing = differences(config)
-    if differing and not any(folder.glob("**/*.ckpt")):
+    if begun and config.resume and not (overwrite and not was_requeued()):
+        if (folder / "run.json").is_file():
+            raise UserError(
+                f"output_dir={folder} holds a finished run; name another one, or pass overwrite=true to `fakedet "
+                "train` to train it anew"
+            )
+        differing = differences(config)
+        if not differing:
+            log.info("%s holds an unfinished run of this config: it goes on", folder)
+            return folder
+        if any(folder.glob("**/*.ckpt")):
+            more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+            raise UserError(
+                f"output_dir={folder} holds an unfinished run of another config: {', '.join(differing[:3])}{more}; "
+                "name another one, or pass overwrite=true to replace it"
+            )
         # A mistake in the config ended it before it had learned anything: the corrected run may take its place.
-        lock_folder(folder).release()
-        _forget(folder)
-        return open_folder(folder, overwrite=True)
-    if differing:
-        more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
-        raise UserError(
-            f"output_dir={folder} holds an unfinished run of another config: {', '.join(differing[:SHOWN])}{more}; "
-            "name another one, or pass overwrite=true to replace it"
-        )
-    log.info("%s holds an unfinished run of this config: it goes on", folder)
-    return folder
-
-
-def _forget(folder: Path) -> None:
-    """Remove the files by which an overwritten run would be taken for unfinished or finished."""
+        overwrite = True
+    folder = open_folder(folder, overwrite)
+    lock_folder(folder).release()  # a run that is still training keeps its checkpoints
+    # By these an overwritten run would be taken for unfinished or finished.
     for name in ("run.json", "checkpoints/resume.ckpt", "stage1/checkpoints/resume.ckpt", "wandb_id.txt"):
         (folder / name).unlink(missing_ok=True)
+    return folder
 
 
 def differences(config: DictConfig) -> list[str]:
@@ -291,8 +264,7 @@ def differences(config: DictConfig) -> list[str]:
     if not (folder / "config.yaml").is_file():
         return []
     saved = plain(_load(folder))
-    saved = _moved(saved, str(saved.get("output_dir", "")), str(config.output_dir))
-    return list(_differences(saved, plain(config)))
+    return list(_differences(_moved(saved, str(saved.get("output_dir", "")), str(config.output_dir)), plain(config)))
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -308,17 +280,15 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
 
 def _same_place(before: Any, after: Any) -> bool:
     """Return whether two values are one path, relative or absolute."""
-    if not (isinstance(before, str) and isinstance(after, str)):
-        return False
-    return "/" in before and Path(before).resolve() == Path(after).resolve()
+    are_paths = isinstance(before, str) and isinstance(after, str) and "/" in before
+    return are_paths and Path(before).resolve() == Path(after).resolve()
 
 
 def finished(config: DictConfig) -> dict[str, Any] | None:
     """Return the content of run.json of the finished run of this very config in its folder; None without one."""
     facts = Path(config.output_dir) / "run.json"
-    if config.overwrite or not facts.is_file() or not facts.with_name("config.yaml").is_file():
-        return None
-    if differences(config):
+    is_there = facts.is_file() and facts.with_name("config.yaml").is_file()
+    if config.overwrite or not is_there or differences(config):
         return None
     log.info("%s holds this very run, finished: it is not trained again", facts.parent)
     content: dict[str, Any] = json.loads(facts.read_text(encoding="utf-8"))
@@ -343,7 +313,7 @@ def config_of(run: str) -> tuple[DictConfig, list[str]]:
     config = OmegaConf.create(_moved(plain(config), str(config.output_dir), str(folder.absolute())))
     config.overwrite, config.resume = False, True
     overrides = folder / "overrides.yaml"
-    given = plain(OmegaConf.load(overrides)) if overrides.is_file() else []
+    given = plain(OmegaConf.load(overrides)) if overrides.is_file() else None
     return config, [str(item) for item in given or []]
 
 
@@ -358,11 +328,7 @@ def _load(folder: Path) -> DictConfig:
 
 
 def lock_folder(folder: Path, doing: str = "training") -> FileLock:
-    """Take an existing folder for this process alone.
-
-    Args:
-        folder: of a run.
-        doing: what this process does there, for the message to another process.
+    """Take an existing folder for this process alone; ``doing`` names its work to another process.
 
     Raises:
         UserError: another process has it.

@@ -31,15 +31,13 @@ DECISION = ".stage1.json"
 
 def stage1_config(config: DictConfig, folder: Path) -> DictConfig:
     """Return the config of the stage 1 that a run needs, to be trained in ``folder``."""
+    own = {"model": OmegaConf.to_container(config.stage1, resolve=True), "name": f"{config.name}-stage1",
+           "output_dir": str(folder), "test_after_fit": False, "trace_checkpoint": None}  # fmt: skip
     # Copied with its interpolations: epochs, monitor and folders must follow stage 1's own model and folder.
-    model = OmegaConf.to_container(config.stage1, resolve=True)
     derived = config.copy()
     with open_dict(derived):
-        derived.model = model
-        derived.name = f"{config.name}-stage1"
-        derived.output_dir = str(folder)
-        derived.test_after_fit = False
-        derived.trace_checkpoint = None
+        for key, value in own.items():
+            derived[key] = value
     return derived
 
 
@@ -60,18 +58,12 @@ def stage1_key(config: DictConfig, manifest: Manifest) -> str:
         with Path(weights).expanduser().open("rb") as file:
             pretrained = hashlib.file_digest(file, "sha256").hexdigest()
     content = {
-        "model": model,
-        "views": given["view_augment"],
+        "model": model, "views": given["view_augment"], "pretrained": pretrained,
         "data": {key: value for key, value in given["data"].items() if key not in aside},
-        "rows": manifest.sha256,
-        "files": _photographs(manifest),
-        "root": str(manifest.root.resolve()),
-        "pretrained": pretrained,
+        "rows": manifest.sha256, "files": _photographs(manifest), "root": str(manifest.root.resolve()),
         "trainer": {key: value for key, value in given["trainer"].items() if key not in TRAINER_ASIDE},
-        "seed": given["seed"],
-        "threads": given["threads"],
-        "version": fakedet.__version__,
-    }
+        "seed": given["seed"], "threads": given["threads"], "version": fakedet.__version__,
+    }  # fmt: skip
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -92,12 +84,7 @@ def _photographs(manifest: Manifest) -> str:
 
 
 class Stage1Cache:
-    """One place of a folder of trained stage 1s that runs share.
-
-    Args:
-        folder: the cache.
-        key: from :func:`stage1_key`.
-    """
+    """The place of one :func:`stage1_key` in a folder of trained stage 1s that runs share."""
 
     def __init__(self, folder: str | Path, key: str) -> None:
         self.path = Path(folder) / f"{key}.ckpt"

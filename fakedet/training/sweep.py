@@ -37,26 +37,20 @@ from fakedet.training.resume import differences
 from fakedet.training.train import also_config, also_sha256, make_datamodule
 from fakedet.utils import bar, write_json
 
-LONGEST = 120
-ANEW = "name another hydra.sweep.dir, or pass overwrite=true to train such jobs anew"
+SWEPT = "FAKEDET_SWEPT"  # the keys that a command line sweeps, for the processes of its jobs, which do not see it
+STOP = "FAKEDET_STOP"  # names the file that tells the processes of a multirun to stop
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a study.
-
-    Attributes:
-        overrides: of `fakedet train`.
-        method: its name in tables: what is swept, besides the seed.
-        seed: of the training.
-        folder: absolute path that it trains in.
-        config: composed; ``output_dir`` is ``folder``.
-    """
+    """One job of a study: the overrides of `fakedet train`, and the config that they compose to."""
 
     overrides: list[str]
     method: str
+    """Its name in tables: what is swept, besides the seed."""
     seed: int
     folder: Path
+    """Absolute; the config's output_dir."""
     config: DictConfig
 
     @property
@@ -86,9 +80,6 @@ class Study:
         write_json(self.folder / STUDY, {**self.settings, "config_dir": self.config_dir, "jobs": jobs})
 
 
-# --- the jobs of a command line ------------------------------------------------------------------------
-
-
 def plan(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> tuple[bool, Study | None]:
     """Compose what a multirun's command line means.
 
@@ -98,7 +89,7 @@ def plan(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> 
         config_dir: folder of further configs (``--config-dir``).
 
     Returns:
-        Whether SLURM runs the jobs, and the study that it names, if it does.
+        Whether SLURM runs the jobs, and the study that is named, if any.
 
     Raises:
         UserError: SLURM is asked for where there is none, or a job's overrides do not compose.
@@ -150,7 +141,7 @@ def _compose_job(
     number: int, overrides: list[str], telling: Sequence[str], fixed: list[str], folder: Path, config_dir: str | None
 ) -> Job:  # fmt: skip
     pairs = dict(text.lstrip("+~").partition("=")[::2] for text in overrides)
-    method = method_label({key.lstrip("+~"): pairs[key.lstrip("+~")] for key in telling})
+    method = method_label({key: pairs[key] for key in (name.lstrip("+~") for name in telling)})
     try:
         config = compose("train", [*fixed, *overrides], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
@@ -173,13 +164,8 @@ def _check_plan(study: Study) -> None:
     if baseline is not None and baseline not in methods:
         raise UserError(f"study.baseline: '{baseline}' is not among its methods: {'; '.join(methods)}")
     names = [(job.method, job.seed) for job in study.jobs]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
+    if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"study: '{twice[0]}' has the seed {twice[1]} twice; the same seed gives the same run")
-
-
-SWEPT = "FAKEDET_SWEPT"
-"""Keys that a command line sweeps, for the processes of its jobs, which do not see it."""
 
 
 def remember_swept(overrides: Sequence[str]) -> None:
@@ -189,33 +175,23 @@ def remember_swept(overrides: Sequence[str]) -> None:
 
 
 def job_folder(root: Any) -> str:
-    """Name a job's folder by what is swept; where nothing is, by all that is overridden.
-
-    Args:
-        root: the job's config, with its ``hydra`` node.
-    """
+    """Name the folder of a job, given its config with the node ``hydra``, by what is swept, else by all overrides."""
     settings = root.hydra
-    swept = set(filter(None, os.environ.get(SWEPT, "").split(",")))
-    swept |= set(OmegaConf.select(settings, "sweeper.params", default=None) or {})
+    swept = {*os.environ.get(SWEPT, "").split(","), *(OmegaConf.select(settings, "sweeper.params", default=None) or {})}
     left_out = set(settings.job.config.override_dirname.exclude_keys)
-    overrides = [str(item) for item in settings.overrides.task]
-    overrides = [item for item in overrides if item.partition("=")[0].lstrip("+~") not in left_out]
+    given = [(item.partition("=")[0].lstrip("+~"), item) for item in map(str, settings.overrides.task)]
+    kept = [(key, item) for key, item in given if key not in left_out]
     # Command lines also hold what the sweep fixes; what is swept tells its jobs apart.
-    telling = [item for item in overrides if item.partition("=")[0].lstrip("+~") in swept] or overrides
+    telling = [item for key, item in kept if key in swept] or [item for _, item in kept]
     text = ",".join(telling).translate(dict.fromkeys(map(ord, "[]{}'\""), None))
-    return "".join(sign if sign.isalnum() or sign in "=.,-_+" else "-" for sign in text)[:LONGEST]
-
-
-# --- before anything is trained ------------------------------------------------------------------------
+    return "".join(sign if sign.isalnum() or sign in "=.,-_+" else "-" for sign in text)[:120]
 
 
 def check_study(study: Study) -> int:
     """Check every job: its values, its data, its encoder, and that its folder holds no run of another config.
 
-    With ``overwrite=true``, runs of another config or of other data are marked as unfinished instead.
-
-    Returns:
-        How many jobs are finished.
+    With ``overwrite=true``, runs of another config or of other data are marked as unfinished instead. Returns how
+    many jobs are finished.
 
     Raises:
         UserError: the first mistake, with the method that it is in.
@@ -234,7 +210,10 @@ def check_study(study: Study) -> int:
             raise UserError(f"study: '{job.method}': {error}") from error
         stale = _stale(job, manifest)
         if stale and not job.config.overwrite:
-            raise UserError(f"{job.folder} was trained by another {stale}; {ANEW}")
+            raise UserError(
+                f"{job.folder} was trained by another {stale}; name another hydra.sweep.dir, or pass overwrite=true to "
+                "train such jobs anew"
+            )
         if stale:
             (job.folder / "run.json").unlink(missing_ok=True)
         encoder = plain(job.config.model.encoder)
@@ -261,14 +240,10 @@ def _stale(job: Job, manifest: str) -> str:
     if changes := differences(job.config):
         more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
         return f"config than '{job.method}' is now: {changes[0]}{more}"
-    if job.is_finished:
-        facts = json.loads((job.folder / "run.json").read_text(encoding="utf-8"))
-        if facts["manifest_sha256"] != manifest:
-            return f"manifest: {job.config.data.get('manifest', 'the data')} has changed since"
+    facts = job.folder / "run.json"
+    if job.is_finished and json.loads(facts.read_text(encoding="utf-8"))["manifest_sha256"] != manifest:
+        return f"manifest: {job.config.data.get('manifest', 'the data')} has changed since"
     return ""
-
-
-# --- how jobs end --------------------------------------------------------------------------------------
 
 
 def note_end(
@@ -285,12 +260,10 @@ def note_end(
 @contextmanager
 def watch(study: Study) -> Iterator[None]:
     """Print a line for each job that ends; on a terminal below it one bar for all jobs."""
-    over = threading.Event()
-    live = sys.stdout.isatty()
-    total = len(study.jobs)
+    over, told, total = threading.Event(), set[int](), len(study.jobs)
+    live = sys.stdout.isatty()  # a job in this process redirects it
 
     with bar("jobs", total) as shown:
-        told: set[int] = set()
 
         def tell() -> None:
             for row in ended_jobs(study.folder):
@@ -317,12 +290,6 @@ def watch(study: Study) -> Iterator[None]:
             over.set()
             thread.join()
             tell()
-
-
-# --- stopping ------------------------------------------------------------------------------------------
-
-STOP = "FAKEDET_STOP"
-"""Names the file that tells the processes of a multirun to stop."""
 
 
 def stop_is_asked() -> bool:
@@ -420,6 +387,9 @@ def console_of(folder: str | Path) -> Iterator[None]:
     """Let what a study's job prints go into console.log in its folder."""
     with suppress(OSError):
         Path(folder).mkdir(parents=True, exist_ok=True)
-    file = (Path(folder) / "console.log").open("a", encoding="utf-8")
-    with file, redirect_stdout(file), redirect_stderr(file):
+    with (
+        (Path(folder) / "console.log").open("a", encoding="utf-8") as file,
+        redirect_stdout(file),
+        redirect_stderr(file),
+    ):
         yield

@@ -73,7 +73,7 @@ class TrainedRun:
     metrics: dict[str, Any] | None
     """metrics.json's content; None where the test split was not scored."""
     validation: float | None
-    """Best value of what chose the weights on the validation split; None where nothing chose."""
+    """As in :class:`Fitted`."""
 
 
 def train(config: DictConfig, overrides: list[str] | None = None) -> TrainedRun:
@@ -121,8 +121,7 @@ def _taken(folder: Path) -> Iterator[None]:
     except BaseException as error:
         # A sweep's comparison reads the cause here; a full disk must not hide it from the console.
         with suppress(UserError):
-            cause = " ".join(str(error).split())[:500] or type(error).__name__
-            write_json(folder / FAILURE, {"error": cause})
+            write_json(folder / FAILURE, {"error": " ".join(str(error).split())[:500] or type(error).__name__})
         raise
     finally:
         log.removeHandler(handler)
@@ -135,7 +134,8 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
     facts = provenance(["fakedet", "train", *(overrides or [])])
     if is_main_process():
         write_config(folder, config, overrides)
-        _forget_scores(folder)
+        for scored in folder.glob("on_*/run.json"):  # by an earlier detector in this folder
+            scored.unlink()
     check_parts(config)
     datamodule = make_datamodule(config)
     datamodule.require("train", "val")
@@ -162,15 +162,12 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
     facts |= {
         "seconds": {"stage1": stage1_seconds, "fit": fit_seconds, "all": time.perf_counter() - started},
         "parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
-        "threads": torch.get_num_threads(),
-        "seed": config.seed,
+        "threads": torch.get_num_threads(), "seed": config.seed, "validation": fitted.validation,
         "kept_epoch": read_checkpoint(fitted.checkpoint)["epoch"] + 1,
         "checkpoint": str(fitted.checkpoint.relative_to(folder)),
-        "validation": fitted.validation,
         "trace_checkpoint": str(trace_path) if trace_path else None,
-        "manifest_sha256": datamodule.manifest.sha256,
-        "reals": sorted(known_reals(datamodule)),
-    }
+        "manifest_sha256": datamodule.manifest.sha256, "reals": sorted(known_reals(datamodule)),
+    }  # fmt: skip
     if is_main_process():
         write_json(folder / "run.json", facts)
         keep_last_point(folder)
@@ -179,11 +176,9 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
 
 
 def make_datamodule(config: DictConfig, same_data: DataModule | None = None) -> DataModule:
-    """Build the data module that serves batches as the config's model wants them.
+    """Build the data module that serves batches as the model of a training's config wants them.
 
-    Args:
-        config: of a training.
-        same_data: a data module over the same data, whose manifest is not read again.
+    The manifest is taken from ``same_data``, a data module over the same data, instead of being read again.
     """
     batch = config.model.batch
     datamodule = build_datamodule(
@@ -199,16 +194,10 @@ def make_datamodule(config: DictConfig, same_data: DataModule | None = None) -> 
     return datamodule
 
 
-# --- stage 1 --------------------------------------------------------------------------------------------
-
-
 def obtain_trace(config: DictConfig, folder: Path, datamodule: DataModule) -> Path:
     """Return the path of a stage-1 checkpoint: the given one, a cached one of identical config and data, or a new one.
 
-    Args:
-        config: of the run that needs it.
-        folder: of that run; a new stage 1 is trained in its subfolder ``stage1``.
-        datamodule: of that run.
+    All arguments are of the run that needs it; a new stage 1 is trained in the subfolder ``stage1``.
 
     Raises:
         UserError: a model that cannot be built on such a stage 1; found before stage 1 is trained.
@@ -239,9 +228,6 @@ def _is_shared(config: DictConfig) -> bool:
     return bool(config.trace_cache) and not config.trainer.get("max_time")
 
 
-# --- training one method --------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Fitted:
     """A method after training, with the weights of its chosen checkpoint."""
@@ -260,7 +246,7 @@ def fit(config: DictConfig, folder: Path, datamodule: DataModule, trace_path: Pa
         config: of a training.
         folder: of its logs.
         datamodule: from :func:`make_datamodule`.
-        trace_path: the stage-1 checkpoint that the method needs.
+        trace_path: the stage-1 checkpoint, for a method that needs one.
     """
     given = plain(config)
     # Seeded here, so that a stage 1 trained in this process or taken from the cache leaves the same state.
@@ -268,27 +254,25 @@ def fit(config: DictConfig, folder: Path, datamodule: DataModule, trace_path: Pa
     stage1 = load_stage1(trace_path, sorted(packages_of(given["stage1"]))) if trace_path else None
     method = build_method(given["model"], stage1)
     method.info = {
-        "format": FORMAT,
-        "model": given["model"],
-        "stage1": stage1.config if stage1 else None,
+        "format": FORMAT, "model": given["model"], "stage1": stage1.config if stage1 else None,
         "seen_generators": [] if datamodule.real_only else list(datamodule.seen_generators),
-        "crop_size": datamodule.crop_size,
-        "eval_policy": datamodule.eval_policy,
+        "crop_size": datamodule.crop_size, "eval_policy": datamodule.eval_policy,
         "match": datamodule.matcher.to_dict() if datamodule.matcher else None,
-        "manifest_sha256": datamodule.manifest.sha256,
-        "pairs": given["data"]["pairs"],
+        "manifest_sha256": datamodule.manifest.sha256, "pairs": given["data"]["pairs"],
         "held_out": [list(datamodule.held_out[0]), datamodule.held_out[1]],
-        "training_data": describe_training(datamodule),
-        "seed": given["seed"],
-        "name": given["name"],
-    }
+        "training_data": describe_training(datamodule), "seed": given["seed"], "name": given["name"],
+    }  # fmt: skip
     if given["compile"]:
-        # In place, so that the weights keep their names.
-        encoder: Any = method.encoder
+        encoder: Any = method.encoder  # compiled in place, so that the weights keep their names
         encoder.compile(backend="inductor" if given["compile"] is True else str(given["compile"]))
     callbacks = build_callbacks(given["callbacks"]).values()
     checkpoints = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
-    _refuse_the_highest_loss(checkpoints)
+    for keeper in checkpoints:
+        if keeper.monitor and keeper.monitor.endswith("loss") and keeper.mode == "max":
+            raise UserError(
+                f"callbacks.checkpoint.monitor={keeper.monitor}: with mode=max the worst epoch would be kept; pass "
+                "callbacks.checkpoint.mode=min"
+            )
     trainer = build_trainer(
         given["trainer"],
         enable_progress_bar=sys.stdout.isatty(),
@@ -306,15 +290,6 @@ def fit(config: DictConfig, folder: Path, datamodule: DataModule, trace_path: Pa
     # Where the monitored value is NaN, because the split has one class, Lightning writes the worst there is.
     values = (float(score) for score in best if score is not None and math.isfinite(score))
     return Fitted(method, trainer, checkpoint, next(values, None))
-
-
-def _refuse_the_highest_loss(checkpoints: Iterable[ModelCheckpoint]) -> None:
-    for keeper in checkpoints:
-        if keeper.monitor and keeper.monitor.endswith("loss") and keeper.mode == "max":
-            raise UserError(
-                f"callbacks.checkpoint.monitor={keeper.monitor}: with mode=max the worst epoch would be kept; pass "
-                "callbacks.checkpoint.mode=min"
-            )
 
 
 def _run(trainer: Trainer, method: Detector, datamodule: DataModule, point: Path | None) -> None:
@@ -344,8 +319,7 @@ def _run(trainer: Trainer, method: Detector, datamodule: DataModule, point: Path
 
 def _chosen_checkpoint(trainer: Trainer, checkpoints: Iterable[ModelCheckpoint]) -> Path:
     for keeper in checkpoints:
-        best = keeper.best_model_path or keeper.last_model_path
-        if best:
+        if best := keeper.best_model_path or keeper.last_model_path:
             return Path(best)
     if trainer.global_step and trainer.max_steps > 0:
         raise UserError(
@@ -355,18 +329,10 @@ def _chosen_checkpoint(trainer: Trainer, checkpoints: Iterable[ModelCheckpoint])
     raise UserError("no checkpoint was written: callbacks.checkpoint is missing, or training took no step")
 
 
-# --- testing --------------------------------------------------------------------------------------------
-
-
 def _test(
-    fitted: Fitted,
-    datamodule: DataModule,
-    folder: Path,
-    facts: dict[str, Any],
-    bootstrap: dict[str, int],
-    n_pictures: int,
-    audit: bool,
-) -> dict[str, Any] | None:
+    fitted: Fitted, datamodule: DataModule, folder: Path, facts: dict[str, Any], bootstrap: dict[str, int],
+    n_pictures: int, audit: bool,
+) -> dict[str, Any] | None:  # fmt: skip
     """Score the test split and write predictions, metrics and figures; returns metrics.json's content on rank zero."""
     method, trainer = fitted.method, fitted.trainer
     seen, point = method.info["seen_generators"], method.operating_point
@@ -393,18 +359,11 @@ def _test(
     return metrics
 
 
-# --- further manifests: the node `also` ------------------------------------------------------------------
-
-
 def also_config(config: DictConfig, name: str) -> DictConfig:
     """Compose the config that scores a manifest of ``also`` as `fakedet evaluate` does, into on_NAME.
 
-    Args:
-        config: of the training.
-        name: key in ``config.also``.
-
     Raises:
-        UserError: it is no mapping of keys of the data node, or names no manifest.
+        UserError: ``config.also[name]`` is no mapping of keys of the data node, or names no manifest.
     """
     running = GlobalHydra.instance().is_initialized()
     with nullcontext() if running else initialize_config_module("fakedet.conf", version_base="1.3"):
@@ -426,11 +385,7 @@ def also_config(config: DictConfig, name: str) -> DictConfig:
 
 
 def also_sha256(wanted: DictConfig) -> str:
-    """Read the manifest of a config of :func:`also_config` and return its sha256.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    """Return the sha256 of the manifest of a config of :func:`also_config`; UserError if it cannot be read."""
     datamodule = build_datamodule({**plain(wanted.data), "crop_size": 64, "eval_policy": "crop", "match": None})
     datamodule.prepare()
     return datamodule.manifest.sha256
@@ -452,20 +407,8 @@ def _is_scored(wanted: DictConfig) -> bool:
 
 
 def _score_also(config: DictConfig, checkpoint: Path) -> None:
-    """Score the manifests of ``also`` that a run has not scored as they are now.
-
-    Args:
-        config: of the run.
-        checkpoint: its weights.
-    """
     for name in unscored(config):
         wanted = also_config(config, name)
         wanted.checkpoint = str(checkpoint)
         log.info("scoring %s", wanted.data.manifest)
         evaluate(wanted, [f"checkpoint={wanted.checkpoint}", f"data.manifest={wanted.data.manifest}"])
-
-
-def _forget_scores(folder: Path) -> None:
-    """Let what an earlier detector in this folder has scored count as not scored."""
-    for facts in folder.glob("on_*/run.json"):
-        facts.unlink()

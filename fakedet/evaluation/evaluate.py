@@ -45,7 +45,6 @@ from fakedet.utils import is_main_process, open_folder, plain, provenance, threa
 
 log = logging.getLogger("fakedet")
 
-MEANS = ("map", "map_seen", "map_unseen")
 # Columns of a predictions frame that belong to a view, not to the image.
 SCORED = ("view", "logit", "trace_distance", "score", "p_value", "verdict", *MAP)
 
@@ -96,7 +95,8 @@ def measure_robustness(
         drop = table.difference(ORIGINAL, name, "ap", place)
         return {**table.interval(name, "ap", place).to_dict(), "drop": drop.to_dict()}
 
-    return {name: {place: entry(name, place) for place in (*MEANS, *table.generators)} for name in logits}
+    places = ("map", "map_seen", "map_unseen", *table.generators)
+    return {name: {place: entry(name, place) for place in places} for name in logits}
 
 
 def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:

@@ -165,11 +165,9 @@ def _panels(
     lines = -(-len(rows) // PANELS_A_ROW)
     figure = new_figure(1.4 * WIDTH, 0.5 + lines * (0.65 + 0.16 * len(methods)))
     grid = figure.subplots(lines, PANELS_A_ROW, sharex=True, sharey=True, squeeze=False)
-    for place, axes in enumerate(grid.flat):
-        if place >= len(rows):
-            axes.set_visible(False)
-            continue
-        name, values = list(rows.items())[place]
+    for axes in grid.flat[len(rows) :]:
+        axes.set_visible(False)
+    for place, (axes, (name, values)) in enumerate(zip(grid.flat, rows.items(), strict=False)):
         for number, method in enumerate(methods):
             _draw(axes, values[method], number, number)
         guess = 0.5 if chance is None else chance.get(name)
@@ -249,7 +247,6 @@ def draw_map(frame: pd.DataFrame, share: ArrayLike, seen: set[str], path: Path) 
         frame: with the columns of :data:`fakedet.evaluation.predictions.MAP`; images without a place are not drawn.
         share: (2,) of variance.
         seen: generators seen in training; the fakes of others are drawn as crosses.
-        path: the PNG.
     """
     mapped = frame[np.isfinite(frame[MAP]).all(axis=1)]
     x, y = mapped[MAP].to_numpy(dtype=np.float64).T
@@ -334,8 +331,8 @@ def plot_robustness(content: Mapping[str, Any], path: Path) -> Path:
             original = content["original"][key]["value"]
             if original is None:
                 continue
-            entries = pd.DataFrame([content[name][key] for _, name in views]).astype({"value": float})
-            known = entries.dropna(subset="value")
+            entries = pd.DataFrame([content[name][key] for _, name in views])[["value", "low", "high"]]
+            known = entries.astype(float).dropna(subset="value")
             panel.axhline(original, color=colour, linewidth=1, linestyle="--", alpha=0.7)
             panel.plot(known.index, known["value"], marker=marker, color=colour,
                        label=f"{key.removeprefix('map_')} generators", markersize=5)  # fmt: skip

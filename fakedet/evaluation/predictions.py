@@ -40,8 +40,7 @@ def write_predictions(
 
     Args:
         frame: the columns of SCHEMA; those of MAP may be missing.
-        path: the parquet file.
-        info: plain values.
+        path, info: of the parquet file; plain values.
         pictures: path of an image → a small JPEG of it, for reports.
     """
     path = Path(path)
@@ -190,10 +189,8 @@ class Read:
     seed: int
     path: Path
     frame: pd.DataFrame
-    info: dict[str, Any]
-    """Of the run that wrote it."""
-    pictures: dict[str, bytes]
-    """Small JPEGs of its most confident errors, by path."""
+    info: dict[str, Any]  # of the run that wrote it
+    pictures: dict[str, bytes]  # small JPEGs of its most confident errors, by path
 
     @property
     def original(self) -> pd.DataFrame:
@@ -234,15 +231,14 @@ def confident_errors(frame: pd.DataFrame, threshold: float | None, count: int) -
     Returns:
         Reals taken for fakes and fakes taken for reals, most confident first.
     """
-    reals, fakes = frame[frame["label"] == 0], frame[frame["label"] == 1]
-    return _worst(reals, threshold, count, 1), _worst(fakes, threshold, count, -1)
 
+    def worst(rows: pd.DataFrame, sign: int) -> pd.DataFrame:
+        if threshold is not None:
+            rows = rows[rows["logit"] > threshold if sign > 0 else rows["logit"] <= threshold]
+        # Ties are ordered by path, so that the same predictions show the same pictures.
+        rows = rows.assign(_order=-sign * rows["logit"]).sort_values(["_order", "path"], kind="stable")
+        named = rows.get("group", rows["path"])
+        group = named.where(named.astype(str) != "", rows["path"])
+        return rows[~group.duplicated()].head(count).drop(columns="_order")
 
-def _worst(rows: pd.DataFrame, threshold: float | None, count: int, sign: int) -> pd.DataFrame:
-    if threshold is not None:
-        rows = rows[rows["logit"] > threshold if sign > 0 else rows["logit"] <= threshold]
-    # Ties are ordered by path, so that the same predictions show the same pictures.
-    rows = rows.assign(_order=-sign * rows["logit"]).sort_values(["_order", "path"], kind="stable")
-    named = rows.get("group", rows["path"])
-    group = named.where(named.astype(str) != "", rows["path"])
-    return rows[~group.duplicated()].head(count).drop(columns="_order")
+    return worst(frame[frame["label"] == 0], 1), worst(frame[frame["label"] == 1], -1)

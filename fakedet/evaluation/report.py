@@ -71,17 +71,13 @@ class Page:
     title: str
     comparison: Comparison
     figures: Sequence[Drawing]
-    runs: Sequence[Mapping[str, Any]]
-    """The rows of the table of runs; a run that lacks another's key shows a dash."""
-    facts: Mapping[str, Any]
-    """Name → value, for what holds of all runs."""
-    command: str
-    """How to make it again."""
+    runs: Sequence[Mapping[str, Any]]  # the rows of the table of runs; a run that lacks another's key shows a dash
+    facts: Mapping[str, Any]  # name → value, for what holds of all runs
+    command: str  # how to make it again
     caveats: Sequence[str] = field(default_factory=list)
     failures: Sequence[str] = field(default_factory=list)
     galleries: Sequence[Gallery] = field(default_factory=list)
-    provenance: Mapping[str, str] = field(default_factory=dict)
-    """Run → all that is known of it, as text."""
+    provenance: Mapping[str, str] = field(default_factory=dict)  # run → all that is known of it, as text
     shortcuts: Mapping[str, Interval] = field(default_factory=dict)
     """Generator → AUC of a classifier that sees only headers, to stand beside the detectors'."""
 
@@ -109,8 +105,7 @@ def figures(
 
     Args:
         folder: for the PNGs.
-        comparison: of the files.
-        first: the first file of each method.
+        comparison, first: of the files; the first file of each method.
         pairs, bootstrap, reals: see :func:`measure_robustness`.
         trained: whether the files lie in the folders of their training runs.
     """
@@ -194,8 +189,7 @@ class Report:
     title: str
     comparison: Comparison
     path: Path
-    caveats: Sequence[str]
-    """Sentences to read its numbers with, besides those that its user gave."""
+    caveats: Sequence[str]  # sentences to read its numbers with, besides those that its user gave
 
 
 def report_on(config: DictConfig, overrides: list[str]) -> Report:
@@ -222,8 +216,7 @@ def write_report(
         config: output_dir, overwrite, baseline, pairs, title and bootstrap.
         command: how to make it again.
         runs: that wrote the predictions, in the same order; empty where only the files are known.
-        failures: jobs without a result, one line each.
-        caveats: sentences that the page shows before its numbers.
+        failures, caveats: jobs without a result, one line each; sentences that the page shows before its numbers.
         trained: whether the predictions lie in the folders of the runs.
 
     Raises:
@@ -232,8 +225,7 @@ def write_report(
     started = time.perf_counter()
     if config.pairs is not None and not OmegaConf.is_dict(config.pairs):
         raise UserError(f"pairs={config.pairs}: a mapping of generators to their reals, such as {{gan: real}}")
-    given_pairs: Any = OmegaConf.to_container(config.pairs) if config.pairs is not None else None
-    pairs: Any = given_pairs or read[0].info.get("pairs")
+    pairs = (OmegaConf.to_container(config.pairs) if config.pairs else None) or read[0].info.get("pairs")
     bootstrap: dict[str, int] = OmegaConf.to_container(config.bootstrap)  # type: ignore[assignment]
     comparison = _compare(read, config.baseline, pairs, bootstrap)
     first = {one.method: one for one in reversed(read)}
@@ -330,14 +322,11 @@ def _run_row(run: Run, one: Read, unseen: Sequence[str]) -> dict[str, Any]:
     return {
         "method": run.method, "seed": run.seed,
         "mAP unseen": round(sum(found) / len(found), 4) if found and None not in found else None,
-        "validation": _rounded(run.facts.get("validation")), "kept epoch": run.facts["kept_epoch"],
-        "minutes": _rounded(run.facts["seconds"]["all"] / 60), "parameters": run.facts["parameters"],
+        "validation": None if (best := run.facts.get("validation")) is None else round(best, 3),
+        "kept epoch": run.facts["kept_epoch"],
+        "minutes": round(run.facts["seconds"]["all"] / 60, 3), "parameters": run.facts["parameters"],
         "unreadable images": metrics["quarantined"]["n"], "changed": " ".join(changed), "folder": str(run.folder),
     }  # fmt: skip
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 3)
 
 
 @dataclass(frozen=True)
@@ -348,12 +337,9 @@ class Run:
     method: str
     given: Sequence[str]
     seed: int
-    facts: dict[str, Any]
-    """Content of run.json; empty for a run that has not finished."""
-    failure: str
-    """Why it failed; "" for a run that did not, was stopped or is under way."""
-    flags: Sequence[str] = ()
-    """Of the command line that trains it, besides its overrides."""
+    facts: dict[str, Any]  # content of run.json; empty for a run that has not finished
+    failure: str  # why it failed; "" for a run that did not, was stopped or is under way
+    flags: Sequence[str] = ()  # of the command line that trains it, besides its overrides
 
     @property
     def overrides(self) -> dict[str, str]:
@@ -383,10 +369,7 @@ def compare_runs(config: DictConfig, overrides: list[str], command: list[str] | 
     A study's folder knows its methods, their order, its baseline, title and caveats. Each manifest of ``also`` that
     runs were scored on gets a report of its own, in on_NAME below the output folder.
 
-    Args:
-        config: of conf/compare.yaml.
-        overrides: what the user changed.
-        command: how to make the report again; None: `fakedet compare` with these overrides.
+    ``command`` makes the report again; None stands for `fakedet compare` with these overrides.
 
     Returns:
         The report on the runs' own test split, then one for each further manifest.

@@ -61,8 +61,7 @@ def predict(
     """Score the images of a loader by ``trainer.predict``; call it on every rank.
 
     Args:
-        trainer: any.
-        method: the detector.
+        trainer, method: any trainer, and the detector.
         loader: gives this rank's batches.
         columns: entries of the batch or of :class:`fakedet.methods.base.Scores`.
         what: name of the work, for the log.
@@ -81,10 +80,7 @@ def predict(
 
 
 class _Batches:
-    """The batches of a loader, with a line in the log now and then.
-
-    Not a DataLoader: Lightning would rebuild one to predict from it, and warn about our batch sampler.
-    """
+    """A loader with progress; no DataLoader, which Lightning would rebuild, and warn about our batch sampler."""
 
     def __init__(self, loader: Any, what: str) -> None:
         self._loader, self._what = loader, what
@@ -204,8 +200,7 @@ def measure_predictions(
     Args:
         frame: one row an image, with the scores of :func:`apply_operating_point`.
         datamodule: that the frame was scored with.
-        seen: generators that were trained on.
-        bootstrap: resamples and seed.
+        seen, bootstrap: the generators that were trained on; resamples and seed.
         point: the detector's operating point; without one, there are no accuracies and no calibration.
     """
     resamples, seed, reals = int(bootstrap["resamples"]), int(bootstrap["seed"]), known_reals(datamodule)
@@ -250,10 +245,9 @@ def small_pictures(
     """Make small JPEGs, by path, of the most confident errors of a predictions frame, as evaluation saw them.
 
     Args:
-        datamodule: that the frame was scored with.
-        frame: one row an image, one view.
+        datamodule, frame: the frame's images, one row each, and the data module that they were scored with.
         point: the detector's operating point; None: the most wrong images are shown whatever their logit.
-        count: most of each kind of error.
+        count: at most so many of each kind of error.
     """
     threshold = point.threshold if point is not None and math.isfinite(point.threshold) else None
     worst = pd.concat(confident_errors(frame, threshold, count))
@@ -281,10 +275,9 @@ def write_results(
     Args:
         folder: of the run.
         frame: of the predictions, all views.
-        metrics: from :func:`measure_predictions`.
+        metrics, pictures: from :func:`measure_predictions` and :func:`small_pictures`.
         quarantine: the unreadable images.
         info: what the predictions file says of the detector and the run; ``split`` and ``shortcut`` among it.
-        pictures: from :func:`small_pictures`.
     """
     write_predictions(frame, folder / "predictions.parquet", dict(info), pictures)
     lost = quarantine.lost(str(info["split"]), frame)

@@ -97,14 +97,9 @@ def log_dashboard(
     Keys: ``test/per_generator`` (table with intervals), ``test/scores_real`` and ``test/scores_fake``
     (histograms), ``test/examples`` (images with their scores), and each of ``figures`` under its name.
     """
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.log(_panels(frame, metrics, manifest, figures))
-
-
-def _panels(
-    frame: pd.DataFrame, metrics: dict[str, Any], manifest: Manifest, figures: dict[str, Path]
-) -> dict[str, Any]:
+    dashboards = [logger for logger in loggers if isinstance(logger, WandbLogger)]
+    if not dashboards:
+        return
     import wandb
 
     columns: Any = ["generator", "seen", "n_real", "n_fake", "ap", "ap_low", "ap_high", "auc", "auc_low", "auc_high"]
@@ -127,4 +122,5 @@ def _panels(
     for key in ("map", "map_seen", "map_unseen"):
         if metrics[key]["low"] is not None:
             panels[f"test/{key}_low"], panels[f"test/{key}_high"] = metrics[key]["low"], metrics[key]["high"]
-    return panels | {name: wandb.Image(str(path)) for name, path in figures.items()}
+    for dashboard in dashboards:
+        dashboard.experiment.log(panels | {name: wandb.Image(str(path)) for name, path in figures.items()})

@@ -219,9 +219,6 @@ def _csv(trainer: Trainer) -> Any:
     return loggers[0].experiment if loggers and trainer.is_global_zero else None
 
 
-# --- the folder -----------------------------------------------------------------------------------------
-
-
 def open_or_resume(config: DictConfig) -> Path:
     """Create the run's folder, or take up the unfinished run in it.
 
@@ -369,12 +366,6 @@ def resume_point_of(path: Path, manifest_sha256: str) -> Path | None:
         write_whole(content, path)
     log.info("going on after step %d, in epoch %d", content["global_step"], content["epoch"] + 1)
     return path
-
-
-def keep_last_point(folder: Path) -> None:
-    """Rename the resume points of a finished run to its last checkpoints."""
-    for path in folder.glob("**/checkpoints/resume.ckpt"):
-        path.replace(path.with_name("last.ckpt"))
 
 
 def _moved(node: Any, before: str, after: str) -> Any:

@@ -42,11 +42,9 @@ def stage1_config(config: DictConfig, folder: Path) -> DictConfig:
 
 
 def stage1_key(config: DictConfig, manifest: Manifest) -> str:
-    """Name a stage 1 by all that its weights depend on: model, views, data, optimisation, seed, version.
+    """Name a stage 1, the model of ``config``, by all that its weights depend on.
 
-    Args:
-        config: a config whose ``model`` is stage 1.
-        manifest: the data; its rows and its folder count, not its file's name.
+    That is model, views, data, optimisation, seed, version; of the manifest its rows and folder, not its file's name.
     """
     given: dict[str, Any] = plain(config)
     model = given["model"]
@@ -98,9 +96,7 @@ class Stage1Cache:
     def obtain(self, run: Path, train_it: Callable[[], Path]) -> Path:
         """Return the cached checkpoint, or train stage 1 and publish it; one process at a time, the same on all ranks.
 
-        Args:
-            run: folder of the run.
-            train_it: trains stage 1 and returns its checkpoint; collective over the ranks.
+        ``train_it``, collective over the ranks, trains stage 1 for the run in the folder ``run``.
         """
         if not is_main_process():
             return self.path if _told_to_reuse(run) else train_it()

@@ -46,11 +46,9 @@ class Job:
     """One job of a study: the overrides of `fakedet train`, and the config that they compose to."""
 
     overrides: list[str]
-    method: str
-    """Its name in tables: what is swept, besides the seed."""
+    method: str  # its name in tables: what is swept, besides the seed
     seed: int
-    folder: Path
-    """Absolute; the config's output_dir."""
+    folder: Path  # absolute; the config's output_dir
     config: DictConfig
 
     @property
@@ -66,27 +64,18 @@ class Study:
     folder: Path
     settings: Mapping[str, Any]
     jobs: list[Job]
-    config: DictConfig
-    """Of the first job."""
+    config: DictConfig  # of the first job
     config_dir: str | None
 
     def write(self) -> None:
         """Write study.json, which `fakedet compare` reads."""
-        jobs = [
-            {"folder": os.path.relpath(job.folder, self.folder), "method": job.method, "seed": job.seed,
-             "overrides": job.overrides}
-            for job in self.jobs
-        ]  # fmt: skip
+        jobs = [{"folder": os.path.relpath(job.folder, self.folder), "method": job.method, "seed": job.seed,
+                 "overrides": job.overrides} for job in self.jobs]  # fmt: skip
         write_json(self.folder / STUDY, {**self.settings, "config_dir": self.config_dir, "jobs": jobs})
 
 
 def plan(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> tuple[bool, Study | None]:
-    """Compose what a multirun's command line means.
-
-    Args:
-        verb: names the config.
-        overrides: of the command line, without flags.
-        config_dir: folder of further configs (``--config-dir``).
+    """Compose what a multirun's command line means: the config's name, overrides, and ``--config-dir``.
 
     Returns:
         Whether SLURM runs the jobs, and the study that is named, if any.
@@ -119,15 +108,16 @@ def plan(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> 
         telling = [item.get_key_element() for item in swept if item.is_sweep_override()]
         HydraConfig.instance().set_config(root)  # for ${hydra:...}
         folder = Path(root.hydra.sweep.dir).absolute()
-        jobs = [
-            _compose_job(number, list(texts), telling, fixed, folder, config_dir)
-            for number, texts in enumerate(itertools.product(*values.values()))
-        ]
-    settings: Any = OmegaConf.to_container(root.study, resolve=True)
-    study = Study(folder, {"name": "study", "title": "Study", "baseline": None, "caveats": [], **settings}, jobs,
-                  jobs[0].config, config_dir)  # fmt: skip
-    _check_plan(study)
-    return slurm, study
+        jobs = [_compose_job(number, list(texts), telling, fixed, folder, config_dir)
+                for number, texts in enumerate(itertools.product(*values.values()))]  # fmt: skip
+    settings = {"name": "study", "title": "Study", "baseline": None, "caveats": [], **plain(root.study)}
+    methods = list(dict.fromkeys(job.method for job in jobs))
+    if settings["baseline"] not in (None, *methods):
+        raise UserError(f"study.baseline: '{settings['baseline']}' is not among its methods: {'; '.join(methods)}")
+    names = [(job.method, job.seed) for job in jobs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"study: '{twice[0]}' has the seed {twice[1]} twice; the same seed gives the same run")
+    return slurm, Study(folder, settings, jobs, jobs[0].config, config_dir)
 
 
 def _texts(override: Override) -> list[str]:
@@ -156,16 +146,6 @@ def _compose_job(
         del config["hydra"]
     config.output_dir = str(target)
     return Job(overrides, method or str(config.name), int(config.seed or 0), target, config)
-
-
-def _check_plan(study: Study) -> None:
-    methods = list(dict.fromkeys(job.method for job in study.jobs))
-    baseline = study.settings["baseline"]
-    if baseline is not None and baseline not in methods:
-        raise UserError(f"study.baseline: '{baseline}' is not among its methods: {'; '.join(methods)}")
-    names = [(job.method, job.seed) for job in study.jobs]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"study: '{twice[0]}' has the seed {twice[1]} twice; the same seed gives the same run")
 
 
 def remember_swept(overrides: Sequence[str]) -> None:
@@ -334,10 +314,8 @@ def interruptible() -> Iterator[None]:
 class Here:
     """What this process does for a multirun."""
 
-    busy = False
-    """Whether a job runs in it."""
-    is_worker = False
-    """Whether a launcher started it for jobs."""
+    busy = False  # whether a job runs in it
+    is_worker = False  # whether a launcher started it for jobs
 
 
 def become_worker() -> None:

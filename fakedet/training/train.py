@@ -57,7 +57,7 @@ from fakedet.evaluation.score import (
 from fakedet.methods.base import Detector, gather_records
 from fakedet.methods.ntf import NaturalTracePretraining
 from fakedet.training.loggers import finish_loggers, log_dashboard, resolve_logger
-from fakedet.training.resume import keep_last_point, lock_folder, open_or_resume, resume_point_of
+from fakedet.training.resume import lock_folder, open_or_resume, resume_point_of
 from fakedet.training.stage1 import Stage1Cache, stage1_config, stage1_key
 from fakedet.utils import FAILURE, is_main_process, log_to_file, plain, provenance, threads, write_config, write_json
 
@@ -70,18 +70,14 @@ class TrainedRun:
 
     folder: Path
     checkpoint: Path
-    metrics: dict[str, Any] | None
-    """metrics.json's content; None where the test split was not scored."""
-    validation: float | None
-    """As in :class:`Fitted`."""
+    metrics: dict[str, Any] | None  # metrics.json's content; None where the test split was not scored
+    validation: float | None  # best value of what chose the weights; None where nothing chose
 
 
 def train(config: DictConfig, overrides: list[str] | None = None) -> TrainedRun:
     """Train the method of a composed ``train`` config, with stage 1 first where it needs one.
 
-    Args:
-        config: the composed config of conf/train.yaml.
-        overrides: what the user changed, to be written down.
+    ``overrides``, what the user changed, are written down.
 
     Raises:
         UserError: anything wrong with config, data or folder; before hours are spent where possible.
@@ -170,7 +166,8 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
     }  # fmt: skip
     if is_main_process():
         write_json(folder / "run.json", facts)
-        keep_last_point(folder)
+        for resume_point in folder.glob("**/checkpoints/resume.ckpt"):
+            resume_point.replace(resume_point.with_name("last.ckpt"))
     finish_loggers(trainer.loggers)
     return TrainedRun(folder, fitted.checkpoint, metrics, fitted.validation)
 
@@ -204,8 +201,7 @@ def obtain_trace(config: DictConfig, folder: Path, datamodule: DataModule) -> Pa
     """
     if config.trace_checkpoint:
         return Path(config.trace_checkpoint)
-    stage1 = plain(config.stage1)
-    untrained = build_method(stage1)
+    untrained = build_method(plain(config.stage1))
     assert isinstance(untrained, NaturalTracePretraining)
     build_method(plain(config.model), untrained)
 
@@ -235,18 +231,13 @@ class Fitted:
     method: Detector
     trainer: Trainer
     checkpoint: Path
-    validation: float | None
-    """Best value of what chose the checkpoint; None where the last epoch's weights are kept."""
+    validation: float | None  # best value of what chose the checkpoint; None where the last epoch's weights are kept
 
 
 def fit(config: DictConfig, folder: Path, datamodule: DataModule, trace_path: Path | None = None) -> Fitted:
     """Train ``config.model``, resumed if it was stopped before, and load the weights of the chosen epoch.
 
-    Args:
-        config: of a training.
-        folder: of its logs.
-        datamodule: from :func:`make_datamodule`.
-        trace_path: the stage-1 checkpoint, for a method that needs one.
+    Logs go into ``folder``; ``trace_path`` is the stage-1 checkpoint, for a method that needs one.
     """
     given = plain(config)
     # Seeded here, so that a stage 1 trained in this process or taken from the cache leaves the same state.

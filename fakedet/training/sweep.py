@@ -365,9 +365,6 @@ def console_of(folder: str | Path) -> Iterator[None]:
     """Let what a study's job prints go into console.log in its folder."""
     with suppress(OSError):
         Path(folder).mkdir(parents=True, exist_ok=True)
-    with (
-        (Path(folder) / "console.log").open("a", encoding="utf-8") as file,
-        redirect_stdout(file),
-        redirect_stderr(file),
-    ):
+    file = (Path(folder) / "console.log").open("a", encoding="utf-8")
+    with file, redirect_stdout(file), redirect_stderr(file):
         yield

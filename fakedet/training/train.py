@@ -158,9 +158,9 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
     facts |= {
         "seconds": {"stage1": stage1_seconds, "fit": fit_seconds, "all": time.perf_counter() - started},
         "parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
-        "threads": torch.get_num_threads(), "seed": config.seed, "validation": fitted.validation,
+        "threads": torch.get_num_threads(), "seed": config.seed,
         "kept_epoch": read_checkpoint(fitted.checkpoint)["epoch"] + 1,
-        "checkpoint": str(fitted.checkpoint.relative_to(folder)),
+        "checkpoint": str(fitted.checkpoint.relative_to(folder)), "validation": fitted.validation,
         "trace_checkpoint": str(trace_path) if trace_path else None,
         "manifest_sha256": datamodule.manifest.sha256, "reals": sorted(known_reals(datamodule)),
     }  # fmt: skip

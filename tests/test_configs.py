@@ -67,17 +67,18 @@ def test_evaluate_composes() -> None:
     assert composed("evaluate", "checkpoint=x.ckpt", "data.manifest=x.csv").data.crop_size is None
 
 
-# No weights can be fetched here, and CLIP's encoder is large.
+# No weights can be fetched here; a small transformer stands in for the frozen backbones.
+FROZEN = [
+    "model.encoder.pretrained=false",
+    "model.encoder.weights=null",
+    "model.encoder.name=test_vit",
+    "model.encoder.input_size=160",
+    "model.encoder.levels=[-1]",
+]
 STAND_INS = {
-    "ntf_clip": [
-        "model.encoder.pretrained=false",
-        "model.encoder.weights=null",
-        "model.encoder.name=test_vit",
-        "model.encoder.input_size=160",
-        "model.encoder.levels=[-1]",
-        "model.residual.dims=3",
-        "model.residual.neighbours=2",
-    ],
+    "frozen": FROZEN,
+    "ntf_frozen": FROZEN,
+    "ntf_clip": [*FROZEN, "model.residual.dims=3", "model.residual.neighbours=2"],
     "cnndet": ["model.encoder.pretrained=false", "model.encoder.name=resnet10t"],
     "univfd": ["model.encoder.pretrained=false", "model.encoder.name=test_vit", "data.crop_size=160"],
 }

@@ -44,8 +44,7 @@ class ShardSource:
 
     Args:
         location: folder, or a URL that litdata understands (s3://, gs://, hf://, ...).
-        positions: place of every row in the shards.
-        sizes: bytes of every row.
+        positions, sizes: (n,) place of every row in the shards, and its number of bytes.
         first: SHA-256 of row 0, by which shards of another manifest are recognised.
         cache: folder for shards that are fetched from an object store; None: litdata's own.
     """
@@ -59,11 +58,10 @@ class ShardSource:
         self._process = 0
 
     def read(self, row: int) -> bytes:
-        """Return the bytes of a row; the shards are opened by the first call.
+        """Return the bytes of a row; the first call opens the shards.
 
-        Raises:
-            DecodeError: the row's shard is missing or damaged.
-            UserError: litdata is not installed, or these are no shards of this manifest.
+        A DecodeError if the row's shard is missing or damaged, a UserError if litdata is not installed or these are not
+        the shards of this manifest.
         """
         # What was opened before a fork belongs to the parent process.
         if self._opened is None or self._process != os.getpid():

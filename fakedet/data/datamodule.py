@@ -95,7 +95,7 @@ class DataModule(Protocol):
 def check_data_module(module: object) -> DataModule:
     """Check that an object offers what :class:`DataModule` asks for, without reading any data.
 
-    A UserError if it is no LightningDataModule, or lists all members that are missing.
+    A UserError if it is no LightningDataModule, or if members are missing; all are listed.
     """
     name = f"data._target_={type(module).__module__}.{type(module).__qualname__}"
     if not isinstance(module, LightningDataModule):

@@ -53,7 +53,7 @@ def _one_line(error: Exception) -> str:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """Read a file; one that is missing, no permission, not a regular file, or too large is a DecodeError.
+    """Read a file; a DecodeError if it is missing, may not be read, is not a regular file, or is too large.
 
     The last two are checked before anything is read, because reading a pipe would never end.
     """

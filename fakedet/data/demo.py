@@ -25,12 +25,12 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fakedet.data.datamodule import ImageDataModule
 from fakedet.data.decode import DecodeError, read_image
 from fakedet.data.manifest import Manifest, load_manifest
+from fakedet.data.transforms import Pixels
 from fakedet.errors import UserError
 from fakedet.utils import bar, threads
 
@@ -63,7 +63,6 @@ SEEN = ("transposed", "nearest", "shuffle")
 UNSEEN = ("bilinear", "bicubic", "quantised", "denoiser")
 CHANNELS = 24
 
-Pixels = NDArray[np.uint8]
 Generate = Callable[[Tensor], Tensor]
 
 

@@ -14,7 +14,7 @@ import logging
 import os
 import posixpath
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -368,15 +368,11 @@ def _renamed(table: pa.Table, columns: Mapping[str, str], path: Path) -> pa.Tabl
 
 
 def _listings(root: Path, paths: pd.Series) -> Iterator[Listing]:
-    folders: dict[str, list[str]] = defaultdict(list)
-    for path in paths:
-        folder, name = posixpath.split(path)
-        folders[folder].append(name)
-    for folder, names in sorted(folders.items()):
-        listing = Listing(folder)
-        for name in names:
+    for folder, own in paths.groupby(paths.map(posixpath.dirname)):
+        listing = Listing(str(folder))
+        for name in own.map(posixpath.basename):
             try:
-                found = os.stat(os.path.join(root, folder, name))
+                found = os.stat(os.path.join(root, listing.folder, name))
             except OSError as error:
                 listing.problems.append((name, f"cannot be read: {error.strerror}"))
             else:
@@ -399,7 +395,7 @@ def _contradictions(frame: pd.DataFrame, facts: Mapping[str, Facts]) -> Copies:
     return copies
 
 
-IMAGE_COLUMNS = ("image_data", "image", "bytes")
+IMAGE_COLUMNS = ("image_data", "image", "bytes")  # Of parquet files that hold images; the first present counts
 NAME_COLUMNS = ("model_name", "generator", "model")
 LABELS = {"0": 0, "1": 1, "real": 0, "fake": 1, "false": 0, "true": 1}
 ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif", "GIF": "gif"}

@@ -9,7 +9,7 @@ import sqlite3
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass, field
@@ -99,14 +99,11 @@ class Store:
         """List the folders of all files."""
         return [folder for (folder,) in self._base.execute("SELECT DISTINCT folder FROM files")]
 
-    def forget(self, folder: str, names: Sequence[str] | None = None) -> None:
-        """Drop files of a folder; None: all."""
+    def forget(self, folder: str, names: Iterable[str]) -> None:
+        """Drop files of a folder."""
         with self._errors():
-            if names is None:
-                self._base.execute("DELETE FROM files WHERE folder = ?", (folder,))
-            else:
-                gone = [(folder, name) for name in names]
-                self._base.executemany("DELETE FROM files WHERE folder = ? AND name = ?", gone)
+            gone = [(folder, name) for name in names]
+            self._base.executemany("DELETE FROM files WHERE folder = ? AND name = ?", gone)
 
     def add(self, rows: list[Facts]) -> None:
         """Write facts; they are safe when this returns."""
@@ -262,7 +259,7 @@ def scan(
     # A folder that is suddenly empty is a disk that is not mounted; hours of work are not thrown away.
     if state.files:
         for folder in set(store.folders()) - folders:
-            store.forget(folder)
+            store.forget(folder, store.known(folder))
     return state
 
 

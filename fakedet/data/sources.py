@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from fakedet.data.decode import DecodeError, read_bytes
-from fakedet.errors import UserError
+from fakedet.errors import UserError, one_line
 
 INDEX = "index.json"  # The file that every folder of litdata shards holds
 
@@ -99,8 +99,7 @@ class ShardSource:
         try:
             return bytes(self._opened[int(self.positions[row])])
         except Exception as error:  # litdata and the store's client raise errors of many types
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise DecodeError(f"its shard cannot be read: {reason}") from None
+            raise DecodeError(f"its shard cannot be read: {one_line(error)[:200]}") from None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}

@@ -3,8 +3,7 @@
 :class:`DataModule` is the protocol that training and evaluation rely on. :class:`ImageDataModule` implements it for
 manifests. To use data of your own, name a subclass as ``data._target_`` in the config and override
 
-* :meth:`ImageDataModule.read_manifest`: which images there are, for example
-  ``Manifest.from_frame(frame, folder)`` of a data frame that you made;
+* :meth:`ImageDataModule.read_manifest`: the images, for example ``Manifest.from_frame(frame, folder)``;
 * :meth:`ImageDataModule.make_source`: where their bytes come from, any object with ``read(row) -> bytes``.
 """
 
@@ -23,9 +22,9 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from fakedet.data.dataset import EvaluationDataset, ImageDataset, ImageLoader, check_workers, cores, make_loader
+from fakedet.data.dataset import EvaluationDataset, ImageDataset, ImageLoader, cores, make_loader
 from fakedet.data.manifest import Cells, Manifest, hold_out, load_manifest, make_cells
-from fakedet.data.match import MatchedSource, Matcher, make_matcher
+from fakedet.data.match import MatchedSource, Matcher
 from fakedet.data.sampler import BalancedBatchSampler, EvaluationSampler, Shards
 from fakedet.data.sources import FileSource, ShardSource, Source
 from fakedet.data.transforms import POLICIES, Augment, Augmentation
@@ -35,13 +34,12 @@ log = logging.getLogger("fakedet")
 
 
 class DataModule(Protocol):
-    """What training and evaluation need of a data module, beside being a ``LightningDataModule``.
+    """What training and evaluation need of a data module, besides being a ``LightningDataModule``.
 
-    It is built from the config's ``data`` node. Besides its own values it must accept the keywords ``augment``,
-    ``views``, ``real_only`` and ``seed``, with the meaning they have in :class:`ImageDataModule`. Its loaders yield
-    :class:`fakedet.data.dataset.Batch`: image (B, V, 3, H, W) uint8, label, generator and id (B,) int64, and
-    quarantined, a list. A run that is resumed within an epoch goes on with the right batch if Lightning's hooks
-    ``state_dict`` and ``load_state_dict`` carry the position in the training data.
+    It is built from the config's ``data`` node, and must also accept the keywords ``augment``, ``views``, ``real_only``
+    and ``seed``, as :class:`ImageDataModule` does. Its loaders yield :class:`fakedet.data.dataset.Batch`. For a run
+    that is resumed within an epoch, Lightning's hooks ``state_dict`` and ``load_state_dict`` carry the position in the
+    training data.
     """
 
     manifest: Manifest  # The images: labels, generators, splits, groups; the row number is a batch's ``id``
@@ -97,20 +95,18 @@ class DataModule(Protocol):
 def check_data_module(module: object) -> DataModule:
     """Check that an object offers what :class:`DataModule` asks for, without reading any data.
 
-    Raises:
-        UserError: it is no LightningDataModule, or members are missing; all are listed.
+    A UserError if it is no LightningDataModule, or if members are missing; all are listed.
     """
     name = f"data._target_={type(module).__module__}.{type(module).__qualname__}"
     if not isinstance(module, LightningDataModule):
         raise UserError(f"{name}: not a lightning.pytorch.LightningDataModule")
-    wanted = [*inspect.get_annotations(DataModule), *vars(DataModule)]
-    absent = object()
+    wanted = [name for name in (*inspect.get_annotations(DataModule), *vars(DataModule)) if not name.startswith("_")]
     # Static: a property of the class counts, and is not computed, which might read the data.
-    missing = [member for member in wanted if not member.startswith("_")
-               and inspect.getattr_static(module, member, absent) is absent]  # fmt: skip
+    absent = object()
+    missing = [name for name in wanted if inspect.getattr_static(module, name, absent) is absent]
     # Lightning's own class has every loader, as a method that only raises an error.
-    missing += [member for member in ("train_dataloader", "val_dataloader", "test_dataloader")
-                if getattr(type(module), member) is getattr(LightningDataModule, member)]  # fmt: skip
+    loaders = ("train_dataloader", "val_dataloader", "test_dataloader")
+    missing += [loader for loader in loaders if getattr(type(module), loader) is getattr(LightningDataModule, loader)]
     if missing:
         raise UserError(
             f"{name} has no {', '.join(missing)}; see fakedet.data.datamodule.DataModule, or make it a subclass of "
@@ -122,30 +118,27 @@ def check_data_module(module: object) -> DataModule:
 class ImageDataModule(LightningDataModule):
     """The images of a manifest; see the module's docstring on subclassing it.
 
+    A value out of range is a UserError. Nothing is read until the manifest is first used.
+
     Args:
         manifest: the table; see :func:`fakedet.data.manifest.load_manifest`.
         root: folder that the table's paths are relative to; None: the table's own folder.
         pairs: generator → the reals it is compared with; see :mod:`fakedet.metrics.pairing`.
         crop_size: side of the square that the detector sees, in pixels.
         eval_policy: "crop", "multi-crop" or "resize".
-        batch_size: of the global training batch, over all ranks.
-        eval_batch_size: of evaluation, on each rank.
+        batch_size, eval_batch_size: images of a training batch over all ranks, and of an evaluation batch on each.
         num_workers: processes that load images.
         steps_per_epoch: training steps of an epoch; None: as many as one pass over the training rows takes.
         max_quarantine: largest share of unreadable images in a split, 0 to 1.
         allow_group_leak: accept a group of images that is in several splits.
-        hold_out: generators whose fakes are not trained on; see :func:`fakedet.data.manifest.hold_out`.
-        measure: what is tested if generators are held out, "test" or "held_out".
-        match: settings of a :class:`fakedet.data.match.Matcher`; without a size, images are taken as they are.
+        hold_out, measure: generators whose fakes are not trained on, and what is then tested, "test" or "held_out"; see
+            :func:`fakedet.data.manifest.hold_out`.
+        match: settings of a :class:`fakedet.data.match.Matcher`; with size null or 0, images are taken as they are.
         shard_window: shards of each stratum that are open at a time; see :class:`BalancedBatchSampler`.
         shard_cache: folder for shards of an object store; None: litdata's own.
-        augment: makes the training views; None: random crops only.
-        views: views of each training image.
+        augment, views: makes the training views (None: random crops only); number of views of each training image.
         real_only: serve only reals in training (stage 1).
         seed: of sampling and augmentation.
-
-    Raises:
-        UserError: a value is out of range. Nothing is read until the manifest is first used.
     """
 
     def __init__(
@@ -162,10 +155,10 @@ class ImageDataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.steps_per_epoch, self.held_out = steps_per_epoch, (tuple(hold_out), measure)
         self.max_quarantine = max_quarantine
-        self.matcher = make_matcher(match)
+        self.matcher = Matcher(**match) if match and match.get("size") else None
         self.shard_window, self.shard_cache = shard_window, shard_cache
-        self.augment = augment or Augmentation("none")
-        self.views, self.real_only, self.seed = views, real_only, seed
+        self.augment, self.views = augment or Augmentation("none"), views
+        self.real_only, self.seed = real_only, seed
         self.test_split, self._measured = "test", "val"
         self._training: ImageLoader | None = None
         self._position: dict[str, int] = {}
@@ -174,7 +167,12 @@ class ImageDataModule(LightningDataModule):
             size = getattr(self, name)
             if (not isinstance(size, int) or size < 1) and not (size is None and name == "steps_per_epoch"):
                 raise UserError(f"data.{name}={size}: must be a whole number, at least 1")
-        check_workers(self.num_workers)
+        most = 4 * cores()  # more only cost memory; a larger number is taken for a typing error
+        if not isinstance(num_workers, int) or not 0 <= num_workers <= most:
+            raise UserError(
+                f"data.num_workers={num_workers}: this machine has {cores()} cores; valid: 0 (load in the main "
+                f"process) to {most}, best about one a core"
+            )
         choose(self.eval_policy, POLICIES, "data.eval_policy")
         if not 0 <= self.max_quarantine <= 1:
             raise UserError(f"data.max_quarantine={self.max_quarantine}: must be a share between 0 and 1")
@@ -198,8 +196,8 @@ class ImageDataModule(LightningDataModule):
         if manifest.shards is None:
             return FileSource(manifest.root, manifest.frame["path"].tolist())
         assert manifest.digests is not None
-        position, size = manifest.fact("position"), manifest.fact("bytes")
-        return ShardSource(manifest.shards, position, size, manifest.digests[0], self.shard_cache)
+        places = manifest.fact("position"), manifest.fact("bytes")
+        return ShardSource(manifest.shards, *places, manifest.digests[0], self.shard_cache)
 
     @cached_property
     def as_read(self) -> Manifest:
@@ -258,7 +256,7 @@ class ImageDataModule(LightningDataModule):
     def require(self, *splits: str) -> None:
         """Raise a UserError if a split is empty, or if "train" or "val" lacks a class that the method needs.
 
-        Balanced batches and the mAP that chooses the weights need both classes, stage 1 needs reals.
+        Balanced batches and the mAP that selects the checkpoint need both classes, stage 1 needs reals.
         """
         for split in splits:
             self.manifest.require(split, both_classes=split in ("train", "val") and not self.real_only)
@@ -319,7 +317,7 @@ class ImageDataModule(LightningDataModule):
 
     def eval_dataloader(self, split: str) -> DataLoader[Any]:
         """Load every image of a split once over all ranks, in order, nothing padded or dropped."""
-        return self._evaluation_loader(self.manifest.rows(split).index.to_numpy(), *_rank_and_world_size())
+        return self.subset_dataloader(self.manifest.rows(split).index.to_numpy(), *_rank_and_world_size())
 
     def bank_dataloader(self, limit: int, label: int = 0) -> DataLoader[Any]:
         """Load at most ``limit`` training reals (label 1: fakes), evenly thinned, as evaluation sees them."""
@@ -327,13 +325,10 @@ class ImageDataModule(LightningDataModule):
         ids: NDArray[np.int64] = rows.index[rows["label"] == label].to_numpy()
         if len(ids) > limit:
             ids = ids[np.linspace(0, len(ids) - 1, limit).round().astype(int)]
-        return self._evaluation_loader(ids, 0, 1)
+        return self.subset_dataloader(ids)
 
-    def subset_dataloader(self, ids: NDArray[np.int64]) -> DataLoader[Any]:
-        """Load these rows, as evaluation sees them, all of them on every rank."""
-        return self._evaluation_loader(ids, 0, 1)
-
-    def _evaluation_loader(self, ids: NDArray[np.int64], rank: int, world_size: int) -> DataLoader[Any]:
+    def subset_dataloader(self, ids: NDArray[np.int64], rank: int = 0, world_size: int = 1) -> DataLoader[Any]:
+        """Load these rows, as evaluation sees them: a rank's share, or by default all of them on every rank."""
         codes, source = self.cells.codes, self.image_source
         dataset = EvaluationDataset(self.manifest, codes, source, self.eval_policy, self.crop_size)
         sampler = EvaluationSampler(ids, self.eval_batch_size, rank, world_size)

@@ -1,8 +1,7 @@
-"""Datasets: rows of a manifest in, uint8 batches out; and the loader that draws them.
+"""Datasets, which turn rows of a manifest into uint8 batches, and the loader that draws them.
 
-A sampler (:mod:`fakedet.data.sampler`) yields lists of :class:`~fakedet.data.sampler.Draw`. A dataset reads the
-bytes of a drawn row from a source (:mod:`fakedet.data.sources`), decodes them (:mod:`fakedet.data.decode`) and crops
-them (:mod:`fakedet.data.transforms`). ``collate`` stacks the results into a :class:`Batch`.
+A sampler (:mod:`fakedet.data.sampler`) yields lists of :class:`~fakedet.data.sampler.Draw`. A dataset reads the bytes
+of a drawn row from a source (:mod:`fakedet.data.sources`), decodes and crops them. ``collate`` stacks the results.
 """
 
 from __future__ import annotations
@@ -48,10 +47,7 @@ class Batch(TypedDict):
 
 
 def collate(items: list[dict[str, Any]], views: int, size: int) -> Batch:
-    """Stack items of a dataset into a batch of V ``views``; H and W are ``size``.
-
-    There may be no items; one without views only reports images that could not be read.
-    """
+    """Stack any number of items into a batch of V ``views``, H and W ``size``; items without views only report."""
     whole = [item for item in items if item["views"]]
     pixels = np.empty((len(whole), views, 3, size, size), dtype=np.uint8)
     for row, item in enumerate(whole):
@@ -110,8 +106,7 @@ class ImageDataset(_Images):
     Args:
         manifest, source: the table of images, and what gives the bytes of a row.
         codes: (n,) cell of each row; see :class:`fakedet.data.manifest.Cells`.
-        augment: makes one view of an image.
-        size, views: side of a view, and views of each image.
+        augment, size, views: makes one view of an image; its side; number of views of each image.
         pool: rows that may replace others.
     """
 
@@ -158,8 +153,7 @@ class EvaluationDataset(_Images):
     """
 
     def __init__(self, manifest: Manifest, codes: NDArray[np.int64], source: Source, policy: str, size: int) -> None:
-        views = POLICIES[choose(policy, POLICIES, "data.eval_policy")]
-        super().__init__(manifest, codes, source, views, size)
+        super().__init__(manifest, codes, source, POLICIES[choose(policy, POLICIES, "data.eval_policy")], size)
         self.policy = policy
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
@@ -193,18 +187,15 @@ class RobustDataset(Dataset[dict[str, Any]]):
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         """Stack items: image (B·V, P, 3, H, W), id and number of the view (B·V,); unreadable images are left out."""
         whole = [item for item in items if item["image"] is not None]
-        shape = (0, self.crops, 3, self.size, self.size)
-        pixels = np.concatenate([item["image"] for item in whole]) if whole else np.zeros(shape, np.uint8)
-        ids = torch.tensor([item["id"] for item in whole], dtype=torch.int64)
-        return {
-            "image": torch.from_numpy(pixels),
-            "id": ids.repeat_interleave(len(self.views)),
-            "view": torch.arange(len(self.views)).repeat(len(whole)),
-        }
+        none = np.zeros((0, self.crops, 3, self.size, self.size), np.uint8)
+        pixels = np.concatenate([none, *(item["image"] for item in whole)])
+        ids = torch.tensor([item["id"] for item in whole], dtype=torch.int64).repeat_interleave(len(self.views))
+        view = torch.arange(len(self.views)).repeat(len(whole))
+        return {"image": torch.from_numpy(pixels), "id": ids, "view": view}
 
 
 class Reading:
-    """The row that each worker (without any, the main process) is reading, in memory that all processes share."""
+    """The row that each worker (or the main process, without workers) is reading, in memory that processes share."""
 
     def __init__(self, workers: int) -> None:
         self.rows = torch.full((max(1, workers),), IDLE, dtype=torch.int64).share_memory_()
@@ -224,8 +215,8 @@ class Reading:
 class ImageLoader(DataLoader[Any]):
     """A DataLoader that reports a stalled worker, and a worker's UserError without the worker's traceback.
 
-    Its workers start when the first batch is asked for. PyTorch starts them with the iterator, but Lightning makes the
-    first iterator before it sets the epoch, so a resumed run would begin with batches of epoch 0.
+    Its workers start with the first batch. PyTorch starts them with the iterator, but Lightning makes the first
+    iterator before it sets the epoch, so a resumed run would begin with batches of epoch 0.
     """
 
     stall_seconds: float = 300.0  # A batch that takes longer is reported in the log, with the files that are being read
@@ -251,7 +242,7 @@ class ImageLoader(DataLoader[Any]):
             raise UserError(str(error).rsplit("UserError: ", 1)[-1].strip()) from None
 
     def check_worker_number_rationality(self) -> None:
-        """Warn of nothing: more workers than cores are useful where reading waits for a disk."""
+        """Silence PyTorch's warning: more workers than cores are useful where reading waits for a disk."""
 
     def _report_stall(self) -> None:
         dataset: Any = self.dataset
@@ -286,13 +277,3 @@ def _start_worker(_: int) -> None:
 def cores() -> int:
     """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def check_workers(count: int) -> None:
-    """Raise a UserError that names the range if ``data.num_workers`` is out of it."""
-    most = 4 * cores()  # more only cost memory; a larger number is taken for a typing error
-    if not isinstance(count, int) or not 0 <= count <= most:
-        raise UserError(
-            f"data.num_workers={count}: this machine has {cores()} cores; valid: 0 (load in the main "
-            f"process) to {most}, best about one a core"
-        )

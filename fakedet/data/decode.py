@@ -12,6 +12,7 @@ import os
 import stat
 import warnings
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +31,6 @@ Image.init()
 TRIED = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
 FORMATS = tuple(name for name in TRIED if name in Image.OPEN)
 JPEG = ("JPEG", "MPO")
-PNG_SIGNATURE_BYTES = 8
 PNG_DEPTH_BYTE = 24  # Place of a PNG's bit depth, which PIL does not tell
 ORIENTATION = 0x0112  # an EXIF tag
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF tags and a value
@@ -53,11 +53,9 @@ def _one_line(error: Exception) -> str:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """Read a file.
+    """Read a file; a DecodeError if it is missing, may not be read, is not a regular file, or is too large.
 
-    Raises:
-        DecodeError: missing, no permission, not a regular file, or too large. The last two are checked before anything
-            is read, because reading a pipe would never end.
+    The last two are checked before anything is read, because reading a pipe would never end.
     """
     try:
         found = os.stat(path)
@@ -92,26 +90,22 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]
     * The first frame of an animation is taken.
     * A JPEG whose data end before its end marker is refused, though decoders would fill it up silently.
 
-    An image whose header names more than ``max_pixels`` is refused before it is decoded. Returns (H, W, 3) uint8, RGB,
-    contiguous, writable.
-
-    Raises:
-        DecodeError: empty, truncated, not an image, or too many pixels.
+    Returns (H, W, 3) uint8, RGB, contiguous, writable. A DecodeError if the data are empty, truncated, no image, or
+    their header names more than ``max_pixels``, which is checked before decoding.
     """
     header = _open(data, max_pixels)
-    width, height = header.size
     if header.format in JPEG and not jpeg_ends(data):
         raise DecodeError("truncated JPEG: its end marker is missing")
     if _is_plain(header, data):
         pixels = _decode_opencv(data)
-        if pixels is not None and pixels.shape == (height, width, 3):
+        if pixels is not None and pixels.shape == (header.height, header.width, 3):
             return pixels
     return _turned(_decode_pil(header, data), _orientation(header))
 
 
 def decode_opened(image: Image.Image) -> NDArray[np.uint8]:
     """Convert an image that PIL opened or made, by the rules of :func:`decode_image`; the errors are the same."""
-    # The file's bytes are not at hand: these stand for a PNG of 8 bits without chunks to check.
+    # The bytes of the file are not available: these stand for an 8-bit PNG without chunks to check.
     return _turned(_decode_pil(image, bytes(PNG_DEPTH_BYTE) + b"\x08"), _orientation(image))
 
 
@@ -148,7 +142,6 @@ def header_of(image: Image.Image) -> Header:
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
-    """Parse the header."""
     if not data:
         raise DecodeError("empty file")
     try:
@@ -173,8 +166,6 @@ LUMINANCE = np.array([
     14, 17, 22, 29, 51, 87, 80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92,
     49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
 ])  # fmt: skip
-
-
 QUALITIES = np.arange(1, 101)
 SCALES = np.where(QUALITIES < 50, 5000 // QUALITIES, 200 - 2 * QUALITIES)
 STANDARD_TABLES = np.clip((LUMINANCE[None] * SCALES[:, None] + 50) // 100, 1, 255)
@@ -226,13 +217,20 @@ def _is_plain(header: Image.Image, data: bytes) -> bool:
     if "icc_profile" in header.info or data[PNG_DEPTH_BYTE] != 8:
         return False
     # Without its last chunk the file is truncated, and PIL says so without libpng's output. EXIF may turn it.
-    position = PNG_SIGNATURE_BYTES
+    kinds = [kind for kind, _, _ in _png_chunks(data)]
+    return kinds[-1:] == [b"IEND"] and b"eXIf" not in kinds
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the kind of each chunk of a PNG up to IEND, where its kind begins, and where its data end."""
+    position = 8  # after the signature
     while position + 12 <= len(data):
+        end = position + 8 + int.from_bytes(data[position : position + 4], "big")
         kind = data[position + 4 : position + 8]
-        if kind in (b"IEND", b"eXIf"):
-            return kind == b"IEND"
-        position += 12 + int.from_bytes(data[position : position + 4], "big")
-    return False
+        yield kind, position + 4, end
+        if kind == b"IEND":
+            return
+        position = end + 4
 
 
 def _decode_opencv(data: bytes) -> NDArray[np.uint8] | None:
@@ -257,30 +255,18 @@ def _decode_pil(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
     except Exception as error:  # truncated or damaged in any of the ways that PIL's readers know
         reason = _one_line(error)
         raise DecodeError(reason if "truncated" in reason else f"truncated or damaged: {reason}") from None
-    depth = 8
+    depth, view = 8, memoryview(data)
     if image.format == "PNG":
-        _check_png_pixels(data)
         depth = data[PNG_DEPTH_BYTE]
+        for kind, start, end in _png_chunks(data):  # libpng checks the pixels' checksums too, when OpenCV decodes
+            if kind == b"IDAT" and zlib.crc32(view[start:end]) != int.from_bytes(view[end : end + 4], "big"):
+                raise DecodeError("damaged PNG: the checksum of its pixels is wrong")
     try:
         return np.array(_to_rgb(image, depth), order="C")  # a copy: PIL's own buffer is read-only
     except DecodeError:
         raise
     except Exception as error:
         raise DecodeError(f"cannot be converted to RGB: {_one_line(error)}") from None
-
-
-def _check_png_pixels(data: bytes) -> None:
-    """Check the checksums of the chunks that hold the pixels, as libpng does when OpenCV decodes."""
-    view, position = memoryview(data), PNG_SIGNATURE_BYTES
-    while position + 12 <= len(data):
-        end = position + 8 + int.from_bytes(view[position : position + 4], "big")
-        kind = data[position + 4 : position + 8]
-        if kind == b"IEND":
-            return
-        checksum = int.from_bytes(view[end : end + 4], "big")
-        if kind == b"IDAT" and zlib.crc32(view[position + 4 : end]) != checksum:
-            raise DecodeError("damaged PNG: the checksum of its pixels is wrong")
-        position = end + 4
 
 
 def _to_rgb(image: Image.Image, png_depth: int) -> NDArray[np.uint8]:
@@ -309,10 +295,8 @@ def _deep_grey_to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """Reduce grey samples of 9 to 16 bits to 8 bits."""
     if image.mode == "F":
         raise DecodeError("floating-point pixels: their range is not known")
-    values, bits = np.asarray(image), 16
-    tags = getattr(image, "tag_v2", {})
-    if image.format == "TIFF":
-        bits = int(tags.get(BITS_PER_SAMPLE, (16,))[0])
+    values, tags = np.asarray(image), getattr(image, "tag_v2", {})
+    bits = int(tags.get(BITS_PER_SAMPLE, (16,))[0]) if image.format == "TIFF" else 16
     if bits > 16 or (image.format == "TIFF" and image.mode == "I") or values.min() < 0 or values.max() > 0xFFFF:
         raise DecodeError("32-bit or signed pixels: their range is not known")
     grey = (values >> (bits - 8)).astype(np.uint8)

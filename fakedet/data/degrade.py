@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import cv2
@@ -33,10 +34,6 @@ def _compress(
 ) -> Pixels:
     data = cv2.imencode(ending, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [flag, int(quality)])[1]
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB), dtype=np.uint8)
-
-
-def _webp(image: Pixels, quality: float, rng: np.random.Generator) -> Pixels:
-    return _compress(image, quality, rng, ".webp", cv2.IMWRITE_WEBP_QUALITY)
 
 
 def _blur(image: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:
@@ -102,7 +99,8 @@ class Family(NamedTuple):
 
 
 FAMILIES: dict[str, Family] = {
-    "jpeg": Family(_compress, 1, 100), "webp": Family(_webp, 1, 100), "blur": Family(_blur, 0.1, 20),
+    "jpeg": Family(_compress, 1, 100), "blur": Family(_blur, 0.1, 20),
+    "webp": Family(partial(_compress, ending=".webp", flag=cv2.IMWRITE_WEBP_QUALITY), 1, 100),
     "resize": Family(_resize, 0.1, 8, lambda factor: factor), "noise": Family(_noise, 0.1, 100),
     "brightness": Family(_brightness, 0.1, 5), "contrast": Family(_contrast, 0.1, 5),
     "screenshot": Family(_screenshot, 0.1, 4, lambda factor: factor),

@@ -1,9 +1,8 @@
 """The demo data: real crops of photographs that installed packages bring along, and fakes of simulated generators.
 
-Nothing is downloaded. The generators are small networks, trained on the training photographs alone, that re-make crops.
-Every step that the two classes do not share is kept from giving the class away: fakes have the channel means and
-deviations of their crop, are grey where it is grey, and lose their border; both classes are cut from windows of one
-size and go through the same blur, noise and JPEG.
+Nothing is downloaded. The generators are small networks, trained only on the training photographs, that re-make crops.
+No processing step gives the class away: fakes have the channel means and deviations of their crop, are grey where it is
+grey, and lose their border; both classes are cut from windows of one size and go through the same blur, noise and JPEG.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,14 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fakedet.data.datamodule import ImageDataModule
 from fakedet.data.decode import DecodeError, read_image
 from fakedet.data.manifest import Manifest, load_manifest
+from fakedet.data.transforms import Pixels
 from fakedet.errors import UserError
-from fakedet.utils import bar
+from fakedet.utils import bar, threads
 
 log = logging.getLogger("fakedet")
 
@@ -63,9 +62,7 @@ LEAST_STD = 6.0  # Crops with less contrast are sky or black borders; both class
 SEEN = ("transposed", "nearest", "shuffle")
 UNSEEN = ("bilinear", "bicubic", "quantised", "denoiser")
 CHANNELS = 24
-LEVELS = 7  # Of the quantised latent
 
-Pixels = NDArray[np.uint8]
 Generate = Callable[[Tensor], Tensor]
 
 
@@ -108,8 +105,7 @@ def default_cache() -> Path:
 def demo_data(cache: Path, seed: int = 0, recipe: DemoRecipe | None = None) -> Path:
     """Return the path of the demo data's manifest; make the data first if they are not whole in the cache folder.
 
-    Raises:
-        UserError: the cache cannot be written.
+    A UserError if the cache cannot be written.
     """
     recipe = recipe or DemoRecipe()
     key = hashlib.sha256(f"{VERSION} {seed} {recipe}".encode()).hexdigest()[:12]
@@ -135,8 +131,7 @@ def _fill_cache(folder: Path, seed: int, recipe: DemoRecipe) -> None:
     building = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     log.info("making the demo data in %s (once, about a minute)", folder)
     try:
-        with bar("demo data", len(SEEN + UNSEEN)) as shown:
-            make_demo_data(building, seed, recipe, lambda what, done, total: shown.show(done, what))
+        make_demo_data(building, seed, recipe)
         (building / "files.txt").write_text(_listing(building), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(building, folder)
@@ -157,70 +152,47 @@ def _listing(folder: Path) -> str:
     return "".join(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n" for path in found)
 
 
-def make_demo_data(
-    folder: Path, seed: int = 0, recipe: DemoRecipe | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> Path:  # fmt: skip
+def make_demo_data(folder: Path, seed: int = 0, recipe: DemoRecipe | None = None) -> Path:
     """Write the demo's images and ``manifest.csv`` into a folder, empty or not there yet; return the manifest's path.
 
-    Args:
-        seed: the same seed gives the same bytes on the same machine.
-        recipe: sizes.
-        progress: called with what is done, how much of it is done, and of how much.
+    The same seed gives the same bytes on the same machine.
     """
     recipe = recipe or DemoRecipe()
     folder.mkdir(parents=True, exist_ok=True)
     photos = {split: load_photos(split) for split in ("train", "val", "test")}
     rows: list[dict[str, object]] = []
 
-    def write(label: int, generator: str, split: str, photo: str, number: int, image: Pixels) -> None:
-        path = f"{split}/{generator}/{photo}_{number:04d}.jpg"
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(postprocess(image, rng))
-        rows.append({"path": path, "label": label, "generator": generator, "split": split, "group": photo})
+    def rng_of(stage: int, *names: str) -> np.random.Generator:
+        return np.random.default_rng([seed, stage, *(zlib.crc32(name.encode()) for name in names)])
 
-    with _own_random_state(seed):
+    def write(
+        label: int, generator: str, split: str, count: int, rng: np.random.Generator, make: Callable[[Pixels], Pixels]
+    ) -> None:
+        stream = crops(photos[split], recipe.size, rng, recipe.margin)
+        for number in range(count):
+            photo, crop = next(stream)
+            path = f"{split}/{generator}/{photo}_{number:04d}.jpg"
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(postprocess(make(crop), rng))
+            rows.append({"path": path, "label": label, "generator": generator, "split": split, "group": photo})
+
+    # Weights are drawn from the global random state, which the caller gets back. With several threads, sums depend on
+    # how they were divided, and small networks gain nothing.
+    with torch.random.fork_rng(devices=[]), threads(1), bar("demo data", len(SEEN + UNSEEN)) as shown:
+        torch.manual_seed(seed)
         for split, count in recipe.real:
-            rng = np.random.default_rng([seed, 0, _number(split)])
-            stream = crops(photos[split], recipe.size, rng, recipe.margin)
-            for number in range(count):
-                photo, crop = next(stream)
-                write(0, "real", split, photo, number, middle(crop, recipe.margin))
+            write(0, "real", split, count, rng_of(0, split), partial(middle, margin=recipe.margin))
         for place, kind in enumerate(SEEN + UNSEEN):
-            if progress is not None:
-                progress(f"simulated generator '{kind}'", place, len(SEEN + UNSEEN))
-            learnt = crops(photos["train"], 48, np.random.default_rng([seed, 1, _number(kind)]))
+            shown.show(place, f"simulated generator '{kind}'")
             noise = torch.Generator().manual_seed(seed)
-            generate = train_generator(kind, learnt, recipe, noise)
+            generate = train_generator(kind, crops(photos["train"], 48, rng_of(1, kind)), recipe, noise)
             for split, count in recipe.fake:
-                if kind in UNSEEN and split != "test":
-                    continue
-                rng = np.random.default_rng([seed, 2, _number(kind), _number(split)])
-                stream = crops(photos[split], recipe.size, rng, recipe.margin)
-                for number in range(count):
-                    photo, crop = next(stream)
-                    write(1, kind, split, photo, number, _remade(crop, generate, recipe))
+                if kind in SEEN or split == "test":
+                    remade = partial(_remade, generate=generate, recipe=recipe)
+                    write(1, kind, split, count, rng_of(2, kind, split), remade)
     path = folder / "manifest.csv"
     pd.DataFrame(rows).to_csv(path, index=False)
     return path
-
-
-def _number(name: str) -> int:
-    return zlib.crc32(name.encode())
-
-
-@contextmanager
-def _own_random_state(seed: int) -> Iterator[None]:
-    """Draw weights from a random state of our own, on one thread, and leave the caller's as they were."""
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        # With several threads, sums depend on how they were divided, and small networks gain nothing.
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
 
 
 def load_photos(split: str) -> dict[str, Pixels]:
@@ -243,7 +215,7 @@ def load_photos(split: str) -> dict[str, Pixels]:
 def crops(
     photos: dict[str, Pixels], size: int, rng: np.random.Generator, margin: int = 0
 ) -> Iterator[tuple[str, Pixels]]:
-    """Cut endless random crops, photograph after photograph, whose middle is not flat; yield (name, crop).
+    """Yield (name, crop) endlessly: random crops, photograph after photograph, whose middle is not flat.
 
     A crop is (size + 2 margin, size + 2 margin, 3); an image will show its middle, of side ``size``. The places and the
     flatness of the middle depend on the margin, so both classes have to use the same.
@@ -266,9 +238,9 @@ def middle(crop: Pixels, margin: int) -> Pixels:
 
 
 def postprocess(image: Pixels, rng: np.random.Generator) -> bytes:
-    """Blur or add noise to an RGB image at random, a little, and compress it as JPEG of a random quality.
+    """Slightly blur an RGB image or add noise, at random, and compress it as JPEG of a random quality.
 
-    The draws do not depend on the class: what they leave behind says nothing about it.
+    The draws do not depend on the class, so their traces say nothing about it.
     """
     pixels = image.astype(np.float32)
     if rng.random() < 0.3:
@@ -311,7 +283,7 @@ def train_generator(
 ) -> Generate:
     """Train one simulated generator on a stream of crops; return the function that re-makes images (N, 3, H, W).
 
-    The denoiser draws from ``noise``, weights are drawn from the global random state.
+    The denoiser draws from ``noise``, weights from the global random state.
     """
     net: nn.Module = Denoiser() if kind == "denoiser" else AutoEncoder(kind)
     optimiser = torch.optim.Adam(net.parameters(), lr=4e-3)
@@ -370,7 +342,7 @@ class AutoEncoder(nn.Module):
         """Re-make images (N, 3, H, W) in [0, 1], H and W even."""
         latent = self.encoder(images - 0.5)
         if self.kind == "quantised":
-            soft = torch.tanh(latent) * (LEVELS // 2)
+            soft = torch.tanh(latent) * 3  # quantised to 7 levels, -3 ... 3
             latent = soft + (soft.round() - soft).detach()
         return self.decoder(latent) + 0.5
 

@@ -1,8 +1,8 @@
 """Indexing: a folder of images, a table of paths, or parquet files that hold images, to a manifest.
 
-:func:`index_source` decides which of the three it is. The order of the module is the order of the work: scan
+:func:`index_source` decides which of the three it is. The module follows the order of the work: scan
 (:mod:`fakedet.data.scan`), recognise the layout (:mod:`fakedet.data.layouts`), give every file its label, generator,
-split and group, decide what becomes of copies, write.
+split and group, decide what happens to copies, write.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import logging
 import os
 import posixpath
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -31,7 +32,7 @@ import pyarrow.parquet as pq
 from fakedet.data.decode import DecodeError, parse_header
 from fakedet.data.layouts import Layout, Place, find_layout
 from fakedet.data.manifest import check_manifest
-from fakedet.data.manifest_table import COLUMNS, ROOT_KEY, SHARES, SPLITS, read_table, split_of
+from fakedet.data.manifest_table import COLUMNS, FACTS, ROOT_KEY, SHARES, SPLITS, read_table, split_of
 from fakedet.data.scan import Facts, Listing, Scan, Store, scan, walk
 from fakedet.errors import UserError, nearest
 from fakedet.utils import bar, replacing
@@ -44,13 +45,11 @@ SCHEMA = pa.schema([
     ("group", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("format", NAMES),
     ("jpeg_quality", pa.int16()), ("jpeg_tables", NAMES), ("bytes", pa.int64()), ("sha256", pa.string()),
 ])  # fmt: skip
+described = attrgetter(*FACTS[:7])  # The columns of a manifest that describe a file, of its Facts
 ROWS_WRITTEN = 1 << 16  # Rows of a manifest that are in memory at a time
 TABLES = (".csv", ".tsv", ".parquet")
 EMBEDDED = "parquet"  # The value of ``layout`` for parquet files that hold images
 GROUP_RULES = ("auto", "file", "stem")
-# Shares of the training groups of a layout that has a test split and no validation split.
-CARVED = {"val": 0.1, "train": 0.9}
-KEPT = ("test", "val", "train")  # Of copies in several splits, those in the first of these stay
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class Settings:
 
 @dataclass
 class Copies:
-    """What became of files that share their content with others."""
+    """What happened to files that share their content with others."""
 
     contents: int = 0  # Contents that more than one file has
     files: int = 0  # Files that have them
@@ -113,22 +112,14 @@ class Indexed:
 
 
 def index_source(
-    source: Path, output: Path | None = None, settings: Settings | None = None, root: Path | None = None,
-    columns: Mapping[str, str] | None = None,
-) -> Indexed:  # fmt: skip
+    source: Path, output: Path | None, settings: Settings, root: Path | None, columns: Mapping[str, str]
+) -> Indexed:
     """Index a folder, a table, or parquet files that hold images, and show the progress.
 
-    Args:
-        source: the folder or file.
-        output: the manifest to write, or a folder for it; None: manifest.parquet in the source's folder.
-        settings: how.
-        root: of a table: the folder that its paths are relative to; None: its own.
-        columns: of a table: manifest column → the table's column.
-
-    Raises:
-        UserError: the source, a setting or the place for the manifest is wrong.
+    ``output`` is the manifest to write, or a folder for it; None: manifest.parquet in the source's folder. Only for a
+    table: ``root`` is the folder that its paths are relative to (None: its own), ``columns`` gives manifest column →
+    the table's column. A UserError if the source, a setting or the place for the manifest is wrong.
     """
-    settings = settings or Settings()
     if not source.exists():
         raise UserError(f"source={source}: there is no such folder or file")
     manifest = _manifest_path(source, output)
@@ -154,7 +145,7 @@ def index_source(
             return index_folder(source.resolve(), manifest, settings, seen)
         if source.suffix.lower() not in TABLES:
             raise UserError(f"source={source}: neither a folder nor a table ({', '.join(TABLES)})")
-        return index_table(source, (root or source.parent).resolve(), manifest, settings, columns or {}, seen)
+        return index_table(source, (root or source.parent).resolve(), manifest, settings, columns, seen)
 
 
 def _manifest_path(source: Path, output: Path | None) -> Path:
@@ -174,11 +165,9 @@ def index_folder(
 ) -> Indexed:
     """Write the manifest of a folder, or bring it up to date; ``seen`` is called with the counts so far.
 
-    Beside the manifest, a parquet file, come ``<name>.rejected.csv``, what was left out and why, and
-    ``<name>.index.sqlite``, what is known of each file, so that the next run reads only what changed.
-
-    Raises:
-        UserError: no images, no layout that fits, a folder that cannot be read, no space.
+    Beside the manifest, a parquet file, it writes ``<name>.rejected.csv``, what was left out and why, and
+    ``<name>.index.sqlite``, what is known of each file, so that the next run reads only what changed. A UserError if
+    there are no images, no layout fits, a folder cannot be read, or the disk is full.
     """
     with Store(manifest.with_suffix(".index.sqlite")) as store:
         state = scan(root, walk(root), store, settings.threads, settings.hashed, seen)
@@ -203,12 +192,12 @@ def index_store(store: Store, state: Scan, root: Path, manifest: Path, settings:
     counts = store.counts()
     if not counts:
         first = next(store.rows())
-        what = f"none of the {state.files} images there can be read; the first: {first.path}: {first.problem}"
-        raise UserError(f"{root}: {what}")
+        raise UserError(
+            f"{root}: none of the {state.files} images there can be read; the first: {first.path}: {first.problem}"
+        )
     images = {_parts(folder): count for folder, count in counts.items()}
     layout = find_layout(settings.layout, root.name, images, settings.reals)
-    files = Placement(layout, settings, counts)
-    files.note_unseen(store.rows())
+    files = Placement(layout, settings, counts, store.rows())
     copies = resolve_copies(store, files)
     rejected: list[tuple[str, str]] = list(state.problems)
     placed: Counter[tuple[int, str, str]] = Counter()
@@ -225,7 +214,7 @@ def index_store(store: Store, state: Scan, root: Path, manifest: Path, settings:
                 continue
             split, group = files.split(fact.folder, fact.name), files.group(fact.folder, fact.name)
             placed[(place.label, place.generator, split)] += 1
-            yield (fact.path, place.label, place.generator, place.source, split, group, *_described(fact))
+            yield (fact.path, place.label, place.generator, place.source, split, group, *described(fact))
 
     return _write(manifest, root, layout.name, settings, state, copies, rows(), rejected, placed)
 
@@ -237,20 +226,18 @@ def _parts(folder: str) -> tuple[str, ...]:
 class Placement:
     """Where each file belongs: its label and generator, its group, its split.
 
-    ``counts`` gives the number of usable files of each folder; raises a UserError if ``settings.unseen`` names a
+    ``counts`` holds the folders with usable files, ``rows`` all files. A UserError if ``settings.unseen`` names a
     generator that is not there.
     """
 
-    def __init__(self, layout: Layout, settings: Settings, counts: Mapping[str, int]) -> None:
+    def __init__(self, layout: Layout, settings: Settings, counts: Mapping[str, int], rows: Iterable[Facts]) -> None:
         self.layout, self.settings = layout, settings
-        self.place: Callable[[str], Place | None] = lru_cache(maxsize=1 << 16)(
-            lambda folder: layout.place(_parts(folder))
-        )
+        self.place: Callable[[str], Place | None] = lru_cache(1 << 16)(lambda folder: layout.place(_parts(folder)))
         # Path of a copy → (folder, name) of the first file with its content: one content, one group.
         self.first_copy: dict[str, tuple[str, str]] = {}
-        self._unseen_groups: set[str] = set()
         places = [place for folder in counts if (place := self.place(folder)) is not None]
         given = {place.split for place in places if place.split}
+        # Such a layout has no validation split: a tenth of the training groups becomes one.
         self._carve = "test" in given and "val" not in given and "train" in given
         fakes = {place.generator for place in places if place.label == 1}
         self._unseen: set[str] = set()
@@ -259,6 +246,11 @@ class Placement:
             if not own:
                 raise UserError(f"unseen: no generator is called '{pattern}'; {nearest(pattern, fakes)}")
             self._unseen |= own
+        # Images that share a group with an unseen generator's go to test with them.
+        self._unseen_groups = {
+            self.group(fact.folder, fact.name) for fact in (rows if self._unseen else ())
+            if (place := self.place(fact.folder)) is not None and place.generator in self._unseen
+        }  # fmt: skip
 
     def group(self, folder: str, name: str) -> str:
         """Return the group of a file."""
@@ -269,7 +261,7 @@ class Placement:
             return (found.group(1) if found else None) or path
         if self.settings.group == "stem":
             return stem
-        return (self.settings.group == "auto" and self.layout.group(tuple(folder.split("/")), stem)) or path
+        return (self.settings.group == "auto" and self.layout.group(stem)) or path
 
     def split(self, folder: str, name: str) -> str:
         """Return the split of a file that has a place."""
@@ -281,22 +273,15 @@ class Placement:
         if place.generator in self._unseen or group in self._unseen_groups:
             return "test"
         if place.split == "train" and self._carve:
-            return split_of(group, self.settings.split_seed, CARVED)
+            return split_of(group, self.settings.split_seed, {"val": 0.1, "train": 0.9})
         return place.split or split_of(group, self.settings.split_seed, SHARES)
-
-    def note_unseen(self, rows: Iterable[Facts]) -> None:
-        """Remember the groups of unseen generators: their siblings go to test with them."""
-        for fact in rows if self._unseen else ():
-            place = self.place(fact.folder)
-            if place is not None and place.generator in self._unseen:
-                self._unseen_groups.add(self.group(fact.folder, fact.name))
 
 
 def resolve_copies(store: Store, files: Placement) -> Copies:
-    """Decide what becomes of files that share their content, and tell ``files`` which are one group.
+    """Decide what happens to files that share their content, and tell ``files`` which are one group.
 
-    A content that is labelled both real and fake is left out with all its files. Of a content in several splits, the
-    copies in test stay, or else those in val: what is measured stays as its makers published it.
+    All files of a content that is labelled both real and fake are left out. Of a content in several splits, the copies
+    in test stay, or else those in val, so that the test set stays as it was published.
     """
     found = Copies()
     for same in store.copies():
@@ -315,7 +300,7 @@ def resolve_copies(store: Store, files: Placement) -> Copies:
             found.contradictions += len(paths)
             continue
         splits = [files.split(folder, name) for folder, name, _ in placed]
-        kept = next(split for split in KEPT if split in splits)
+        kept = next(split for split in ("test", "val", "train") if split in splits)
         for path, split in zip(paths, splits, strict=True):
             if split != kept:
                 found.dropped[path] = f"equal content as {paths[splits.index(kept)]}, which is in {kept}"
@@ -331,14 +316,12 @@ def index_table(
 
     The labels, generators, groups and splits of the table, CSV or parquet, are taken as they are, and checked; the
     settings for them may not be set. Its paths are relative to ``root``. ``columns`` gives manifest column → the
-    table's column, where they have other names. On manifest and seen see :func:`index_folder`.
-
-    Raises:
-        UserError: the table is wrong; see :func:`fakedet.data.manifest.load_manifest`.
+    table's column, where they have other names. On manifest and seen see :func:`index_folder`, on the errors of a
+    wrong table :func:`fakedet.data.manifest.load_manifest`.
     """
     for name in ("layout", "reals", "unseen", "group"):
         value, unset = getattr(settings, name), getattr(Settings(), name)
-        if value != unset and (value or unset):  # an empty list is as good as an empty tuple
+        if value != unset and (value or unset):  # an empty list equals an empty tuple here
             raise UserError(f"{name}: this is for folders; a table says it itself, in its columns")
     renamed = _renamed(read_table(table), columns, table)
     # With one split for all, no group can be in two.
@@ -356,13 +339,12 @@ def index_table(
     def rows() -> Iterator[tuple[Any, ...]]:
         for path, label, generator, source, split, group in frame[list(COLUMNS)].itertuples(index=False):
             fact = facts.get(path)
-            reason = fact.problem if fact else problems.get(path, "no such file")
-            reason = reason or copies.dropped.get(path, "")
+            reason = (fact.problem if fact else problems.get(path, "no such file")) or copies.dropped.get(path, "")
             if reason or fact is None:
                 rejected.append((path, reason))
                 continue
             placed[(label, generator, split)] += 1
-            yield (path, label, generator, source, split, group, *_described(fact))
+            yield (path, label, generator, source, split, group, *described(fact))
 
     return _write(manifest, root, "table", settings, state, copies, rows(), rejected, placed)
 
@@ -378,8 +360,7 @@ def _renamed(table: pa.Table, columns: Mapping[str, str], path: Path) -> pa.Tabl
     names = {given: wanted for wanted, given in columns.items()}
     table = table.rename_columns([names.get(name, name) for name in present])
     if "label" in table.column_names:
-        labels = {"real": 0, "fake": 1}
-        values = [labels.get(str(value).strip().lower(), value) for value in table["label"].to_pylist()]
+        values = [{"real": 0, "fake": 1}.get(str(value).strip().lower(), value) for value in table["label"].to_pylist()]
         if any(isinstance(value, str) for value in values):  # beside other words, numbers are text too
             values = [str(value) for value in values]
         table = table.set_column(table.column_names.index("label"), "label", pa.array(values))
@@ -387,15 +368,11 @@ def _renamed(table: pa.Table, columns: Mapping[str, str], path: Path) -> pa.Tabl
 
 
 def _listings(root: Path, paths: pd.Series) -> Iterator[Listing]:
-    folders: dict[str, list[str]] = defaultdict(list)
-    for path in paths:
-        folder, name = posixpath.split(path)
-        folders[folder].append(name)
-    for folder, names in sorted(folders.items()):
-        listing = Listing(folder)
-        for name in names:
+    for folder, own in paths.groupby(paths.map(posixpath.dirname)):
+        listing = Listing(str(folder))
+        for name in own.map(posixpath.basename):
             try:
-                found = os.stat(os.path.join(root, folder, name))
+                found = os.stat(os.path.join(root, listing.folder, name))
             except OSError as error:
                 listing.problems.append((name, f"cannot be read: {error.strerror}"))
             else:
@@ -418,11 +395,9 @@ def _contradictions(frame: pd.DataFrame, facts: Mapping[str, Facts]) -> Copies:
     return copies
 
 
-# Parquet files that hold images.
-IMAGE_COLUMNS = ("image_data", "image", "bytes")
+IMAGE_COLUMNS = ("image_data", "image", "bytes")  # Of parquet files that hold images; the first present counts
 NAME_COLUMNS = ("model_name", "generator", "model")
 LABELS = {"0": 0, "1": 1, "real": 0, "fake": 1, "false": 0, "true": 1}
-ROWS_READ = 64  # Rows of a parquet file that are in memory at a time
 ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif", "GIF": "gif"}
 
 
@@ -434,17 +409,15 @@ def parquets(source: Path, deep: bool = False) -> list[Path]:
         files = sorted(source.rglob("*.parquet"))
     else:
         files = sorted([*source.glob("*.parquet"), *source.glob("data/*.parquet")])
-    return [path for path in files if _holds_images(path)]
+    return [path for path in files if _image_column(path)]
 
 
-def _holds_images(path: Path) -> bool:
+def _image_column(path: Path) -> str | None:
+    """Name the column of image bytes of a parquet file; None if it has none or cannot be read."""
     try:
-        return _image_column(pq.read_schema(path)) is not None
+        schema = pq.read_schema(path)
     except (pa.ArrowInvalid, OSError):
-        return False
-
-
-def _image_column(schema: pa.Schema) -> str | None:
+        return None
     for name in IMAGE_COLUMNS:
         if name in schema.names:
             kind = schema.field(name).type
@@ -459,10 +432,8 @@ def extract(files: list[Path], folder: Path, seen: Callable[[int], None] = lambd
     """Write the images of parquet files, byte for byte, to ``<folder>/[split/]<generator>/{real,fake}/``.
 
     A file that is there with the right size is not written again, so interrupted work goes on. ``seen`` is called with
-    the number of rows done. Returns "file row" → reason, of rows without an image or a label.
-
-    Raises:
-        UserError: a file is damaged or lacks the columns; the disk is full.
+    the number of rows done. Returns "file row" → reason, of rows without an image or a label. A UserError if a file is
+    damaged or lacks the columns, or the disk is full.
     """
     failed, done = {}, 0
     for path in files:
@@ -479,14 +450,12 @@ def extract(files: list[Path], folder: Path, seen: Callable[[int], None] = lambd
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    schema = pq.read_schema(path)
-    image = _image_column(schema)
-    if "label" not in schema.names:
-        raise UserError(f"{path}: there is no column 'label' beside '{image}'; it has {', '.join(schema.names)}")
-    wanted = [name for name in (image, "label", *NAME_COLUMNS, "real_source", "split") if name in schema.names]
-    number = 0
+    image, present, number = _image_column(path), pq.read_schema(path).names, 0
+    if "label" not in present:
+        raise UserError(f"{path}: there is no column 'label' beside '{image}'; it has {', '.join(present)}")
+    wanted = [name for name in (image, "label", *NAME_COLUMNS, "real_source", "split") if name in present]
     try:
-        for batch in pq.ParquetFile(path).iter_batches(ROWS_READ, columns=wanted):
+        for batch in pq.ParquetFile(path).iter_batches(64, columns=wanted):  # images in memory at a time
             for row in batch.to_pylist():
                 yield number, {**row, "image": row[image]}
                 number += 1
@@ -523,20 +492,15 @@ def _write(
     rows: Iterator[tuple[Any, ...]], rejected: list[tuple[str, str]], placed: Counter[tuple[int, str, str]],
 ) -> Indexed:  # fmt: skip
     """Write the rows; reading them fills ``rejected`` and ``placed``."""
-    made = {"layout": layout, "split": settings.split, "unseen": list(settings.unseen), "group": settings.group,
-            "split_seed": settings.split_seed}  # fmt: skip
+    how = {key: getattr(settings, key) for key in ("split", "unseen", "group", "split_seed")}
+    made = json.dumps({"layout": layout, **how}, default=list)
     relative = os.fsencode(os.path.relpath(root, manifest.parent.resolve()))
-    written = write_manifest(manifest, rows, {ROOT_KEY: relative, b"fakedet.index": json.dumps(made).encode()})
+    written = write_manifest(manifest, rows, {ROOT_KEY: relative, b"fakedet.index": made.encode()})
     path = manifest.with_suffix(".rejected.csv")
     write_rejected(path, sorted(rejected))
     # What follows a colon or names another file belongs to one file only.
     reasons = Counter(reason.split(" as ")[0].split(":")[0] for _, reason in rejected)
     return Indexed(manifest, path, layout, written, state, copies, reasons, placed)
-
-
-def _described(fact: Facts) -> tuple[Any, ...]:
-    """Return the columns of a manifest that describe a file."""
-    return (fact.width, fact.height, fact.format, fact.jpeg_quality, fact.jpeg_tables, fact.bytes, fact.sha256)
 
 
 def write_manifest(path: Path, rows: Iterable[tuple[Any, ...]], metadata: dict[bytes, bytes]) -> int:
@@ -547,8 +511,7 @@ def write_manifest(path: Path, rows: Iterable[tuple[Any, ...]], metadata: dict[b
     written, source = 0, iter(rows)
     with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA.with_metadata(metadata)) as writer:
         while piece := list(islice(source, ROWS_WRITTEN)):
-            columns = zip(zip(*piece, strict=True), SCHEMA, strict=True)
-            arrays = [pa.array(column, field.type) for column, field in columns]
+            arrays = [pa.array(column, one.type) for column, one in zip(zip(*piece, strict=True), SCHEMA, strict=True)]
             writer.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA))
             written += len(piece)
     return written
@@ -561,8 +524,5 @@ def write_rejected(path: Path, rows: Iterable[tuple[str, str]]) -> None:
         path.unlink(missing_ok=True)  # of an earlier run
         return
     # Names that are not UTF-8 are shown with their bytes escaped.
-    with (
-        replacing(path) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
+    with replacing(path) as new, open(new, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         csv.writer(file).writerows([("path", "reason"), *listed])

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
+from operator import itemgetter
 from typing import ClassVar
 
 from fakedet.data.manifest_table import SPLITS
@@ -55,18 +56,15 @@ class Layout(ABC):
         """Return whether a folder without a place belongs to the layout nevertheless, and is not used."""
         return False
 
-    def group(self, parts: Parts, stem: str) -> str:
-        """Return the photo or prompt that an image shares with siblings; "" if the layout does not tell."""
+    def group(self, stem: str) -> str:
+        """Return the photo or prompt that an image of this name shares with others; "" if the layout does not say."""
         return ""
 
 
 def find_layout(name: str, root: str, images: Mapping[Parts, int], reals: Collection[str] = ()) -> Layout:
     """Choose the layout of a folder by its name, or recognise it ("auto") by the number of images in each folder.
 
-    On root and reals see :class:`Layout`.
-
-    Raises:
-        UserError: no layout fits; the message lists the folders there are and the layouts that are known.
+    On root and reals see :class:`Layout`. A UserError if no layout fits; it lists the folders and the known layouts.
     """
     if name == "auto" and reals:  # only this layout asks for them
         name = "generators"
@@ -82,14 +80,12 @@ def find_layout(name: str, root: str, images: Mapping[Parts, int], reals: Collec
                 f"layout={name}: no folder here is as it says ({layout.tree}). Seen: {seen}. Known layouts: {known}"
             )
         return layout
-    candidates = [kind(root, images, reals) for kind in LAYOUTS.values()]
-    shares = [_share(layout, images) for layout in candidates]
-    for layout, share in zip(candidates, shares, strict=True):
+    shares = {layout: _share(layout, images) for layout in (kind(root, images, reals) for kind in LAYOUTS.values())}
+    for layout, share in shares.items():
         if share >= ENOUGH:
             return layout
-    best = max(shares)
-    near = candidates[shares.index(best)].name
-    close = f" {near} would place {best:.0%} of the images." if best > 0 else ""
+    near, best = max(shares.items(), key=itemgetter(1))
+    close = f" {near.name} would place {best:.0%} of the images." if best > 0 else ""
     raise UserError(
         f"the layout of {root} cannot be told.{close} Seen: {seen}. Name it with layout=NAME, or say which "
         f"top folders hold real photographs with reals=[NAME,...]. Known layouts: {known}"
@@ -117,7 +113,7 @@ def _without_split(parts: Parts) -> tuple[Parts, str]:
 
 
 class Plain(Layout):
-    """Folders named real and fake, or like it; a generator's reals may be beside it."""
+    """Folders named real and fake, or similar; a generator's reals may be beside it."""
 
     name: ClassVar[str] = "real_fake"
     tree: ClassVar[str] = "[train|val|test/]{real,fake}[/<generator>] or <generator>/{real,fake}"
@@ -127,7 +123,7 @@ class Plain(Layout):
     }  # fmt: skip
 
     def place(self, parts: Parts) -> Place | None:
-        """Return what a folder holds; the other folders' names are the generator."""
+        """Return what a folder holds; the names of the other folders are the generator."""
         rest, split = _without_split(parts)
         position = _find(rest, self.labels)
         if position is None:
@@ -137,10 +133,9 @@ class Plain(Layout):
 
 
 class Generators(Layout):
-    """A folder for each generator; folders named real, real_*, photos, ... hold reals.
+    """A folder for each generator; folders named real, real_*, photos, ... or in ``reals=[...]`` hold reals.
 
-    Others that hold reals are named with ``reals=[...]``. Without a folder of reals this is no layout, because nothing
-    says which of the folders are photographs.
+    A tree without a folder of reals does not fit, because nothing says which of the folders are photographs.
     """
 
     name: ClassVar[str] = "generators"
@@ -184,13 +179,12 @@ class ForenSynths(Layout):
         if position is None:
             return None
         label, above = FORENSYNTHS_LABELS[parts[position].lower()], parts[:position]
-        split = ""
         # Only the first folder can be a split: "train" is also one of ProGAN's classes.
-        if above and above[0].lower() in SPLITS:
-            split, above = SPLITS[above[0].lower()], above[1:]
-        elif above and above[0].lower().endswith(("_train", "_val", "_test")):
-            split = above[0].lower().rsplit("_", 1)[1]
-            above = (above[0].rsplit("_", 1)[0], *above[1:])
+        split, first = "", above[0].lower() if above else ""
+        if first in SPLITS:
+            split, above = SPLITS[first], above[1:]
+        elif first.endswith(("_train", "_val", "_test")):
+            split, above = first.rsplit("_", 1)[1], (above[0].rsplit("_", 1)[0], *above[1:])
         if not above:
             return Place(label, self.root, "", split)
         if len(above) == 1 and split in ("train", "val") and above[0].lower() in PROGAN_CLASSES:
@@ -199,7 +193,7 @@ class ForenSynths(Layout):
 
 
 class GenImage(Layout):
-    """GenImage, in any case; a generator's reals are beside it.
+    """GenImage, names in upper or lower case; a generator's reals are beside it.
 
     GenImage's papers test on what it calls val, so that is the test split here; a validation split is cut from train.
     """
@@ -215,7 +209,7 @@ class GenImage(Layout):
             return None
         above = [part for part in parts[:position] if part.lower() not in SPLITS]
         splits = [SPLITS[part.lower()] for part in parts[:position] if part.lower() in SPLITS]
-        split = {"train": "train", "val": "test", "test": "test"}[splits[-1]] if splits else ""
+        split = splits[-1].replace("val", "test") if splits else ""
         return Place(self.labels[parts[position].lower()], above[0] if above else self.root, "", split)
 
 
@@ -295,10 +289,9 @@ class DiffusionForensics(Layout):
 
 
 class Drct(Layout):
-    """DRCT-2M, with COCO as its reals.
+    """DRCT-2M, with COCO as its reals; val2017 is the test split, and a validation split is cut from train2017.
 
     Fakes are made from the captions of COCO's photographs and bear their numbers, so the number is the group.
-    val2017 is what is tested on; a validation split is cut from train2017.
     """
 
     name: ClassVar[str] = "drct"
@@ -313,14 +306,12 @@ class Drct(Layout):
         name = parts[position - 1]
         return Place(int(name.lower() != "mscoco"), name, "MSCOCO", self.splits[parts[position].lower()])
 
-    def group(self, parts: Parts, stem: str) -> str:
+    def group(self, stem: str) -> str:
         """Return the number of the COCO photograph."""
         number = re.search(r"\d{6,}", stem)
         return f"coco {int(number.group())}" if number else ""
 
 
-LAYOUTS: dict[str, type[Layout]] = {
-    # From the most to the least particular: the first that places nearly all images is taken.
-    layout.name: layout
-    for layout in (UniversalFakeDetect, ForenSynths, GenImage, DiffusionForensics, Drct, Plain, Generators)
-}
+# From the most to the least specific: the first that places nearly all images is taken.
+_ORDER = (UniversalFakeDetect, ForenSynths, GenImage, DiffusionForensics, Drct, Plain, Generators)
+LAYOUTS: dict[str, type[Layout]] = {layout.name: layout for layout in _ORDER}

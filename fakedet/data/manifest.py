@@ -38,15 +38,12 @@ class Manifest:
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, root: str | Path = ".", **settings: Any) -> Manifest:
-        """Check and complete a data frame, for a data module that makes its own.
+        """Check and complete a data frame, which a data module made; a wrong column or value is a UserError.
 
         Args:
             frame: at least the columns path (unique names, in any form), label (0 real, 1 fake) and generator.
             root: the folder that paths are relative to, if they are files; whether the files are there is not checked.
             **settings: ``allow_group_leak`` and ``split_seed``; see :func:`load_manifest`.
-
-        Raises:
-            UserError: a column or a value is wrong.
         """
         table = pa.Table.from_pandas(frame, preserve_index=False)
         return check_manifest(table, cls.path, Path(root), probe=False, **settings)
@@ -83,7 +80,7 @@ class Manifest:
 def load_manifest(
     path: str | Path, root: str | Path | None = None, allow_group_leak: bool = False, split_seed: int = 0
 ) -> Manifest:
-    """Read and check a manifest.
+    """Read and check a manifest; a UserError names the first mistake in the file, a column, a value or the folder.
 
     Args:
         path: a parquet or CSV file with at least the columns path, label (0 real, 1 fake) and generator.
@@ -91,9 +88,6 @@ def load_manifest(
             itself says, or else its own folder.
         allow_group_leak: accept a group of images that is in several splits.
         split_seed: of the split by groups that a table without a split gets.
-
-    Raises:
-        UserError: the file, a column, a value or the folder is wrong; the first mistake is named.
     """
     path = Path(path)
     table = read_table(path)
@@ -129,11 +123,18 @@ def check_manifest(
     columns.check_groups(group, split, path, allow_group_leak, notes)
     checked = dict(zip(COLUMNS, (image, label, generator, source, split, group), strict=True))
     frame = pa.table(checked).to_pandas()
-    if probe:
-        _probe(frame["path"].head(300).tolist(), root, path)
+    probed = frame["path"].head(300).tolist() if probe else []
+    # os.path returns False where Path raises: a name that is too long, a folder without permission. Single missing
+    # files go into quarantine.
+    if probed and not any(os.path.isfile(root / name) for name in probed):
+        if not any(root.iterdir()):
+            raise UserError(f"data.root={root}: the folder is empty")
+        raise UserError(
+            f"none of the first {len(probed)} images of {path} is in {root}: is this the manifest of another "
+            f"root? First missing: {probed[0]}. Pass data.root=FOLDER, the folder that the paths are relative to"
+        )
     kept = table.select([name for name in FACTS if name in table.column_names])
-    # pandas' own hash may change with its version.
-    digest = hashlib.sha256()
+    digest = hashlib.sha256()  # pandas' own hash may change with its version
     for name, values in checked.items():
         digest.update(f"{name} {len(values)}\n".encode())
         if isinstance(values, np.ndarray):
@@ -144,19 +145,6 @@ def check_manifest(
         digest.update(lengths.astype("<u2" if lengths.max() < 1 << 16 else "<i8").data)
         digest.update(characters.data)
     return Manifest(frame, root, digest.hexdigest(), kept, shards, notes, path)
-
-
-def _probe(probed: list[str], root: Path, path: Path) -> None:
-    """Notice a manifest of another root before a run is set up; single missing files go into quarantine."""
-    # os.path returns False where Path raises: a name that is too long, a folder without permission.
-    if any(os.path.isfile(root / name) for name in probed):
-        return
-    if not any(root.iterdir()):
-        raise UserError(f"data.root={root}: the folder is empty")
-    raise UserError(
-        f"none of the first {len(probed)} images of {path} is in {root}: is this the manifest of another "
-        f"root? First missing: {probed[0]}. Pass data.root=FOLDER, the folder that the paths are relative to"
-    )
 
 
 @dataclass(frozen=True)
@@ -198,8 +186,8 @@ def hold_out(manifest: Manifest, generators: Sequence[str], measure: str = "test
             hyperparameters without looking at the test split, so that split is not used either; the split test becomes
             the held-out fakes and half of the groups of validation reals, which leave validation.
 
-    Raises:
-        UserError: a name that is no generator of the training fakes, an unknown measure, or one without generators.
+    A UserError if a name is no generator of training or validation fakes, the measure is unknown, or "held_out" has no
+    generators.
     """
     choose(measure, ("test", "held_out"), "data.measure")
     if not generators:

@@ -10,6 +10,8 @@ import io
 import posixpath
 import warnings
 from collections.abc import Mapping
+from difflib import get_close_matches
+from itertools import accumulate
 from pathlib import Path
 from typing import TypeAlias
 
@@ -20,13 +22,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from fakedet.errors import UserError, nearest
+from fakedet.errors import UserError, nearest, one_line
 
 Texts: TypeAlias = pa.LargeStringArray  # One text for each row, none of them null
 
 COLUMNS = ("path", "label", "generator", "source", "split", "group")
+# Further columns: `fakedet index` writes the first seven, `fakedet shard` all.
 FACTS = ("width", "height", "format", "jpeg_quality", "jpeg_tables", "bytes", "sha256", "shard", "position")
-"""Further columns, which `fakedet index` and `fakedet shard` write."""
 REPEATING = ["generator", "source", "split", "group"]  # Columns with few different values, which are read as categories
 SPLITS = {  # names in tables and of folders
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
@@ -41,12 +43,9 @@ BLANKS = "".join(character for character in map(chr, range(0x3001)) if character
 
 
 def read_table(path: Path) -> pa.Table:
-    """Read a parquet or CSV table, told apart by content; every value of a CSV stays the text that it is.
+    """Read a parquet or CSV table, told apart by content; no file, an empty one, or another kind is a UserError.
 
-    pandas would read a generator called "NA" or "null" as missing, and a group "007" as a number.
-
-    Raises:
-        UserError: no file, an empty one, or one that is no such table.
+    Every value of a CSV stays text: pandas would read a generator "NA" or "null" as missing, a group "007" as a number.
     """
     if path.is_dir():
         raise UserError(f"data.manifest={path}: this is a folder; give the table in it")
@@ -63,7 +62,7 @@ def read_table(path: Path) -> pa.Table:
             table = pq.read_table(pa.BufferReader(data), read_dictionary=REPEATING)
             table.validate(full=True)  # finds text that is not UTF-8, for example
         except Exception as error:  # pyarrow raises errors of many types on damaged files
-            raise UserError(f"{path}: a damaged parquet file: {_short(error)}") from error
+            raise UserError(f"{path}: a damaged parquet file: {one_line(error)[:200]}") from error
         # pandas adds such a column for the index of a frame that was filtered or sorted.
         return table.drop_columns([name for name in table.column_names if name.startswith("__index_level_")])
     if b"\0" in data:
@@ -72,19 +71,14 @@ def read_table(path: Path) -> pa.Table:
         with warnings.catch_warnings():
             # Rows with more values than the header has names: pandas would warn and drop the values.
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            frame = pd.read_csv(
-                io.BytesIO(data), dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig"
-            )
+            text = io.BytesIO(data)
+            frame = pd.read_csv(text, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {_short(error)}") from error
+        raise UserError(f"{path} is not UTF-8 text: {one_line(error)[:200]}") from error
     except (pd.errors.ParserError, pd.errors.ParserWarning, ValueError) as error:
-        raise UserError(f"{path} is not a well-formed CSV table: {_short(error)}") from error
+        raise UserError(f"{path} is not a well-formed CSV table: {one_line(error)[:200]}") from error
     columns = [pa.array(frame.iloc[:, i]) for i in range(frame.shape[1])]
     return pa.table(columns, names=[str(column).strip() for column in frame.columns])
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def texts(column: pa.ChunkedArray) -> Texts:
@@ -120,13 +114,9 @@ def check_columns(table: pa.Table, path: Path, notes: list[str]) -> None:
     present = table.column_names
     for column in COLUMNS:
         if column in COLUMNS[:3] and column not in present:
-            spare = [name for name in present if name not in COLUMNS]
-            hint = nearest(column, spare) if spare else ""
-            advice = f"the table has: {', '.join(present)}"
-            if hint.startswith("did you mean"):
-                close = hint.split("'")[1]
-                advice = f"the table has '{close}'; did you mean '{column}'?"
-            raise UserError(f"{path}: there is no column '{column}'; {advice}")
+            close = get_close_matches(column, [name for name in present if name not in COLUMNS], 1)
+            advice = f" '{close[0]}'; did you mean '{column}'?" if close else f": {', '.join(present)}"
+            raise UserError(f"{path}: there is no column '{column}'; the table has{advice}")
         if present.count(column) > 1:
             raise UserError(f"{path}: there are {present.count(column)} columns '{column}'; keep one")
     extra = [name for name in present if name not in (*COLUMNS, *FACTS)]
@@ -237,12 +227,9 @@ def split_of(group: str, seed: int, shares: Mapping[str, float] = SHARES) -> str
     """Choose a group's split by the hash of its name and a seed, the same on every machine; shares add up to 1."""
     digest = hashlib.sha256(f"{seed}\x1f{group}".encode("utf-8", "surrogatepass")).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
-    reached = 0.0
-    for name, share in shares.items():
-        reached += share
-        if place < reached:
-            return name
-    return list(shares)[-1]  # the sum of the shares may fall short of 1 by rounding
+    ends = zip(shares, accumulate(shares.values()), strict=True)
+    # By rounding, the sum of the shares may fall short of 1.
+    return next((name for name, end in ends if place < end), list(shares)[-1])
 
 
 def check_groups(groups: Texts, split: Texts, path: Path, allowed: bool, notes: list[str]) -> None:

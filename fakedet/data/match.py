@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,8 +23,8 @@ class Matcher:
 
     Every image goes through the same steps, so all have one format, one size, standard JPEG tables and qualities drawn
     from one distribution. The first compression gives images that never were JPEG a history like that of photographs;
-    the crop shifts its grid, as re-saving a cropped picture does. What an image went through before, such as the
-    resizing of a website, remains.
+    the crop shifts its grid, as re-saving a cropped picture does. Traces of earlier processing, such as the resizing of
+    a website, remain.
 
     The random choices depend only on the seed and the image's path, so they are the same on every machine, in every
     process, on disk and on the fly. A value out of range is a UserError.
@@ -49,10 +49,9 @@ class Matcher:
             object.__setattr__(self, name, tuple(ends))  # configs give lists
 
     def __call__(self, data: bytes, path: str) -> bytes:
-        """Match one image, given the bytes of its file and its path in the manifest.
+        """Match one image, given the bytes of its file and its path in the manifest; return the bytes of a JPEG.
 
-        Returns the bytes of a JPEG of ``size`` × ``size``, 4:2:0, standard tables; an image that cannot be read, or is
-        smaller than ``size``, is a DecodeError.
+        It has ``size`` × ``size`` pixels, 4:2:0, standard tables. An unreadable or smaller image is a DecodeError.
         """
         image = decode_image(data)
         if min(image.shape[:2]) < self.size:
@@ -83,11 +82,6 @@ class MatchedSource:
     def read(self, row: int) -> bytes:
         """Return the matched image of a row, as the bytes of a JPEG."""
         return self.matcher(self.source.read(row), self.paths[row].as_py())
-
-
-def make_matcher(settings: Mapping[str, Any] | None) -> Matcher | None:
-    """Return the matcher of a ``data.match`` config; None if its size is null or 0, which turns matching off."""
-    return Matcher(**settings) if settings and settings.get("size") else None
 
 
 def _jpeg(image: Pixels, quality: int) -> bytes:

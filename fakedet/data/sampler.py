@@ -1,7 +1,7 @@
 """Samplers: which images a batch is made of.
 
-Both are batch samplers that yield lists of :class:`Draw`, and pure functions of their arguments: a step needs no other
-step before it, which makes resuming exact and ranks agree.
+Both are batch samplers that yield lists of :class:`Draw`, and pure functions of their arguments: no step depends on an
+earlier one, so resuming is exact and ranks agree.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Shards(NamedTuple):
 class _Walk:
     """An endless walk over some rows: one shuffled permutation after another, at any position.
 
-    With shards a permutation goes through windows of a few of them, in random order, and shuffles within a window: a
+    With shards a permutation goes through windows of a few shards, in random order, and shuffles within a window: a
     shuffle of everything would need all shards at once.
     """
 
@@ -79,21 +79,17 @@ class BalancedBatchSampler(Sampler[list[Draw]]):
     reals are each walked by reshuffled permutations, so every image is used before one is used again.
 
     Step s of epoch e is a pure function of (seed, e, s). A rank takes its share of the global batch: the ranks' shares,
-    one after the other, are the batch of a single process.
+    one after the other, are the batch of a single process. A UserError if a class is missing, or the batch does not
+    divide into equal shares.
 
     Args:
-        ids: (n,) rows of the manifest.
-        labels: (n,) 0 = real, 1 = fake.
+        ids, labels: (n,) rows of the manifest; (n,) 0 = real, 1 = fake.
         generators, sources: (n,) names; a source is "" where unknown.
-        batch_size: images of a step over all ranks.
-        steps: batches of an epoch.
+        batch_size, steps: images of a step over all ranks; batches of an epoch.
         seed: of all random choices.
         real_only: draw only reals, for stage 1; one permutation is walked.
         rank, world_size: of this process, and the number of processes.
         shards: where the rows are, if they are read from shards; see :class:`_Walk`.
-
-    Raises:
-        UserError: a class is missing, or the batch does not divide into equal shares.
     """
 
     def __init__(
@@ -152,14 +148,9 @@ class BalancedBatchSampler(Sampler[list[Draw]]):
     def __iter__(self) -> Iterator[list[Draw]]:
         # A generator: the epoch is read at the first batch, because Lightning makes the first iterator of a
         # run before it sets the epoch.
-        epoch = self.epoch
+        epoch, size = self.epoch, self.batch_size // self.world_size
         for step in range(self.start_step, self.steps):
-            yield self.share(epoch, step)
-
-    def share(self, epoch: int, step: int) -> list[Draw]:
-        """Return this rank's share of a step."""
-        size = self.batch_size // self.world_size
-        return self.batch(epoch, step)[self.rank * size : (self.rank + 1) * size]
+            yield self.batch(epoch, step)[self.rank * size : (self.rank + 1) * size]
 
     def batch(self, epoch: int, step: int) -> list[Draw]:
         """Return the global batch of a step; in balanced batches each fake follows its real."""
@@ -197,8 +188,7 @@ class EvaluationSampler(Sampler[list[Draw]]):
         if batch_size < 1:
             raise UserError(f"data.eval_batch_size: {batch_size} should be at least 1")
         self.ids, self.batch_size = rows[rank::world_size], batch_size
-        largest_share = -(-len(rows) // world_size)
-        self._steps = -(-largest_share // batch_size)
+        self._steps = -(-len(rows) // (world_size * batch_size))  # of the largest share
 
     def __len__(self) -> int:
         return self._steps

@@ -9,10 +9,10 @@ import sqlite3
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -54,8 +54,8 @@ class Facts(NamedTuple):
 class Store:
     """A SQLite file of facts, made if it is not there; a context manager.
 
-    Two million rows need not fit into memory, only what changed is written, and a killed run leaves every committed row
-    whole. A file that cannot be written, or belongs to another program, is a UserError.
+    Two million rows need not fit into memory, only what changed is written, and a kill loses no committed row. A file
+    that cannot be written, or belongs to another program, is a UserError.
     """
 
     def __init__(self, path: Path) -> None:
@@ -72,9 +72,9 @@ class Store:
             if version != VERSION:
                 self._base.execute("DROP TABLE IF EXISTS files")
             kinds = dict.fromkeys(("bytes", "changed", "width", "height", "jpeg_quality"), "INTEGER")
-            columns = [f"{name} {kinds.get(name, 'TEXT')} NOT NULL" for name in Facts._fields]
-            columns.append("PRIMARY KEY (folder, name)")
-            self._base.execute(f"CREATE TABLE IF NOT EXISTS files ({', '.join(columns)}) WITHOUT ROWID")
+            columns = "".join(f"{name} {kinds.get(name, 'TEXT')} NOT NULL, " for name in Facts._fields)
+            table = f"files ({columns}PRIMARY KEY (folder, name)) WITHOUT ROWID"
+            self._base.execute(f"CREATE TABLE IF NOT EXISTS {table}")
             self._base.execute("CREATE INDEX IF NOT EXISTS by_content ON files (sha256)")
             self._base.execute(f"PRAGMA user_version = {VERSION}")
             self._base.commit()
@@ -99,14 +99,11 @@ class Store:
         """List the folders of all files."""
         return [folder for (folder,) in self._base.execute("SELECT DISTINCT folder FROM files")]
 
-    def forget(self, folder: str, names: Sequence[str] | None = None) -> None:
-        """Drop files of a folder; None: all."""
+    def forget(self, folder: str, names: Iterable[str]) -> None:
+        """Drop files of a folder."""
         with self._errors():
-            if names is None:
-                self._base.execute("DELETE FROM files WHERE folder = ?", (folder,))
-            else:
-                gone = [(folder, name) for name in names]
-                self._base.executemany("DELETE FROM files WHERE folder = ? AND name = ?", gone)
+            gone = [(folder, name) for name in names]
+            self._base.executemany("DELETE FROM files WHERE folder = ? AND name = ?", gone)
 
     def add(self, rows: list[Facts]) -> None:
         """Write facts; they are safe when this returns."""
@@ -164,19 +161,17 @@ def walk(root: Path) -> Iterator[Listing]:
     while stack:
         folder = stack.pop()
         listing, below = Listing(folder), []
-        path = os.path.join(root, folder) if folder else os.fspath(root)
+        path = os.path.join(root, folder)
         try:
             found = os.stat(path)
-            identity = (found.st_dev, found.st_ino)
             # A link can lead back to a folder that holds it.
-            if identity in visited:
+            if (found.st_dev, found.st_ino) in visited:
                 continue
-            visited.add(identity)
+            visited.add((found.st_dev, found.st_ino))
             below = _list_folder(path, listing)
         except OSError as error:
             listing.problems.append(("", f"the folder cannot be read: {error.strerror}"))
-        prefix = f"{folder}/" if folder else ""
-        stack += [prefix + name for name in sorted(below, reverse=True)]
+        stack += [posixpath.join(folder, name) for name in sorted(below, reverse=True)]
         if listing.images or listing.problems or listing.others:
             yield listing
 
@@ -226,15 +221,10 @@ def scan(
     root: Path, listings: Iterable[Listing], store: Store, threads: int | None, hashed: bool,
     seen: Callable[[Scan], None],
 ) -> Scan:  # fmt: skip
-    """Bring a store up to date with a folder.
+    """Bring a store up to date with the files of a folder, which :func:`walk` or a table lists.
 
-    Args:
-        root: the folder.
-        listings: its files, from :func:`walk` or from a table.
-        store: what is known of them.
-        threads: that read files, at most 64; None: four for each core, because reading waits for the disk.
-        hashed: take the SHA-256 of each file; otherwise only its beginning is read.
-        seen: called with the counts so far, often.
+    ``threads``, at most 64, read files (None: four for each core, because reading waits for the disk). ``hashed`` takes
+    the SHA-256 of each file; otherwise only its beginning is read. ``seen`` is often called with the counts so far.
     """
     state, folders, threads = Scan(), set(), min(threads or 4 * cores(), 64)
 
@@ -269,7 +259,7 @@ def scan(
     # A folder that is suddenly empty is a disk that is not mounted; hours of work are not thrown away.
     if state.files:
         for folder in set(store.folders()) - folders:
-            store.forget(folder)
+            store.forget(folder, store.known(folder))
     return state
 
 
@@ -313,5 +303,4 @@ def _facts(root: Path, folder: str, name: str, size: int, changed: int, hashed: 
         problem = error.reason
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"
-    return Facts(folder, name, size, changed, digest, header.format, header.width, header.height,
-                 header.jpeg_quality, header.jpeg_tables, problem)  # fmt: skip
+    return Facts._make((folder, name, size, changed, digest, *astuple(header), problem))

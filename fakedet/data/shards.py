@@ -45,11 +45,9 @@ class Sharded:
 def shard_manifest(datamodule: DataModule, output_dir: str | Path, overwrite: bool, shard_mb: float) -> Sharded:
     """Write a manifest's images into shards, bytes unchanged (or matched, if the data module matches).
 
-    Everything is written beside the folder and takes its place at the end: a kill or a full disk leaves what was
-    there. ``overwrite`` replaces a folder of shards; ``shard_mb`` is the size of a shard in MB of 10^6 bytes.
-
-    Raises:
-        UserError: the manifest, the folder or a setting is wrong; the disk is full.
+    Everything is written beside the folder and takes its place at the end: a kill or a full disk leaves what was there.
+    ``overwrite`` replaces a folder of shards; ``shard_mb`` is the size of a shard in MB of 10^6 bytes. A UserError if
+    the manifest, the folder or a setting is wrong, or the disk is full.
     """
     if shard_mb <= 0:
         raise UserError(f"shard_mb={shard_mb}: must be above 0")

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from fakedet.data.decode import DecodeError, read_bytes
-from fakedet.errors import UserError
+from fakedet.errors import UserError, one_line
 
 INDEX = "index.json"  # The file that every folder of litdata shards holds
 
@@ -44,8 +44,7 @@ class ShardSource:
 
     Args:
         location: folder, or a URL that litdata understands (s3://, gs://, hf://, ...).
-        positions: place of every row in the shards.
-        sizes: bytes of every row.
+        positions, sizes: (n,) place of every row in the shards, and its number of bytes.
         first: SHA-256 of row 0, by which shards of another manifest are recognised.
         cache: folder for shards that are fetched from an object store; None: litdata's own.
     """
@@ -59,11 +58,10 @@ class ShardSource:
         self._process = 0
 
     def read(self, row: int) -> bytes:
-        """Return the bytes of a row; the shards are opened by the first call.
+        """Return the bytes of a row; the first call opens the shards.
 
-        Raises:
-            DecodeError: the row's shard is missing or damaged.
-            UserError: litdata is not installed, or these are no shards of this manifest.
+        A DecodeError if the row's shard is missing or damaged, a UserError if litdata is not installed or these are not
+        the shards of this manifest.
         """
         # What was opened before a fork belongs to the parent process.
         if self._opened is None or self._process != os.getpid():
@@ -101,8 +99,7 @@ class ShardSource:
         try:
             return bytes(self._opened[int(self.positions[row])])
         except Exception as error:  # litdata and the store's client raise errors of many types
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise DecodeError(f"its shard cannot be read: {reason}") from None
+            raise DecodeError(f"its shard cannot be read: {one_line(error)[:200]}") from None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}

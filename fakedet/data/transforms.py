@@ -22,8 +22,8 @@ Pixels = NDArray[np.uint8]
 
 POLICIES = {"crop": 1, "multi-crop": 5, "resize": 1}  # Views that each evaluation policy takes of an image
 LONGEST_RATIO = 16  # Images are cut to this aspect ratio before resizing: one of a single row would grow to gigabytes
-# Pixels by which the augmented region exceeds the crop: two JPEG blocks, so that the grid falls anywhere, and the
-# border of a blur stays out of the crop.
+# Pixels by which the augmented region exceeds the crop: two JPEG blocks, so that the crop begins anywhere in the JPEG
+# grid and contains no border of a blur.
 MARGIN = 16
 JPEG_SIDE = 65_500  # The longest side that a JPEG can have
 
@@ -85,11 +85,10 @@ class Augment(Protocol):
 
 
 class CustomAugmentation:
-    """A random crop, changed by a function of the user's; what a config's ``augment._target_`` becomes.
+    """A random crop, changed by a function of the user's, the ``augment._target_`` of a config.
 
-    Args:
-        function: takes the crop (H, W, 3) uint8 RGB, which it may change in place, and a seeded generator that gives
-            all its randomness; returns (H, W, 3) uint8 of the same size. It is pickled into worker processes.
+    ``function`` takes the crop (H, W, 3) uint8 RGB, which it may change in place, and a seeded generator that gives all
+    its randomness; it returns (H, W, 3) uint8 of the same size. It is pickled into worker processes.
     """
 
     def __init__(self, function: Callable[[Pixels, np.random.Generator], Pixels]) -> None:
@@ -102,10 +101,8 @@ class CustomAugmentation:
         made = self.function(crop, rng)
         if not isinstance(made, np.ndarray) or made.dtype != np.uint8 or made.shape != (size, size, 3):
             what = f"{made.dtype} {made.shape}" if isinstance(made, np.ndarray) else type(made).__name__
-            raise UserError(
-                f"augment: {self.function!r} returned {what}; it must return a uint8 array ({size}, {size}, 3), of the "
-                "size it was given"
-            )
+            wanted = f"a uint8 array ({size}, {size}, 3), of the size it was given"
+            raise UserError(f"augment: {self.function!r} returned {what}; it must return {wanted}")
         return made
 
 
@@ -185,12 +182,8 @@ class Augmentation:
     worker, and its ``set_random_seed`` gives every transform of a Compose the same stream, so that blur and JPEG with
     probability 0.5 each would always come together.
 
-    Args:
-        recipe: a key of :data:`RECIPES`.
-        **changes: fields of :class:`Recipe` that differ from it, such as ``blur=0.1``.
-
-    Raises:
-        UserError: no such recipe or field, or a value out of range.
+    ``recipe`` is a key of :data:`RECIPES`, ``changes`` are fields of :class:`Recipe` that differ from it, such as
+    ``blur=0.1``. A UserError if there is no such recipe or field, or a value is out of range.
     """
 
     def __init__(self, recipe: str = "none", **changes: Any) -> None:

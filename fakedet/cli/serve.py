@@ -34,7 +34,7 @@ log = logging.getLogger("fakedet")
 
 WINDOW = 60.0  # seconds over which a visitor's images are counted
 KEPT = 60.0  # seconds after which an upload that nobody asked about is removed
-# Gradio takes from the clipboard by its button alone, and only over HTTPS or on this machine; this is for Ctrl+V.
+# Gradio reads the clipboard only by its button, over HTTPS or on this machine; this handles Ctrl+V.
 PASTE = """<script>
 document.addEventListener('paste', event => {
   const input = document.querySelector('input[type=file]');
@@ -88,7 +88,7 @@ def serve_page(
 
 
 def check_host(host: str, port: int) -> None:
-    """Refuse what is no address or port, and say what it means to listen to others."""
+    """Refuse what is no address or port, and warn if other machines can reach the page."""
     try:
         alone = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError as error:
@@ -206,9 +206,8 @@ def make_page(judge: Callable[[str, bytes], Card], introduction: str, limit: Rat
         with gradio.Row():
             one = gradio.Image(type="filepath", sources=["upload", "clipboard"], image_mode=None, height=260,
                                min_width=320, label="One image: drop, choose or paste it")  # fmt: skip
-            several = gradio.File(
-                file_count="multiple", file_types=suffixes, height=260, min_width=320, label="Several images"
-            )
+            several = gradio.File(file_count="multiple", file_types=suffixes, height=260, min_width=320,
+                                  label="Several images")  # fmt: skip
         answer = gradio.HTML(label="Answer", elem_id="answer")
         for component in (one, several):
             # Files are taken as they were sent: no other decoder than ours sees them, and no copy is made.

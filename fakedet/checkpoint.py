@@ -41,20 +41,20 @@ SHIPPED = {"demo": Path(__file__).parent / "weights" / f"demo{SAFETENSORS}"}
 
 @dataclass
 class CheckpointInfo:
-    """What a checkpoint says of itself; plain values only, so that it loads without running code."""
+    """What a checkpoint says about itself; plain values only, so that it loads without running code."""
 
     model: dict[str, Any]
     """The resolved model config."""
     stage1: dict[str, Any] | None
     """The model config of the stage 1 that it was trained over; None for none."""
     seen_generators: list[str]
-    """Whose fakes it was trained on."""
+    """Generators whose fakes it was trained on."""
     crop_size: int
-    """Side in pixels of what it looks at."""
+    """Side of its crops in pixels."""
     eval_policy: str
     """How evaluation takes crops: see :func:`fakedet.data.transforms.evaluation_views`."""
     match: dict[str, Any] | None
-    """How images were matched on the fly; None: not."""
+    """How images were matched while they were loaded; None if they were not."""
     manifest_sha256: str
     pairs: dict[str, Any] | None
     """Which reals each generator is compared with; None: all."""

@@ -265,5 +265,5 @@ def _check_same(about: Path, content: Mapping[str, Any], output: Path) -> None:
     if earlier.get("checkpoint_sha256") != content["checkpoint_sha256"]:
         changed.append("the checkpoint is another one")
     if changed:
-        raise UserError(f"output={output} holds answers made in another way ({'; '.join(changed)}); name another "
+        raise UserError(f"output={output} holds rows made with other settings ({'; '.join(changed)}); name another "
                         "output, or give the earlier settings")  # fmt: skip

@@ -10,10 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fakedet.api import Evaluation, TrainedRun, compose, evaluate, train
+    from fakedet.api import Evaluation, compose, evaluate, train
     from fakedet.detector import Detector, Prediction, load
     from fakedet.errors import UserError
     from fakedet.metrics.per_generator import AveragePrecision, average_precision
+    from fakedet.training.train import TrainedRun
 
 __version__ = "0.2.0"
 
@@ -38,7 +39,7 @@ _MODULES = {
     "Detector": "fakedet.detector",
     "Evaluation": "fakedet.api",
     "Prediction": "fakedet.detector",
-    "TrainedRun": "fakedet.api",
+    "TrainedRun": "fakedet.training.train",
     "UserError": "fakedet.errors",
     "average_precision": "fakedet.metrics.per_generator",
     "compose": "fakedet.api",

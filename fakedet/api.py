@@ -6,8 +6,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,36 +18,16 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fakedet.config import check_command_line, expand_encoders, packages_of, without_hydra
-from fakedet.detector import Detector, load
+from fakedet.config import check_command_line, expand_encoders, without_hydra
 from fakedet.errors import UserError
 from fakedet.evaluation import evaluate as evaluation
 from fakedet.evaluation.predictions import read_predictions
 from fakedet.training import train as training
-from fakedet.utils import plain, quiet_libraries
+from fakedet.training.train import TrainedRun
+from fakedet.utils import quiet_libraries
 
 PLAIN = re.compile(r"(?!(null|true|false|nan|inf)$)[a-z_/.][\w/.-]*", re.IGNORECASE)
 """Text that Hydra's grammar reads as it is."""
-
-
-@dataclass(frozen=True)
-class TrainedRun:
-    """What :func:`train` leaves behind."""
-
-    folder: Path
-    """The run's folder, with config.yaml, metrics.json, predictions.parquet, checkpoints/ and figures."""
-    checkpoint: Path
-    """The weights that validation chose."""
-    metrics: dict[str, Any] | None
-    """Content of metrics.json; None if the test split was not scored."""
-    validation: float | None
-    """Best value of what chose the weights on the validation split; None if nothing chose."""
-    trust: tuple[str, ...] = ()
-    """Packages whose classes the run's config names."""
-
-    def load(self, device: str = "auto") -> Detector:
-        """Load the trained detector; the packages that the run's config names are trusted."""
-        return load(self.checkpoint, device, self.trust)
 
 
 @dataclass(frozen=True)
@@ -107,18 +86,13 @@ def train(*overrides: str, config: DictConfig | None = None, **settings: Any) ->
     """
     if config is None:
         config = compose("train", *overrides, **settings)
-    with _quiet():
-        done = training.train(config, _words(overrides, settings))
-    metrics = None if done.metrics is None else _metrics(done.folder)
-    packages = packages_of([plain(config[key]) for key in ("model", "stage1") if config.get(key)])
-    return TrainedRun(done.folder, done.checkpoint, metrics, done.validation, tuple(sorted(packages - {"fakedet"})))
+    with warnings.catch_warnings():
+        quiet_libraries()
+        return training.train(config, _words(overrides, settings))
 
 
 def evaluate(
-    checkpoint: str | os.PathLike[str],
-    manifest: str | os.PathLike[str] | None = None,
-    *overrides: str,
-    **settings: Any,
+    checkpoint: str | os.PathLike[str], manifest: str | os.PathLike[str] | None = None, *overrides: str, **settings: Any
 ) -> Evaluation:
     """Score one split of a manifest, as `fakedet evaluate` does.
 
@@ -136,15 +110,12 @@ def evaluate(
     if manifest is not None:
         settings["data__manifest"] = manifest
     config = compose("evaluate", *overrides, **settings)
-    with _quiet():
+    with warnings.catch_warnings():
+        quiet_libraries()
         metrics = evaluation.evaluate(config, _words(overrides, settings))
     folder = Path(config.output_dir)
-    return Evaluation(folder, {} if metrics is None else _metrics(folder))
-
-
-def _metrics(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    return content
+    content = {} if metrics is None else json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return Evaluation(folder, content)
 
 
 def _words(overrides: tuple[str, ...], settings: Mapping[str, Any]) -> list[str]:
@@ -168,10 +139,3 @@ def _written(value: Any) -> str:
         return text
     # Within quotes Hydra reads backslashes as they are, unless a quote follows.
     return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        quiet_libraries()
-        yield

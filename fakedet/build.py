@@ -26,14 +26,9 @@ log = logging.getLogger("fakedet")
 
 
 def build_method(config: Mapping[str, Any], stage1: NaturalTracePretraining | None = None) -> Detector:
-    """Build the LightningModule of a model config.
+    """Build the LightningModule of a resolved ``model`` node; ``stage1`` is its source, or its encoder's first weights.
 
-    Args:
-        config: the resolved ``model`` node.
-        stage1: for methods that transfer from a trained stage 1 or start from its encoder.
-
-    Raises:
-        UserError: a class of the wrong kind, a wrong value, or a stage 1 with another encoder.
+    Raises UserError for a class of the wrong kind, a wrong value, and a stage 1 with another encoder.
     """
     encoder = build_encoder(config["encoder"])
     if starts_from_stage1(config) and stage1 is not None:
@@ -41,10 +36,9 @@ def build_method(config: Mapping[str, Any], stage1: NaturalTracePretraining | No
             encoder.load_state_dict(stage1.encoder.state_dict())
         except RuntimeError as error:
             theirs = stage1.config.get("encoder", {})
-            raise UserError(
-                f"model.init=stage1: stage 1 has another encoder ({_describe(theirs)}) than this model "
-                f"({_describe(config['encoder'])}); choose the same model/encoder, or model.init=scratch"
-            ) from error
+            raise UserError(f"model.init=stage1: stage 1 has another encoder ({_describe(theirs)}) than this model "
+                            f"({_describe(config['encoder'])}); choose the same model/encoder, or model.init=scratch"
+                            ) from error  # fmt: skip
     parts: dict[str, Any] = {"encoder": encoder}
     if transfers(config):
         assert stage1 is not None
@@ -52,27 +46,20 @@ def build_method(config: Mapping[str, Any], stage1: NaturalTracePretraining | No
     settings = {key: value for key, value in config.items() if key not in (*TRAINING_KEYS, "encoder")}
     method = build(settings, "model", **parts)
     if not isinstance(method, Detector):
-        raise UserError(
-            f"model._target_: {config['_target_']} made a {type(method).__name__}; a method subclasses "
-            "fakedet.methods.base.Detector"
-        )
+        raise UserError(f"model._target_: {config['_target_']} made a {type(method).__name__}; a method subclasses "
+                        "fakedet.methods.base.Detector")  # fmt: skip
     method.config = dict(config)
     return method
 
 
 def build_encoder(config: Mapping[str, Any]) -> nn.Module:
-    """Build the encoder of a model config, with its pretrained weights.
-
-    Raises:
-        UserError: a wrong value, weights that are not there, or a class that is no encoder.
-    """
+    """Build an encoder with its pretrained weights; UserError for a wrong value, missing weights, another class."""
     encoder = build(config, "model.encoder")
     dim = getattr(encoder, "embedding_dim", None)
     if not isinstance(encoder, nn.Module) or not isinstance(dim, int):
-        raise UserError(
-            f"model.encoder._target_: {config['_target_']} is no encoder: it must be an nn.Module that maps float RGB "
-            "(N, 3, H, W) in [0, 1] to (N, embedding_dim), and have the whole number embedding_dim"
-        )
+        raise UserError(f"model.encoder._target_: {config['_target_']} is no encoder: it must be an nn.Module that "
+                        "maps float RGB (N, 3, H, W) in [0, 1] to (N, embedding_dim), and have the whole number "
+                        "embedding_dim")  # fmt: skip
     return encoder
 
 
@@ -82,11 +69,7 @@ def transfers(config: Mapping[str, Any]) -> bool:
 
 
 def starts_from_stage1(config: Mapping[str, Any]) -> bool:
-    """Say whether a model config starts its encoder from the weights of stage 1.
-
-    Raises:
-        UserError: ``model.init`` is neither scratch nor stage1.
-    """
+    """Say whether a model config starts its encoder from stage 1's weights; UserError for an unknown ``init``."""
     init = config.get("init", "scratch")
     if init not in ("scratch", "stage1"):
         raise UserError(f"model.init: '{init}' is not known; valid: scratch, stage1")
@@ -99,11 +82,7 @@ def needs_stage1(config: Mapping[str, Any]) -> bool:
 
 
 def check_parts(config: Mapping[str, Any]) -> None:
-    """Check that each part of a composed train config is of the kind that its place needs; no data are read.
-
-    Raises:
-        UserError: the first part that is not, with what it lacks.
-    """
+    """Raise UserError for the first part of a composed train config that is not of the kind that its place needs."""
     model, stage1 = config["model"], config["stage1"]
     check_kind(model, "model", Detector, "method")
     if needs_stage1(model):
@@ -122,30 +101,20 @@ def check_parts(config: Mapping[str, Any]) -> None:
 
 
 def build_datamodule(config: Mapping[str, Any], **settings: Any) -> DataModule:
-    """Build the data module of a data config, the user's own or one of fakedet's.
+    """Build the data module of a resolved ``data`` node, the user's own or one of fakedet's.
 
-    Args:
-        config: the resolved ``data`` node.
-        **settings: what the method asks of it: augment, views, real_only, seed.
-
-    Raises:
-        UserError: it is no data module, or lacks what :class:`fakedet.data.datamodule.DataModule` lists.
+    ``settings`` are what the method asks of it: augment, views, real_only, seed. Raises UserError if it is no data
+    module, or lacks what :class:`fakedet.data.datamodule.DataModule` lists.
     """
     return check_data_module(build(config, "data", **settings))
 
 
 def build_augmentation(config: Mapping[str, Any]) -> Augment:
-    """Build the augmentation of an augment config: a recipe of fakedet's, or the user's own ``_target_``.
-
-    Raises:
-        UserError: a wrong value, or a ``_target_`` that makes nothing that can be called.
-    """
+    """Build a recipe of fakedet's or the user's own ``_target_``; UserError for a wrong value or a non-callable."""
     made = build({"_target_": "fakedet.data.transforms.Augmentation", **config}, "augment")
     if not callable(made):
-        raise UserError(
-            f"augment._target_={config['_target_']}: it must make a function of a crop (H, W, 3) uint8 and a "
-            "numpy.random.Generator; see fakedet.data.transforms.CustomAugmentation"
-        )
+        raise UserError(f"augment._target_={config['_target_']}: it must make a function of a crop (H, W, 3) uint8 and "
+                        "a numpy.random.Generator; see fakedet.data.transforms.CustomAugmentation")  # fmt: skip
     return made if isinstance(made, Augmentation) else CustomAugmentation(made)
 
 
@@ -155,43 +124,33 @@ def build_callbacks(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_trainer(config: Mapping[str, Any], **parts: Any) -> Trainer:
-    """Build the Lightning trainer.
-
-    Raises:
-        UserError: the machine does not have what the config asks for, or a wrong value.
-    """
-    config = {**config, "precision": _precision(config)}
-    if config.get("accelerator") == "cpu" or not torch.cuda.is_available():
-        config = {**config, "sync_batchnorm": False}  # PyTorch has it for GPUs alone
+    """Build the Lightning trainer; UserError: a wrong value, or what this machine does not have."""
+    on_gpu = config.get("accelerator") != "cpu" and torch.cuda.is_available()
+    settings = {**config, "precision": _precision(config.get("precision", "32-true"), on_gpu)}
+    if not on_gpu:
+        settings["sync_batchnorm"] = False  # PyTorch has it for GPUs alone
     plugins: list[Any] = [AtomicCheckpointIO()]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # not in the middle of a step
-    parts = {"plugins": plugins, **parts}
     try:
-        trainer = build(config, "trainer", **parts)
+        trainer = build(settings, "trainer", **{"plugins": plugins, **parts})
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"trainer: {one_line(error)}") from error
     assert isinstance(trainer, Trainer)
     return trainer
 
 
-def _precision(config: Mapping[str, Any]) -> Any:
-    """Return the asked precision, or what the device has in its place: bfloat16 is emulated, slowly, on older ones."""
-    precision = config.get("precision", "32-true")
+def _precision(precision: Any, on_gpu: bool) -> Any:
+    """Return the asked precision, or another where the device only emulates bfloat16, which is slow."""
     if not str(precision).startswith("bf16"):
         return precision
-    on_gpu = config.get("accelerator") not in ("cpu",) and torch.cuda.is_available()
     if on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
         log.warning("trainer.precision=%s: this GPU has no bfloat16; 16-mixed is taken", precision)
         return "16-mixed"
-    if not on_gpu and not _cpu_has_bf16():
+    if not on_gpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         log.warning("trainer.precision=%s: this CPU has no bfloat16; 32-true is taken", precision)
         return "32-true"
     return precision
-
-
-def _cpu_has_bf16() -> bool:
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _describe(encoder: Mapping[str, Any]) -> str:

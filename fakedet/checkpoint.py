@@ -1,4 +1,4 @@
-"""Checkpoints: what one holds, written whole, read as data. A stranger's file names nothing that is called unjudged.
+"""Checkpoints: what one holds, written whole, read as data. No class that a file names is called before it is judged.
 
 A checkpoint (``.ckpt``, or ``.safetensors`` as ``fakedet export`` writes) holds weights and, under the key
 ``fakedet``, a :class:`CheckpointInfo` of plain values: the model's config, what it was trained on, how it looks at
@@ -41,20 +41,20 @@ SHIPPED = {"demo": Path(__file__).parent / "weights" / f"demo{SAFETENSORS}"}
 
 @dataclass
 class CheckpointInfo:
-    """What a checkpoint says of itself; plain values only, so that it loads without running code."""
+    """What a checkpoint says about itself; plain values only, so that it loads without running code."""
 
     model: dict[str, Any]
     """The resolved model config."""
     stage1: dict[str, Any] | None
     """The model config of the stage 1 that it was trained over; None for none."""
     seen_generators: list[str]
-    """Whose fakes it was trained on."""
+    """Generators whose fakes it was trained on."""
     crop_size: int
-    """Side in pixels of what it looks at."""
+    """Side of its crops in pixels."""
     eval_policy: str
     """How evaluation takes crops: see :func:`fakedet.data.transforms.evaluation_views`."""
     match: dict[str, Any] | None
-    """How images were matched on the fly; None: not."""
+    """How images were matched while they were loaded; None if they were not."""
     manifest_sha256: str
     pairs: dict[str, Any] | None
     """Which reals each generator is compared with; None: all."""
@@ -70,19 +70,13 @@ class CheckpointInfo:
 
     @classmethod
     def from_dict(cls, content: Any, path: Path) -> CheckpointInfo:
-        """Check plain values and make the info of them.
-
-        Raises:
-            UserError: a value that is missing, unknown or of another type.
-        """
+        """Make the info of plain values; UserError for a value that is missing, unknown or of another type."""
         if not isinstance(content, dict):
             raise UserError(f"{path} is damaged: what it says of itself is no mapping")
         if content.get("format") != FORMAT:
             version = "fakedet 0.1" if content.get("format") == 1 else "another version of fakedet"
-            raise UserError(
-                f"{path} was written by {version}, whose checkpoints this one does not read; train it anew, or use "
-                "that version"
-            )
+            raise UserError(f"{path} was written by {version}, whose checkpoints this one does not read; train it "
+                            "anew, or use that version")  # fmt: skip
         fields = {one.name: one for one in dataclasses.fields(cls)}
         lacking = [name for name, one in fields.items() if one.default is dataclasses.MISSING and name not in content]
         if lacking:
@@ -106,19 +100,12 @@ class CheckpointInfo:
                 raise UserError(f"{path} is damaged: its operating point: {one_line(error)}") from error
         return cls(**content)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return dataclasses.asdict(self)
-
-
-# --- building a detector from a checkpoint --------------------------------------------------------------
-
 
 def load_detector(path: str | Path, trust: Sequence[str] = ()) -> Detector:
     """Build the detector of a checkpoint, with its weights, in evaluation mode on the CPU.
 
     Args:
-        path: of a checkpoint that training or ``fakedet export`` wrote, or the name of one that comes with fakedet.
+        path: as for :func:`read_checkpoint`.
         trust: packages, besides fakedet, whose classes the checkpoint may name. Their code is imported and run: name
             only those that you would run anyway.
 
@@ -129,32 +116,22 @@ def load_detector(path: str | Path, trust: Sequence[str] = ()) -> Detector:
 
 
 def load_stage1(path: str | Path, trust: Sequence[str] = ()) -> NaturalTracePretraining:
-    """Load a checkpoint of stage 1.
-
-    Raises:
-        UserError: see :func:`load_detector`; also a checkpoint of another method.
-    """
+    """Load a checkpoint of stage 1; UserError as in :func:`load_detector`, and for one of another method."""
     method = load_detector(path, trust)
     if not isinstance(method, NaturalTracePretraining):
-        raise UserError(
-            f"{path} is a checkpoint of '{method.info['name']}', not of stage 1; train one with "
-            "`fakedet train model=ntf_stage1`"
-        )
+        raise UserError(f"{path} is a checkpoint of '{method.info['name']}', not of stage 1; train one with "
+                        "`fakedet train model=ntf_stage1`")  # fmt: skip
     return method
 
 
 def detector_of(checkpoint: Mapping[str, Any], path: str | Path, trust: Sequence[str] = ()) -> Detector:
-    """Build the detector of a checkpoint that :func:`read_checkpoint` has read.
-
-    Raises:
-        UserError: a class that it may not name, or weights that do not fit.
-    """
+    """Build the detector of a checkpoint that :func:`read_checkpoint` has read; see :func:`load_detector`."""
     info = CheckpointInfo.from_dict(checkpoint["fakedet"], Path(path))
     # Everything is judged before anything is built.
     make_model = _judge_model(info.model, "model", path, trust)
     make_stage1 = None if info.stage1 is None else _judge_model(info.stage1, "stage1", path, trust)
     parts: dict[str, Any] = {}
-    if make_stage1 is not None and make_model.needs_stage1:
+    if make_stage1 is not None and getattr(make_model.target, "needs_stage1", False):
         stage1 = make_stage1()
         if not isinstance(stage1, NaturalTracePretraining):
             raise UserError(f"{path}: stage1._target_ is no stage 1")
@@ -164,7 +141,7 @@ def detector_of(checkpoint: Mapping[str, Any], path: str | Path, trust: Sequence
         method.load_state_dict(checkpoint["state_dict"])
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: the weights do not fit the config inside it: {one_line(error)}") from error
-    method.info, method.config, method.trust = info.to_dict(), info.model, tuple(trust)
+    method.info, method.config, method.trust = dataclasses.asdict(info), info.model, tuple(trust)
     return method.eval()
 
 
@@ -177,10 +154,6 @@ class _Judged:
     path: str | Path
     place: str
     nested: dict[str, _Judged] = field(default_factory=dict)
-
-    @property
-    def needs_stage1(self) -> bool:
-        return bool(getattr(self.target, "needs_stage1", False))
 
     def __call__(self, **parts: Any) -> Any:
         try:
@@ -209,11 +182,7 @@ def _judge_model(config: Any, place: str, path: str | Path, trust: Sequence[str]
 
 
 def _judge(node: dict[Any, Any], place: str, kind: type, path: str | Path, trust: Sequence[str]) -> _Judged:
-    """Find the class that a node names and judge it and its values; nothing is called.
-
-    Raises:
-        UserError: anything but a class of the right kind, defined where it may be, and plain keyword values.
-    """
+    """Find the class that a node names and judge it and its values; nothing is called."""
     target = _find(node.get("_target_"), place, kind, path, trust)
     judged = _Judged(target, {}, path, place)
     for key, value in node.items():
@@ -221,7 +190,7 @@ def _judge(node: dict[Any, Any], place: str, kind: type, path: str | Path, trust
         if key == "_target_":
             continue
         if not isinstance(key, str) or not key.isidentifier() or key.startswith("_"):
-            raise UserError(f"{path}: {where} is refused: a checkpoint holds plain keyword values")
+            raise _not_plain(where, path)
         if isinstance(value, dict) and "_target_" in value:
             judged.nested[key] = _judge(value, where, nn.Module, path, trust)
         else:
@@ -238,9 +207,8 @@ def _find(name: Any, place: str, kind: type, path: str | Path, trust: Sequence[s
     module, _, attribute = name.rpartition(".")
     package = module.partition(".")[0]
     if package != "fakedet" and package not in trust:
-        raise refused(
-            f"a checkpoint may name classes of fakedet, and of packages that you trust by trust=[{package or name}]"
-        )
+        raise refused("a checkpoint may name classes of fakedet, and of packages that you trust by "
+                      f"trust=[{package or name}]")  # fmt: skip
     if module.endswith("__main__"):
         raise refused("it is no module of classes")
     try:
@@ -255,33 +223,28 @@ def _find(name: Any, place: str, kind: type, path: str | Path, trust: Sequence[s
     return found
 
 
+def _not_plain(where: str, path: str | Path) -> UserError:
+    return UserError(f"{path}: {where} is refused: a checkpoint holds plain keyword values")
+
+
 def _plain(value: Any, where: str, path: str | Path) -> Any:
     if isinstance(value, dict):
         if not all(isinstance(key, str) and not key.startswith("_") for key in value):
-            raise UserError(f"{path}: {where} is refused: a checkpoint holds plain keyword values")
+            raise _not_plain(where, path)
         return {key: _plain(one, f"{where}.{key}", path) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(one, where, path) for one in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise UserError(f"{path}: {where} is refused: a checkpoint holds plain keyword values")
-
-
-# --- reading --------------------------------------------------------------------------------------------
+    raise _not_plain(where, path)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint of fakedet as tensors and plain values, without running code.
 
-    Args:
-        path: of a file that training wrote, of a safetensors file that `fakedet export` wrote, or the name of one
-            that comes with fakedet.
-
-    Returns:
-        At least ``state_dict`` and ``fakedet``, the content of a :class:`CheckpointInfo`.
-
-    Raises:
-        UserError: no such file, or not a checkpoint of fakedet.
+    ``path`` is a file that training wrote, a safetensors file that `fakedet export` wrote, or the name of a detector
+    that comes with fakedet. Returns at least ``state_dict`` and ``fakedet``, the content of a :class:`CheckpointInfo`.
+    Raises UserError for no such file and one that is not a checkpoint of fakedet.
     """
     path = locate(path)
     if not path.is_file():
@@ -304,10 +267,8 @@ def _unpickle(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file makes the unpickler raise
         if path.suffix in (".onnx", ".pt2"):
-            raise UserError(
-                f"{path} is an export for other programs; fakedet reads the .ckpt that it was made from, or an export "
-                "to .safetensors"
-            ) from error
+            raise UserError(f"{path} is an export for other programs; fakedet reads the .ckpt that it was made from, "
+                            f"or an export to {SAFETENSORS}") from error  # fmt: skip
         reason = one_line(error)
         if "weights_only" in reason:  # PyTorch's advice is to let the file run code
             reason = "it is damaged, or holds more than tensors and plain values"
@@ -323,11 +284,7 @@ def _unpickle(path: Path) -> dict[str, Any]:
 
 
 def read_published(path: Path) -> dict[str, Any]:
-    """Read a published safetensors file as what a checkpoint holds: ``state_dict`` and ``fakedet``.
-
-    Raises:
-        UserError: it is damaged, or fakedet did not write it.
-    """
+    """Read ``state_dict`` and ``fakedet`` from a safetensors file; UserError if damaged or not written by fakedet."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
             metadata = file.metadata() or {}
@@ -337,16 +294,11 @@ def read_published(path: Path) -> dict[str, Any]:
     except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as safetensors: {one_line(error)}; copy it anew") from error
     if not isinstance(info, dict):
-        raise UserError(
-            f"{path} holds weights alone, not a detector; `fakedet export output=x{SAFETENSORS}` writes those, and "
-            "model.encoder.weights=FILE starts an encoder from weights"
-        )
+        raise UserError(f"{path} holds weights alone, not a detector; `fakedet export output=x{SAFETENSORS}` writes a "
+                        "detector, and model.encoder.weights=FILE starts an encoder from weights")  # fmt: skip
     if metadata.get("sha256") != _digest(weights, told):
         raise UserError(f"{path} is damaged: its checksum is wrong; copy it anew")
     return {"state_dict": weights, "fakedet": info}
-
-
-# --- writing --------------------------------------------------------------------------------------------
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -357,23 +309,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint.
-
-        Raises:
-            UserError: the disk is full or the folder cannot be written.
-        """
+        """Write a checkpoint; to a URL as Lightning does, to a file as :func:`write_whole` does."""
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
-            return
-        write_whole(checkpoint, Path(path))
+        else:
+            write_whole(checkpoint, Path(path))
 
 
 def write_whole(content: Any, path: Path) -> None:
-    """Write ``torch.save``'s bytes into a file, whole or not at all.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written; what was there is still there.
-    """
+    """Write ``torch.save``'s bytes, whole or not at all; UserError (full disk, permission) leaves the old file."""
     try:
         with replacing(path) as temporary, open(temporary, "wb") as file:
             try:
@@ -383,10 +327,8 @@ def write_whole(content: Any, path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     except (UserError, RuntimeError) as error:
-        raise UserError(
-            f"checkpoint: {str(error).splitlines()[0]}. Make room, then give the same command again: it goes on from "
-            "the last checkpoint"
-        ) from error
+        raise UserError(f"checkpoint: {str(error).splitlines()[0]}. Make room, then give the same command again: it "
+                        "goes on from the last checkpoint") from error  # fmt: skip
 
 
 def write_published(path: Path, weights: dict[str, Tensor], info: dict[str, Any]) -> None:

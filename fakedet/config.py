@@ -1,4 +1,4 @@
-"""Configs: numbers checked, mistakes on the command line told with the nearest key, and objects built from them.
+"""Check numbers and command lines, name the nearest key for a mistake, and build objects from configs.
 
 The only module that calls Hydra's ``instantiate``, through :func:`build`. The user's own config may name any class that
 can be imported; a checkpoint may not (:mod:`fakedet.checkpoint`).
@@ -29,8 +29,11 @@ from fakedet.errors import UserError, nearest, one_line
 from fakedet.methods.base import check_optimiser
 from fakedet.utils import plain
 
-# Smaller crops leave strided encoders nothing to look at.
-LEAST_CROP = 16
+LEAST = {
+    "threads": 1, "data.crop_size": 16,  # smaller crops leave strided encoders nothing to look at
+    "bootstrap.resamples": 0, "bootstrap.seed": 0, "trainer.check_val_every_n_epoch": 1,
+    "trainer.accumulate_grad_batches": 1, "callbacks.resume.every_steps": 1, "seed": 0, "pictures": 0,
+}  # fmt: skip
 # Not bf16-true and its like: weights in 16 bits lose what small steps add.
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "64-true", "32", "16", "bf16", "64")
 POSITIVE = ("temperature", "weight_temperature", "epochs", "hidden_dim", "projection_dim", "bank_size", "lr")
@@ -38,22 +41,8 @@ NOT_NEGATIVE = ("contrastive_weight", "weight_decay", "heterogeneous_weight", "h
 
 
 def check_config(config: DictConfig) -> None:
-    """Refuse numbers of a config that no run could use.
-
-    Raises:
-        UserError: the first one, with what would be valid.
-    """
-    for key, least in (
-        ("threads", 1),
-        ("data.crop_size", LEAST_CROP),
-        ("bootstrap.resamples", 0),
-        ("bootstrap.seed", 0),
-        ("trainer.check_val_every_n_epoch", 1),
-        ("trainer.accumulate_grad_batches", 1),
-        ("callbacks.resume.every_steps", 1),
-        ("seed", 0),
-        ("pictures", 0),
-    ):
+    """Refuse numbers that no run could use: UserError for the first one, with what would be valid."""
+    for key, least in LEAST.items():
         _at_least(config, key, least)
     seed = OmegaConf.select(config, "seed", default=0)
     if seed is None:
@@ -64,10 +53,8 @@ def check_config(config: DictConfig) -> None:
         _check_length(config)
         every, epochs = config.trainer.check_val_every_n_epoch, config.trainer.max_epochs
         if every is not None and epochs is not None and every > epochs:
-            raise UserError(
-                f"trainer.check_val_every_n_epoch={every}: with {epochs} epochs nothing would ever be validated or "
-                f"kept; valid: 1 to {epochs}"
-            )
+            raise UserError(f"trainer.check_val_every_n_epoch={every}: with {epochs} epochs nothing would ever be "
+                            f"validated or kept; valid: 1 to {epochs}")  # fmt: skip
         for node in ("model", "stage1"):
             _check_model(config, node)
     if OmegaConf.select(config, "trainer") is None:
@@ -79,7 +66,7 @@ def check_config(config: DictConfig) -> None:
 
 
 def _check_devices(config: DictConfig) -> None:
-    """Refuse more processes than CPU cores; more GPUs than there are, Lightning refuses."""
+    """Refuse more processes than CPU cores; Lightning itself refuses more GPUs than there are."""
     devices, cores = config.trainer.devices, os.cpu_count() or 1
     asked = config.trainer.accelerator
     on_cpu = asked == "cpu" or (asked == "auto" and not torch.accelerator.is_available())
@@ -99,11 +86,9 @@ def _check_length(config: DictConfig) -> None:
     if checkpoint.get("save_top_k") == 0:
         raise UserError("callbacks.checkpoint.save_top_k=0: no weights would be kept; valid: 1")
     if checkpoint.get("monitor") and config.trainer.limit_val_batches == 0:
-        raise UserError(
-            f"trainer.limit_val_batches=0: {checkpoint.monitor} chooses the kept epoch, and nothing would be "
-            "validated; "
-            "add callbacks.checkpoint.monitor=null to keep the last epoch's weights"
-        )
+        raise UserError(f"trainer.limit_val_batches=0: {checkpoint.monitor} chooses the kept epoch, and nothing would "
+                        "be validated; add callbacks.checkpoint.monitor=null to keep the last epoch's weights"
+                        )  # fmt: skip
 
 
 def _check_model(config: DictConfig, node: str) -> None:
@@ -135,15 +120,9 @@ def build(config: Mapping[str, Any], where: str, **parts: Any) -> Any:
     """Build the object that a user's own config names as its ``_target_``, from any package that can be imported.
 
     Nested targets and ``_partial_`` work as Hydra's users know them. This runs the code that the config names: what a
-    checkpoint or a published file names goes through :func:`fakedet.checkpoint.load_detector` instead.
-
-    Args:
-        config: a resolved mapping, or a DictConfig to resolve.
-        where: its place in the whole config, for messages.
-        **parts: objects passed beside its values.
-
-    Raises:
-        UserError: a name that cannot be imported, or values that the class refuses.
+    checkpoint or a published file names goes through :func:`fakedet.checkpoint.load_detector` instead. ``where`` is the
+    config's place in the whole, for messages; ``parts`` are objects passed beside its values. Raises UserError for a
+    name that cannot be imported and values that the class refuses.
     """
     content = {**plain(config), **parts}
     try:
@@ -163,29 +142,19 @@ def build(config: Mapping[str, Any], where: str, **parts: Any) -> Any:
 
 
 def target_of(config: Mapping[str, Any], where: str) -> Any:
-    """Import what a config names as its ``_target_``, without calling it.
-
-    Raises:
-        UserError: it names nothing, or nothing that can be imported.
-    """
+    """Import what a config names as its ``_target_``, without calling it; UserError if it cannot be imported."""
     name = config.get("_target_")
     if not isinstance(name, str) or "." not in name:
         raise UserError(f"{where}._target_={name}: name a class as package.module.Class")
     try:
         return get_object(name)
     except Exception as error:  # whatever importing a user's module raises
-        raise UserError(
-            f"{where}._target_: '{name}' cannot be imported: {one_line(error)}; it must be in an installed package, or "
-            "in a folder beside --config-dir"
-        ) from error
+        raise UserError(f"{where}._target_: '{name}' cannot be imported: {one_line(error)}; it must be in an installed "
+                        "package, or in a folder beside --config-dir") from error  # fmt: skip
 
 
 def check_kind(config: Mapping[str, Any], where: str, kind: type, wanted: str) -> None:
-    """Check that a config names a class of the kind that its place needs; a function is taken at its word.
-
-    Raises:
-        UserError: it names a class of another kind.
-    """
+    """Raise UserError unless a config names a subclass of ``kind`` or a function, whose result is not known yet."""
     target = target_of(config, where)
     if isinstance(target, type) and not issubclass(target, kind):
         raise UserError(f"{where}._target_: {config['_target_']} is no {wanted} (no subclass of {kind.__name__})")
@@ -202,11 +171,7 @@ def packages_of(config: Any) -> set[str]:
 
 
 def use_config_folder(folder: str) -> Path:
-    """Let classes in packages beside a ``--config-dir`` be imported, in this process and in those that it starts.
-
-    Raises:
-        UserError: there is no such folder.
-    """
+    """Make packages beside a ``--config-dir`` importable, also in child processes; UserError for a missing folder."""
     path = Path(folder).absolute()
     if not path.is_dir():
         raise UserError(f"--config-dir={folder}: there is no such folder")
@@ -219,12 +184,9 @@ def use_config_folder(folder: str) -> Path:
 
 
 def expand_encoders(arguments: list[str]) -> list[str]:
-    """Turn ``model/encoder=resnet18`` into ``model/encoder=timm model.encoder.name=resnet18``.
+    """Turn ``model/encoder=resnet18``, timm's name, into ``model/encoder=timm model.encoder.name=resnet18``.
 
-    Any name of timm's may stand where no config has that name.
-
-    Raises:
-        UserError: neither; the nearest name of both is given.
+    A config of that name comes first. UserError if there is neither; it gives the nearest name of both.
     """
     group = "model/encoder"
     folders = [files("fakedet.conf").joinpath(group)]
@@ -238,9 +200,7 @@ def expand_encoders(arguments: list[str]) -> list[str]:
             expanded.append(argument)
             continue
         if "," in value:
-            raise UserError(
-                f"{argument}: to sweep over timm's encoders, write model/encoder=timm model.encoder.name={value}"
-            )
+            raise UserError(f"{argument}: to sweep over timm's encoders, write {group}=timm model.encoder.name={value}")
         import timm
 
         known = timm.list_models()
@@ -261,15 +221,9 @@ MISSING_HINTS = {
 }
 # What a value looks like where the default is null.
 INSTEAD_OF_NULL = {
-    "threads": 1,
-    "data.steps_per_epoch": 1,
-    "data.crop_size": 1,
-    "data.match.size": 1,
-    "data.eval_batch_size": 1,
-    "trainer.limit_train_batches": 1.0,
-    "trainer.limit_val_batches": 1.0,
-    "trainer.limit_test_batches": 1.0,
-}
+    "threads": 1, "data.steps_per_epoch": 1, "data.crop_size": 1, "data.match.size": 1, "data.eval_batch_size": 1,
+    **{f"trainer.limit_{split}_batches": 1.0 for split in ("train", "val", "test")},
+}  # fmt: skip
 
 
 @contextmanager
@@ -283,10 +237,9 @@ def without_hydra() -> Iterator[None]:
 
 
 def check_command_line(verb: str, arguments: list[str]) -> None:
-    """Refuse unknown keys, unknown options, values of the wrong type and values that are missing.
+    """Refuse unknown keys and options, values of the wrong type, and missing ones.
 
-    Raises:
-        UserError: the first mistake, in one line with the nearest valid name.
+    UserError tells the first mistake in one line, with the nearest valid name.
     """
     flags = get_args_parser().parse_args(arguments)
     if flags.help or flags.hydra_help or flags.info or flags.shell_completion or flags.cfg:
@@ -307,8 +260,8 @@ def check_command_line(verb: str, arguments: list[str]) -> None:
         for override in overrides:
             if override not in groups:
                 _check_value(override, config)
-        plain = [_first(override) for override in overrides if not override.is_hydra_override()]
-        for key in sorted(OmegaConf.missing_keys(compose(verb, overrides=[*search, *plain]))):
+        given = [_first(override) for override in overrides if not override.is_hydra_override()]
+        for key in sorted(OmegaConf.missing_keys(compose(verb, overrides=[*search, *given]))):
             hint = f": {MISSING_HINTS[key]}" if key in MISSING_HINTS else ""
             raise UserError(f"{key} is not given; pass {key}=...{hint}")
 
@@ -321,9 +274,8 @@ def _parse(overrides: list[str]) -> list[Override]:
         return list(OverridesParser.create().parse_overrides(overrides))
     except HydraException as error:
         first = str(error).splitlines()[0]
-        raise UserError(
-            f"an override cannot be read: {first}; put values with special signs into quotes: 'key=\"a b\"'"
-        ) from error
+        raise UserError(f"an override cannot be read: {first}; put values with special signs into quotes: "
+                        "'key=\"a b\"'") from error  # fmt: skip
 
 
 def _values(override: Override) -> list[Any]:
@@ -343,15 +295,13 @@ def _first(override: Override) -> str:
 
 
 def _check_option(override: Override, options: list[str]) -> None:
+    key = override.key_or_group
     for value in _values(override):
         for name in value if isinstance(value, list) else [value]:
             if name is None and not override.is_delete():
-                key = override.key_or_group
                 raise UserError(f"{key}=null: a group is left out with ~{key}")
             if name is not None and str(name) not in options:
-                raise UserError(
-                    f"{override.key_or_group}={name}: there is no such config; {nearest(str(name), options)}"
-                )
+                raise UserError(f"{key}={name}: there is no such config; {nearest(str(name), options)}")
 
 
 def _check_value(override: Override, config: DictConfig) -> None:
@@ -372,7 +322,7 @@ def _check_value(override: Override, config: DictConfig) -> None:
 
 
 def _check_followed(key: str, config: DictConfig) -> None:
-    """Refuse a key below a node that is another's: Hydra finds none there, although the config shows it."""
+    """Refuse a key below an interpolated node: Hydra finds none there, although the printed config shows it."""
     names = key.split(".")
     for place in range(1, len(names)):
         *above, name = names[:place]
@@ -386,23 +336,17 @@ def _check_followed(key: str, config: DictConfig) -> None:
 
 
 def _check_type(key: str, value: Any, default: Any) -> None:
-    expected = None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(default, bool):
-        expected = "true or false" if not isinstance(value, bool) else None
+        expected, fits = "true or false", isinstance(value, bool)
     elif isinstance(default, int):
-        expected = "a whole number" if not _is_number(value, whole=True) else None
+        expected, fits = "a whole number", is_number and (isinstance(value, int) or value.is_integer())
     elif isinstance(default, float):
-        expected = "a number" if not _is_number(value, whole=False) else None
-    elif OmegaConf.is_config(default) and not isinstance(value, dict | list) and value is not None:
-        expected = "a list or mapping" if "${" not in str(value) else None
-    if expected and value is not None and "${" not in str(value):
+        expected, fits = "a number", is_number
+    else:
+        expected, fits = "a list or mapping", isinstance(value, dict | list) or not OmegaConf.is_config(default)
+    if not fits and value is not None and "${" not in str(value):
         raise UserError(f"{key}={value}: expected {expected}, like {default}")
-
-
-def _is_number(value: Any, whole: bool) -> bool:
-    if isinstance(value, bool):
-        return False
-    return isinstance(value, int) or (isinstance(value, float) and (not whole or value.is_integer()))
 
 
 def _nearest_key(key: str, config: DictConfig) -> str:

@@ -45,18 +45,11 @@ FAKE: Verdict = "fake"
 UNDECIDED: Verdict = "undecided"
 TILES = "tiles"  # stands for the tiles' mean among the views of an image
 READERS = 4  # threads that read and decode files
-WANTED = (
-    "a path, a folder, a PIL image, a uint8 array (H, W, 3) in RGB, the bytes of an image file, a list of these, or a "
-    "tensor (N, 3, H, W)"
-)
 
 
 @dataclass(frozen=True)
 class Rules:
-    """The errors that a user accepts, and what must agree before a verdict is given.
-
-    Raises UserError for a value out of its range and a view that does not exist.
-    """
+    """The errors that a user accepts, and what must agree; UserError for a value out of range and an unknown view."""
 
     false_alarm: float = 0.05
     """Share of real photographs that may be called fake."""
@@ -113,24 +106,16 @@ COLUMNS = tuple(field.name for field in fields(Prediction))
 
 
 def decide(
-    point: OperatingPoint,
-    rules: Rules,
-    logit: float,
-    distance: float,
-    others: Mapping[str, float],
+    point: OperatingPoint, rules: Rules, logit: float, distance: float, others: Mapping[str, float],
     doubts: Sequence[str],
-) -> Prediction:
+) -> Prediction:  # fmt: skip
     """Give the verdict that the numbers allow, as a prediction without path and file facts.
 
-    "fake" needs a p-value among real images of at most ``rules.false_alarm``; "real" needs a logit below all but
-    ``rules.miss`` of the validation fakes, and no such p-value. The verdict is "undecided" where neither or both hold,
-    where an altered copy or the tiles disagree, and where there are ``doubts``.
-
-    Args:
-        point, rules: the detector's operating point, and what the user accepts.
-        logit, distance: of the image; the trace distance is NaN where the method has none.
-        others: view → mean logit of each altered copy and of the tiles.
-        doubts: why the image lies outside of what the detector was made for.
+    ``logit`` and ``distance`` are those of the image (the trace distance is NaN where the method has none), ``others``
+    holds the mean logit of each altered copy and of the tiles, and ``doubts`` say why the detector was not made for
+    such an image. "fake" needs a p-value among real images of at most ``rules.false_alarm``; "real" needs a logit below
+    all but ``rules.miss`` of the validation fakes, and no such p-value. The verdict is "undecided" where neither or
+    both hold, where an altered copy or the tiles disagree, and where there are doubts.
     """
     score = float(point.calibration([logit])[0])
     p_value = float(point.reference.p_values([logit], [distance])[0]) if point.reference else math.nan
@@ -210,8 +195,7 @@ def overlay(image: Pixels, tiles: Tiles, scores: ArrayLike) -> Pixels:
     mean = np.where(covered, total[part] / np.maximum(1, count[part]), 0.5)
     red, blue = np.clip(2 * mean, 0, 1), np.clip(2 - 2 * mean, 0, 1)
     colours = 255 * np.stack([red, np.minimum(red, blue), blue], axis=-1)
-    opacity = 0.45
-    mixed = np.where(covered[..., None], (1 - opacity) * image + opacity * colours, image)
+    mixed = np.where(covered[..., None], 0.55 * image + 0.45 * colours, image)
     return np.asarray(cv2.convertScaleAbs(mixed), dtype=np.uint8)
 
 
@@ -226,23 +210,20 @@ class Picture:
 
 
 def read_picture(source: Single) -> Picture:
-    """Read an image from a path, the bytes of a file, a PIL image or a uint8 array.
+    """Read an image; a file that cannot be read gives a picture with an ``error``.
 
-    A file that cannot be read is a picture with an ``error``; what is no image, or an array of another type or shape,
-    raises UserError.
+    Raises UserError for an object that is no image, and for an array that is not uint8 (H, W, 3).
     """
+    _check_image(source)
     path, header = "", None
     try:
         if isinstance(source, Image.Image):
             header = header_of(source)
             return Picture(path, header, decode_opened(source))
         if isinstance(source, np.ndarray):
-            _check_array(source)
             return Picture(path, Header("", source.shape[1], source.shape[0], 0, ""), source)
         if isinstance(source, str | os.PathLike):
             path = shown_path(os.fspath(source))
-        elif not isinstance(source, bytes):
-            raise UserError(f"{_kind(source)} is not an image; wanted: {WANTED}")
         data = source if isinstance(source, bytes) else read_bytes(os.fspath(source))
         header = parse_header(data)
         return Picture(path, header, decode_image(data))
@@ -272,18 +253,9 @@ class _Seen:
     crops: dict[str, list[Pixels]]  # of each view; empty if the image could not be read
     tiles: Tiles | None
 
-    def all_crops(self) -> list[Pixels]:
-        return [crop for crops in self.crops.values() for crop in crops]
-
 
 class Detector:
-    """A trained detector of AI-generated images; :func:`load` makes one.
-
-    Args:
-        module: the LightningModule, with what its checkpoint says about it.
-        device: where to run it.
-        path: the checkpoint it came from.
-    """
+    """A trained detector of AI-generated images; :func:`load` makes one."""
 
     def __init__(self, module: base.Detector, device: torch.device, path: Path) -> None:
         self.module = module.eval().to(device)
@@ -418,15 +390,8 @@ class Detector:
     def heatmap(self, x: Single, *, tiles: int = 9) -> Pixels:
         """Draw the scores of an image's tiles over it: blue is real, red is fake, white is in between.
 
-        Args:
-            x: one image, as for :meth:`predict`.
-            tiles: largest number of squares, at least 1.
-
-        Returns:
-            (H, W, 3) uint8 in RGB.
-
-        Raises:
-            UserError: see :meth:`predict`; also a file that cannot be read.
+        ``x`` is one image, as for :meth:`predict`, and ``tiles`` the largest number of squares, at least 1. Returns
+        (H, W, 3) uint8 in RGB; raises UserError as :meth:`predict` does, and for a file that cannot be read.
         """
         if tiles < 1:
             raise UserError(f"tiles={tiles}: must be at least 1")
@@ -438,24 +403,16 @@ class Detector:
     def examine(
         self, pictures: Sequence[str | Picture], rules: Rules, batch_size: int = 64, heatmaps: bool = False
     ) -> Iterator[tuple[Prediction, Pixels | None]]:
-        """Judge a few images, all of whose crops are in memory at once.
+        """Judge a few images, given as paths or as read, all of whose crops are in memory at once.
 
-        Args:
-            pictures: paths, or images that were read.
-            rules: what the user accepts.
-            batch_size: number of crops to score at a time.
-            heatmaps: draw the tiles' scores over each image.
-
-        Yields:
-            The prediction of each image, and its heatmap if there is one.
-
-        Raises:
-            UserError: the checkpoint has no operating point.
+        ``batch_size`` crops are scored at a time. Yields the prediction of each image, and with ``heatmaps`` also its
+        heatmap if it has tiles. Raises UserError if the checkpoint has no operating point.
         """
         point = self.require_operating_point()
         with ThreadPoolExecutor(READERS) as pool:
             seen = list(pool.map(partial(self._look, rules=rules, keep=heatmaps), pictures))
-        crops = [crop for one in seen for crop in one.all_crops()]
+        cut = [[crop for crops in one.crops.values() for crop in crops] for one in seen]
+        crops = [crop for parts in cut for crop in parts]
         logits, distances = [np.zeros(0)], [np.zeros(0)]
         with torch.inference_mode():
             for start in range(0, len(crops), batch_size):
@@ -465,8 +422,8 @@ class Detector:
                 distances.append(scores.trace_distance.cpu().double().numpy())
         numbers = np.stack([np.concatenate(logits), np.concatenate(distances)])
         start = 0
-        for one in seen:
-            part = slice(start, start := start + len(one.all_crops()))
+        for one, parts in zip(seen, cut, strict=True):
+            part = slice(start, start := start + len(parts))
             yield self._judge(one, point, rules, *numbers[:, part])
 
     def _look(self, given: str | Picture, rules: Rules, keep: bool) -> _Seen:
@@ -513,7 +470,7 @@ class Detector:
         return replace(said, **facts), drawn
 
     def require_operating_point(self) -> OperatingPoint:
-        """Give the operating point; UserError if there is none, so that nothing can be said about single images."""
+        """Give the operating point; UserError if there is none, because single images cannot be judged without it."""
         if self.operating_point is None:
             raise UserError(f"checkpoint={self.path} has no operating point, so nothing can be said of single images; "
                             "train it anew with this version, or use `fakedet evaluate`")  # fmt: skip
@@ -578,26 +535,15 @@ def load(
 
 
 def _pictures(x: Single | Iterable[Single] | Tensor) -> Iterator[str | Picture]:
-    """Check all that :meth:`Detector.predict` takes and spread it out; paths stay paths, to be read by threads."""
+    """Check all that :meth:`Detector.predict` takes, then list it; paths stay paths, to be read by threads."""
     if isinstance(x, Tensor):
         _check_tensor(x)
         pixels = x if x.dtype == torch.uint8 else (x.float() * 255).round().to(torch.uint8)
         items: Sequence[Single] = list(np.ascontiguousarray(pixels.permute(0, 2, 3, 1).cpu().numpy()))
-    elif isinstance(x, SINGLE):
-        items = [x]
-    elif isinstance(x, Iterable):
-        items = list(x)
     else:
-        raise UserError(f"{_kind(x)} is not an image; wanted: {WANTED}")
+        items = [x] if isinstance(x, SINGLE) or not isinstance(x, Iterable) else list(x)
     for item in items:
-        if isinstance(item, np.ndarray):
-            _check_array(item)
-        elif not isinstance(item, SINGLE):
-            raise UserError(f"{_kind(item)} is not an image; wanted: {WANTED}")
-    return _spread(items)
-
-
-def _spread(items: Sequence[Single]) -> Iterator[str | Picture]:
+        _check_image(item)
     for item in items:
         if not isinstance(item, str | os.PathLike):
             yield read_picture(item)
@@ -611,8 +557,14 @@ def _spread(items: Sequence[Single]) -> Iterator[str | Picture]:
             yield os.fspath(item)
 
 
-def _check_array(image: NDArray[Any]) -> None:
-    """Refuse an array that is not (H, W, 3) uint8, and say how to make it one."""
+def _check_image(image: object) -> None:
+    """Refuse what is no image, and an array that is not (H, W, 3) uint8: say how to make it one."""
+    if not isinstance(image, SINGLE):
+        raise UserError(f"{_kind(image)} is not an image; wanted: a path, a folder, a PIL image, a uint8 array "
+                        "(H, W, 3) in RGB, the bytes of an image file, a list of these, or a tensor (N, 3, H, W)"
+                        )  # fmt: skip
+    if not isinstance(image, np.ndarray):
+        return
     told = f"an array of {image.dtype} of shape {image.shape}: wanted uint8 (H, W, 3) in RGB"
     if image.ndim == 4:
         raise UserError(f"{told}; pass a batch as a list, as in predict(list(images))")

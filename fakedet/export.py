@@ -48,15 +48,11 @@ class Exported(nn.Module):
 
 
 def export_detector(detector: Detector, output: Path, check: int = 200, overrides: Sequence[str] = ()) -> float:
-    """Write a detector, on the CPU, and ``<output>.json``, its description, and compare it with the original.
+    """Write a detector, on the CPU, to a .onnx, .pt2 or .safetensors file and its description to ``<output>.json``.
 
-    Args:
-        detector, output: what to write, and where: a .onnx, .pt2 or .safetensors file.
-        check: number of random images to compare logits on.
-        overrides: of the command line, to be written down.
-
-    Returns the largest difference of a logit, relative where the logit is above 1. UserError: another ending, a library
-    that is missing, a model that cannot be exported, or one whose logits differ by more than 1e-4.
+    Returns the largest difference of a logit from the original's on ``check`` random images, relative where the logit
+    is above 1. ``overrides`` of the command line are written down. UserError: another ending, a library that is
+    missing, a model that cannot be exported, or one whose logits differ by more than 1e-4.
     """
     if output.suffix not in WRITERS:
         *first, last = WRITERS
@@ -157,8 +153,8 @@ def _import(name: str) -> Any:
             warnings.simplefilter("ignore")
             return importlib.import_module(name)
     except ImportError as error:
-        told = f'ONNX is written with {name}, which cannot be imported ({error}); pip install "fakedet[export]"'
-        raise UserError(told) from error
+        raise UserError(f"ONNX is written with {name}, which cannot be imported ({error}); pip install "
+                        '"fakedet[export]"') from error  # fmt: skip
 
 
 CARD = """\
@@ -179,8 +175,8 @@ score = P(fake).{more}
 
 ## Limits
 
-- It knows the generators it was trained on and what resembles them. Of others it may be no better than a guess; the
-  table says so for those that were tried.
+- It knows the generators it was trained on and what resembles them. On others it may be no better than a guess; the
+  table shows those that were tried.
 - Screenshots, resizing, filters and repeated compression remove what it looks at.
 - It looks at crops of {size} pixels; an edit elsewhere in an image is not seen.
 - Its operating point and p-values hold for photographs like those it was fitted on. Use `fakedet predict`, which
@@ -194,10 +190,8 @@ def model_card(detector: Detector, name: str) -> str:
     more = ""
     if encoder.get("weights") or encoder.get("pretrained"):
         source = f"`{Path(encoder['weights']).name}`" if encoder.get("weights") else "timm's weights of that name"
-        more = (
-            f"\n\nIts encoder is timm's `{encoder.get('name')}`, pretrained ({source}): what those weights were "
-            "trained on, it has seen too, and their licence holds for this file as well."
-        )
+        more = (f"\n\nIts encoder is timm's `{encoder.get('name')}`, pretrained ({source}): it has also seen what "
+                "those weights were trained on, and their licence holds for this file as well.")  # fmt: skip
     if run := _of_run(detector.path, "run.json"):
         # Without the folders that it was trained in.
         places = ("output_dir=", "trace_cache=", "trace_checkpoint=", "data.root=")
@@ -209,13 +203,11 @@ def model_card(detector: Detector, name: str) -> str:
     if not detector.generators:
         lines += ["", "It was trained on photographs alone, and has seen no fakes."]
     metrics = _of_run(detector.path, "metrics.json")
-    told = "None: it ranks images, and says nothing of single ones."
+    told = "None: it ranks images and cannot judge single ones."
     if point is not None:
-        told = (
-            f"An image is called fake above a logit of {point.threshold:.3f}, which {point.rate:.0%} of {point.n_real} "
-            f"real validation images may exceed; calibration `{point.calibration.kind}`, fitted to these and "
-            f"{point.n_fake} fakes."
-        )
+        told = (f"An image is called fake above a logit of {point.threshold:.3f}, which {point.rate:.0%} of "
+                f"{point.n_real} real validation images may exceed; calibration `{point.calibration.kind}`, fitted to "
+                f"these and {point.n_fake} fakes.")  # fmt: skip
     return CARD.format(
         name=name, version=fakedet.__version__, method=info["model"]["name"], seed=info["seed"], more=more,
         encoder=str(encoder["_target_"]).rsplit(".", 1)[-1], data="\n".join(lines),
@@ -243,8 +235,6 @@ def _results(metrics: Mapping[str, Any]) -> str:
     for name, row in sorted(metrics["per_generator"].items(), key=lambda item: (not item[1]["seen"], item[0])):
         seen = "seen" if row["seen"] else "unseen"
         lines.append(f"| {name} ({seen}) | {row['n_real']} / {row['n_fake']} | {both(row['ap'], row['auc'])} |")
-    lines += [
-        f"| **mean, {kind}** | | {both(metrics[f'map_{kind}'], metrics[f'mauc_{kind}'])} |"
-        for kind in ("seen", "unseen")
-    ]
+    for kind in ("seen", "unseen"):
+        lines.append(f"| **mean, {kind}** | | {both(metrics[f'map_{kind}'], metrics[f'mauc_{kind}'])} |")
     return "\n".join(lines)

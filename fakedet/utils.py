@@ -1,4 +1,4 @@
-"""What every part needs: ranks, threads, progress, files written whole, and where a result comes from."""
+"""What every part needs: ranks, threads, progress, atomic writes, and provenance."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ SILENCED = (
 
 
 def quiet_libraries() -> None:
-    """Limit Lightning's log, whose import sets the level, to warnings, and hide those of :data:`SILENCED`."""
+    """Limit Lightning's loggers (its import resets their level) to warnings, and hide those of :data:`SILENCED`."""
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in SILENCED:
@@ -136,10 +136,8 @@ def open_folder(path: str | Path, overwrite: bool = False) -> Path:
     except OSError as error:
         raise UserError(f"output_dir={folder} cannot be written: {error.strerror}") from error
     if occupied is not None and not overwrite:
-        raise UserError(
-            f"output_dir={folder} is not empty (it holds '{occupied}'); name another one, "
-            "or pass overwrite=true to replace the files of this run in it"
-        )
+        raise UserError(f"output_dir={folder} is not empty (it holds '{occupied}'); name another one, or pass "
+                        "overwrite=true to replace the files of this run in it")  # fmt: skip
     if not os.access(folder, os.W_OK):
         raise UserError(f"output_dir={folder} cannot be written: permission denied")
     return folder
@@ -186,7 +184,7 @@ def write_config(folder: Path, config: DictConfig, overrides: list[str] | None =
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write indented JSON; ValueError for NaN and infinite values, instead of which None is to be written."""
+    """Write indented JSON; ValueError for NaN and infinite values: the caller writes None instead."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -62,6 +62,6 @@ def main() -> int:
     try:
         return launch(verb, arguments[1:])
     except BrokenPipeError:
-        # What is shown is not read to its end, as by head; nor may the last flush be told of it.
+        # The reader of the output, such as head, closed it; the flush at exit must not fail on it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from importlib.resources import files
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -34,10 +34,11 @@ from omegaconf.errors import OmegaConfBaseException
 from fakedet.cli import JOB
 from fakedet.config import check_command_line, expand_encoders
 from fakedet.errors import Preempted, UserError
+from fakedet.evaluation.report import ENDED, ended_jobs
+from fakedet.training import sweep
+from fakedet.training.resume import differences, finished, lock_folder
+from fakedet.training.train import unscored
 from fakedet.utils import is_main_process, quiet_libraries, start_name
-
-if TYPE_CHECKING:
-    from fakedet.training.sweep import Study
 
 log = logging.getLogger("fakedet")
 
@@ -55,30 +56,23 @@ class _Console(logging.StreamHandler[Any]):
 
 def set_up_logging(job: int | None = None) -> None:
     """Let fakedet's log write plain lines to the console; each begins with the number of a sweep's job, if given."""
-    logger = logging.getLogger("fakedet")
-    if not logger.handlers:
-        logger.addHandler(_Console())
-    for handler in logger.handlers:
+    if not log.handlers:
+        log.addHandler(_Console())
+    for handler in log.handlers:
         if isinstance(handler, _Console):
             handler.setFormatter(logging.Formatter("%(message)s" if job is None else f"[{job}] %(message)s"))
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    log.setLevel(logging.INFO)
+    log.propagate = False
 
 
 def register_resolvers() -> None:
     """Register what our configs interpolate with: ``fakedet_job`` names the folder of a sweep's job."""
-
-    def job(*, _root_: Any) -> str:
-        from fakedet.training.sweep import job_folder  # late: it loads PyTorch
-
-        return job_folder(_root_)
-
-    OmegaConf.register_new_resolver("fakedet_job", job, replace=True)
+    OmegaConf.register_new_resolver("fakedet_job", lambda *, _root_: sweep.job_folder(_root_), replace=True)
 
 
 def run_verb(verb: str, config: DictConfig, overrides: list[str]) -> Any:
     """Run a verb's module on its config."""
-    from fakedet.cli import verbs  # late: it loads PyTorch
+    from fakedet.cli import verbs  # late: --help and --cfg need none of what it imports
 
     quiet_libraries()
     return getattr(verbs, f"run_{verb}")(config, overrides)
@@ -88,10 +82,9 @@ def end_by_signal(stop: Preempted) -> None:
     """End this process by the signal that it was sent; submitit's own handler puts the job back into the queue here."""
     if not is_main_process():
         return  # rank zero tells the cluster; an exit status of ours could end it before it has
-    told = f"fakedet: {stop}; give the same command again, or `fakedet resume`, to go on"
-    print(told, file=sys.stderr, flush=True)
+    print(f"fakedet: {stop}; give the same command again, or `fakedet resume`, to go on", file=sys.stderr, flush=True)
     signal.raise_signal(stop.signal)
-    raise SystemExit(128 + stop.signal)  # somebody catches the signal and does nothing about it
+    raise SystemExit(128 + stop.signal)  # another handler caught the signal and did nothing
 
 
 def fail(message: str, status: int) -> int:
@@ -108,15 +101,11 @@ class SweepSummary(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Forget how the jobs of an earlier start ended."""
-        from fakedet.evaluation.report import ENDED
-
         failed_jobs.clear()
         (Path(config.hydra.sweep.dir) / ENDED).unlink(missing_ok=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Read how the jobs ended, and say which failed."""
-        from fakedet.evaluation.report import ended_jobs
-
         failed_jobs.extend(row for row in ended_jobs(config.hydra.sweep.dir) if row["error"])
         if failed_jobs and not config.get("study"):  # a study's comparison names each
             numbers = ", ".join(str(row["job"]) for row in failed_jobs)
@@ -161,14 +150,14 @@ def join(job: str) -> int:
     try:
         run_verb(saved.verb, config, list(saved.overrides))
     except UserError:
-        return 2  # rank zero says it
+        return 2  # rank zero prints it
     except Preempted:
-        pass  # and so it does of this; a status of ours could end it before it has
+        pass  # rank zero prints this too; an error status here could end it before it has
     return 0
 
 
 def run_in_own_process(verb: str, config: DictConfig, overrides: list[str]) -> Any:
-    """Run a job in a process of its own and return what the verb returns; UserError if it failed, and has said how."""
+    """Run a job in a process of its own and return what the verb returns; UserError if it failed and said why."""
     # A fresh interpreter: a fork would copy PyTorch's threads and locks in whatever state they are in.
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
@@ -183,7 +172,7 @@ def run_in_own_process(verb: str, config: DictConfig, overrides: list[str]) -> A
             with suppress(ProcessLookupError):
                 os.kill(process.pid, number)
 
-    # What a cluster or its user sends to a job that shall write a resume point and end.
+    # Signals by which a cluster or its user tells a job to write a resume point and end.
     before = {one: signal.signal(one, pass_on) for one in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
     value = None
     try:
@@ -194,9 +183,7 @@ def run_in_own_process(verb: str, config: DictConfig, overrides: list[str]) -> A
         for number, handler in before.items():
             signal.signal(number, handler)
     if stopped:
-        from fakedet.training.sweep import stop_is_asked
-
-        if stop_is_asked():
+        if sweep.stop_is_asked():
             raise KeyboardInterrupt
         signal.raise_signal(stopped[0])
     if process.exitcode:
@@ -236,7 +223,6 @@ def launch(verb: str, arguments: list[str]) -> int:
 
     Status 2 is a mistake in what was given, 1 a failure while running, 130 an interruption.
     """
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     # Lets exceptions through to us: Hydra would print its own version of them and exit.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     set_up_logging()
@@ -282,7 +268,7 @@ def study_as_multirun(arguments: list[str]) -> list[str]:
 
 
 def _flags(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Part a command line into Hydra's flags that matter here and the rest: overrides, and flags that only show."""
+    """Split a command line into the Hydra flags that matter here and the rest: overrides, and flags that only show."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--multirun", "-m", action="store_true")
     parser.add_argument("--config-dir", "-cd")
@@ -303,8 +289,6 @@ def _launch(verb: str, arguments: list[str]) -> int:
     if not flags.multirun or flags.cfg or any(item.startswith("-") for item in overrides):
         run_hydra()
         return 2 if mistakes else 0
-    from fakedet.training import sweep
-
     sweep.remember_swept(overrides)
     slurm, study = sweep.plan(verb, overrides, flags.config_dir)
     # SLURM's jobs go on when this command is interrupted.
@@ -327,13 +311,11 @@ def _launch(verb: str, arguments: list[str]) -> int:
 
 
 def _run_study(
-    study: Study, run_hydra: Callable[[str], None], stoppable: Callable[[], AbstractContextManager[None]],
+    study: sweep.Study, run_hydra: Callable[[str], None], stoppable: Callable[[], AbstractContextManager[None]],
     arguments: list[str],
 ) -> None:  # fmt: skip
     """Check, train and compare the jobs of a study."""
     from fakedet.cli import verbs
-    from fakedet.training import sweep
-    from fakedet.training.resume import lock_folder
 
     started = time.perf_counter()
     fresh = not study.folder.exists()
@@ -367,9 +349,9 @@ def _config_error(error: Exception) -> str:
 def _task(verb: str, mistakes: list[UserError]) -> Any:
     def run(config: DictConfig) -> Any:
         settings = HydraConfig.get()
-        sweep = settings.mode == RunMode.MULTIRUN
+        multirun = settings.mode == RunMode.MULTIRUN
         # Again: launchers run this in processes that have not passed through launch().
-        set_up_logging(settings.job.num if sweep else None)
+        set_up_logging(settings.job.num if multirun else None)
         register_resolvers()
         # Fixed here, once: the default holds the time, and each job of a sweep has its own folder below the
         # sweep's. Other interpolations stay, because stage 1 resolves them with its own model and folder.
@@ -377,7 +359,7 @@ def _task(verb: str, mistakes: list[UserError]) -> Any:
         if "output_dir" in config and settings.runtime.output_dir != os.getcwd():
             config.output_dir = settings.runtime.output_dir
         overrides = [str(override) for override in settings.overrides.task]
-        if sweep:
+        if multirun:
             return _run_job(verb, config, settings, overrides)
         try:
             _check_single(config, settings, overrides)
@@ -414,8 +396,6 @@ def _check_single(config: DictConfig, settings: Any, overrides: list[str]) -> No
 
 def _run_job(verb: str, config: DictConfig, settings: Any, overrides: list[str]) -> Any:
     """Run a job of a multirun; whatever happens to it, the others go on."""
-    from fakedet.training import sweep
-
     if not _launched and "SLURM_JOB_ID" not in os.environ:
         sweep.become_worker()
     if sweep.stop_is_asked():
@@ -446,14 +426,10 @@ def _run_job(verb: str, config: DictConfig, settings: Any, overrides: list[str])
 
 def _console(config: DictConfig) -> AbstractContextManager[None]:
     """Let a study's job write to console.log: the process that started it prints a line for each job that ends."""
-    from fakedet.training.sweep import console_of
-
-    return console_of(config.output_dir) if config.get("study") else nullcontext()
+    return sweep.console_of(config.output_dir) if config.get("study") else nullcontext()
 
 
 def _end_stopped_job(stop: Preempted) -> None:
-    from fakedet.training import sweep
-
     if not sweep.stop_is_asked():
         if sweep.Here.is_worker:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -463,11 +439,8 @@ def _end_stopped_job(stop: Preempted) -> None:
 
 
 def _do(verb: str, config: DictConfig, overrides: list[str]) -> tuple[Any, bool]:
-    """Do what of a job is not done yet; returns what the verb returns, and whether all had been done before."""
+    """Do the part of a job that is not done yet; return what the verb returns, and whether all was done before."""
     if verb == "train":
-        from fakedet.training.resume import differences, finished
-        from fakedet.training.train import unscored
-
         # overwrite=true replaces what another config has left; a run of this very config is kept.
         if config.overwrite and (Path(config.output_dir) / "config.yaml").is_file():
             config.overwrite = bool(differences(config))

@@ -36,7 +36,7 @@ ERROR = "error"  # stands for the verdict where counts are kept of files that ca
 def open_detector(checkpoint: str, device: str, trust: Sequence[str], rules: Rules) -> Detector:
     """Load a detector for a console verb, and say what it knows and what it cannot promise.
 
-    Raises UserError for a checkpoint that does not exist or has no operating point, and for a device that does not.
+    Raises UserError for a checkpoint that does not exist or has no operating point, and for an unknown device.
     """
     detector = load(checkpoint, device, trust)
     point = detector.require_operating_point()
@@ -95,7 +95,7 @@ class Writer:
     """Append predictions to a CSV (``.csv``) or JSON lines (``.jsonl``) file; a context manager.
 
     Args:
-        path: of the file. Rows that are there already are kept, and their paths are :attr:`done`.
+        path: of the file. Rows already in it are kept, and their paths are :attr:`done`.
         resume: go on with a file that is there; otherwise it is refused.
 
     Raises UserError for another ending, a file that `fakedet predict` did not write, or one that cannot be written.
@@ -116,7 +116,7 @@ class Writer:
             self._read()
 
     def _read(self) -> None:
-        """Take the rows that are there; what a kill left of a last line is cut off."""
+        """Read the earlier rows; cut off the part of a last line that a killed run left."""
         text = self.path.read_bytes().decode("utf-8", errors="replace")
         whole = text[: text.rfind("\n") + 1]
         try:
@@ -127,7 +127,7 @@ class Writer:
                 self.done.add(row["path"])
                 self.counts[ERROR if row["error"] else row["verdict"]] += 1
         except (ValueError, KeyError, TypeError, csv.Error) as error:
-            raise UserError(f"output={self.path} is there and not of `fakedet predict`; name another file") from error
+            raise UserError(f"output={self.path} was not written by `fakedet predict`; name another file") from error
         if "can't tell" in self.counts:
             raise UserError(f"output={self.path} is of fakedet 0.1, whose verdicts had other names; name another file")
         if len(whole) < len(text):
@@ -194,8 +194,7 @@ def predict_source(
             "operating_point": {
                 "rate": point.rate, "n_real": point.n_real, "n_fake": point.n_fake,
                 "calibration": point.calibration.kind,
-                "threshold": point.threshold if math.isfinite(point.threshold) else None,
-            },
+                "threshold": point.threshold if math.isfinite(point.threshold) else None},
             "run": provenance(["fakedet", "predict", *overrides]),
         }  # fmt: skip
         if resumed:
@@ -254,7 +253,7 @@ def _write_heatmap(folder: Path, path: str, picture: Pixels) -> None:
 
 
 def _check_same(about: Path, content: Mapping[str, Any], output: Path) -> None:
-    """Refuse to add rows to a file whose rows were made in another way, with what differs."""
+    """Refuse to add rows to a file whose rows were made with other settings, and say which differ."""
     try:
         earlier = json.loads(about.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -266,5 +265,5 @@ def _check_same(about: Path, content: Mapping[str, Any], output: Path) -> None:
     if earlier.get("checkpoint_sha256") != content["checkpoint_sha256"]:
         changed.append("the checkpoint is another one")
     if changed:
-        raise UserError(f"output={output} holds answers made in another way ({'; '.join(changed)}); name another "
+        raise UserError(f"output={output} holds rows made with other settings ({'; '.join(changed)}); name another "
                         "output, or give the earlier settings")  # fmt: skip

@@ -33,8 +33,8 @@ from fakedet.errors import UserError
 log = logging.getLogger("fakedet")
 
 WINDOW = 60.0  # seconds over which a visitor's images are counted
-KEPT = 60.0  # seconds after which an upload that nobody asked about is removed
-# Gradio takes from the clipboard by its button alone, and only over HTTPS or on this machine; this is for Ctrl+V.
+KEPT = 60.0  # seconds after which an upload that was never submitted is removed
+# Gradio reads the clipboard only by its button, over HTTPS or on this machine; this handles Ctrl+V.
 PASTE = """<script>
 document.addEventListener('paste', event => {
   const input = document.querySelector('input[type=file]');
@@ -53,8 +53,8 @@ def serve_page(
     """Serve the page until interrupted or told to end (SIGTERM).
 
     Port 0 is any free one from 7860 on. ``max_mb`` limits an upload, ``per_minute`` the images of a visitor, and
-    ``batch_size`` the crops that are scored at a time. Raises UserError where the port is taken, the host is none of
-    this machine's, or Gradio is not installed.
+    ``batch_size`` the crops that are scored at a time. Raises UserError if the port is taken, the host is no address
+    of this machine, or Gradio is not installed.
     """
 
     def judge(name: str, content: bytes) -> Card:
@@ -88,7 +88,7 @@ def serve_page(
 
 
 def check_host(host: str, port: int) -> None:
-    """Refuse what is no address or port, and say what it means to listen to others."""
+    """Refuse what is no address or port, and warn if other machines can reach the page."""
     try:
         alone = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError as error:
@@ -153,14 +153,14 @@ def _shown(image: Pixels, caption: str) -> dict[str, str]:
 
 
 class RateLimit:
-    """Count the images that each visitor showed in the last minute, by a clock in seconds, and hold it to a limit."""
+    """Limit how many images each visitor may send a minute; ``clock`` gives the time in seconds."""
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.per_minute, self.clock = per_minute, clock
         self._times: defaultdict[str, deque[float]] = defaultdict(deque)
 
     def wait(self, visitor: str, count: int = 1) -> float:
-        """Count images of a visitor; give 0, or the seconds until so many are welcome (inf: never)."""
+        """Count images of a visitor and return 0, or return the seconds until so many are allowed (inf: never)."""
         now = self.clock()
         for name in [name for name, times in self._times.items() if not times or times[-1] <= now - WINDOW]:
             del self._times[name]
@@ -187,9 +187,9 @@ def import_gradio() -> Any:
 
 
 def make_page(judge: Callable[[str, bytes], Card], introduction: str, limit: RateLimit, at_most: int) -> Any:
-    """Lay the page out, as gradio.Blocks to be launched, with an introduction in Markdown.
+    """Lay out the page as gradio.Blocks, with an introduction in Markdown.
 
-    ``judge`` makes a card of name and content of a file, which may have ``at_most`` bytes.
+    ``judge`` makes a card from the name and the content of a file, which may have ``at_most`` bytes.
     """
     gradio = import_gradio()
 
@@ -206,9 +206,8 @@ def make_page(judge: Callable[[str, bytes], Card], introduction: str, limit: Rat
         with gradio.Row():
             one = gradio.Image(type="filepath", sources=["upload", "clipboard"], image_mode=None, height=260,
                                min_width=320, label="One image: drop, choose or paste it")  # fmt: skip
-            several = gradio.File(
-                file_count="multiple", file_types=suffixes, height=260, min_width=320, label="Several images"
-            )
+            several = gradio.File(file_count="multiple", file_types=suffixes, height=260, min_width=320,
+                                  label="Several images")  # fmt: skip
         answer = gradio.HTML(label="Answer", elem_id="answer")
         for component in (one, several):
             # Files are taken as they were sent: no other decoder than ours sees them, and no copy is made.
@@ -220,7 +219,7 @@ def make_page(judge: Callable[[str, bytes], Card], introduction: str, limit: Rat
 
 
 def launch(page: Any, host: str, port: int, max_mb: int) -> str:
-    """Serve a page and give its address; UserError if the port is taken or the host is none of this machine's."""
+    """Serve a page and give its address; UserError if the port is taken or the host is no address of this machine."""
     gradio = import_gradio()
     theme = gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     try:
@@ -267,7 +266,7 @@ def _cards(
 
 
 def forget(folder: Path, seconds: float) -> None:
-    """Remove uploads that nobody asked about: broken off, or the visitor left."""
+    """Remove uploads older than ``seconds`` that were never submitted: cancelled, or the visitor left."""
     now = time.time()
     for path in sorted(folder.rglob("*"), reverse=True):
         with suppress(OSError):  # another process may have been faster

@@ -40,6 +40,8 @@ from fakedet.checkpoint import FORMAT, load_stage1, read_checkpoint
 from fakedet.config import check_config, packages_of
 from fakedet.data.datamodule import DataModule
 from fakedet.data.manifest import Quarantine
+from fakedet.detector import Detector as LoadedDetector
+from fakedet.detector import load
 from fakedet.errors import Preempted, UserError, nearest
 from fakedet.evaluation.evaluate import evaluate
 from fakedet.evaluation.plots import draw_map, plot_curves, plot_scores, read_curves
@@ -66,12 +68,22 @@ log = logging.getLogger("fakedet")
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """What a training run leaves behind."""
+    """What :func:`train` leaves behind."""
 
     folder: Path
+    """The run's folder, with config.yaml, metrics.json, predictions.parquet, checkpoints/ and figures."""
     checkpoint: Path
-    metrics: dict[str, Any] | None  # metrics.json's content; None where the test split was not scored
-    validation: float | None  # best value of what chose the weights; None where nothing chose
+    """The weights that validation chose."""
+    metrics: dict[str, Any] | None
+    """Content of metrics.json; None if the test split was not scored."""
+    validation: float | None
+    """Best value of what chose the weights on the validation split; None if nothing chose."""
+    trust: tuple[str, ...]
+    """Packages whose classes the run's config names."""
+
+    def load(self, device: str = "auto") -> LoadedDetector:
+        """Load the trained detector; the packages that the run's config names are trusted."""
+        return load(self.checkpoint, device, self.trust)
 
 
 def train(config: DictConfig, overrides: list[str] | None = None) -> TrainedRun:
@@ -169,7 +181,8 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
         for resume_point in folder.glob("**/checkpoints/resume.ckpt"):
             resume_point.replace(resume_point.with_name("last.ckpt"))
     finish_loggers(trainer.loggers)
-    return TrainedRun(folder, fitted.checkpoint, metrics, fitted.validation)
+    trust = packages_of([plain(config.get(key)) for key in ("model", "stage1")]) - {"fakedet"}
+    return TrainedRun(folder, fitted.checkpoint, metrics, fitted.validation, tuple(sorted(trust)))
 
 
 def make_datamodule(config: DictConfig, same_data: DataModule | None = None) -> DataModule:
@@ -347,7 +360,7 @@ def _test(
         figures["test/embedding"] = draw_map(frame, share, set(seen), folder / "embedding.png")
     log_dashboard(trainer.loggers, frame, metrics, datamodule.manifest, figures)
     quarantine.check(datamodule.max_quarantine)
-    return metrics
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
 def also_config(config: DictConfig, name: str) -> DictConfig:

@@ -39,7 +39,7 @@ log = logging.getLogger("fakedet")
 STUDY = "study.json"  # in a study's folder: what its report says, and its jobs in the order of the sweep
 ENDED = "jobs.jsonl"  # in a multirun's folder: one line per job that has ended
 # They name a run or its place, not what it does.
-NOT_COMPARED = ("seed", "output_dir", "overwrite", "resume", "trace_cache", "threads", "logger", "study", "hydra")
+NOT_COMPARED = ("seed", "output_dir", "overwrite", "resume", "stage1_cache", "threads", "logger", "study", "hydra")
 SHORTCUT = 0.7  # AUC of a classifier that sees only headers, above which the reader is warned
 
 

@@ -29,7 +29,7 @@ from fakedet.utils import is_main_process, open_folder, plain, was_requeued
 log = logging.getLogger("fakedet")
 
 # Settings that may differ between the starts of one run.
-ASIDE = ("overwrite", "resume", "callbacks.progress", "trace_cache", "also", "study")
+ASIDE = ("overwrite", "resume", "callbacks.progress", "stage1_cache", "also", "study")
 # What clusters send before they end a job: SLURM (--signal), submitit (USR2), shutdown and `kill`.
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 # Several ranks must stop at the same step; they compare after this many steps.

@@ -32,7 +32,7 @@ DECISION = ".stage1.json"
 def stage1_config(config: DictConfig, folder: Path) -> DictConfig:
     """Return the config of the stage 1 that a run needs, to be trained in ``folder``."""
     own = {"model": OmegaConf.to_container(config.stage1, resolve=True), "name": f"{config.name}-stage1",
-           "output_dir": str(folder), "test_after_fit": False, "trace_checkpoint": None}  # fmt: skip
+           "output_dir": str(folder), "test_after_fit": False, "stage1_checkpoint": None}  # fmt: skip
     # Copied with its interpolations: epochs, monitor and folders must follow stage 1's own model and folder.
     derived = config.copy()
     with open_dict(derived):

@@ -144,7 +144,7 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
     method, trainer = fitted.method, fitted.trainer
     fit_seconds = time.perf_counter() - started - stage1_seconds
     if isinstance(method, NaturalTracePretraining) and _is_shared(config) and is_main_process():
-        Stage1Cache(config.trace_cache, stage1_key(config, datamodule.manifest)).publish(fitted.checkpoint)
+        Stage1Cache(config.stage1_cache, stage1_key(config, datamodule.manifest)).publish(fitted.checkpoint)
 
     point = config.operating_point
     fit_on_validation(trainer, method, datamodule, point.rate, point.calibration, fitted.checkpoint)
@@ -161,7 +161,7 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
         "threads": torch.get_num_threads(), "seed": config.seed,
         "kept_epoch": read_checkpoint(fitted.checkpoint)["epoch"] + 1,
         "checkpoint": str(fitted.checkpoint.relative_to(folder)), "validation": fitted.validation,
-        "trace_checkpoint": str(trace_path) if trace_path else None,
+        "stage1_checkpoint": str(trace_path) if trace_path else None,
         "manifest_sha256": datamodule.manifest.sha256, "reals": sorted(known_reals(datamodule)),
     }  # fmt: skip
     if is_main_process():
@@ -199,8 +199,8 @@ def obtain_trace(config: DictConfig, folder: Path, datamodule: DataModule) -> Pa
     Raises:
         UserError: a model that cannot be built on such a stage 1; found before stage 1 is trained.
     """
-    if config.trace_checkpoint:
-        return Path(config.trace_checkpoint)
+    if config.stage1_checkpoint:
+        return Path(config.stage1_checkpoint)
     untrained = build_method(plain(config.stage1))
     assert isinstance(untrained, NaturalTracePretraining)
     build_method(plain(config.model), untrained)
@@ -216,12 +216,12 @@ def obtain_trace(config: DictConfig, folder: Path, datamodule: DataModule) -> Pa
 
     if not _is_shared(config):
         return train_it()
-    return Stage1Cache(config.trace_cache, stage1_key(wanted, data.manifest)).obtain(folder, train_it)
+    return Stage1Cache(config.stage1_cache, stage1_key(wanted, data.manifest)).obtain(folder, train_it)
 
 
 def _is_shared(config: DictConfig) -> bool:
     """Return whether stage 1 is cached; one that is stopped by the clock does not come out the same each time."""
-    return bool(config.trace_cache) and not config.trainer.get("max_time")
+    return bool(config.stage1_cache) and not config.trainer.get("max_time")
 
 
 @dataclass(frozen=True)

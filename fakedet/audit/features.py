@@ -18,20 +18,14 @@ from numpy.typing import NDArray
 
 from fakedet.data.decode import DecodeError, decode_image, parse_header
 
-Read = Callable[[int], bytes]
-"""Returns the bytes of a row's file; raises DecodeError where it cannot."""
+Read = Callable[[int], bytes]  # returns the bytes of a row's file; raises DecodeError where it cannot
 
-SIDE = 8
-"""Of the thumbnail."""
-BINS = 8
-"""Of the histogram of each colour channel."""
-CONTENT = SIDE * SIDE * 3 + BINS * 3
-"""Numbers that describe an image's content."""
+SIDE = 8  # of the thumbnail
+BINS = 8  # of the histogram of each colour channel
+CONTENT = SIDE * SIDE * 3 + BINS * 3  # numbers that describe an image's content
 CHUNK = 512
-TOLERANCE = 10
-"""Levels by which pixels of a strip of one colour may differ, since JPEG changes them."""
-NARROWEST = 3
-"""Lines of a strip; fewer are an artefact of scaling."""
+TOLERANCE = 10  # levels by which pixels of a strip of one colour may differ, since JPEG changes them
+NARROWEST = 3  # lines of a strip; fewer are an artefact of scaling
 
 
 @dataclass(frozen=True)

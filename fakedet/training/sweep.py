@@ -149,7 +149,7 @@ def _compose_job(
 
 
 def remember_swept(overrides: Sequence[str]) -> None:
-    """Keep which keys of a command line take several values."""
+    """Keep the keys that a command line sweeps, for :func:`job_folder`."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     os.environ[SWEPT] = ",".join(str(item.key_or_group) for item in parsed if item.is_sweep_override())
 
@@ -214,7 +214,7 @@ def _remembered(known: dict[str, str], node: DictConfig, read: Any) -> str:
 
 
 def _stale(job: Job, manifest: str) -> str:
-    """Say how what is trained in a job's folder differs from what the job means today; "" if it does not."""
+    """Say how the run in a job's folder differs from the job's config and data now; "" if it does not."""
     if not job.is_finished and not any(job.folder.glob("**/*.ckpt")):
         return ""
     if changes := differences(job.config):
@@ -228,7 +228,7 @@ def _stale(job: Job, manifest: str) -> str:
 
 def note_end(
     root: str | Path, number: int, folder: str, seconds: float, error: BaseException | None, kept: bool = False
-) -> None:  # fmt: skip
+) -> None:
     """Write down in the multirun's folder how a job ended; jobs may run on any machine."""
     cause = None if error is None else (" ".join(str(error).split())[:500] or type(error).__name__)
     row = {"job": number, "folder": folder, "seconds": seconds, "error": cause, "kept": kept,

@@ -130,16 +130,12 @@ def look_alikes(frame: pd.DataFrame, looks: Looks) -> tuple[list[Finding], pd.Da
         "labels": first["label"].to_numpy() != second["label"].to_numpy(),
     }).sort_values(["splits", "bits", "first"], ascending=[False, True, True], ignore_index=True)  # fmt: skip
     kinds = (
-        (
-            listed["splits"], "pairs across splits look the same (perceptual hash)",
-            "Re-encoded or resized copies of one picture may be on both sides. " + TESTED_ON,
-            "look at the pairs in near_duplicates.csv; give true copies one group",
-        ),
-        (
-            ~listed["splits"] & listed["labels"], "pairs of a real and a fake look the same",
-            "The fake is a re-encoded real picture (a wrong label), or was made from it.",
-            "look at the pairs in near_duplicates.csv; give siblings one group",
-        ),
+        (listed["splits"], "pairs across splits look the same (perceptual hash)",
+         "Re-encoded or resized copies of one picture may be on both sides. " + TESTED_ON,
+         "look at the pairs in near_duplicates.csv; give true copies one group"),
+        (~listed["splits"] & listed["labels"], "pairs of a real and a fake look the same",
+         "The fake is a re-encoded real picture (a wrong label), or was made from it.",
+         "look at the pairs in near_duplicates.csv; give siblings one group"),
     )  # fmt: skip
     findings = []
     for which, words, means, mend in kinds:

@@ -153,7 +153,7 @@ def audit_generators(
 ) -> tuple[list[GeneratorAudit], list[Finding]]:
     """Measure the shortcuts of every generator of a manifest's frame on the rows that were looked at.
 
-    For ``pairs`` see :func:`fakedet.metrics.pairing.real_counterparts`; ``resamples`` are those of the intervals.
+    For ``pairs`` see :func:`fakedet.metrics.pairing.real_counterparts`; the intervals take so many ``resamples``.
     """
     readable = (looks.frame["problem"] == "").to_numpy()
     facts = looks.frame[readable]
@@ -186,7 +186,7 @@ def audit_generators(
 
 
 def _findings(audits: Sequence[GeneratorAudit]) -> list[Finding]:
-    """Report what exceeds its limit, in one finding for all generators that it holds for."""
+    """Report the shortcuts above their limits, each in one finding for all generators concerned."""
     headers = {a.generator: a.header for a in audits if a.header.auc.value > WARN}
     contents = {a.generator: a.content for a in audits if a.content is not None and a.content.auc.value > WARN}
     few = {a.generator: a.header for a in audits if math.isnan(a.header.auc.value)}

@@ -96,13 +96,9 @@ def figures(
     folder: Path, comparison: Comparison, first: dict[str, Read], pairs: Any, bootstrap: dict[str, int],
     reals: set[str], trained: bool,
 ) -> list[Drawing]:  # fmt: skip
-    """Draw the figures of all methods, then those of each.
+    """Draw, into a folder, the figures of all methods, then those of each method's ``first`` file.
 
-    Args:
-        folder: for the PNGs.
-        comparison, first: of the files; the first file of each method.
-        pairs, bootstrap, reals: see :func:`measure_robustness`.
-        trained: whether the files lie in the folders of their training runs.
+    For pairs, bootstrap and reals see :func:`measure_robustness`; ``trained``: the files lie in their training runs.
     """
     shown = {method: first[method].original for method in comparison.methods}
     seen_by = {method: tuple(sorted(first[method].seen)) for method in comparison.methods}
@@ -150,7 +146,7 @@ def _intervals(folder: Path, comparison: Comparison, metric: str) -> Drawing:
 
 
 def galleries(first: dict[str, Read]) -> list[Gallery]:
-    """Show the small pictures that each method's file carries, reals taken for fakes first."""
+    """Collect the small pictures in each method's file, reals taken for fakes first."""
     found = []
     for method, one in first.items():
         held = one.original[one.original["path"].isin(one.pictures)]

@@ -142,7 +142,7 @@ class NaturalTracePretraining(Detector):
 
 
 class NaturalTraceForensics(Detector):
-    """Stage 2: a detector that pulls reals to the natural traces of stage 1 and pushes fakes away.
+    """Stage 2: train a detector that pulls reals to the natural traces of stage 1 and pushes fakes away.
 
     L = BCE(ℓ) + λ L_contrastive(z, t): ℓ is the classifier's logit, z a projection of the embedding, t the traces that
     the frozen source gives. With the default ``loss``, :class:`fakedet.losses.SoftContrastive`, L_contrastive is
@@ -157,11 +157,10 @@ class NaturalTraceForensics(Detector):
         hidden_dim: width of the projection head.
         bank_size: traces kept of real training photographs.
         distance: how the distance of z to the bank is measured, "knn" or "prototype".
-        score: what ranks images, is validated, kept and calibrated: "logit", the classifier's, or "trace_distance", the
-            distance standardised over the bank.
+        score: the score of images: "logit", the classifier's, or "trace_distance", standardised over the bank.
         copies: makes trace-destroyed copies that join a batch's fakes (ours).
-        copies_per_real: how many of them, per real photograph of the batch, in [0, 1]; copies and fakes together weigh
-            as much as the reals in BCE.
+        copies_per_real: how many of them, per real of the batch, in [0, 1]; BCE weighs copies and fakes together as
+            much as the reals.
         residual: ``weight`` of the evidence of a :class:`TraceResidual` in the logit (ours; 0: none) and its settings;
             needs an encoder with ``features``, over a frozen backbone.
 
@@ -216,7 +215,7 @@ class NaturalTraceForensics(Detector):
             self.residual = TraceResidual(int(encoder.feature_dim), **settings)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Scores:
-        """Score images (N, 3, H, W) by the logit, or by what stands in for it, and by z's distance from the traces."""
+        """Score images (N, 3, H, W) by the logit or the standardised distance, and measure z's distance."""
         if self.residual is None:
             embedding, evidence = self.encoder(images), 0.0
         else:
@@ -254,13 +253,11 @@ class NaturalTraceForensics(Detector):
         return loss
 
     def _destroyed(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Make destroyed copies of a batch's reals: as many on every rank, whatever reals it has.
-
-        A rank that has too few reals copies fakes as well; a destroyed fake is no photograph either.
-        """
+        """Make destroyed copies of a batch's reals, as many on every rank."""
         if self.copies is None:
             return images[:0]
         count = round(self.copies_per_real * len(labels) / 2)
+        # A rank with too few reals copies fakes as well, which are no photographs either.
         reals_first = torch.argsort(labels, stable=True)[:count]
         return self.copies(images[reals_first], copy_draws(self, count, self.copies.width))
 
@@ -273,7 +270,7 @@ class NaturalTraceForensics(Detector):
                 fit_residual(self.residual, self.encoder, self)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Load weights; a backbone that source and encoder have in common is kept once."""
+        """Load weights; source and encoder go on sharing a backbone if it is the same."""
         found = super().load_state_dict(*args, **kwargs)
         share_backbone(self.source.encoder, self.encoder)
         return found

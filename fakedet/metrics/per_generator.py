@@ -60,7 +60,8 @@ class AveragePrecision:
     """What :func:`average_precision` measured."""
 
     generators: dict[str, GeneratorResult]
-    means: dict[str, MeanResult]  # over "all", the "seen" and the "unseen" generators
+    means: dict[str, MeanResult]
+    """Over "all", the "seen" and the "unseen" generators."""
 
     def to_frame(self) -> pd.DataFrame:
         """Return a table for display: a row per generator, then a row per mean that has any.

@@ -169,7 +169,7 @@ class FrozenBackbone(nn.Module):
     """Compute the features of images at several depths of a pretrained timm model, which is never trained.
 
     Features learned from a million photographs generalise better to unseen generators than a net that is fine-tuned on
-    a few thousand fakes (Ojha et al., CVPR 2023); those of intermediate layers do better than the last ones (Koutlis
+    a thousand fakes (Ojha et al., CVPR 2023); those of intermediate layers do better than the last ones (Koutlis
     and Papadopoulos, ECCV 2024).
 
     On a CPU images pass one at a time and their features are kept (:class:`FeatureCache`): a row never depends on its

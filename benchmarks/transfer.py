@@ -67,7 +67,7 @@ def main() -> None:
         frame.to_csv(changing, index=False)
         trace = folder / "trace"
         train(settings(folder, changing, "model=ntf_stage1", "augment=none", f"output_dir={trace}",
-                       "trainer.max_epochs=1", f"trace_cache={folder / 'stage1'}"))  # fmt: skip
+                       "trainer.max_epochs=1", f"stage1_cache={folder / 'stage1'}"))  # fmt: skip
         stage1 = trace / "checkpoints" / "best.ckpt"
         for case, path, augment in (
             ("random crops", changing, "light"),

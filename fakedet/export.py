@@ -194,7 +194,7 @@ def model_card(detector: Detector, name: str) -> str:
                 "those weights were trained on, and their licence holds for this file as well.")  # fmt: skip
     if run := _of_run(detector.path, "run.json"):
         # Without the folders that it was trained in.
-        places = ("output_dir=", "trace_cache=", "trace_checkpoint=", "data.root=")
+        places = ("output_dir=", "stage1_cache=", "stage1_checkpoint=", "data.root=")
         command = " ".join(word for word in run["command"] if not word.startswith(places))
         more += f"\n\nTrained by `{command}`" + (f", at commit {run['git']['commit'][:12]}." if run.get("git") else ".")
     data = info["training_data"]

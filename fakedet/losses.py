@@ -47,16 +47,10 @@ def full_precision(loss: Callable[P, T]) -> Callable[P, T]:
         floating = [value for value in (*args, *kwargs.values()) if _is_floating(value)]
         if not floating:
             raise TypeError(f"{loss.__name__} needs at least one floating tensor")
-        dtype = torch.float32
-        for value in floating:
-            dtype = torch.promote_types(dtype, value.dtype)
-
-        def widened(value: Any) -> Any:
-            return value.to(dtype) if _is_floating(value) else value
-
+        dtype = functools.reduce(torch.promote_types, (value.dtype for value in floating), torch.float32)
         with torch.autocast(floating[0].device.type, enabled=False):
-            wide_args: Any = [widened(value) for value in args]
-            wide_kwargs: Any = {key: widened(value) for key, value in kwargs.items()}
+            wide_args: Any = [value.to(dtype) if _is_floating(value) else value for value in args]
+            wide_kwargs: Any = {key: value.to(dtype) if _is_floating(value) else value for key, value in kwargs.items()}
             return loss(*wide_args, **wide_kwargs)
 
     return run
@@ -240,27 +234,21 @@ def supervised_contrastive_loss(z: Tensor, labels: Tensor, temperature: float) -
 
 
 class NTXent(nn.Module):
-    """:func:`heterogeneous_loss` for ``model/loss=nt_xent``: two views of each image, rows i and i + N.
-
-    Args:
-        temperature: τ > 0.
-    """
+    """:func:`heterogeneous_loss` of temperature τ > 0 for ``model/loss=nt_xent``."""
 
     def __init__(self, temperature: float = 0.2) -> None:
         super().__init__()
         self.temperature = temperature
 
     def forward(self, z: Tensor, labels: Tensor | None = None, traces: Tensor | None = None) -> Tensor:
-        """Compute the loss of (2N, D) projections; labels and traces play no part."""
+        """Compute the loss of (2N, D) projections, two views of each image; labels and traces are not used."""
         return heterogeneous_loss(z, self.temperature)
 
 
 class SoftContrastive(nn.Module):
     """The soft contrastive loss of stage 2 for ``model/loss=soft_contrastive``: L_R + L_F.
 
-    Args:
-        temperature: τ > 0.
-        weight_temperature: τ_w > 0 of the soft positives' weights.
+    ``temperature`` is τ > 0, ``weight_temperature`` τ_w > 0 of the soft positives' weights.
     """
 
     def __init__(self, temperature: float = 0.2, weight_temperature: float = 0.2) -> None:
@@ -284,16 +272,12 @@ class SoftContrastive(nn.Module):
 
 
 class SupCon(nn.Module):
-    """:func:`supervised_contrastive_loss` over real and fake for ``model/loss=supcon``.
-
-    Args:
-        temperature: τ > 0.
-    """
+    """:func:`supervised_contrastive_loss` of temperature τ > 0 over real and fake for ``model/loss=supcon``."""
 
     def __init__(self, temperature: float = 0.1) -> None:
         super().__init__()
         self.temperature = temperature
 
     def forward(self, z: Tensor, labels: Tensor, traces: Tensor | None = None) -> Tensor:
-        """Compute the loss of (M, D) projections with labels (M,); traces play no part."""
+        """Compute the loss of (M, D) projections with labels (M,); traces are not used."""
         return supervised_contrastive_loss(z, labels, self.temperature)

@@ -88,7 +88,7 @@ STAND_INS = {
 def test_every_model_takes_a_step(model: str, tiny_manifest: Path, tmp_path: Path) -> None:
     config = composed("train", f"model={model}", "data=manifest", f"data.manifest={tiny_manifest}",
                       "data.crop_size=32", "data.batch_size=16", "debug=step", f"output_dir={tmp_path / 'run'}",
-                      f"trace_cache={tmp_path / 'stage1'}", *STAND_INS.get(model, []))  # fmt: skip
+                      f"stage1_cache={tmp_path / 'stage1'}", *STAND_INS.get(model, []))  # fmt: skip
     done = train(config)
     assert done.checkpoint.is_file()
     assert done.metrics is not None
@@ -101,7 +101,7 @@ def test_every_model_takes_a_step(model: str, tiny_manifest: Path, tmp_path: Pat
 def test_every_experiment_takes_a_step(path: Path, tiny_manifest: Path, tmp_path: Path) -> None:
     config = composed("train", f"experiment={path.stem}", "data=manifest", f"data.manifest={tiny_manifest}",
                       "data.crop_size=32", "data.batch_size=16", "debug=step", f"output_dir={tmp_path / 'run'}",
-                      f"trace_cache={tmp_path / 'stage1'}", *STAND_INS.get(path.stem, []))  # fmt: skip
+                      f"stage1_cache={tmp_path / 'stage1'}", *STAND_INS.get(path.stem, []))  # fmt: skip
     assert train(config).metrics is not None
 
 

@@ -101,7 +101,7 @@ def test_two_ranks_learn_what_one_process_with_their_batch_learns(
     common = [f"model={model}", "data=manifest", f"data.manifest={tiny_manifest}", "data.crop_size=32", "threads=1",
               "data.batch_size=16", "data.steps_per_epoch=3", "trainer.max_epochs=1", "bootstrap.resamples=0",
               "model.optimizer.name=sgd", "model.optimizer.lr=0.05", "header_audit=false", "test_after_fit=false",
-              "trainer.gradient_clip_val=null", "trace_cache=null", "augment=cnndet", "stage1.optimizer.name=sgd",
+              "trainer.gradient_clip_val=null", "stage1_cache=null", "augment=cnndet", "stage1.optimizer.name=sgd",
               "stage1.optimizer.lr=0.05", "trainer.log_every_n_steps=1"]  # fmt: skip
     # Without ReLU, whose kinks turn rounding in the last digit into another gradient.
     common += ["model/encoder=test_convnext", "model.encoder.frontend=rgb"]

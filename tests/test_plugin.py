@@ -19,7 +19,7 @@ from fakedet.errors import UserError
 
 PLUGIN = Path(__file__).parent.parent / "examples" / "plugin"
 SMALL = ["data.crop_size=32", "data.batch_size=16", "debug=step", "threads=1", "header_audit=false",
-         "bootstrap.resamples=0", "trace_cache=null"]  # fmt: skip
+         "bootstrap.resamples=0", "stage1_cache=null"]  # fmt: skip
 
 
 def run(verb: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from fakedet.audit.features import Looks
 
+# A problem makes results wrong or flattering, a warning may do so, a note is good to know.
 LEVELS = ("problem", "warning", "note")
-"""A problem makes results wrong or flattering, a warning may do so, a note is good to know."""
+# Bits by which two fingerprints of 64 may differ. At least one of four pieces of 16 bits is then equal, which is how
+# pairs are found without comparing all with all.
 MOST_BITS = 3
-"""Bits by which two fingerprints of 64 may differ. At least one of four pieces of 16 bits is then equal, which is how
-pairs are found without comparing all with all."""
 TESTED_ON = "The test set contains training images: scores measure memory and say nothing about new images."
 
 
@@ -27,17 +27,12 @@ TESTED_ON = "The test set contains training images: scores measure memory and sa
 class Finding:
     """One thing that was found."""
 
-    level: str
-    """One of :data:`LEVELS`."""
-    kind: str
-    """A short name, the same for findings of one sort: "header", "duplicate", ..."""
-    what: str
-    """What was seen, with numbers and the first example; ``data`` has the numbers for programs."""
-    means: str
-    """Why it matters."""
-    mend: str
-    """The command or step that mends it; "" if nothing need be done."""
-    data: dict[str, Any] = field(default_factory=dict)
+    level: str  # one of :data:`LEVELS`
+    kind: str  # a short name, the same for findings of one sort: "header", "duplicate", ...
+    what: str  # what was seen, with numbers and the first example
+    means: str  # why it matters
+    mend: str  # the command or step that mends it; "" if nothing need be done
+    data: dict[str, Any] = field(default_factory=dict)  # the numbers of ``what``, for programs
 
 
 def unreadable_files(frame: pd.DataFrame, looks: Looks) -> list[Finding]:
@@ -135,16 +130,12 @@ def look_alikes(frame: pd.DataFrame, looks: Looks) -> tuple[list[Finding], pd.Da
         "labels": first["label"].to_numpy() != second["label"].to_numpy(),
     }).sort_values(["splits", "bits", "first"], ascending=[False, True, True], ignore_index=True)  # fmt: skip
     kinds = (
-        (
-            listed["splits"], "pairs across splits look the same (perceptual hash)",
-            "Re-encoded or resized copies of one picture may be on both sides. " + TESTED_ON,
-            "look at the pairs in near_duplicates.csv; give true copies one group",
-        ),
-        (
-            ~listed["splits"] & listed["labels"], "pairs of a real and a fake look the same",
-            "The fake is a re-encoded real picture (a wrong label), or was made from it.",
-            "look at the pairs in near_duplicates.csv; give siblings one group",
-        ),
+        (listed["splits"], "pairs across splits look the same (perceptual hash)",
+         "Re-encoded or resized copies of one picture may be on both sides. " + TESTED_ON,
+         "look at the pairs in near_duplicates.csv; give true copies one group"),
+        (~listed["splits"] & listed["labels"], "pairs of a real and a fake look the same",
+         "The fake is a re-encoded real picture (a wrong label), or was made from it.",
+         "look at the pairs in near_duplicates.csv; give siblings one group"),
     )  # fmt: skip
     findings = []
     for which, words, means, mend in kinds:

@@ -1,4 +1,4 @@
-"""What can be seen of an image without any trace of a generator: its header, a thumbnail, strips of one colour.
+"""Facts of images that are no traces of a generator: header, thumbnail, strips of one colour.
 
 :func:`look` reads images in threads and returns a table of these facts; everything else in the audit works on it.
 """
@@ -18,33 +18,27 @@ from numpy.typing import NDArray
 
 from fakedet.data.decode import DecodeError, decode_image, parse_header
 
-Read = Callable[[int], bytes]
-"""Returns the bytes of a row's file; raises DecodeError where it cannot."""
+Read = Callable[[int], bytes]  # returns the bytes of a row's file; raises DecodeError where it cannot
 
-SIDE = 8
-"""Of the thumbnail."""
-BINS = 8
-"""Of the histogram of each colour channel."""
-CONTENT = SIDE * SIDE * 3 + BINS * 3
-"""Numbers that describe an image's content."""
+SIDE = 8  # of the thumbnail
+BINS = 8  # of the histogram of each colour channel
+CONTENT = SIDE * SIDE * 3 + BINS * 3  # numbers that describe an image's content
 CHUNK = 512
-TOLERANCE = 10
-"""Levels by which pixels of a strip of one colour may differ, since JPEG changes them."""
-NARROWEST = 3
-"""Lines of a strip; fewer are an artefact of scaling."""
+TOLERANCE = 10  # levels by which pixels of a strip of one colour may differ, since JPEG changes them
+NARROWEST = 3  # lines of a strip; fewer are an artefact of scaling
 
 
 @dataclass(frozen=True)
 class Looks:
-    """What was seen of some rows, in their order."""
+    """The facts of some rows, in their order."""
 
+    # By id: problem ("" if none), format, width, height, bytes, jpeg_quality, jpeg_tables and, with pixels, sha256 and
+    # top, bottom, left, right: width of the strip of one colour as a share of the side.
     frame: pd.DataFrame
-    """Columns problem ("" if none), format, width, height, bytes, jpeg_quality, jpeg_tables and, with pixels,
-    sha256, top, bottom, left, right: width of the strip of one colour as a share of the side. The index is the id."""
+    # (n, 216) thumbnail and colour histograms in [0, 1]; None without pixels.
     content: NDArray[np.float32] | None
-    """(n, 216) thumbnail and colour histograms in [0, 1]; None without pixels."""
+    # (n,) perceptual hashes; 0 for flat images, which all look alike. None without pixels.
     prints: NDArray[np.uint64] | None
-    """(n,) perceptual hashes; 0 for flat images, which all look alike. None without pixels."""
 
     @property
     def problems(self) -> pd.Series:

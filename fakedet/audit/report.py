@@ -37,8 +37,7 @@ class Audit:
     findings: list[Finding]
     generators: list[GeneratorAudit]
     looks: Looks
-    pairs: pd.DataFrame
-    """Images that look alike; see :func:`fakedet.audit.checks.look_alikes`."""
+    pairs: pd.DataFrame  # images that look alike; see :func:`fakedet.audit.checks.look_alikes`
     n_images: int
 
     @property

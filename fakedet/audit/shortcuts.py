@@ -32,12 +32,9 @@ from fakedet.metrics.ranking import ranking_statistics
 
 log = logging.getLogger("fakedet")
 
-LEAST = 4
-"""Images of each class below which no AUC is given."""
-WARN = 0.7
-"""AUC above which a shortcut is reported."""
-QUICK = 300
-"""Images per cell whose headers training and evaluation look at."""
+LEAST = 4  # images of each class below which no AUC is given
+WARN = 0.7  # AUC above which a shortcut is reported
+QUICK = 300  # images per cell whose headers training and evaluation look at
 SIDES = ("top", "bottom", "left", "right")
 
 
@@ -48,8 +45,7 @@ class Shortcut:
     auc: Interval
     n_real: int
     n_fake: int
-    told_by: str
-    """The single feature that separates the classes best, with its AUC; "" if none does."""
+    told_by: str  # the single feature that separates the classes best, with its AUC; "" if none does
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -64,10 +60,8 @@ class GeneratorAudit:
     reals: list[str]
     rule: str
     header: Shortcut
-    content: Shortcut | None
-    """None where pixels were not looked at."""
-    strips: dict[str, tuple[float, float]]
-    """Side → shares of reals and of fakes that have a strip of one colour there."""
+    content: Shortcut | None  # None where pixels were not looked at
+    strips: dict[str, tuple[float, float]]  # side → shares of reals and of fakes that have a strip of one colour there
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -159,7 +153,7 @@ def audit_generators(
 ) -> tuple[list[GeneratorAudit], list[Finding]]:
     """Measure the shortcuts of every generator of a manifest's frame on the rows that were looked at.
 
-    For ``pairs`` see :func:`fakedet.metrics.pairing.real_counterparts`; ``resamples`` are those of the intervals.
+    For ``pairs`` see :func:`fakedet.metrics.pairing.real_counterparts`; the intervals take so many ``resamples``.
     """
     readable = (looks.frame["problem"] == "").to_numpy()
     facts = looks.frame[readable]
@@ -192,7 +186,7 @@ def audit_generators(
 
 
 def _findings(audits: Sequence[GeneratorAudit]) -> list[Finding]:
-    """Report what exceeds its limit, in one finding for all generators that it holds for."""
+    """Report the shortcuts above their limits, each in one finding for all generators concerned."""
     headers = {a.generator: a.header for a in audits if a.header.auc.value > WARN}
     contents = {a.generator: a.content for a in audits if a.content is not None and a.content.auc.value > WARN}
     few = {a.generator: a.header for a in audits if math.isnan(a.header.auc.value)}
@@ -248,8 +242,8 @@ def _numbers(shortcuts: Mapping[str, Shortcut]) -> dict[str, Any]:
     return {name: shortcut.auc.to_dict() for name, shortcut in shortcuts.items()}
 
 
+# Results of :func:`header_audit`: stage 1 and the method after it look at the same data and warn once.
 _MEASURED: dict[tuple[Any, ...], dict[str, Any]] = {}
-"""Results of :func:`header_audit`: stage 1 and the method after it look at the same data and warn once."""
 
 
 def header_audit(datamodule: DataModule, split: str) -> dict[str, Any]:

@@ -22,15 +22,12 @@ from fakedet.metrics.bootstrap import Interval, percentile_interval
 from fakedet.metrics.pairing import Pairs, group_cells, real_counterparts
 from fakedet.metrics.per_generator import METRICS, GeneratorSummary, bootstrap_statistics, mean_members
 
-MEANS = {"map_seen": "mean, seen", "map_unseen": "mean, unseen", "map": "mean, all"}
-"""Mean -> its name in tables."""
-FEW_GROUPS = 20
-"""Below this many groups, a bootstrap over groups is known to give intervals that are too narrow."""
+MEANS = {"map_seen": "mean, seen", "map_unseen": "mean, unseen", "map": "mean, all"}  # mean -> its name in tables
+FEW_GROUPS = 20  # with fewer groups, a bootstrap over groups is known to give intervals that are too narrow
+# The same for seeds: the bootstrap over k seeds finds (k − 1) / k of their variance, and none with one seed.
 FEW_SEEDS = 5
-"""The same for seeds: the bootstrap over k seeds finds (k − 1) / k of their variance, and none with one seed."""
 
-Run = tuple[int, int]
-"""A run of a method: its seed, and the number of earlier runs with this seed."""
+Run = tuple[int, int]  # a run of a method: its seed, and the number of earlier runs with this seed
 Runs = Mapping[str, Sequence[tuple[int, pd.DataFrame]]]
 Values = dict[str, dict[str, dict[str, Interval]]]
 Differences = dict[str, dict[str, dict[str, "Difference"]]]
@@ -41,8 +38,7 @@ class Difference:
     """A method minus the baseline, on the same rows, seeds and resamples."""
 
     interval: Interval
-    p: float
-    """Two-sided: 2 (b + 1) / (R + 1), where b of R resamples lie on the other side of zero; so never 0."""
+    p: float  # two-sided: 2 (b + 1) / (R + 1), where b of R resamples lie on the other side of zero; so never 0
 
     @property
     def way(self) -> str:
@@ -62,29 +58,18 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Methods compared; values are means over seeds, intervals are over groups of images and over seeds.
+    """Methods compared; values are means over seeds, intervals are over groups of images and over seeds."""
 
-    Attributes:
-        methods: names, in the order given.
-        baseline: the method that the others are compared with.
-        seeds: of each method, rising.
-        values: metric → generator or mean → method → interval.
-        differences: metric → generator or mean → method (not the baseline) → difference.
-        n_rows: images that all runs scored; n_left_out: that only some runs scored.
-        n_groups: groups (photographs or prompts) among the images that all scored.
-        support: mean → groups that its rarer class, real or fake, comes from.
-    """
-
-    methods: list[str]
-    baseline: str
-    seeds: dict[str, list[int]]
+    methods: list[str]  # in the order given
+    baseline: str  # the method that the others are compared with
+    seeds: dict[str, list[int]]  # of each method, rising
     generators: dict[str, GeneratorSummary]
-    values: Values
-    differences: Differences
-    n_rows: int
-    n_left_out: int
-    n_groups: int
-    support: dict[str, int]
+    values: Values  # metric → generator or mean → method → interval
+    differences: Differences  # metric → generator or mean → method (not the baseline) → difference
+    n_rows: int  # images that all runs scored
+    n_left_out: int  # images that only some runs scored
+    n_groups: int  # groups (photographs or prompts) among the images that all scored
+    support: dict[str, int]  # mean → groups that its rarer class, real or fake, comes from
     n_resamples: int
     level: float
 

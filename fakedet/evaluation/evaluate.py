@@ -55,7 +55,7 @@ def score_views(
     """Score all views of a split; each image is decoded once for all of them.
 
     Returns:
-        Columns id, view, logit, trace_distance: a row an image and view, in the order of the manifest; all ranks' rows.
+        Columns id, view, logit, trace_distance: a row per image and view, in manifest order; the rows of all ranks.
     """
     dataset = RobustDataset(datamodule.image_source, views, datamodule.eval_policy, datamodule.crop_size)
     images = max(1, 256 // (len(views) * dataset.crops))  # at most 256 crops at a time
@@ -75,7 +75,7 @@ def measure_robustness(
     """Measure mAP of every view and its paired drop from the original.
 
     Args:
-        frame: of all views: the manifest's columns, view and logit.
+        frame: the manifest's columns, view and logit, for all views.
         pairs, known_reals: see :func:`fakedet.metrics.pairing.real_counterparts`.
         seen: generators that were trained on.
         bootstrap: resamples and seed.
@@ -169,7 +169,7 @@ def _write_robustness(
 
 
 def _check_split(used: str, method: Detector, datamodule: DataModule, split: str, force: bool) -> None:
-    """Refuse a split that the detector was made with, unless forced; log what else there is to know of it."""
+    """Refuse a split that the detector was trained or fitted on, unless forced; log which split is scored."""
     if used and not force:
         raise UserError(
             f"split={split}: this split was used for {used} this detector, so results on it flatter; take "

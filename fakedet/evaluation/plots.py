@@ -27,7 +27,7 @@ Values = Mapping[str, Mapping[str, Any]]
 
 
 def plot_curves(runs: Mapping[str, pd.DataFrame], path: Path) -> Path:
-    """Draw training loss and validation mAP by epoch, a line a run: columns epoch, train/loss, val/map, if there."""
+    """Draw training loss and validation mAP by epoch, a line per run: columns epoch, train/loss, val/map (if any)."""
     wanted = [("train/loss", "training loss"), ("val/map", "validation mAP")]
     figure = new_figure(WIDTH, 3.2)
     handles: dict[str, Any] = {}
@@ -120,11 +120,10 @@ def plot_intervals(
     rows: Mapping[str, Values], title: str, path: Path, sections: Mapping[str, str] | None = None,
     chance: Mapping[str, float] | None = None,
 ) -> Path:  # fmt: skip
-    """Draw values with their intervals, a row a generator and a colour a method; many methods get a panel a generator.
+    """Draw values with their intervals, a row per generator; with more than six methods, a panel per generator.
 
     Args:
         rows: generator → method → {"value", "low", "high"}, None where undefined.
-        title, path: above the figure, and of the PNG.
         sections: section of each row ("seen", "unseen", "mean"); a stronger line separates them.
         chance: value of a guess for each row, drawn as a grey tick; None: 0.5 for all, a dotted line.
     """
@@ -198,7 +197,6 @@ def plot_matrix(
     Args:
         cells: generator → detector → value with its interval.
         seen: detector → generators whose fakes it was trained on.
-        title, path: above the figure, and of the PNG.
     """
     generators, methods = list(cells), list(next(iter(cells.values())))
     values = np.array([[cells[generator][method].value for generator in generators] for method in methods])
@@ -241,12 +239,9 @@ def project(embedding: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float
 
 
 def draw_map(frame: pd.DataFrame, share: ArrayLike, seen: set[str], path: Path) -> Path:
-    """Draw the embedding map of a predictions frame.
+    """Draw the images of a predictions frame that have a place on the embedding map (:data:`MAP`).
 
-    Args:
-        frame: with the columns of :data:`fakedet.evaluation.predictions.MAP`; images without a place are not drawn.
-        share: (2,) of variance.
-        seen: generators seen in training; the fakes of others are drawn as crosses.
+    ``share`` are the (2,) shares of variance; fakes of generators that are not among the ``seen`` are crosses.
     """
     mapped = frame[np.isfinite(frame[MAP]).all(axis=1)]
     x, y = mapped[MAP].to_numpy(dtype=np.float64).T
@@ -256,7 +251,7 @@ def draw_map(frame: pd.DataFrame, share: ArrayLike, seen: set[str], path: Path) 
     axes.scatter(x[real], y[real], s=14, color=REAL_COLOUR, alpha=0.4, linewidths=0, label=f"real (n={real.sum()})")
     for number, name in enumerate(sorted(set(names[~real]))):
         rows, was_seen = ~real & (names == name), name in seen
-        # A cross has no inside, so it is told from later rounds of the palette by "+" instead.
+        # Crosses have one form; "+" takes their place where the colours repeat.
         marker = marker_of(number) if was_seen else ("x", "+")[number // len(PALETTE) % 2]
         axes.scatter(x[rows], y[rows], s=16 if was_seen else 24, marker=marker, alpha=0.75, color=colour_of(number),
                      linewidths=0 if was_seen else 1.1,
@@ -269,7 +264,7 @@ def draw_map(frame: pd.DataFrame, share: ArrayLike, seen: set[str], path: Path) 
 
 
 def plot_reliability(frames: Mapping[str, pd.DataFrame], path: Path) -> Path:
-    """Draw the share of fakes over the mean score of each bin, a line a method: columns label and score."""
+    """Draw the share of fakes over the mean score of each bin, a line per method: columns label and score."""
     figure = new_figure(WIDTH, 4.6)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=REAL_COLOUR, linewidth=1, linestyle=":")
@@ -278,7 +273,7 @@ def plot_reliability(frames: Mapping[str, pd.DataFrame], path: Path) -> Path:
         weights, bins = balanced_weights(labels), bin_of(scores)
         count = np.bincount(bins, minlength=BINS)
         total = np.bincount(bins, weights=weights, minlength=BINS)
-        drawn = (count >= 5) & (total > 0)  # of fewer images the share says nothing
+        drawn = (count >= 5) & (total > 0)  # the share of fewer images means little
         mean = np.bincount(bins, weights=weights * scores, minlength=BINS)[drawn] / total[drawn]
         share = np.bincount(bins, weights=weights * labels, minlength=BINS)[drawn] / total[drawn]
         error = calibration_error(scores, labels)
@@ -291,7 +286,7 @@ def plot_reliability(frames: Mapping[str, pd.DataFrame], path: Path) -> Path:
 
 
 def plot_curves_of_decision(frames: Mapping[str, pd.DataFrame], path: Path) -> Path:
-    """Draw ROC and precision-recall curves over all generators, a line a method: columns label and logit."""
+    """Draw ROC and precision-recall curves over all generators, a line per method: columns label and logit."""
     figure = new_figure(2 * WIDTH, 4.6)
     roc, recall = figure.subplots(1, 2)
     roc.plot([0, 1], [0, 1], color=REAL_COLOUR, linewidth=1, linestyle=":")
@@ -314,10 +309,7 @@ def plot_curves_of_decision(frames: Mapping[str, pd.DataFrame], path: Path) -> P
 
 
 def plot_robustness(content: Mapping[str, Any], path: Path) -> Path:
-    """Draw one panel a family: mAP of seen and of unseen generators with 95 % intervals.
-
-    ``content`` is robustness.json's: view → mean → {"value", "low", "high"}.
-    """
+    """Draw a panel per family of views with the content of robustness.json: mAP of seen and of unseen generators."""
     families: dict[str, list[tuple[float, str]]] = {}
     for name in content:
         if "/" in name:
@@ -351,7 +343,7 @@ def plot_robustness(content: Mapping[str, Any], path: Path) -> Path:
 
 
 def read_curves(folder: Path) -> pd.DataFrame:
-    """Read ``logs/metrics.csv`` of a run: a row an epoch, the mean of its steps; empty where nothing was logged."""
+    """Read ``logs/metrics.csv`` of a run: a row per epoch, the mean of its steps; empty if nothing was logged."""
     path = folder / "logs" / "metrics.csv"
     if not path.is_file() or path.stat().st_size == 0:
         return pd.DataFrame()

@@ -1,4 +1,4 @@
-"""The predictions file: a row an image and view, from which every table and figure is made."""
+"""The predictions file: a row per image and view, from which every table and figure is made."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write_predictions(
 
     Args:
         frame: the columns of SCHEMA; those of MAP may be missing.
-        path, info: of the parquet file; plain values.
+        info: plain values.
         pictures: path of an image → a small JPEG of it, for reports.
     """
     path = Path(path)
@@ -125,13 +125,10 @@ def _check(frame: pd.DataFrame, path: Path) -> None:
         raise UserError(f"{path}: a report needs real and fake images, found labels {sorted(set(frame['label']))}")
     if "view" in frame and not (frame["view"] == "original").any():
         raise UserError(f"{path}: it has no rows of the view 'original', which tables are made of")
-    infinite = frame.loc[np.isinf(frame["logit"].to_numpy(dtype=np.float64)), "path"]
-    if len(infinite):
-        raise UserError(
-            f"{path}: {len(infinite)} logits are infinite, first: {infinite.iloc[0]}; the detector diverged on them"
-        )
-    nan = frame.loc[frame["logit"].isna(), "path"]
-    if len(nan):
+    if len(infinite := frame.loc[np.isinf(frame["logit"].to_numpy(dtype=np.float64)), "path"]):
+        more = f"first: {infinite.iloc[0]}; the detector diverged on them"
+        raise UserError(f"{path}: {len(infinite)} logits are infinite, {more}")
+    if len(nan := frame.loc[frame["logit"].isna(), "path"]):
         raise UserError(
             f"{path}: {len(nan)} of {len(frame)} logits are NaN, first: {', '.join(map(str, nan.head(3)))}; the "
             "detector diverged on them, evaluate another checkpoint"
@@ -151,8 +148,7 @@ def align(frames: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[str, N
         UserError: an image twice in a run, runs that share too few images, or runs that disagree about shared ones.
     """
     for key, frame in frames.items():
-        twice = frame["path"][frame["path"].duplicated()]
-        if len(twice):
+        if len(twice := frame["path"][frame["path"].duplicated()]):
             raise UserError(
                 f"{key}: {len(twice)} images are there twice, first: {twice.iloc[0]}; compare one view at a time"
             )

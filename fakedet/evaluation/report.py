@@ -38,8 +38,8 @@ log = logging.getLogger("fakedet")
 
 STUDY = "study.json"  # in a study's folder: what its report says, and its jobs in the order of the sweep
 ENDED = "jobs.jsonl"  # in a multirun's folder: one line per job that has ended
-# They name a run or its place, not what it does.
-NOT_COMPARED = ("seed", "output_dir", "overwrite", "resume", "trace_cache", "threads", "logger", "study", "hydra")
+# Overrides that do not tell methods apart: the seeds of a method belong together, the others leave its results alone.
+NOT_COMPARED = ("seed", "output_dir", "overwrite", "resume", "stage1_cache", "threads", "logger", "study", "hydra")
 SHORTCUT = 0.7  # AUC of a classifier that sees only headers, above which the reader is warned
 
 
@@ -58,7 +58,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Small pictures side by side."""
+    """Small pictures under one title."""
 
     title: str
     pictures: Sequence[Shown]
@@ -71,43 +71,34 @@ class Page:
     title: str
     comparison: Comparison
     figures: Sequence[Drawing]
-    runs: Sequence[Mapping[str, Any]]  # the rows of the table of runs; a run that lacks another's key shows a dash
-    facts: Mapping[str, Any]  # name → value, for what holds of all runs
+    runs: Sequence[Mapping[str, Any]]  # the rows of the table of runs; a missing key is shown as a dash
+    facts: Mapping[str, Any]  # name → value of facts about all runs
     command: str  # how to make it again
     caveats: Sequence[str] = field(default_factory=list)
     failures: Sequence[str] = field(default_factory=list)
     galleries: Sequence[Gallery] = field(default_factory=list)
     provenance: Mapping[str, str] = field(default_factory=dict)  # run → all that is known of it, as text
+    # Generator → AUC of a classifier that sees only headers, shown beside the detectors'.
     shortcuts: Mapping[str, Interval] = field(default_factory=dict)
-    """Generator → AUC of a classifier that sees only headers, to stand beside the detectors'."""
 
 
 def write_page(page: Page, path: Path) -> None:
     """Render a page into one self-contained HTML file; whatever it shows is escaped."""
     render(
-        "fakedet.evaluation",
-        "report/report.html",
-        path,
-        verdict=verdict(page.comparison),
-        page=page,
-        comparison=page.comparison,
+        "fakedet.evaluation", "report/report.html", path, page=page, comparison=page.comparison,
+        verdict=verdict(page.comparison), columns=list(dict.fromkeys(name for run in page.runs for name in run)),
         tables=[(metric.upper(), metric, rows(page.comparison, metric)) for metric in page.comparison.values],
-        columns=list(dict.fromkeys(name for run in page.runs for name in run)),
         probability=lambda p: "" if p != p else "p < 0.01" if p < 0.01 else f"p = {p:.2f}",
-    )
+    )  # fmt: skip
 
 
 def figures(
     folder: Path, comparison: Comparison, first: dict[str, Read], pairs: Any, bootstrap: dict[str, int],
     reals: set[str], trained: bool,
 ) -> list[Drawing]:  # fmt: skip
-    """Draw the figures of all methods, then those of each.
+    """Draw, into a folder, the figures of all methods, then those of each method's ``first`` file.
 
-    Args:
-        folder: for the PNGs.
-        comparison, first: of the files; the first file of each method.
-        pairs, bootstrap, reals: see :func:`measure_robustness`.
-        trained: whether the files lie in the folders of their training runs.
+    For pairs, bootstrap and reals see :func:`measure_robustness`; ``trained``: the files lie in their training runs.
     """
     shown = {method: first[method].original for method in comparison.methods}
     seen_by = {method: tuple(sorted(first[method].seen)) for method in comparison.methods}
@@ -155,7 +146,7 @@ def _intervals(folder: Path, comparison: Comparison, metric: str) -> Drawing:
 
 
 def galleries(first: dict[str, Read]) -> list[Gallery]:
-    """Show the small pictures that each method's file carries, reals taken for fakes first."""
+    """Collect the small pictures in each method's file, reals taken for fakes first."""
     found = []
     for method, one in first.items():
         held = one.original[one.original["path"].isin(one.pictures)]
@@ -172,7 +163,7 @@ def galleries(first: dict[str, Read]) -> list[Gallery]:
 
 
 def provenance_of(read: list[Read]) -> dict[str, str]:
-    """Write down all that is known of each file's run, but for the scores that its operating point keeps."""
+    """Format the info of each file's run as text, without the scores that its operating point holds."""
     told = {}
     for one in read:
         info = dict(one.info)
@@ -397,11 +388,10 @@ def compare_runs(config: DictConfig, overrides: list[str], command: list[str] | 
         if not scored:
             continue
         if place:
-            config.title, config.output_dir, config.overwrite = f"{title}: {place[3:]}", str(folder / place), True
+            name = place.removeprefix("on_")
+            config.title, config.output_dir, config.overwrite = f"{title}: {name}", str(folder / place), True
             if config.baseline not in (None, *(run.method for run in scored)):
-                log.warning(
-                    "no comparison on %s: the baseline '%s' has not been scored on it", place[3:], config.baseline
-                )
+                log.warning("no comparison on %s: the baseline '%s' has not been scored on it", name, config.baseline)
                 continue
         files = [run.folder / place / "predictions.parquet" for run in scored]
         read = [Read(run.method, run.seed, path, *read_predictions(path), read_pictures(path))
@@ -457,7 +447,7 @@ def _json(path: Path) -> dict[str, Any] | None:
 
 
 def _describe(run: Run) -> str:
-    """Say what became of a run that did not end well, and how to run it alone; "" if it did."""
+    """Say why a run has no result, and how to run it alone; "" if it has one."""
     if run.facts and not run.failure:
         return ""
     cause = f"failed: {run.failure}" if run.failure else "has not finished"

@@ -29,16 +29,14 @@ from fakedet.utils import Bar, write_json
 
 log = logging.getLogger("fakedet")
 
-TRAINING_REALS = 512  # their scores give the centre and spread of the operating point's reference
 MAPPED = 800  # images in the embedding map: enough to see clusters, few enough to see points
-SMALL_SIDE = 224  # longer side of a small picture, in pixels
 
 
 def score_split(trainer: Trainer, method: Detector, datamodule: DataModule, split: str) -> pd.DataFrame:
     """Score every image of a split once, by ``trainer.validate`` for "val" and ``trainer.test`` for others.
 
     Returns:
-        One row an image that could be read, in the order of the manifest; the rows of all ranks, on every rank.
+        One row per readable image, in the order of the manifest; the rows of all ranks, on every rank.
     """
     if split == "val":
         trainer.validate(method, datamodule=datamodule, verbose=False)  # type: ignore[arg-type]
@@ -61,10 +59,9 @@ def predict(
     """Score the images of a loader by ``trainer.predict``; call it on every rank.
 
     Args:
-        trainer, method: any trainer, and the detector.
         loader: gives this rank's batches.
         columns: entries of the batch or of :class:`fakedet.methods.base.Scores`.
-        what: name of the work, for the log.
+        what: name of the work, for the progress bar.
 
     Returns:
         Each column, (N, ...), on the CPU, floats as float64; N may be 0.
@@ -80,7 +77,7 @@ def predict(
 
 
 class _Batches:
-    """A loader with progress; no DataLoader, which Lightning would rebuild, and warn about our batch sampler."""
+    """A loader with progress; not a DataLoader, which Lightning would rebuild with a warning about our sampler."""
 
     def __init__(self, loader: Any, what: str) -> None:
         self._loader, self._what = loader, what
@@ -96,7 +93,7 @@ class _Batches:
 
 
 class _Collector(Callback):
-    """Keep some columns of each predicted batch: embeddings of everything would fill the memory."""
+    """Keep some columns of each predicted batch; the embeddings of all images would fill the memory."""
 
     def __init__(self, columns: tuple[str, ...]) -> None:
         self.parts: dict[str, list[NDArray[Any]]] = {name: [] for name in columns}
@@ -108,11 +105,7 @@ class _Collector(Callback):
 
 
 def check_operating_point(rate: float, calibration: str) -> None:
-    """Refuse settings that cannot be fitted, before training.
-
-    Raises:
-        UserError: the rate is no share of reals, or there is no such calibration.
-    """
+    """Raise UserError, before training, if the rate is not a share of reals or there is no such calibration."""
     if not 0 < rate < 1:
         raise UserError(f"operating_point.rate={rate}: a share of reals between 0 and 1, such as 0.05")
     if calibration not in KINDS:
@@ -125,10 +118,10 @@ def fit_on_validation(
     """Fit the operating point on the validation split and write it into the checkpoint and the method.
 
     Args:
-        trainer, method, datamodule: of the training; the method with the chosen weights.
+        trainer, method, datamodule: of the training; the method has the chosen weights.
         rate: share of reals that may be called fake.
-        calibration: kind of calibration of the scores.
-        checkpoint: of the chosen weights; rewritten whole.
+        calibration: one of :data:`fakedet.metrics.calibration.KINDS`.
+        checkpoint: of the chosen weights; it is rewritten.
     """
     # limit_val_batches shortens the validation of an epoch; the operating point is fitted on all images. Without
     # loggers, because the curves show the training and end with it.
@@ -136,7 +129,7 @@ def fit_on_validation(
     trainer.limit_val_batches, trainer.loggers = trainer.limit_test_batches, []
     frame = score_split(trainer, method, datamodule, "val")
     trainer.limit_val_batches, trainer.loggers = limit, loggers
-    reals = datamodule.bank_dataloader(TRAINING_REALS)
+    reals = datamodule.bank_dataloader(512)  # for the centre and spread of the reference
     training = predict(trainer, method, reals, ("logit", "trace_distance"), "training reals")
     if not trainer.is_global_zero:
         return
@@ -198,8 +191,7 @@ def measure_predictions(
     """Compute metrics.json's content from a predictions frame of the data module's manifest.
 
     Args:
-        frame: one row an image, with the scores of :func:`apply_operating_point`.
-        datamodule: that the frame was scored with.
+        frame: one row per image, with the scores of :func:`apply_operating_point`.
         seen, bootstrap: the generators that were trained on; resamples and seed.
         point: the detector's operating point; without one, there are no accuracies and no calibration.
     """
@@ -222,7 +214,7 @@ def measure_predictions(
 def map_embeddings(
     trainer: Trainer, method: Detector, datamodule: DataModule, frame: pd.DataFrame
 ) -> tuple[pd.DataFrame, list[float]]:
-    """Embed some images of a frame of the data module, one row an image; call it on every rank.
+    """Embed some images of a frame that has one row per image; call it on every rank.
 
     Returns:
         The frame with the images' places on the embedding map, and the share of variance on its two components
@@ -242,12 +234,12 @@ def map_embeddings(
 def small_pictures(
     datamodule: DataModule, frame: pd.DataFrame, point: OperatingPoint | None, count: int
 ) -> dict[str, bytes]:
-    """Make small JPEGs, by path, of the most confident errors of a predictions frame, as evaluation saw them.
+    """Make small JPEGs (path → JPEG, longer side 224 pixels) of the most confident errors of a predictions frame.
 
     Args:
-        datamodule, frame: the frame's images, one row each, and the data module that they were scored with.
+        datamodule, frame: the frame has one row per image, scored with the data module.
         point: the detector's operating point; None: the most wrong images are shown whatever their logit.
-        count: at most so many of each kind of error.
+        count: greatest number of each kind of error.
     """
     threshold = point.threshold if point is not None and math.isfinite(point.threshold) else None
     worst = pd.concat(confident_errors(frame, threshold, count))
@@ -257,7 +249,7 @@ def small_pictures(
             image = decode_image(datamodule.read_bytes(row))
         except DecodeError:
             continue  # it could be read a moment ago
-        scale = min(1.0, SMALL_SIDE / max(image.shape[:2]))
+        scale = min(1.0, 224 / max(image.shape[:2]))
         size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
         small = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
         done, jpeg = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])
@@ -273,11 +265,9 @@ def write_results(
     """Write predictions.parquet, metrics.json and, where images were unreadable, quarantine.csv.
 
     Args:
-        folder: of the run.
-        frame: of the predictions, all views.
+        frame: the predictions of all views.
         metrics, pictures: from :func:`measure_predictions` and :func:`small_pictures`.
-        quarantine: the unreadable images.
-        info: what the predictions file says of the detector and the run; ``split`` and ``shortcut`` among it.
+        info: of the detector and the run, for the predictions file; it has ``split`` and ``shortcut``.
     """
     write_predictions(frame, folder / "predictions.parquet", dict(info), pictures)
     lost = quarantine.lost(str(info["split"]), frame)

@@ -22,12 +22,8 @@ Record = TypeVar("Record")
 
 log = logging.getLogger("fakedet")
 
-FITTED_REALS = 4096
-"""Most photographs that an encoder is fitted to."""
 TRAINING_KEYS = ("name", "epochs", "batch", "init", "monitor")
 """Keys of a model's config that say how it is trained, not how it is built."""
-SHAPE = ("factor", "steps", "patience", "plateau_metric")
-
 SCHEDULES = ("cosine", "constant", "step", "plateau")
 
 
@@ -55,16 +51,13 @@ def configure_optimiser(parameters: Iterable[nn.Parameter], settings: Any, total
     options = dict(settings)
     name, schedule = str(options.pop("name")), options.pop("schedule", "constant")
     warmup = float(options.pop("warmup", 0.0))
-    shape = {key: options.pop(key) for key in SHAPE if key in options}
+    shape = {key: options.pop(key) for key in ("factor", "steps", "patience", "plateau_metric") if key in options}
     try:
         optimiser = timm.optim.create_optimizer_v2(learned, opt=name.lower(), **options)
     except (TypeError, ValueError) as error:
         raise UserError(f"model.optimizer: '{name}' does not take these settings: {error}") from error
     if callable(schedule):
-        return {
-            "optimizer": optimiser,
-            "lr_scheduler": {"scheduler": schedule(optimiser), "interval": "step"},
-        }
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule(optimiser), "interval": "step"}}
     if schedule == "plateau":
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimiser, mode="max", factor=float(shape["factor"]), patience=int(shape["patience"])
@@ -106,12 +99,10 @@ def sum_of_terms(terms: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, Mapping[
     if isinstance(terms, Tensor):
         return terms, {"contrastive": terms}
     first, *rest = terms.values()
-    for term in rest:
-        first = first + term
-    return first, terms
+    return sum(rest, start=first), terms
 
 
-def gather_rows(module: LightningModule, rows: torch.Tensor) -> torch.Tensor:
+def gather_rows(module: LightningModule, rows: Tensor) -> Tensor:
     """Concatenate the rows (B, ...) of all ranks, with gradients; on one rank they stay as they are.
 
     Every rank has the same B and computes the same loss over all rows; the gradient of the gather sums over ranks and
@@ -121,7 +112,7 @@ def gather_rows(module: LightningModule, rows: torch.Tensor) -> torch.Tensor:
     if trainer is None or trainer.world_size == 1:
         return rows
     gathered = module.all_gather(rows, sync_grads=rows.requires_grad)
-    assert isinstance(gathered, torch.Tensor)
+    assert isinstance(gathered, Tensor)
     return gathered.flatten(0, 1)
 
 
@@ -141,7 +132,7 @@ def first_view(batch: dict[str, Any]) -> Tensor:
 
 
 class Scores(NamedTuple):
-    """What a detector says of each image of a batch."""
+    """A detector's output for each image of a batch."""
 
     logit: Tensor
     """(B,) float32; sigmoid(logit) = P(fake)."""
@@ -154,9 +145,9 @@ class Scores(NamedTuple):
 class Detector(LightningModule):
     """Score images, log the loss, and measure AP per generator on the validation and test splits.
 
-    Subclasses give :meth:`forward` and ``training_step``. ``info`` travels inside every checkpoint: the
-    model's config, the generators seen in training and the crop, all that is needed to build the detector
-    again and to say what it knows. It holds plain values only, so that checkpoints load with ``weights_only``.
+    Subclasses define :meth:`forward` and ``training_step``. Every checkpoint holds ``info``: the model's config, the
+    generators seen in training and the crop, all that is needed to build the detector again and to say what it knows.
+    It has plain values only, so that checkpoints load with ``weights_only``.
     """
 
     encoder: nn.Module
@@ -199,10 +190,10 @@ class Detector(LightningModule):
             self.metric = metric.to(self.device)
 
     def on_fit_start(self) -> None:
-        """Show an encoder that has a ``fit_reals`` real training photographs, seen as evaluation sees them."""
+        """Fit an encoder that has ``fit_reals`` to at most 4096 real training photographs, as evaluation sees them."""
         if callable(fit := getattr(self.encoder, "fit_reals", None)):
-            log.info("the encoder is fitted to training photographs; a backbone that is new to them takes a while")
-            loader = self.trainer.datamodule.bank_dataloader(FITTED_REALS)  # type: ignore[attr-defined]
+            log.info("fitting the encoder to training photographs; features that are not cached yet take a while")
+            loader = self.trainer.datamodule.bank_dataloader(4096)  # type: ignore[attr-defined]
             fit(first_view(batch).to(self.device) for batch in loader if len(batch["id"]))
 
     def configure_optimizers(self) -> Any:

@@ -1,7 +1,7 @@
 """Trace-destroyed copies of photographs: the content stays, the low-level statistics are re-synthesised (ours).
 
-Each way of :data:`METHODS` maps float images (n, 3, H, W) and as many rows of uniform draws in [0, 1), shape
-(n, DRAWS) on the CPU, to images of the same shape. An image's result depends on its own draws alone.
+Each function of :data:`METHODS` maps float images (n, 3, H, W) and uniform draws in [0, 1), (n, DRAWS) on the CPU, to
+images of the same shape. An image's result depends on its own draws alone.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from torch import Tensor, nn
 
 from fakedet.errors import UserError, choose
 
-GRID = 3
-"""Uniform draws that an image takes: quality, and where its crop lies on JPEG's grid, down and across."""
-BLOCK = 8
+DRAWS = 9  # per image: as many as zero_insert, which needs the most, takes for the weights of its kernel
+GRID = 3  # draws per recompressed image: quality, and its offset on JPEG's grid, down and across
+BLOCK = 8  # side of JPEG's blocks in pixels
+SCALES = (0.4, 0.8)  # of the sides, down; up again by the inverse
+MODES = ("bilinear", "bicubic", "area", "nearest")
+CUTOFFS = (0.15, 0.4)  # cycles a pixel; the Nyquist frequency is 0.5
+ROLL_OFF = 0.02  # cycles a pixel; a softer edge than this hardly rings
+SIGMAS = (0.5, 1.5)  # pixels
 
 
 def check_qualities(pair: Sequence[int], name: str) -> tuple[int, int]:
-    """Give the least and the greatest JPEG quality.
-
-    Raises:
-        UserError: not two whole numbers from 1 to 100, the least first.
-    """
+    """Return the least and the greatest JPEG quality; UserError unless they are two integers from 1 to 100 in order."""
     whole = [value for value in pair if isinstance(value, int) and not isinstance(value, bool)]
     if len(pair) != 2 or len(whole) != 2 or not 1 <= whole[0] <= whole[1] <= 100:
         raise UserError(f"{name}={list(pair)}: two JPEG qualities from 1 to 100, the least first, or null")
@@ -35,24 +36,20 @@ def check_qualities(pair: Sequence[int], name: str) -> tuple[int, int]:
 
 
 def recompress(levels: Tensor, draws: Tensor, qualities: tuple[int, int]) -> Tensor:
-    """Compress each image as a JPEG and decode it.
+    """Compress each image as a JPEG and decode it; shape, dtype and device stay.
 
-    Each image is laid on JPEG's 8×8 grid at an offset of its own: were its corner always a block's, the offset
-    would tell it from crops of files, which were compressed before they were cut.
+    Each image has its own offset on JPEG's 8×8 grid: if its corner were always a block's, the offset would tell it
+    from crops of files, which were compressed before they were cut.
 
     Args:
         levels: float RGB (N, 3, H, W) of whole numbers from 0 to 255, H and W at least 8.
-        draws: uniform (N, 3) in [0, 1) on the CPU.
+        draws: uniform (N, GRID) in [0, 1) on the CPU.
         qualities: least and greatest, uniform between.
-
-    Returns:
-        The same shape, dtype and device.
     """
     low, high = qualities
     height, width = levels.shape[-2:]
     padded = F.pad(levels, (BLOCK - 1,) * 4, mode="reflect").to("cpu", torch.uint8)
-    # OpenCV's colours stand in the other order.
-    pictures = padded.flip(1).permute(0, 2, 3, 1).numpy()
+    pictures = padded.flip(1).permute(0, 2, 3, 1).numpy()  # OpenCV takes BGR
     done = []
     for picture, (quality, down, across) in zip(pictures, draws.tolist(), strict=True):
         top, left = BLOCK - 1 - int(down * BLOCK), BLOCK - 1 - int(across * BLOCK)
@@ -65,16 +62,6 @@ def recompress(levels: Tensor, draws: Tensor, qualities: tuple[int, int]) -> Ten
     if not done:
         return levels
     return torch.stack(done).permute(0, 3, 1, 2).flip(1).to(levels)
-
-
-# Uniform draws that an image gets: as many as the hungriest method, the nine weights of a kernel, takes.
-DRAWS = 9
-
-SCALES = (0.4, 0.8)  # of the sides, down; up again by the inverse
-MODES = ("bilinear", "bicubic", "area", "nearest")
-CUTOFFS = (0.15, 0.4)  # cycles a pixel; the Nyquist frequency is 0.5
-ROLL_OFF = 0.02  # cycles a pixel; a softer edge than this hardly rings
-SIGMAS = (0.5, 1.5)  # pixels
 
 
 def resample(images: Tensor, draws: Tensor) -> Tensor:
@@ -91,9 +78,9 @@ def resample(images: Tensor, draws: Tensor) -> Tensor:
 def zero_insert(images: Tensor, draws: Tensor) -> Tensor:
     """Halve each image, put zeros between its pixels and filter with a random positive 3×3 kernel.
 
-    This is what a transposed convolution of stride 2 does. An output pixel sees one, two or four of the
-    inserted samples, by its phase; the kernel's weights sum to one within each phase. With one sum for all,
-    a flat grey would become a chequerboard, far from what any trained generator leaves.
+    This is what a transposed convolution of stride 2 does. An output pixel sees one, two or four of the inserted
+    samples, by its phase; the kernel's weights sum to one within each phase. With one sum for all phases, a flat grey
+    would become a chequerboard, unlike the output of any trained generator.
     """
     height, width = images.shape[-2:]
     small = F.avg_pool2d(images, 2, ceil_mode=True, count_include_pad=False)
@@ -137,8 +124,7 @@ def smooth(images: Tensor, draws: Tensor) -> Tensor:
 
 def _interpolate(image: Tensor, size: list[int], draw: float) -> Tensor:
     mode = MODES[int(draw * len(MODES))]
-    antialias = mode in ("bilinear", "bicubic")
-    return F.interpolate(image, size=size, mode=mode, antialias=antialias)
+    return F.interpolate(image, size=size, mode=mode, antialias=mode in ("bilinear", "bicubic"))
 
 
 def _filter_each(images: Tensor, kernels: Tensor) -> Tensor:
@@ -150,39 +136,29 @@ def _filter_each(images: Tensor, kernels: Tensor) -> Tensor:
 
 
 METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "resample": resample,
-    "zero_insert": zero_insert,
-    "lowpass": lowpass,
-    "smooth": smooth,
-}
-
-
-_WIDTH = 2 + DRAWS
-"""Uniform draws that a copy takes: kind, strength, and those of its kind."""
+    "resample": resample, "zero_insert": zero_insert, "lowpass": lowpass, "smooth": smooth,
+}  # fmt: skip
+_WIDTH = 2 + DRAWS  # draws per copy that is not recompressed: kind, strength, and those of its kind
 
 
 class TraceDestroyer(nn.Module):
     """Make a trace-destroyed copy of each image (ours; docs/method.md).
 
-    Each image draws one kind and a strength: the share of the re-synthesised image in its blend with the
-    original. Such copies imitate upsampling and smoothing, so they are pseudo-fakes of a kind.
+    Each image draws one kind and a strength: the share of the re-synthesised image in its blend with the original. Such
+    copies imitate upsampling and smoothing, so they are pseudo-fakes of a kind.
 
     Args:
-        kinds: one or more of "resample", "zero_insert", "lowpass", "smooth"; see
-            :data:`METHODS`.
+        kinds: one or more of :data:`METHODS`: "resample", "zero_insert", "lowpass", "smooth".
         min_strength: least strength, in [0, 1]; strengths are uniform in [min_strength, 1].
-        recompress: least and greatest JPEG quality of the copies; None: they are not compressed. Where the fakes
-            to come are JPEGs, copies without JPEG's own traces teach another lesson than theirs.
+        recompress: least and greatest JPEG quality of the copies, for detectors of fakes that are JPEGs, so that the
+            lack of JPEG's traces does not set the copies apart; None: they are not compressed.
 
     Raises:
         UserError: an unknown kind, none at all, a strength outside [0, 1], or no such JPEG quality.
     """
 
     def __init__(
-        self,
-        kinds: Sequence[str] = tuple(METHODS),
-        min_strength: float = 0.4,
-        recompress: Sequence[int] | None = None,
+        self, kinds: Sequence[str] = tuple(METHODS), min_strength: float = 0.4, recompress: Sequence[int] | None = None
     ) -> None:
         super().__init__()
         self.kinds = tuple(choose(kind, METHODS, "model.copies.kinds") for kind in kinds)
@@ -195,7 +171,7 @@ class TraceDestroyer(nn.Module):
 
     @property
     def width(self) -> int:
-        """Uniform draws that a copy takes."""
+        """Number of uniform draws per copy."""
         return _WIDTH + (GRID if self.qualities else 0)
 
     @torch.no_grad()
@@ -204,13 +180,12 @@ class TraceDestroyer(nn.Module):
 
         Args:
             images: float RGB (N, 3, H, W) in [0, 1], H and W at least 2.
-            generator: a CPU generator, whose draws are the same whatever the images' device; None takes
-                PyTorch's global one.
-            draws: uniform (N, width) in [0, 1) on the CPU instead.
+            generator: on the CPU, so that its draws do not depend on the images' device; None: PyTorch's global one.
+            draws: uniform (N, width) in [0, 1) on the CPU, in place of a generator.
 
         Returns:
-            (N, 3, H, W) of the images' dtype, in steps of 1/255 as every stored image is: values between the
-            steps would give the copies away without any trace being learned.
+            (N, 3, H, W) of the images' dtype, in steps of 1/255 as every stored image is: values between the steps
+            would give the copies away without any trace being learned.
         """
         if draws is None:
             draws = torch.rand(len(images), self.width, generator=generator)

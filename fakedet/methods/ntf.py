@@ -56,8 +56,8 @@ class NaturalTracePretraining(Detector):
         heterogeneous_weight: w_het.
         homogeneous_weight: w_hom.
         copies: makes the trace-destroyed copies; None: L_hom has no such negatives (the trace then collapses).
-        fixed_copies: each photograph has one destroyed copy, the same in every epoch and run, so that a frozen
-            backbone looks at it once; else it has a new one in each step.
+        fixed_copies: each photograph has one destroyed copy, the same in every epoch and run, so that a frozen backbone
+            computes its features once; else it has a new one in each step.
         bank_size: traces kept of real training photographs.
         distance: how the distance to the bank is measured, "knn" or "prototype".
     """
@@ -142,7 +142,7 @@ class NaturalTracePretraining(Detector):
 
 
 class NaturalTraceForensics(Detector):
-    """Stage 2: a detector that pulls reals to the natural traces of stage 1 and pushes fakes away.
+    """Stage 2: train a detector that pulls reals to the natural traces of stage 1 and pushes fakes away.
 
     L = BCE(ℓ) + λ L_contrastive(z, t): ℓ is the classifier's logit, z a projection of the embedding, t the traces that
     the frozen source gives. With the default ``loss``, :class:`fakedet.losses.SoftContrastive`, L_contrastive is
@@ -157,11 +157,10 @@ class NaturalTraceForensics(Detector):
         hidden_dim: width of the projection head.
         bank_size: traces kept of real training photographs.
         distance: how the distance of z to the bank is measured, "knn" or "prototype".
-        score: what ranks images, is validated, kept and calibrated: "logit", the classifier's, or "trace_distance", the
-            distance standardised over the bank.
+        score: the score of images: "logit", the classifier's, or "trace_distance", standardised over the bank.
         copies: makes trace-destroyed copies that join a batch's fakes (ours).
-        copies_per_real: how many of them, per real photograph of the batch, in [0, 1]; copies and fakes together weigh
-            as much as the reals in BCE.
+        copies_per_real: how many of them, per real of the batch, in [0, 1]; BCE weighs copies and fakes together as
+            much as the reals.
         residual: ``weight`` of the evidence of a :class:`TraceResidual` in the logit (ours; 0: none) and its settings;
             needs an encoder with ``features``, over a frozen backbone.
 
@@ -193,10 +192,7 @@ class NaturalTraceForensics(Detector):
             raise UserError(f"model.copies_per_real={copies_per_real} needs model.copies, which makes them")
         self.by_distance = choose(score, ("logit", "trace_distance"), "model.score") == "trace_distance"
         if self.by_distance and contrastive_weight == 0:
-            raise UserError(
-                "model.score=trace_distance needs the contrastive term, which trains it: "
-                "model.contrastive_weight above 0"
-            )
+            raise UserError("model.score=trace_distance needs the contrastive term: model.contrastive_weight above 0")
         self.encoder, self.source, self.loss = encoder, source, loss
         share_backbone(source.encoder, encoder)
         embedding_dim = int(encoder.embedding_dim)  # type: ignore[arg-type]
@@ -219,7 +215,7 @@ class NaturalTraceForensics(Detector):
             self.residual = TraceResidual(int(encoder.feature_dim), **settings)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Scores:
-        """Score images (N, 3, H, W) by the logit, or by what stands in for it, and by z's distance from the traces."""
+        """Score images (N, 3, H, W) by the logit or the standardised distance, and measure z's distance."""
         if self.residual is None:
             embedding, evidence = self.encoder(images), 0.0
         else:
@@ -238,7 +234,12 @@ class NaturalTraceForensics(Detector):
             images = torch.cat([images, copies])
         is_fake = torch.cat([labels, labels.new_ones(len(copies))])
         embedding = self.encoder(images)
-        bce = self._cross_entropy(self.classifier(embedding), is_fake, len(labels))
+        logits, target = self.classifier(embedding), is_fake.float()
+        if self.copies is None:
+            bce = F.binary_cross_entropy_with_logits(logits, target)
+        else:
+            weight = torch.where(is_fake == 0, 1.0, 1.0 / (1.0 + self.copies_per_real))
+            bce = F.binary_cross_entropy_with_logits(logits, target, weight, reduction="sum") / len(labels)
         if self.contrastive_weight == 0:
             self.log_step(bce, len(labels))
             return bce
@@ -252,22 +253,13 @@ class NaturalTraceForensics(Detector):
         return loss
 
     def _destroyed(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Make destroyed copies of a batch's reals: as many on every rank, whatever reals it has.
-
-        A rank that has too few reals copies fakes as well; a destroyed fake is no photograph either.
-        """
+        """Make destroyed copies of a batch's reals, as many on every rank."""
         if self.copies is None:
             return images[:0]
         count = round(self.copies_per_real * len(labels) / 2)
+        # A rank with too few reals copies fakes as well, which are no photographs either.
         reals_first = torch.argsort(labels, stable=True)[:count]
         return self.copies(images[reals_first], copy_draws(self, count, self.copies.width))
-
-    def _cross_entropy(self, logits: Tensor, is_fake: Tensor, rows: int) -> Tensor:
-        target = is_fake.float()
-        if self.copies is None:
-            return F.binary_cross_entropy_with_logits(logits, target)
-        weight = torch.where(is_fake == 0, 1.0, 1.0 / (1.0 + self.copies_per_real))
-        return F.binary_cross_entropy_with_logits(logits, target, weight, reduction="sum") / rows
 
     def on_fit_start(self) -> None:
         """Set up before training: standardise the encoder, fill the trace bank, fit the residual."""
@@ -278,20 +270,16 @@ class NaturalTraceForensics(Detector):
                 fit_residual(self.residual, self.encoder, self)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Load weights; a backbone that source and encoder have in common is kept once."""
+        """Load weights; source and encoder go on sharing a backbone if it is the same."""
         found = super().load_state_dict(*args, **kwargs)
         share_backbone(self.source.encoder, self.encoder)
         return found
 
 
 class TraceSource(nn.Module):
-    """A trained stage 1, frozen: maps images to their natural traces.
+    """A trained stage 1, frozen: maps images to their natural traces by its encoder and homogeneous projection head.
 
-    Holds copies, so that freezing them does not freeze the modules that were passed.
-
-    Args:
-        encoder: stage 1's encoder.
-        head: stage 1's homogeneous projection head.
+    It holds copies, so that freezing them does not freeze the modules that were passed.
     """
 
     def __init__(self, encoder: nn.Module, head: ProjectionHead) -> None:
@@ -316,14 +304,10 @@ class TraceSource(nn.Module):
 
 
 class TraceBank(nn.Module):
-    """Keep the traces of up to ``size`` reals and measure cosine distances to them.
+    """Keep the traces of up to ``size`` reals, of dimension ``dim``, and measure cosine distances to them.
 
-    Everything is in buffers of a fixed shape, so that a checkpoint carries the bank.
-
-    Args:
-        dim: dimension of the traces.
-        size: most traces that are kept.
-        neighbours: k of the "knn" distance; all traces where there are fewer.
+    Everything is in buffers of a fixed shape, so that a checkpoint carries the bank. ``neighbours`` is the k of the
+    "knn" distance; where there are fewer traces, it takes all of them.
     """
 
     bank: Tensor
@@ -369,15 +353,10 @@ class TraceBank(nn.Module):
             self.std[index] = distances.std().clamp(min=1e-6)
 
     def distance(self, z: Tensor, kind: str = "knn") -> Tensor:
-        """Measure the cosine distance of L2-normalised z (N, D) from the bank.
+        """Measure the cosine distance of L2-normalised z (N, D) from the bank: (N,) float32 in [0, 2].
 
-        Args:
-            z: (N, D).
-            kind: "knn", 1 − mean cosine to the ``neighbours`` nearest traces; or "prototype", 1 − cosine to the
-                normalised mean.
-
-        Returns:
-            (N,) float32 in [0, 2].
+        The kind is "knn", 1 − mean cosine to the ``neighbours`` nearest traces, or "prototype", 1 − cosine to the
+        normalised mean of all traces.
 
         Raises:
             RuntimeError: the bank is empty.
@@ -397,7 +376,7 @@ class TraceBank(nn.Module):
         return (self.distance(z, kind) - self.mean[index]) / self.std[index]
 
     def freeze(self) -> None:
-        """Make the number of traces a constant, as tracing for export needs it; no fit may follow."""
+        """Make the number of traces a constant, which tracing for export needs; do not fit the bank after that."""
         self._fixed = int(self.count)
 
     def _members(self) -> Tensor:
@@ -408,12 +387,9 @@ class TraceBank(nn.Module):
 
 
 def fill_bank(bank: TraceBank, trace_of: Callable[[Tensor], Tensor], module: LightningModule) -> None:
-    """Fit ``bank`` on the traces of real training photographs, seen as evaluation sees them.
+    """Fit ``bank`` on the traces of real training photographs of the module's data, seen as evaluation sees them.
 
-    Args:
-        bank: what is filled.
-        trace_of: maps float images (N, 3, H, W) in [0, 1] to traces (N, D).
-        module: the LightningModule, whose data module gives the photographs.
+    ``trace_of`` maps float images (N, 3, H, W) in [0, 1] to traces (N, D).
     """
     loader = module.trainer.datamodule.bank_dataloader(bank.size)  # type: ignore[attr-defined]
     was_training = module.training
@@ -425,12 +401,9 @@ def fill_bank(bank: TraceBank, trace_of: Callable[[Tensor], Tensor], module: Lig
 
 
 def fit_residual(residual: TraceResidual, encoder: Any, module: LightningModule) -> None:
-    """Fit ``residual`` on the features of training reals and fakes; photographs of one group stay in one half.
+    """Fit ``residual`` on an encoder's ``features`` of the training reals and fakes of the module's data.
 
-    Args:
-        residual: what is fitted.
-        encoder: has ``features``.
-        module: the LightningModule, whose data module gives the images.
+    Photographs of one group stay in one half.
     """
     data = module.trainer.datamodule  # type: ignore[attr-defined]
     rows, ids = {}, {}
@@ -448,10 +421,7 @@ def fit_residual(residual: TraceResidual, encoder: Any, module: LightningModule)
 def copy_draws(module: LightningModule, count: int, width: int) -> torch.Generator:
     """Make the generator of this rank's copies in this step: the same draws however many ranks share the batch.
 
-    Args:
-        module: that trains; its data module has the seed.
-        count: copies that each rank makes.
-        width: uniform draws per copy.
+    Each rank makes ``count`` copies of ``width`` uniform draws each; the seed is that of the module's data.
     """
     seed = int(module.trainer.datamodule.seed)  # type: ignore[attr-defined]
     state = np.random.SeedSequence([seed, module.global_step, 0]).generate_state(1, np.uint64)
@@ -461,11 +431,6 @@ def copy_draws(module: LightningModule, count: int, width: int) -> torch.Generat
 
 
 def fixed_draws(ids: Tensor, width: int) -> Tensor:
-    """Draw (N, width) uniform numbers in [0, 1) that depend on each image alone, the same in every step and run.
-
-    Args:
-        ids: (N,) rows in the manifest.
-        width: uniform draws per copy.
-    """
+    """Draw (N, width) uniform numbers in [0, 1) that depend only on the (N,) rows in the manifest, in every run."""
     rows = [torch.rand(width, generator=torch.Generator().manual_seed(int(row))) for row in ids.tolist()]
     return torch.stack(rows) if rows else torch.empty(0, width)

@@ -18,26 +18,25 @@ TINY = 1e-12
 class TraceResidual(nn.Module):
     """Tell fakes by the energy of their features outside the principal directions of real photographs (ours).
 
-    The directions of a half of the training reals are natural traces learned from real images alone; the other half
-    says what residual r = log(|x − c|² − |V(x − c)|²) real photographs leave that the directions were not fitted to, in
-    whose mean m and spread s residuals are measured: d(x) = (r(x) − m) / s, held between −``bound`` and ``bound``: one
-    odd photograph, far from all others, is one odd photograph and no more.
+    The centre c and the principal directions V are fitted to one half of the training reals. The other half, which they
+    were not fitted to, gives mean m and spread s of the residual r(x) = log(|x − c|² − |V(x − c)|²) of photographs. The
+    distance is d(x) = (r(x) − m) / s, clipped to ±``bound``, so that one odd photograph counts as no more than that.
 
-    A distance from the real is no sign of fakes as such: faces of GANs are more alike than faces. So it is weighed by
-    what known images of like content say: g(x) = (mean r of the fakes − mean r of the other half's reals) / s, each
-    over the nearest ``neighbours`` by the cosine of V(x − c). The evidence is g(x) d(x), averaged over both ways of
-    taking halves; below zero where fakes of such content lie nearer than reals and this image is far, say.
+    A large distance alone does not mean fake: GANs' faces vary less than real faces. So it is weighed by known images
+    of similar content: g(x) = (mean r of the fakes − mean r of the other half's reals) / s, each over the nearest
+    ``neighbours`` by the cosine of V(x − c). The evidence is g(x) d(x), averaged over both assignments of the halves.
+    It is negative, for example, where fakes of such content have smaller residuals than reals and d(x) is large.
 
-    Of a content of which photographs are known and fakes are not, known fakes say little. With ``reach`` g(x) is
-    multiplied by exp(−max(0, c_real − c_fake) / reach), c the mean cosine to the nearest of a class.
+    Known fakes say little about content that only known photographs share. With ``reach``, g(x) is multiplied by
+    exp(−max(0, c_real − c_fake) / reach), where c is the mean cosine to the nearest images of a class.
 
     Args:
         features: dimension D of the features.
-        dims: principal directions.
-        neighbours: images of like content that are asked, of each class.
+        dims: number of principal directions.
+        neighbours: nearest images of each class that g is computed from.
         size: most images kept of each half of the reals, and of the fakes.
         bound: of d; None: none.
-        reach: a cosine; None: fakes speak for whatever they are the nearest to, however far.
+        reach: a cosine; None: the nearest fakes count in full, however far they are.
 
     Raises:
         UserError: a number below 1, a bound or reach that is not above 0, or no fewer directions than features.
@@ -66,12 +65,8 @@ class TraceResidual(nn.Module):
         for name, value in (("bound", bound), ("reach", reach)):
             if value is not None and (not isinstance(value, int | float) or not value > 0):
                 raise UserError(f"model.residual: {name}={value}: a number above 0, or null for none")
-        if (
-            not all(isinstance(value, int) for value in (dims, neighbours, size))
-            or not 1 <= dims < features
-            or neighbours < 1
-            or size < neighbours
-        ):
+        whole = all(isinstance(value, int) for value in (dims, neighbours, size))
+        if not (whole and 1 <= dims < features and 1 <= neighbours <= size):
             raise UserError(
                 f"model.residual: dims={dims}, neighbours={neighbours}, size={size}: needs 1 to {features - 1} "
                 "directions and as many images as neighbours"
@@ -90,12 +85,9 @@ class TraceResidual(nn.Module):
 
     @torch.no_grad()
     def fit(self, reals: Tensor, half: Tensor, fakes: Tensor) -> None:
-        """Fit directions and references to training images.
+        """Fit directions and references to the features of training images, reals (M, D) and fakes (K, D).
 
-        Args:
-            reals: (M, D).
-            half: (M,) 0 or 1; photographs of one group belong in one half.
-            fakes: (K, D).
+        ``half`` is (M,) of 0 or 1; photographs of one group belong in one half.
 
         Raises:
             UserError: fewer images than directions or neighbours ask for, or features that are not finite.
@@ -127,11 +119,7 @@ class TraceResidual(nn.Module):
                     self.mean[side], self.std[side] = residual.mean(), residual.std().clamp(min=1e-6)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Give the evidence (N,) that features (N, D) are a fake's; 0: none either way.
-
-        Raises:
-            RuntimeError: nothing was fitted.
-        """
+        """Return the evidence (N,) that features (N, D) are a fake's, 0 for none; RuntimeError before a fit."""
         if not torch.compiler.is_compiling() and int(self.counts.min()) == 0:
             raise RuntimeError("the trace residual is not fitted: fit it on training images first")
         with torch.autocast(features.device.type, enabled=False):
@@ -148,14 +136,15 @@ class TraceResidual(nn.Module):
         return known * (fake - real) / self.std[side] * distance
 
     def _nearest(self, place: Tensor, kind: str, side: int) -> tuple[Tensor, Tensor]:
-        """Average the residuals of the nearest, and the cosines to them; unused rows are never near."""
+        """Average the residuals of the nearest known images and the cosines to them, (N,) each."""
         places, residuals = getattr(self, f"{kind}_place")[side], getattr(self, f"{kind}_residual")[side]
+        # The cosine −2 keeps unused rows from being the nearest.
         unused = torch.arange(self.size, device=place.device) >= self.counts[side, KINDS.index(kind)]
         nearest = (place @ places.T).masked_fill(unused, -2.0).topk(self.neighbours, dim=1)
         return residuals[nearest.indices].mean(dim=1), nearest.values.mean(dim=1)
 
     def _look(self, rows: Tensor, side: int) -> tuple[Tensor, Tensor]:
-        """Give the place of rows within the directions, (N, dims), and the log energy outside, (N,)."""
+        """Return the coordinates of rows along the directions, (N, dims), and the log energy outside, (N,)."""
         centred = rows.float() - self.center[side]
         place = centred @ self.basis[side]
         outside = centred.square().sum(dim=1) - place.square().sum(dim=1)

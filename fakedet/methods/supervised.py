@@ -1,4 +1,4 @@
-"""The baselines' one module: cross-entropy, and, if asked for, a contrastive loss beside it."""
+"""The method of the baselines: cross-entropy and, if configured, a contrastive loss beside it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SupervisedDetector(Detector):
         contrastive_weight: λ.
         hidden_dim: width of the projection head.
         projection_dim: dimension of z.
-        head: a file with a linear classifier's ``weight`` (1, D) and ``bias`` (1), as UnivFD publishes; None: drawn.
+        head: a file with a linear classifier's ``weight`` (1, D) and ``bias`` (1), as UnivFD publishes; None: random.
     """
 
     def __init__(

@@ -21,8 +21,8 @@ class GeneratorAveragePrecision(Metric):
 
     torchmetrics' own exact AP applies a sigmoid, and its gather fails on a rank without rows. Here the rows of a rank
     are packed into one int64 matrix, so that ids and float32 bits survive on every backend, and gathered by one
-    all_gather, however uneven the ranks. Of a row that several ranks report (padded samplers), that of the lowest rank
-    counts. :meth:`compute` and :meth:`rows` are collective: under DDP every rank calls them.
+    all_gather, however uneven the ranks. If several ranks report a row (padded samplers), the lowest rank's is used.
+    :meth:`compute` and :meth:`rows` are collective: under DDP every rank calls them.
 
     Args:
         cells: name of each generator code. A name may occur twice: once for its fakes, once for its reals.
@@ -105,8 +105,7 @@ class GeneratorAveragePrecision(Metric):
             )
         values: dict[str, float] = {}
         for code, (ap, auc) in self._per_cell(rows).items():
-            values[f"ap/{self.cells[code]}"] = ap
-            values[f"auc/{self.cells[code]}"] = auc
+            values |= {f"ap/{self.cells[code]}": ap, f"auc/{self.cells[code]}": auc}
         for mean, part in (("map", "ap/"), ("mauc", "auc/")):
             values[mean] = mean_of_defined([values[key] for key in values if key.startswith(part)])
         return values
@@ -118,12 +117,9 @@ class GeneratorAveragePrecision(Metric):
         """
         # With sync_on_compute=False, the cached rows may come from a manual sync that was undone since.
         if self._rows is None or not (self._to_sync or self._is_synced):
-            with self.sync_context(
-                dist_sync_fn=self.dist_sync_fn,
-                # After a manual sync, ``packed`` already holds the rows of all ranks.
-                should_sync=self._to_sync and not self._is_synced,
-                should_unsync=not self._is_synced,
-            ):
+            # After a manual sync, ``packed`` already holds the rows of all ranks.
+            own = not self._is_synced
+            with self.sync_context(self.dist_sync_fn, should_sync=self._to_sync and own, should_unsync=own):
                 self._gathered()
         assert self._rows is not None
         return {name: torch.from_numpy(values.copy()) for name, values in self._rows.items()}
@@ -160,10 +156,9 @@ class GeneratorAveragePrecision(Metric):
             # return_index names the first of equal ids: the one of the lowest rank.
             ids, first = np.unique(ids, return_index=True)
             packed = packed[first]
-        floats = np.ascontiguousarray(packed[:, 3:]).view(np.float32)
-        columns = {"id": ids, "label": packed[:, 1], "generator": packed[:, 2], "logit": floats[:, 0],
-                   "distance": floats[:, 1]}  # fmt: skip
-        self._rows = {name: np.ascontiguousarray(part) for name, part in columns.items()}
+        columns = (ids, packed[:, 1], packed[:, 2], *np.ascontiguousarray(packed[:, 3:]).view(np.float32).T)
+        names = ("id", "label", "generator", "logit", "distance")
+        self._rows = {name: np.ascontiguousarray(part) for name, part in zip(names, columns, strict=True)}
         return self._rows
 
     def _per_cell(self, rows: dict[str, NDArray[Any]]) -> dict[int, tuple[float, float]]:

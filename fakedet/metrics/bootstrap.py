@@ -57,8 +57,8 @@ def stratify_groups(groups: ArrayLike, labels: ArrayLike, generators: ArrayLike)
     """Stratify groups by signature: the set of (label, generator) cells that a group covers.
 
     Signatures of only one group are pooled into one stratum, since a lone group would be drawn in every resample. The
-    result does not depend on the order of the rows. Rows of one of the (n,) names of groups are resampled together; see
-    :func:`fakedet.metrics.pairing.group_cells` for all three.
+    result does not depend on the order of the rows. The (n,) arguments are those that
+    :func:`fakedet.metrics.pairing.group_cells` returns; rows of one group are resampled together.
     """
     group, _ = pd.factorize(np.asarray(groups), sort=True)
     generator, _ = pd.factorize(np.asarray(generators), sort=True)

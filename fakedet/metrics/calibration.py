@@ -11,8 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from sklearn.isotonic import IsotonicRegression
 
-BINS = 15
-"""Of equal width, of the expected calibration error."""
+BINS = 15  # of equal width, of the expected calibration error
 KINDS = ("temperature", "isotonic", "none")
 
 

@@ -23,8 +23,7 @@ from fakedet.metrics.ranking import rank, running_sum
 
 DECISIONS = ("acc_real", "acc_fake", "ece", "brier", "tpr_at_1", "tpr_at_5")
 RATES = {"tpr_at_1": 0.01, "tpr_at_5": 0.05}
-MOST_REFERENCES = 5000
-"""Scores of reals kept in a checkpoint; p-values are then no finer than 1/5001."""
+MOST_REFERENCES = 5000  # scores of reals kept in a checkpoint; p-values are then no finer than 1/5001
 
 Floats = NDArray[np.float64]
 
@@ -37,16 +36,11 @@ class Reference:
     come from training reals, so that the score does not depend on the held-out reals, and
     p = (1 + #{reference scores >= its score}) / (n + 1) is valid: over fresh reals P(p <= α) <= α (Vovk et al.
     2005, chapter 2), whatever the detector, if they are drawn from the same distribution as the reference reals.
-
-    Attributes:
-        centre: of logit and distance among training reals; NaN for the distance where the method has none.
-        spread: likewise.
-        scores: of the held-out reals, rising.
     """
 
-    centre: tuple[float, float]
+    centre: tuple[float, float]  # of logit and distance among training reals; NaN where the method has no distance
     spread: tuple[float, float]
-    scores: tuple[float, ...]
+    scores: tuple[float, ...]  # of the held-out reals, rising
 
     def score(self, logits: ArrayLike, distances: ArrayLike) -> Floats:
         """Return the (n,) nonconformity scores of images."""
@@ -77,12 +71,10 @@ class OperatingPoint:
     reference: Reference | None
     n_real: int
     n_fake: int
-    manifest: str
-    """SHA-256."""
+    manifest: str  # SHA-256
     split: str
     notes: tuple[str, ...] = ()
-    fakes: tuple[float, ...] = ()
-    """Logits of the validation fakes, rising; their generators are usually those of the training split."""
+    fakes: tuple[float, ...] = ()  # logits of the validation fakes, usually of the training split's generators, rising
 
     def lowest_fake(self, missed: float) -> float:
         """Return the logit below which a share of the validation fakes lies; NaN without fakes.
@@ -184,7 +176,7 @@ def fit_operating_point(
 
 
 def _thinned(values: Floats) -> tuple[float, ...]:
-    """Sort values, and keep at most :data:`MOST_REFERENCES` evenly spaced ones."""
+    """Sort values and keep at most :data:`MOST_REFERENCES`, evenly spaced."""
     values = np.sort(values)
     if len(values) > MOST_REFERENCES:
         values = values[np.linspace(0, len(values) - 1, MOST_REFERENCES).round().astype(int)]

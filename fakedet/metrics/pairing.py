@@ -20,13 +20,10 @@ Pairs = Mapping[str, "str | Sequence[str]"]
 class Counterparts:
     """The rows of one fake generator and of the reals that it is measured against."""
 
-    fake_rows: NDArray[np.int64]
-    """Positions in the frame, rising, as are those of the reals."""
-    real_rows: NDArray[np.int64]
-    reals: list[str]
-    """The names of the generators of ``real_rows``, sorted."""
-    rule: str
-    """Why these: "pairs" (the user said so), "generator" (same name), "source" (those of its fakes) or "all"."""
+    fake_rows: NDArray[np.int64]  # positions in the frame, rising
+    real_rows: NDArray[np.int64]  # likewise
+    reals: list[str]  # the names of the generators of ``real_rows``, sorted
+    rule: str  # why these: "pairs" (the user said so), "generator" (same name), "source" (that of its fakes) or "all"
 
 
 def real_counterparts(

@@ -21,23 +21,20 @@ from fakedet.metrics.pairing import Counterparts, Pairs, column, group_cells, re
 from fakedet.metrics.ranking import Ranking, descending, mean_of_defined, rank, running_sum, weighted_statistics
 
 METRICS = ("ap", "auc")
+# Mean -> the values of ``seen`` that its generators have.
 MEANS = {"map": (True, False, None), "map_seen": (True,), "map_unseen": (False,)}
-"""Mean -> the values of ``seen`` that its generators have."""
 
 
 @dataclass(frozen=True)
 class GeneratorSummary:
     """The images that a generator was measured on."""
 
-    seen: bool | None
-    """Whether the detector saw its fakes in training; None where nobody knows."""
+    seen: bool | None  # whether the detector saw its fakes in training; None if unknown
     n_real: int
     n_fake: int
-    n_groups: int
-    """Photographs or prompts that its fakes and their counterparts come from."""
-    reals: list[str]
-    """Generators of its counterparts; ``rule`` says why these (see :class:`fakedet.metrics.pairing.Counterparts`)."""
-    rule: str
+    n_groups: int  # photographs or prompts that its fakes and their counterparts come from
+    reals: list[str]  # generators of its counterparts
+    rule: str  # why these; see :class:`fakedet.metrics.pairing.Counterparts`
 
 
 @dataclass(frozen=True)
@@ -54,9 +51,8 @@ class MeanResult:
 
     ap: Interval
     auc: Interval
-    generators: list[str]
-    """Those that the means are over, with both classes; ``left_out`` are those without reals."""
-    left_out: list[str]
+    generators: list[str]  # those that the means are over, with both classes
+    left_out: list[str]  # those without reals
 
 
 @dataclass(frozen=True)
@@ -173,10 +169,8 @@ class BootstrapTable:
     """
 
     generators: dict[str, GeneratorSummary]
-    points: dict[tuple[str, str], NDArray[np.float64]]
-    """(scorer, metric) -> (G,) in the order of ``generators``."""
-    resamples: dict[tuple[str, str], NDArray[np.float64]]
-    """(scorer, metric) -> (R, G)."""
+    points: dict[tuple[str, str], NDArray[np.float64]]  # (scorer, metric) -> (G,) in the order of ``generators``
+    resamples: dict[tuple[str, str], NDArray[np.float64]]  # (scorer, metric) -> (R, G)
 
     def value(self, scorer: str, metric: str, name: str) -> float:
         """Return the value on the data themselves, NaN where undefined; UserError for an unknown name."""

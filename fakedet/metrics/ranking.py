@@ -13,22 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-CHUNK_CELLS = 1_000_000
-"""Weights held at a time, in chunks: 8 MB per array in float64."""
+CHUNK_CELLS = 1_000_000  # weights held at a time: 8 MB per array in float64
 
 
 @dataclass(frozen=True)
 class Ranking:
     """The (F,) rank of each fake of a generator among the other fakes and among the reals, by one scorer."""
 
-    fake_order: NDArray[np.int64]
-    """Positions of the fakes by falling logit."""
-    tie_end: NDArray[np.int64] | None
-    """Rank of the last fake with the same logit; None where no two fakes are tied."""
-    reals_from: NDArray[np.int64]
-    """Number of reals whose logit is at least the fake's."""
-    reals_above: NDArray[np.int64] | None
-    """Number of reals whose logit is greater; None where no real is tied with a fake."""
+    fake_order: NDArray[np.int64]  # positions of the fakes by falling logit
+    tie_end: NDArray[np.int64] | None  # rank of the last fake with the same logit; None where no two fakes are tied
+    reals_from: NDArray[np.int64]  # number of reals whose logit is at least the fake's
+    reals_above: NDArray[np.int64] | None  # number of those whose logit is greater; None where none is tied with a fake
 
 
 def descending(logits: ArrayLike) -> NDArray[np.float64]:

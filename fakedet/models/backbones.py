@@ -18,9 +18,6 @@ from fakedet.errors import UserError, choose, nearest, one_line
 from fakedet.models.features import FeatureCache, fingerprint
 from fakedet.models.heads import Classifier
 
-# Arguments of timm.create_model that name files or places to download from.
-NOT_OPTIONS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
-
 
 def create_timm_model(
     name: str,
@@ -53,11 +50,11 @@ def create_timm_model(
     tags = timm.list_models(f"{base}.*", pretrained=True)
     if name != base and name not in tags:
         raise UserError(f"model.encoder.name: timm has no weights tagged '{name}'; {nearest(name, [base, *tags])}")
-    for option in NOT_OPTIONS:
+    for option in ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"):  # they name files or downloads
         if option in options:
             raise UserError(f"model.encoder.{option}: weights come from model.encoder.weights=FILE alone")
-    settings = timm.get_pretrained_cfg(name)
-    if weights is None and pretrained and not (settings and settings.has_weights):
+    settings, download = timm.get_pretrained_cfg(name), pretrained and weights is None
+    if download and not (settings and settings.has_weights):
         raise UserError(
             f"model.encoder.pretrained: timm has no pretrained weights for '{name}'; set it to false, "
             "or pass model.encoder.weights=FILE"
@@ -65,11 +62,9 @@ def create_timm_model(
     if not keep_head:
         options["num_classes"] = 0
     try:
-        model: nn.Module = timm.create_model(
-            name, pretrained=pretrained and weights is None, in_chans=channels, **options
-        )
+        model: nn.Module = timm.create_model(name, pretrained=download, in_chans=channels, **options)
     except Exception as error:  # whatever a builder, a hub client or the network raises
-        if pretrained and weights is None and not isinstance(error, TypeError):
+        if download and not isinstance(error, TypeError):
             raise UserError(_how_to_get_weights(name, error)) from error
         raise UserError(f"model.encoder: timm cannot build '{name}': {one_line(error)}") from error
     if weights is not None:
@@ -102,22 +97,16 @@ def _load_weights(model: Any, file: str | Path, channels: int) -> None:
             if key in state and key in own and state[key].shape != own[key].shape and state[key].shape[1] == 3:
                 state[key] = adapt_input_conv(channels, state[key])
         heads = tuple(f"{name}." for name in _names(settings.get("classifier")))
-        found = model.load_state_dict(
-            {key: value for key, value in state.items() if key in own or not key.startswith(heads)},
-            strict=False,
-        )
+        kept = {key: value for key, value in state.items() if key in own or not key.startswith(heads)}
+        found = model.load_state_dict(kept, strict=False)
     except Exception as error:  # a conversion meant for other weights may raise anything
         raise UserError(
             f"model.encoder.weights: {file} does not fit the model: {shorten(one_line(error), 300)}"
         ) from error
-    problems = [
-        f"{len(keys)} {what} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
-        for what, keys in (
-            ("weights of the model are not in it", found.missing_keys),
-            ("of its weights are not in the model", found.unexpected_keys),
-        )
-        if keys
-    ]
+    unmatched = (("weights of the model are not in it", found.missing_keys),
+                 ("of its weights are not in the model", found.unexpected_keys))  # fmt: skip
+    problems = [f"{len(keys)} {what} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
+                for what, keys in unmatched if keys]  # fmt: skip
     if problems:
         raise UserError(f"model.encoder.weights: {file} is of another model: {'; '.join(problems)}")
 
@@ -136,14 +125,10 @@ def required_size(model: nn.Module, options: Mapping[str, Any]) -> tuple[int, in
 
 
 def read_weights(file: str | Path, key: str) -> dict[str, Tensor]:
-    """Read a file of weights as a state dict, without running code.
-
-    Args:
-        file: safetensors, or a PyTorch file of a state dict or of a checkpoint that holds one.
-        key: the config key that names it, for messages.
+    """Read a state dict from safetensors, or from a PyTorch file of one or of a checkpoint, without running code.
 
     Raises:
-        UserError: no such file, or one that holds something else.
+        UserError: no such file, or one that holds something else; ``key`` is the config key that names it.
     """
     path = Path(file).expanduser()
     if not path.is_file():
@@ -163,12 +148,7 @@ def read_weights(file: str | Path, key: str) -> dict[str, Tensor]:
 def load_linear_head(classifier: Classifier, file: str | Path) -> None:
     """Load a published linear classifier: a state dict with ``weight`` (1, D) and ``bias`` (1).
 
-    Args:
-        classifier: takes the weights.
-        file: safetensors or a PyTorch file; names may begin with the name of a layer, such as "fc.".
-
-    Raises:
-        UserError: no such file, or one of another shape.
+    Its names may begin with the name of a layer, such as "fc."; UserError if the file is missing or of another shape.
     """
     if not Path(file).expanduser().is_file():
         raise UserError(
@@ -186,26 +166,24 @@ def load_linear_head(classifier: Classifier, file: str | Path) -> None:
 
 
 class FrozenBackbone(nn.Module):
-    """Describe images by the features of a pretrained timm model at several depths; never trained.
+    """Compute the features of images at several depths of a pretrained timm model, which is never trained.
 
-    What a net learned from a million photographs says more about an unseen generator than what it learns from a
-    thousand fakes: fine-tuned, it learns those (Ojha et al., CVPR 2023). Features between the pixels and the classes
-    tell more than the last ones (Koutlis and Papadopoulos, ECCV 2024).
+    Features learned from a million photographs generalise better to unseen generators than a net that is fine-tuned on
+    a thousand fakes (Ojha et al., CVPR 2023); those of intermediate layers do better than the last ones (Koutlis
+    and Papadopoulos, ECCV 2024).
 
     On a CPU images pass one at a time and their features are kept (:class:`FeatureCache`): a row never depends on its
     batch, and images that come again, in the next epoch or in another run of a study, cost nothing.
 
     Args:
-        name: a timm model.
-        pretrained: load timm's weights, from the local cache or the network.
-        weights: a file with weights; replaces ``pretrained``. See :func:`create_timm_model`.
-        input_size: side in pixels that crops are resized to, the one that the weights know; None: as they come.
+        name, pretrained, weights: see :func:`create_timm_model`.
+        input_size: side in pixels that crops are resized to, usually that of the pretraining; None: not resized.
         levels: which of the model's depths, as timm counts them; -1 is the last.
-        pool: what stands for a level: "mean" of each feature over the image, or "class", a transformer's class token.
+        pool: how a level is pooled: "mean" of each feature over the image, or "class", a transformer's class token.
 
     Raises:
-        UserError: weights that are not there, a model without such levels or without a class token, or a size that is
-            out of range or not the model's.
+        UserError: missing weights, a model without such levels or without a class token, or a size that is out of range
+            or not the model's.
     """
 
     mean: Tensor
@@ -276,13 +254,10 @@ class FrozenBackbone(nn.Module):
             seen = F.interpolate(images, size=(self.input_size, self.input_size), mode="bicubic", align_corners=False)
         seen = ((seen - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         options = {"return_prefix_tokens": True} if self.pool == "class" else {}
-        levels = self.model.forward_intermediates(  # type: ignore[operator]
-            seen, indices=self.levels, intermediates_only=True, **options
-        )
-        if self.pool == "class":
-            pooled = [tokens[:, 0] for _, tokens in levels]
-        else:
-            pooled = [level.mean(dim=(2, 3)) for level in levels]
+        intermediates: Any = self.model.forward_intermediates
+        levels = intermediates(seen, indices=self.levels, intermediates_only=True, **options)
+        is_class = self.pool == "class"
+        pooled = [level[1][:, 0] if is_class else level.mean(dim=(2, 3)) for level in levels]
         return torch.cat([features.float() for features in pooled], dim=1)
 
 
@@ -293,14 +268,9 @@ class FrozenEncoder(nn.Module):
     checkpoint.
 
     Args:
-        name: see :class:`FrozenBackbone`; so are ``pretrained``, ``weights``, ``input_size``, ``levels``, ``pool``.
-        pretrained: see there.
-        weights: see there.
-        input_size: see there.
-        levels: see there.
-        pool: see there.
+        name, pretrained, weights, input_size, levels, pool: see :class:`FrozenBackbone`.
         hidden: width of the layer and dimension of the embedding; None: no layer, the standardised features.
-        dropout: in training, before and after the layer.
+        dropout: rate before and after the layer, in training.
 
     Raises:
         UserError: a value out of range; see also :class:`FrozenBackbone`.
@@ -354,10 +324,7 @@ class FrozenEncoder(nn.Module):
 
     @torch.no_grad()
     def fit_reals(self, batches: Iterable[Tensor]) -> None:
-        """Fit the standardisation to real photographs; once fitted it stays.
-
-        Args:
-            batches: float RGB (N, 3, H, W) in [0, 1].
+        """Fit the standardisation to real photographs, float RGB (N, 3, H, W) in [0, 1]; once fitted it stays.
 
         Raises:
             UserError: fewer than two photographs.
@@ -373,11 +340,8 @@ class FrozenEncoder(nn.Module):
 
 
 def share_backbone(encoder: Any, other: Any) -> None:
-    """Let ``encoder`` use the frozen backbone of ``other`` where both are the same: in memory and in files once."""
+    """Let ``encoder`` use the frozen backbone of ``other`` if both are the same, to hold and save it once."""
     own, theirs = getattr(encoder, "backbone", None), getattr(other, "backbone", None)
-    if (
-        isinstance(own, FrozenBackbone)
-        and isinstance(theirs, FrozenBackbone)
-        and fingerprint(own) == fingerprint(theirs)
-    ):
+    are_frozen = isinstance(own, FrozenBackbone) and isinstance(theirs, FrozenBackbone)
+    if are_frozen and fingerprint(own) == fingerprint(theirs):
         encoder.backbone = theirs

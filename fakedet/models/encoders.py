@@ -13,11 +13,7 @@ from fakedet.models.frontends import build_frontend
 
 
 def cut_model_after(model: Any, layer: str, name: str) -> None:
-    """Take out of a timm model, in place, what comes after a stage ("layer2" for NPR and SAFE) and before the pooling.
-
-    Raises:
-        UserError: the model has no such stage.
-    """
+    """Remove, in place, a timm model's layers between a stage and the pooling; UserError if it has no such stage."""
     stages = {info["module"]: info["num_chs"] for info in getattr(model, "feature_info", []) or []}
     names = [child for child, _ in model.named_children()]
     if layer not in stages or layer not in names or "global_pool" not in names:
@@ -29,7 +25,7 @@ def cut_model_after(model: Any, layer: str, name: str) -> None:
 
 
 def set_stem_kernel(model: Any, size: int, name: str) -> None:
-    """Give a timm model's first convolution another, odd kernel size, with weights drawn as a ResNet's are, in place.
+    """Replace, in place, a timm model's first convolution by one of another, odd size, initialised as in a ResNet.
 
     Raises:
         UserError: an even size, or a model whose stem is not one convolution.
@@ -53,11 +49,11 @@ def set_stem_kernel(model: Any, size: int, name: str) -> None:
 class SmallEncoder(nn.Module):
     """A small net for residuals of small crops, quick on a CPU.
 
-    Pooling or striding first would throw traces away; here every 2×2 block of pixels becomes channels, which
-    keeps all of them on a quarter of the grid. The embedding is the channels' mean over the image.
+    Pooling or striding first would throw traces away; here every 2×2 block of pixels becomes channels, which keeps all
+    of them on a quarter of the grid. The embedding is the channels' mean over the image.
 
-    Batch normalisation is over all that one forward sees: stage 1 passes reals and their destroyed copies
-    together, so that the statistics are those of both and cannot tell them apart by their batch.
+    Batch normalisation is over all images of one forward pass: stage 1 passes reals and their destroyed copies
+    together, so that batch statistics cannot tell them apart.
 
     Args:
         width: channels of the first layers; the last has four times as many.
@@ -75,11 +71,7 @@ class SmallEncoder(nn.Module):
         channels = 4 * int(self.frontend.out_channels)  # type: ignore[arg-type]
         layers: list[nn.Module] = [nn.PixelUnshuffle(2)]
         for out, stride in ((width, 1), (width, 1), (2 * width, 2), (4 * width, 2)):
-            layers += [
-                nn.Conv2d(channels, out, 3, stride, 1, bias=False),
-                nn.BatchNorm2d(out),
-                nn.ReLU(inplace=True),
-            ]
+            layers += [nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
             channels = out
         self.layers = nn.Sequential(*layers)
         self.embedding_dim = channels
@@ -100,16 +92,16 @@ class TimmEncoder(nn.Module):
     Args:
         name: a timm model name, with or without a tag of pretrained weights ("resnet50.a1_in1k").
         frontend: see :mod:`fakedet.models.frontends`.
-        pretrained: take timm's pretrained weights, from the local cache or the network.
+        pretrained: load timm's pretrained weights, from the local cache or the network.
         weights: a file with weights for this model, safetensors or PyTorch; replaces ``pretrained``.
         cut_after: the last stage that is kept ("layer2" for NPR and SAFE); None: all.
         stem_kernel: kernel size of the first convolution, whose weights are then drawn anew; None: the model's own.
-        keep_head: embed as what the model's last linear layer gives (CLIP's projection), not as what enters it.
-        frozen: never train it, nor its batch statistics.
+        keep_head: embed by the output of the model's last linear layer (CLIP's projection), not by its input.
+        frozen: never train the weights nor update the batch statistics.
         kwargs: passed to ``timm.create_model``, such as ``img_size`` or ``drop_path_rate``.
 
     Raises:
-        UserError: an unknown name or setting, weights that are not there or do not fit.
+        UserError: an unknown name or setting, or weights that are missing or do not fit.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""The feature cache: what a frozen backbone computes from an image is a fact, computed once.
+"""The feature cache: a frozen backbone computes the features of an image once.
 
-One cache for a process, in memory, keyed by the image's content, the backbone's weights and its preprocessing; with the
+One cache in memory per process, keyed by the image's content, the backbone's weights and its preprocessing; with the
 environment variable FAKEDET_FEATURES=FILE also a SQLite file, which several processes and later runs share.
 """
 
@@ -25,18 +25,15 @@ from fakedet.errors import UserError
 
 log = logging.getLogger("fakedet")
 
-VARIABLE = "FAKEDET_FEATURES"
-"""Environment variable that names the file; unset: nothing is kept beyond the process."""
-FORMAT = 3
-"""To be raised where the same settings come to mean other features."""
-CHECK = 4
-"""Bytes of the checksum that each row of the file ends with."""
+VARIABLE = "FAKEDET_FEATURES"  # environment variable that names the file; unset: features end with the process
+FORMAT = 3  # to be raised when the same settings give other features
+CHECK = 4  # bytes of the checksum at the end of each row of the file
 
 
 class FeatureCache:
-    """Ask a frozen backbone once for each image that comes again.
+    """Compute the features of each image once, however often it comes.
 
-    All backbones of a process with the same weights share the cache, so that the jobs of a study do. An image is its
+    All backbones of a process with the same weights share the cache, and so do the jobs of a study. An image is its
     bytes: another crop, or one grey level of difference, is another image. Each backbone has a cache object of its own,
     which only keeps the backbone's fingerprint.
     """
@@ -50,11 +47,9 @@ class FeatureCache:
         self._backbone: bytes | None = None
 
     def features(self, backbone: Any, image: Tensor) -> Tensor:
-        """Compute or look up the features (D,) of an image (3, H, W), float, on the CPU.
+        """Compute or look up the features (D,) of a float image (3, H, W) in [0, 1] on the CPU.
 
-        Args:
-            backbone: see :func:`fingerprint`; its ``describe`` maps (1, 3, H, W) to (1, D).
-            image: in [0, 1].
+        The backbone is as for :func:`fingerprint`; its ``describe`` maps (1, 3, H, W) to (1, D).
         """
         if self._backbone is None:
             self._backbone = fingerprint(backbone)
@@ -93,11 +88,7 @@ class FeatureCache:
 
 
 def fingerprint(backbone: Any) -> bytes:
-    """Name a backbone by its layers, weights and preprocessing; 16 bytes.
-
-    Args:
-        backbone: an ``nn.Module`` with ``levels``, ``input_size`` and ``pool``.
-    """
+    """Hash the layers, weights and preprocessing (``levels``, ``input_size``, ``pool``) of a backbone to 16 bytes."""
     digest = hashlib.blake2b(repr(backbone).encode(), digest_size=16)
     digest.update(repr([FORMAT, backbone.levels, backbone.input_size, backbone.pool]).encode())
     # Not state_dict(), which leaves out the buffers mean and std of the preprocessing.
@@ -110,28 +101,24 @@ def fingerprint(backbone: Any) -> bytes:
 class FeatureFile:
     """Keep float32 features by (backbone, image) in one SQLite file, which several processes may read and write.
 
-    A file that breaks later costs a warning and not the run: it is left alone then.
-
-    Args:
-        path: of the file; made with its folders if it is not there.
+    The file and its folders are created if missing. If it breaks later, a warning is logged and it is no longer used.
 
     Raises:
-        UserError: the file cannot be made, or is something else.
+        UserError: the file cannot be created, or is something else.
     """
 
     batch: ClassVar[int] = 256
-    """New features are written that many at a time; what a killed process had not written is computed again."""
+    """Features written at a time; those that a killed process had not written are computed again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._waiting: list[tuple[bytes, bytes, bytes]] = []
         self._readable = self._writable = True
-        self._execute(
-            "CREATE TABLE IF NOT EXISTS features (net BLOB, image BLOB, value BLOB, PRIMARY KEY (net, image))"
-        )
+        columns = "net BLOB, image BLOB, value BLOB, PRIMARY KEY (net, image)"
+        self._execute(f"CREATE TABLE IF NOT EXISTS features ({columns})")
 
     def get(self, backbone: bytes, image: bytes) -> Tensor | None:
-        """Return what any process has stored of an image, if one has and it is whole."""
+        """Return the features that any process has stored for an image; None if there are none or they are damaged."""
         if not self._readable:
             return None
         try:
@@ -156,7 +143,7 @@ class FeatureFile:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write the features that have not been written yet."""
         rows, self._waiting = self._waiting, []
         if not rows or not self._writable:
             return
@@ -179,6 +166,5 @@ class FeatureFile:
                 return [found for row in rows for found in connection.execute(statement, row)]
         except (OSError, sqlite3.Error) as error:
             raise UserError(
-                f"{VARIABLE}={self.path}: cannot be used as a file of features ({error}); "
-                "name another file, or unset it"
+                f"{VARIABLE}={self.path}: cannot be used as a file of features ({error}); name another one, or unset it"
             ) from error

@@ -1,4 +1,4 @@
-"""Frontends: what of an image an encoder gets to see."""
+"""Frontends: the fixed transforms of an image before an encoder."""
 
 from __future__ import annotations
 
@@ -10,27 +10,17 @@ from torch import Tensor, nn
 
 from fakedet.errors import choose
 
-FRONTENDS = ("rgb", "clip", "npr", "highpass", "wavelet")
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-# Residuals of photographs have a standard deviation of 0.02 to 0.1 (scikit-image's and scikit-learn's bundled
-# ones; images in [0, 1]); this brings them near the unit scale that encoders are initialised for. Behind a
-# first layer with batch normalisation the value has no effect at all.
+# Residuals of photographs have a standard deviation of 0.02 to 0.1 (scikit-image's and scikit-learn's bundled ones;
+# images in [0, 1]); this brings them near the unit scale that encoders are initialised for. Before a first layer with
+# batch normalisation the value has no effect at all.
 RESIDUAL_GAIN = 30.0
 
 
 class RgbFrontend(nn.Module):
-    """Pass the colours on, each shifted and scaled.
-
-    Args:
-        mean: per channel; ImageNet's unless given.
-        std: per channel; ImageNet's unless given.
-    """
+    """Normalise the colours by a mean and a standard deviation per channel."""
 
     out_channels = 3
     mean: Tensor
@@ -49,12 +39,8 @@ class RgbFrontend(nn.Module):
 class NprFrontend(nn.Module):
     """Keep neighbouring-pixel relations: x − up(down(x)), nearest, factor 2 (Tan et al., CVPR 2024).
 
-    Within each 2×2 block the upper left pixel is taken from all four. The authors' code multiplies by 2/3
-    after dividing the colours by ImageNet's standard deviation, 2.96 in all; here the factor is
-    2/3 · ``gain``.
-
-    Args:
-        gain: see ``RESIDUAL_GAIN``.
+    Within each 2×2 block the upper left pixel is subtracted from all four. The authors' code multiplies by 2/3 after
+    dividing the colours by ImageNet's standard deviation, 2.96 in all; here the factor is 2/3 · ``gain``.
     """
 
     out_channels = 3
@@ -64,7 +50,7 @@ class NprFrontend(nn.Module):
         self.gain = gain
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give the residual of float RGB (N, 3, H, W) in [0, 1]; an odd last row or column is cut off."""
+        """Compute the residual of float RGB (N, 3, H, W) in [0, 1]; an odd last row or column is cut off."""
         height, width = images.shape[-2:]
         images = images[..., : height - height % 2, : width - width % 2]
         nearest = images[..., ::2, ::2].repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
@@ -75,9 +61,6 @@ class HighPassFrontend(nn.Module):
     """Filter each colour by three fixed residual filters of steganalysis (SRM, Fridrich and Kodovský 2012).
 
     The second difference along rows and the 3×3 and 5×5 square filters, with SRM's divisors 2, 4 and 12.
-
-    Args:
-        gain: see ``RESIDUAL_GAIN``.
     """
 
     out_channels = 9
@@ -111,11 +94,8 @@ class WaveletFrontend(nn.Module):
     """Keep the diagonal details of a wavelet transform, brought back to the image's size (SAFE; Li et al., KDD 2025).
 
     The biorthogonal wavelet 1.3: its high-pass analysis filter is Haar's with zeros around it, so that the band is
-    (a − b − c + d) / 2 of each 2×2 block. The filters are six long, so the band has a mirrored block more at either
-    end; it is resized to the image's size, bilinear.
-
-    Args:
-        gain: see ``RESIDUAL_GAIN``; the authors' is 1.
+    (a − b − c + d) / 2 of each 2×2 block. The filters have six taps, so the band has an additional mirrored block at
+    either end; it is resized to the image's size, bilinear. The authors' ``gain`` is 1.
     """
 
     out_channels = 3
@@ -125,7 +105,7 @@ class WaveletFrontend(nn.Module):
         self.gain = gain
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give the details of float RGB (N, 3, H, W) in [0, 1] as (N, 3, H, W)."""
+        """Compute the details of float RGB (N, 3, H, W) in [0, 1] as (N, 3, H, W)."""
         height, width = images.shape[-2:]
         with torch.autocast(images.device.type, enabled=False):
             # Symmetric extension: the edge twice.
@@ -139,14 +119,12 @@ class WaveletFrontend(nn.Module):
             return resized * self.gain
 
 
-def build_frontend(name: str) -> nn.Module:
-    """Build a frontend by name; it has ``out_channels``.
+FRONTENDS: dict[str, Callable[[], nn.Module]] = {
+    "rgb": RgbFrontend, "clip": lambda: RgbFrontend(CLIP_MEAN, CLIP_STD), "npr": NprFrontend,
+    "highpass": HighPassFrontend, "wavelet": WaveletFrontend,
+}  # fmt: skip
 
-    Raises:
-        UserError: an unknown name.
-    """
-    made: dict[str, Callable[[], nn.Module]] = {
-        "rgb": RgbFrontend, "clip": lambda: RgbFrontend(CLIP_MEAN, CLIP_STD), "npr": NprFrontend,
-        "highpass": HighPassFrontend, "wavelet": WaveletFrontend,
-    }  # fmt: skip
-    return made[choose(name, FRONTENDS, "model.encoder.frontend")]()
+
+def build_frontend(name: str) -> nn.Module:
+    """Build a frontend, which has ``out_channels``, by its name in :data:`FRONTENDS`; UserError for another name."""
+    return FRONTENDS[choose(name, FRONTENDS, "model.encoder.frontend")]()

@@ -8,23 +8,15 @@ from torch import Tensor, nn
 
 
 class ProjectionHead(nn.Module):
-    """Project embeddings onto the unit sphere: Linear, BatchNorm, ReLU, Linear, L2 normalisation.
-
-    Args:
-        in_dim: dimension of the embedding.
-        hidden_dim: width of the hidden layer.
-        out_dim: dimension of the projection.
-    """
+    """Project embeddings onto the unit sphere: Linear, BatchNorm, ReLU, Linear, L2 normalisation."""
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int) -> None:
         super().__init__()
         self.out_dim = out_dim
         self.layers = nn.Sequential(
-            nn.Linear(in_dim, hidden_dim, bias=False),
-            nn.BatchNorm1d(hidden_dim),
-            nn.ReLU(inplace=True),
+            nn.Linear(in_dim, hidden_dim, bias=False), nn.BatchNorm1d(hidden_dim), nn.ReLU(inplace=True),
             nn.Linear(hidden_dim, out_dim),
-        )
+        )  # fmt: skip
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Map (N, in_dim) to float32 rows (N, out_dim) of length one; a zero row stays zero."""
@@ -32,11 +24,7 @@ class ProjectionHead(nn.Module):
 
 
 class Classifier(nn.Module):
-    """One linear unit: the logit of being fake.
-
-    Args:
-        in_dim: dimension of the embedding.
-    """
+    """One linear unit: the logit of being fake."""
 
     def __init__(self, in_dim: int) -> None:
         super().__init__()

@@ -85,12 +85,9 @@ class Throughput(Callback):
         if batch_idx + 1 == trainer.num_training_batches and seconds > 0:
             of_process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
             memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else of_process
-            values = {
-                "perf/images_per_second": self._images * trainer.world_size / seconds,
-                "perf/data_wait_share": self._waited / seconds,
-                "perf/memory_gb": memory,
-                "epoch": trainer.current_epoch,
-            }
+            speed = self._images * trainer.world_size / seconds
+            values = {"perf/images_per_second": speed, "perf/data_wait_share": self._waited / seconds,
+                      "perf/memory_gb": memory, "epoch": trainer.current_epoch}  # fmt: skip
             for logger in trainer.loggers:
                 logger.log_metrics(dict(values), trainer.global_step)
 

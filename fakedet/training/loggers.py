@@ -22,16 +22,9 @@ from fakedet.utils import is_main_process
 
 log = logging.getLogger("fakedet")
 
-EXAMPLES_PER_GENERATOR = 4
-
 
 def resolve_logger(config: dict[str, Any], folder: Path) -> list[Logger]:
-    """Build the chosen logger; CSV is always written beside it, so ``logger=csv`` adds nothing.
-
-    Args:
-        config: the plain config of the run, which wandb shows.
-        folder: the run's folder.
-    """
+    """Build the logger of a run's plain config, which wandb shows; CSV is always written and needs no other logger."""
     settings: Any = config.get("logger")
     kind = target_of(settings, "logger") if settings else CSVLogger
     if kind is CSVLogger:
@@ -47,8 +40,7 @@ def resolve_logger(config: dict[str, Any], folder: Path) -> list[Logger]:
 def _wandb_settings(settings: dict[str, Any], config: dict[str, Any], folder: Path) -> dict[str, Any]:
     import wandb
 
-    offline = settings.get("offline")
-    if offline is None:
+    if (offline := settings.get("offline")) is None:
         offline = os.environ.get("WANDB_MODE", "").lower() not in ("online", "shared") and not has_wandb_key()
     if offline:
         log.info("wandb: offline; upload later with `wandb sync %s/wandb/offline-run-*`", folder)
@@ -86,12 +78,9 @@ def finish_loggers(loggers: Sequence[Logger]) -> None:
 
 
 def log_dashboard(
-    loggers: Sequence[Logger],
-    frame: pd.DataFrame,
-    metrics: dict[str, Any],
-    manifest: Manifest,
+    loggers: Sequence[Logger], frame: pd.DataFrame, metrics: dict[str, Any], manifest: Manifest,
     figures: dict[str, Path],
-) -> None:
+) -> None:  # fmt: skip
     """Send the test results to wandb, where it is the logger.
 
     Keys: ``test/per_generator`` (table with intervals), ``test/scores_real`` and ``test/scores_fake``
@@ -109,7 +98,7 @@ def log_dashboard(
         for name, entry in metrics["per_generator"].items()
     ]
     examples = []
-    for row in frame.groupby(["label", "generator"], sort=True).head(EXAMPLES_PER_GENERATOR).itertuples():
+    for row in frame.groupby(["label", "generator"], sort=True).head(4).itertuples():
         with suppress(DecodeError):  # it is in the quarantine list already
             image = read_image(manifest.root / str(row.path))
             kind = "fake" if row.label else "real"

@@ -29,11 +29,9 @@ from fakedet.utils import is_main_process, open_folder, plain, was_requeued
 log = logging.getLogger("fakedet")
 
 # Settings that may differ between the starts of one run.
-ASIDE = ("overwrite", "resume", "callbacks.progress", "trace_cache", "also", "study")
+ASIDE = ("overwrite", "resume", "callbacks.progress", "stage1_cache", "also", "study")
 # What clusters send before they end a job: SLURM (--signal), submitit (USR2), shutdown and `kill`.
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
-# Several ranks must stop at the same step; they compare after this many steps.
-ASK_EVERY = 10
 
 
 class ResumePoint(Checkpoint):
@@ -49,8 +47,7 @@ class ResumePoint(Checkpoint):
     Args:
         path: the file; each checkpoint replaces the one before it.
         every_steps: batches between two checkpoints within an epoch.
-        min_seconds: an epoch other than the last that ends sooner than this after a checkpoint writes none; with a
-            large net and short epochs, checkpoints would take most of the time.
+        min_seconds: least time between checkpoints at the ends of epochs but the last; for large nets and short epochs.
     """
 
     def __init__(self, path: str, every_steps: int = 200, min_seconds: float = 0.0) -> None:
@@ -166,7 +163,7 @@ class ResumePoint(Checkpoint):
         """Return the signal that some rank was sent, the same on all ranks; 0 for none."""
         if trainer.world_size == 1:
             return self._signal
-        if done % ASK_EVERY:
+        if done % 10:  # ranks must stop at the same step; they compare every ten
             return 0
         asked = torch.tensor(self._signal, device=trainer.strategy.root_device)
         torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
@@ -184,8 +181,7 @@ def _random_state() -> dict[str, Any]:
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     assert kind == "MT19937"
     state = {
-        "torch": torch.get_rng_state(),
-        "python": [version, list(words), gauss],
+        "torch": torch.get_rng_state(), "python": [version, list(words), gauss],
         "numpy": [torch.from_numpy(np.asarray(keys, dtype=np.int64)), int(position), int(has_gauss), float(cached)],
     }  # fmt: skip
     if torch.cuda.is_available():
@@ -220,7 +216,7 @@ def _csv(trainer: Trainer) -> Any:
 
 
 def open_or_resume(config: DictConfig) -> Path:
-    """Create the run's folder, or take up the unfinished run in it.
+    """Create the run's folder, or continue the unfinished run in it.
 
     Raises:
         UserError: the folder holds a finished run, one of another config, or something else.
@@ -249,7 +245,7 @@ def open_or_resume(config: DictConfig) -> Path:
         overwrite = True
     folder = open_folder(folder, overwrite)
     lock_folder(folder).release()  # a run that is still training keeps its checkpoints
-    # By these an overwritten run would be taken for unfinished or finished.
+    # With these files, an overwritten run would seem unfinished or finished.
     for name in ("run.json", "checkpoints/resume.ckpt", "stage1/checkpoints/resume.ckpt", "wandb_id.txt"):
         (folder / name).unlink(missing_ok=True)
     return folder
@@ -276,7 +272,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
 
 
 def _same_place(before: Any, after: Any) -> bool:
-    """Return whether two values are one path, relative or absolute."""
+    """Return whether two values are the same path, relative or absolute."""
     are_paths = isinstance(before, str) and isinstance(after, str) and "/" in before
     return are_paths and Path(before).resolve() == Path(after).resolve()
 

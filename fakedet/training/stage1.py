@@ -31,13 +31,12 @@ DECISION = ".stage1.json"
 
 def stage1_config(config: DictConfig, folder: Path) -> DictConfig:
     """Return the config of the stage 1 that a run needs, to be trained in ``folder``."""
-    own = {"model": OmegaConf.to_container(config.stage1, resolve=True), "name": f"{config.name}-stage1",
-           "output_dir": str(folder), "test_after_fit": False, "trace_checkpoint": None}  # fmt: skip
     # Copied with its interpolations: epochs, monitor and folders must follow stage 1's own model and folder.
     derived = config.copy()
     with open_dict(derived):
-        for key, value in own.items():
-            derived[key] = value
+        derived.model = OmegaConf.to_container(config.stage1, resolve=True)
+        derived.name, derived.output_dir = f"{config.name}-stage1", str(folder)
+        derived.test_after_fit, derived.stage1_checkpoint = False, None
     return derived
 
 
@@ -114,7 +113,7 @@ class Stage1Cache:
 
 
 def _told_to_reuse(run: Path) -> bool:
-    """Wait for the decision of rank zero, which may be waiting for another run that trains this very stage 1."""
+    """Wait for rank zero's decision, which may take as long as another run trains the same stage 1."""
     start = start_name()
     if start is None:
         return os.environ.get("FAKEDET_STAGE1") == "reuse"

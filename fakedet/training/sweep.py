@@ -129,7 +129,7 @@ def _texts(override: Override) -> list[str]:
 
 def _compose_job(
     number: int, overrides: list[str], telling: Sequence[str], fixed: list[str], folder: Path, config_dir: str | None
-) -> Job:  # fmt: skip
+) -> Job:
     pairs = dict(text.lstrip("+~").partition("=")[::2] for text in overrides)
     method = method_label({key: pairs[key] for key in (name.lstrip("+~") for name in telling)})
     try:
@@ -149,7 +149,7 @@ def _compose_job(
 
 
 def remember_swept(overrides: Sequence[str]) -> None:
-    """Keep which keys of a command line take several values."""
+    """Keep the keys that a command line sweeps, for :func:`job_folder`."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     os.environ[SWEPT] = ",".join(str(item.key_or_group) for item in parsed if item.is_sweep_override())
 
@@ -214,7 +214,7 @@ def _remembered(known: dict[str, str], node: DictConfig, read: Any) -> str:
 
 
 def _stale(job: Job, manifest: str) -> str:
-    """Say how what is trained in a job's folder differs from what the job means today; "" if it does not."""
+    """Say how the run in a job's folder differs from the job's config and data now; "" if it does not."""
     if not job.is_finished and not any(job.folder.glob("**/*.ckpt")):
         return ""
     if changes := differences(job.config):
@@ -228,8 +228,8 @@ def _stale(job: Job, manifest: str) -> str:
 
 def note_end(
     root: str | Path, number: int, folder: str, seconds: float, error: BaseException | None, kept: bool = False
-) -> None:  # fmt: skip
-    """Write down in the multirun's folder how a job ended; jobs may run on any machine."""
+) -> None:
+    """Record in the multirun's folder how a job ended; jobs may run on any machine."""
     cause = None if error is None else (" ".join(str(error).split())[:500] or type(error).__name__)
     row = {"job": number, "folder": folder, "seconds": seconds, "error": cause, "kept": kept,
            "mistake": isinstance(error, UserError)}  # fmt: skip
@@ -239,7 +239,7 @@ def note_end(
 
 @contextmanager
 def watch(study: Study) -> Iterator[None]:
-    """Print a line for each job that ends; on a terminal below it one bar for all jobs."""
+    """Print a line for each job that ends and, on a terminal, one progress bar for all jobs."""
     over, told, total = threading.Event(), set[int](), len(study.jobs)
     live = sys.stdout.isatty()  # a job in this process redirects it
 
@@ -294,11 +294,11 @@ def interruptible() -> Iterator[None]:
             if flag.exists():
                 raise KeyboardInterrupt
             flag.touch()
-            print("stopping: running jobs write what they go on from", file=sys.stderr, flush=True)
+            print("stopping: running jobs write their resume points", file=sys.stderr, flush=True)
             if not Here.busy:
                 return  # the jobs run in processes of their own, which see the flag
             if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-                raise KeyboardInterrupt  # it does not train at the moment
+                raise KeyboardInterrupt  # no training listens to SIGTERM at the moment
             signal.raise_signal(signal.SIGTERM)
 
         before = signal.signal(signal.SIGINT, stop)
@@ -312,16 +312,16 @@ def interruptible() -> Iterator[None]:
 
 
 class Here:
-    """What this process does for a multirun."""
+    """The state of this process in a multirun."""
 
-    busy = False  # whether a job runs in it
+    busy = False  # whether it runs a job
     is_worker = False  # whether a launcher started it for jobs
 
 
 def become_worker() -> None:
-    """Make this process, which a launcher on this machine started, end with the one that started it.
+    """Make this process, which a launcher on this machine started, end with its parent.
 
-    Ctrl-C, which a terminal sends to all processes, is left to that one. A training that is told to stop writes its
+    Ctrl-C, which a terminal sends to all processes, is left to the parent. A training that is told to stop writes its
     resume point first.
     """
     if Here.is_worker:
@@ -362,7 +362,7 @@ def busy() -> Iterator[None]:
 
 @contextmanager
 def console_of(folder: str | Path) -> Iterator[None]:
-    """Let what a study's job prints go into console.log in its folder."""
+    """Redirect the output of a study's job into console.log in its folder."""
     with suppress(OSError):
         Path(folder).mkdir(parents=True, exist_ok=True)
     file = (Path(folder) / "console.log").open("a", encoding="utf-8")

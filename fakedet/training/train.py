@@ -87,12 +87,10 @@ class TrainedRun:
 
 
 def train(config: DictConfig, overrides: list[str] | None = None) -> TrainedRun:
-    """Train the method of a composed ``train`` config, with stage 1 first where it needs one.
-
-    ``overrides``, what the user changed, are written down.
+    """Train the method of a composed ``train`` config, with stage 1 first where it needs one; keep the overrides.
 
     Raises:
-        UserError: anything wrong with config, data or folder; before hours are spent where possible.
+        UserError: anything wrong with config, data or folder; before training where possible.
     """
     check_config(config)
     check_operating_point(config.operating_point.rate, config.operating_point.calibration)
@@ -149,14 +147,14 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
     datamodule.require("train", "val")
     if config.header_audit and is_main_process():
         header_audit(datamodule, "train")
-    trace_path = obtain_trace(config, folder, datamodule) if needs_stage1(config.model) else None
+    stage1_path = obtain_trace(config, folder, datamodule) if needs_stage1(config.model) else None
     stage1_seconds = time.perf_counter() - started
 
-    fitted = fit(config, folder, datamodule, trace_path)
+    fitted = fit(config, folder, datamodule, stage1_path)
     method, trainer = fitted.method, fitted.trainer
     fit_seconds = time.perf_counter() - started - stage1_seconds
     if isinstance(method, NaturalTracePretraining) and _is_shared(config) and is_main_process():
-        Stage1Cache(config.trace_cache, stage1_key(config, datamodule.manifest)).publish(fitted.checkpoint)
+        Stage1Cache(config.stage1_cache, stage1_key(config, datamodule.manifest)).publish(fitted.checkpoint)
 
     point = config.operating_point
     fit_on_validation(trainer, method, datamodule, point.rate, point.calibration, fitted.checkpoint)
@@ -164,16 +162,15 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
     if config.test_after_fit and not datamodule.has_split("test"):
         log.info("the manifest has no test split: nothing is scored after training")
     elif config.test_after_fit:
-        metrics = _test(
-            fitted, datamodule, folder, facts, plain(config.bootstrap), config.pictures, config.header_audit
-        )
+        bootstrap = plain(config.bootstrap)
+        metrics = _test(fitted, datamodule, folder, facts, bootstrap, config.pictures, config.header_audit)
     facts |= {
         "seconds": {"stage1": stage1_seconds, "fit": fit_seconds, "all": time.perf_counter() - started},
         "parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
         "threads": torch.get_num_threads(), "seed": config.seed,
         "kept_epoch": read_checkpoint(fitted.checkpoint)["epoch"] + 1,
         "checkpoint": str(fitted.checkpoint.relative_to(folder)), "validation": fitted.validation,
-        "trace_checkpoint": str(trace_path) if trace_path else None,
+        "stage1_checkpoint": str(stage1_path) if stage1_path else None,
         "manifest_sha256": datamodule.manifest.sha256, "reals": sorted(known_reals(datamodule)),
     }  # fmt: skip
     if is_main_process():
@@ -191,12 +188,9 @@ def make_datamodule(config: DictConfig, same_data: DataModule | None = None) -> 
     The manifest is taken from ``same_data``, a data module over the same data, instead of being read again.
     """
     batch = config.model.batch
+    augment = build_augmentation(plain(config.view_augment if batch.real_only else config.augment))
     datamodule = build_datamodule(
-        plain(config.data),
-        augment=build_augmentation(plain(config.view_augment if batch.real_only else config.augment)),
-        views=batch.views,
-        real_only=batch.real_only,
-        seed=config.seed,
+        plain(config.data), augment=augment, views=batch.views, real_only=batch.real_only, seed=config.seed
     )
     if same_data is not None:
         datamodule.take_manifest_of(same_data)
@@ -212,8 +206,8 @@ def obtain_trace(config: DictConfig, folder: Path, datamodule: DataModule) -> Pa
     Raises:
         UserError: a model that cannot be built on such a stage 1; found before stage 1 is trained.
     """
-    if config.trace_checkpoint:
-        return Path(config.trace_checkpoint)
+    if config.stage1_checkpoint:
+        return Path(config.stage1_checkpoint)
     untrained = build_method(plain(config.stage1))
     assert isinstance(untrained, NaturalTracePretraining)
     build_method(plain(config.model), untrained)
@@ -229,12 +223,12 @@ def obtain_trace(config: DictConfig, folder: Path, datamodule: DataModule) -> Pa
 
     if not _is_shared(config):
         return train_it()
-    return Stage1Cache(config.trace_cache, stage1_key(wanted, data.manifest)).obtain(folder, train_it)
+    return Stage1Cache(config.stage1_cache, stage1_key(wanted, data.manifest)).obtain(folder, train_it)
 
 
 def _is_shared(config: DictConfig) -> bool:
     """Return whether stage 1 is cached; one that is stopped by the clock does not come out the same each time."""
-    return bool(config.trace_cache) and not config.trainer.get("max_time")
+    return bool(config.stage1_cache) and not config.trainer.get("max_time")
 
 
 @dataclass(frozen=True)
@@ -247,15 +241,15 @@ class Fitted:
     validation: float | None  # best value of what chose the checkpoint; None where the last epoch's weights are kept
 
 
-def fit(config: DictConfig, folder: Path, datamodule: DataModule, trace_path: Path | None = None) -> Fitted:
+def fit(config: DictConfig, folder: Path, datamodule: DataModule, stage1_path: Path | None = None) -> Fitted:
     """Train ``config.model``, resumed if it was stopped before, and load the weights of the chosen epoch.
 
-    Logs go into ``folder``; ``trace_path`` is the stage-1 checkpoint, for a method that needs one.
+    Logs go into ``folder``; ``stage1_path`` is the stage-1 checkpoint, for a method that needs one.
     """
     given = plain(config)
     # Seeded here, so that a stage 1 trained in this process or taken from the cache leaves the same state.
     lightning.seed_everything(given["seed"], workers=True, verbose=False)
-    stage1 = load_stage1(trace_path, sorted(packages_of(given["stage1"]))) if trace_path else None
+    stage1 = load_stage1(stage1_path, sorted(packages_of(given["stage1"]))) if stage1_path else None
     method = build_method(given["model"], stage1)
     method.info = {
         "format": FORMAT, "model": given["model"], "stage1": stage1.config if stage1 else None,
@@ -277,13 +271,11 @@ def fit(config: DictConfig, folder: Path, datamodule: DataModule, trace_path: Pa
                 f"callbacks.checkpoint.monitor={keeper.monitor}: with mode=max the worst epoch would be kept; pass "
                 "callbacks.checkpoint.mode=min"
             )
+    loggers = [CSVLogger(folder, name="logs", version=""), *resolve_logger(given, folder)]
     trainer = build_trainer(
-        given["trainer"],
-        enable_progress_bar=sys.stdout.isatty(),
-        logger=[CSVLogger(folder, name="logs", version=""), *resolve_logger(given, folder)],
-        callbacks=list(callbacks),
+        given["trainer"], enable_progress_bar=sys.stdout.isatty(), logger=loggers, callbacks=list(callbacks),
         default_root_dir=str(folder),
-    )
+    )  # fmt: skip
     log.info("training %s on %s", given["name"], datamodule.describe())
     resume = given["callbacks"].get("resume")
     point = resume_point_of(Path(resume["path"]), datamodule.manifest.sha256) if resume else None
@@ -297,7 +289,7 @@ def fit(config: DictConfig, folder: Path, datamodule: DataModule, trace_path: Pa
 
 
 def _run(trainer: Trainer, method: Detector, datamodule: DataModule, point: Path | None) -> None:
-    """Run ``trainer.fit`` and turn what ends it early into our errors."""
+    """Run ``trainer.fit`` and translate the exceptions that end it early."""
     try:
         trainer.fit(method, datamodule=datamodule, ckpt_path=point, weights_only=True)  # type: ignore[arg-type]
     except SIGTERMException as error:  # told to stop while validating; the last resume point holds

@@ -15,7 +15,7 @@ def report(tiny_manifest_module: Path, tmp_path_factory: pytest.TempPathFactory)
     for name in ("bce", "supcon"):
         assert launch("train", [f"model={name}", f"data.manifest={tiny_manifest_module}", "data=manifest",
                                 "data.crop_size=32", "data.batch_size=16", "trainer.max_epochs=1", "threads=1",
-                                "bootstrap.resamples=30", "trace_cache=null",
+                                "bootstrap.resamples=30", "stage1_cache=null",
                                 f"output_dir={root}/{name}"]) == 0  # fmt: skip
     files = ",".join(f"{root}/{name}/predictions.parquet" for name in ("bce", "supcon"))
     assert launch("report", [f"predictions=[{files}]", "bootstrap.resamples=30", f"output_dir={root}/r"]) == 0

@@ -47,7 +47,7 @@ def test_mistake_is_named(arguments: list[str], message: str) -> None:
         ["~logger", "+note=hello"],
         ["data=manifest", "data.manifest=a.csv", "data.pairs={a: [b, c*]}"],
         ["hydra.verbose=true", "output_dir=/tmp/x", "name='a b'"],
-        ["trace_checkpoint=some/file.ckpt"],
+        ["stage1_checkpoint=some/file.ckpt"],
         ["--help"],
     ],
     ids=str,

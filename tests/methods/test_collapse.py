@@ -15,7 +15,7 @@ def last_collapse(tmp_path: Path, cache: Path, *overrides: str) -> dict[str, flo
     with initialize_config_module("fakedet.conf", version_base="1.3"):
         config = compose("train", overrides=[
             "experiment=demo", "model=ntf_stage1", f"data.cache={cache}", "trainer.max_epochs=4",
-            "test_after_fit=false", f"output_dir={tmp_path / 'run'}", "trace_cache=null", *overrides])  # fmt: skip
+            "test_after_fit=false", f"output_dir={tmp_path / 'run'}", "stage1_cache=null", *overrides])  # fmt: skip
     done = train(config)
     curves = pd.read_csv(done.folder / "logs" / "metrics.csv")
     return {key: curves[f"collapse/{key}"].dropna().iloc[-1] for key in ("mean_cosine", "std", "effective_rank")}

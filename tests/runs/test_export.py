@@ -22,7 +22,7 @@ def checkpoints(tiny_manifest_module: Path, tmp_path_factory: pytest.TempPathFac
         assert launch("train", [
             f"model={model}", "data=manifest", "data.crop_size=32", "data.batch_size=16", "trainer.max_epochs=1",
             "threads=1", "bootstrap.resamples=0", "header_audit=false", f"data.manifest={tiny_manifest_module}",
-            f"output_dir={root}/{model}", "trace_cache=null",
+            f"output_dir={root}/{model}", "stage1_cache=null",
         ]) == 0  # fmt: skip
         found[model] = root / model / "checkpoints" / "best.ckpt"
     return found

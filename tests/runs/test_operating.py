@@ -13,7 +13,7 @@ from fakedet.cli.app import launch
 from fakedet.evaluation.predictions import read_predictions
 
 BASE = ["data=manifest", "data.crop_size=32", "data.batch_size=16", "trainer.max_epochs=1", "threads=1",
-        "bootstrap.resamples=20", "trace_cache=null", "header_audit=false"]  # fmt: skip
+        "bootstrap.resamples=20", "stage1_cache=null", "header_audit=false"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ def run(tiny_manifest_module: Path, tmp_path_factory: pytest.TempPathFactory) ->
     root = tmp_path_factory.mktemp("published")
     assert launch("train", [
         "model=ntf", "data=manifest", "data.crop_size=32", "data.batch_size=16", "debug=step", "threads=1",
-        "header_audit=false", f"data.manifest={tiny_manifest_module}", f"output_dir={root}/run", "trace_cache=null",
+        "header_audit=false", f"data.manifest={tiny_manifest_module}", f"output_dir={root}/run", "stage1_cache=null",
         "bootstrap.resamples=50",
     ]) == 0  # fmt: skip
     checkpoint = root / "run" / "checkpoints" / "best.ckpt"

@@ -18,7 +18,7 @@ from fakedet.evaluation.predictions import (
 )
 
 COMMON = ["data=manifest", "data.crop_size=32", "data.batch_size=16", "trainer.max_epochs=1", "threads=1",
-          "bootstrap.resamples=30", "trace_cache=null"]  # fmt: skip
+          "bootstrap.resamples=30", "stage1_cache=null"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -164,7 +164,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory):
         if name not in done:
             folder = tmp_path_factory.mktemp("whole") / name
             arguments = [*COMMON, f"data.manifest={data}", "data.max_quarantine=0.5", *more]
-            own = [*arguments, f"output_dir={folder}", f"trace_cache={folder.parent / 'cache'}"]
+            own = [*arguments, f"output_dir={folder}", f"stage1_cache={folder.parent / 'cache'}"]
             assert run(own, folder.parent / "log") == 0, (folder.parent / "log").read_text()
             done[name] = arguments, results(folder)
         return done[name]
@@ -233,7 +233,7 @@ def test_a_run_that_is_told_to_stop_loses_no_step(whole, name: str, number: int,
 @pytest.mark.parametrize(("what", "number"), [("step", 3), ("step", 9), ("validation", 2)])
 def test_both_stages_go_on(whole, what: str, number: int, tmp_path: Path) -> None:
     arguments, expected = whole("transfer", "model=ntf", "data.num_workers=1", "trainer.max_epochs=2")
-    own = [*arguments, f"output_dir={tmp_path / 'run'}", f"trace_cache={tmp_path / 'cache'}"]
+    own = [*arguments, f"output_dir={tmp_path / 'run'}", f"stage1_cache={tmp_path / 'cache'}"]
     assert run(own, tmp_path / "log", what, number) == -signal.SIGKILL, (tmp_path / "log").read_text()
     assert run(own, tmp_path / "log") == 0, (tmp_path / "log").read_text()
     assert_same(results(tmp_path / "run"), expected)

@@ -47,7 +47,7 @@ def start(folder: Path, manifest: Path, *more: str) -> subprocess.Popen[str]:
     environment["OTHER_MANIFEST"] = str(manifest)
     return subprocess.Popen(
         [sys.executable, "-m", "fakedet", "study", "--config-dir", "configs", "study=small",
-         f"data.manifest={manifest}", "trace_cache=stage1", *more],
+         f"data.manifest={manifest}", "stage1_cache=stage1", *more],
         cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what starts the tests may ignore it
     )  # fmt: skip
@@ -201,7 +201,7 @@ def study(root: Path, patch: pytest.MonkeyPatch, *more: str) -> int:
     patch.chdir(root)
     patch.setenv("OTHER_MANIFEST", "data/other.csv")
     return launch("study", ["--config-dir", str(root / "configs"), "study=small", "data.manifest=data/manifest.csv",
-                            "trace_cache=stage1", "hydra/launcher=basic", *more])  # fmt: skip
+                            "stage1_cache=stage1", "hydra/launcher=basic", *more])  # fmt: skip
 
 
 def stamps(root: Path) -> dict[str, int]:

@@ -31,7 +31,7 @@ def composed(folder: Path, *overrides: str) -> DictConfig:
     with initialize_config_module("fakedet.conf", version_base="1.3"):
         return compose("train", overrides=[
             "data=manifest", "data.crop_size=32", "data.batch_size=16", "trainer.max_epochs=2", "threads=1",
-            "bootstrap.resamples=20", f"output_dir={folder}", f"trace_cache={folder.parent / 'stage1'}",
+            "bootstrap.resamples=20", f"output_dir={folder}", f"stage1_cache={folder.parent / 'stage1'}",
             *overrides])  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def test_a_training_reads_and_describes_its_manifest_once(tiny_manifest: Path, t
 def test_same_command_same_numbers_with_any_number_of_workers(transfer_run: Path, tiny_manifest_module: Path) -> None:
     for workers in (0, 2):
         again = transfer_run.parent / f"again{workers}"
-        config = composed(again, "model=ntf", f"data.manifest={tiny_manifest_module}", "trace_cache=null",
+        config = composed(again, "model=ntf", f"data.manifest={tiny_manifest_module}", "stage1_cache=null",
                           f"data.num_workers={workers}")  # fmt: skip
         train(config)
         first, second = (read_predictions(run / "predictions.parquet")[0] for run in (transfer_run, again))
@@ -92,7 +92,7 @@ def test_same_command_same_numbers_with_any_number_of_workers(transfer_run: Path
 
 def test_stage1_is_trained_as_itself_and_not_as_its_transfer(tiny_manifest_module: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    config = composed(folder, "model=ntf", f"data.manifest={tiny_manifest_module}", "trace_cache=null",
+    config = composed(folder, "model=ntf", f"data.manifest={tiny_manifest_module}", "stage1_cache=null",
                       "trainer.max_epochs=${model.epochs}", "model.epochs=1", "stage1.epochs=3")  # fmt: skip
     train(config)
     curves = pd.read_csv(folder / "stage1" / "logs" / "metrics.csv")
@@ -195,7 +195,7 @@ def test_transfer_from_a_given_checkpoint_keeps_the_source_frozen(
     transfer_run: Path, tiny_manifest_module: Path
 ) -> None:
     trace = next((transfer_run.parent / "stage1").glob("*.ckpt"))
-    run = train(composed(transfer_run.parent / "given", "model=ntf", f"trace_checkpoint={trace}",
+    run = train(composed(transfer_run.parent / "given", "model=ntf", f"stage1_checkpoint={trace}",
                          f"data.manifest={tiny_manifest_module}"))  # fmt: skip
     detector, source = load_detector(run.checkpoint), load_stage1(trace)
     trained = dict(detector.source.encoder.named_parameters())  # type: ignore[union-attr]
@@ -288,10 +288,10 @@ def test_checkpoints_of_others_are_refused(transfer_run: Path, tiny_manifest_mod
     manifest = f"data.manifest={tiny_manifest_module}"
     best = transfer_run / "checkpoints" / "best.ckpt"
     with pytest.raises(UserError, match="checkpoint of 'ntf', not of stage 1"):
-        train(composed(tmp_path / "a", "model=ntf", f"trace_checkpoint={best}", manifest))
+        train(composed(tmp_path / "a", "model=ntf", f"stage1_checkpoint={best}", manifest))
     trace = next((transfer_run.parent / "stage1").glob("*.ckpt"))
     with pytest.raises(UserError, match="stage 1 has another encoder"):
-        train(composed(tmp_path / "b", "model=ntf", f"trace_checkpoint={trace}", manifest,
+        train(composed(tmp_path / "b", "model=ntf", f"stage1_checkpoint={trace}", manifest,
                        "model.encoder.width=16"))  # fmt: skip
     with pytest.raises(UserError, match="no checkpoint at"):
         load_detector(tmp_path / "nothing.ckpt")

@@ -80,7 +80,7 @@ def test_offline_run_holds_a_readable_dashboard(
             "model=ntf", "data=manifest", f"data.manifest={tiny_manifest}", "data.crop_size=32",
             "data.batch_size=16", "trainer.max_epochs=2", "trainer.log_every_n_steps=1", "logger=wandb",
             "logger.tags=[a,b]", "logger.group=sweep1", "bootstrap.resamples=20", "threads=1", "name=mine",
-            "trace_cache=null", f"output_dir={tmp_path / 'run'}"])  # fmt: skip
+            "stage1_cache=null", f"output_dir={tmp_path / 'run'}"])  # fmt: skip
     train(config)
 
     header, keys, last = read_offline_run(tmp_path / "run")

@@ -147,7 +147,7 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
     datamodule.require("train", "val")
     if config.header_audit and is_main_process():
         header_audit(datamodule, "train")
-    stage1_path = obtain_trace(config, folder, datamodule) if needs_stage1(config.model) else None
+    stage1_path = obtain_stage1(config, folder, datamodule) if needs_stage1(config.model) else None
     stage1_seconds = time.perf_counter() - started
 
     fitted = fit(config, folder, datamodule, stage1_path)
@@ -198,7 +198,7 @@ def make_datamodule(config: DictConfig, same_data: DataModule | None = None) -> 
     return datamodule
 
 
-def obtain_trace(config: DictConfig, folder: Path, datamodule: DataModule) -> Path:
+def obtain_stage1(config: DictConfig, folder: Path, datamodule: DataModule) -> Path:
     """Return the path of a stage-1 checkpoint: the given one, a cached one of identical config and data, or a new one.
 
     All arguments are of the run that needs it; a new stage 1 is trained in the subfolder ``stage1``.

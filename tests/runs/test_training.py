@@ -13,7 +13,6 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 from safetensors.torch import save_file
 
-from fakedet import build
 from fakedet.build import build_trainer
 from fakedet.checkpoint import load_detector, load_stage1
 from fakedet.cli.app import register_resolvers
@@ -366,7 +365,7 @@ def test_a_compiled_encoder_gives_the_same_weights_under_the_same_names(
 
 @pytest.mark.parametrize(("supported", "given"), [(True, "bf16-mixed"), (False, "32-true")])
 def test_bfloat16_is_taken_only_where_it_is(supported: bool, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "_cpu_has_bf16", lambda: supported)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
     trainer = build_trainer(
         {"_target_": "lightning.pytorch.Trainer", "accelerator": "cpu", "precision": "bf16-mixed", "logger": False,
          "enable_checkpointing": False, "enable_progress_bar": False}

@@ -24,6 +24,7 @@ from fakedet.config import check_config
 from fakedet.data.datamodule import DataModule
 from fakedet.data.index import Indexed, index_source
 from fakedet.data.index import Settings as IndexSettings
+from fakedet.data.scan import describe_left_behind
 from fakedet.data.shards import shard_manifest
 from fakedet.detector import FAKE, REAL, UNDECIDED, Rules, load
 from fakedet.errors import UserError
@@ -71,6 +72,8 @@ def run_index(config: DictConfig, overrides: list[str]) -> None:
     log.info("layout %s: %d images, %d of them read anew, in %.1f s", found.layout, found.rows, state.read, seconds)
     if state.others:
         log.info("%d files of other kinds were not looked at", state.others)
+    if left := describe_left_behind(state.left_behind):
+        log.info(left)
     if copies.contents:
         log.info("%d images share their content with others (%d contents)", copies.files, copies.contents)
     if copies.contradictions:

@@ -33,7 +33,7 @@ from fakedet.data.decode import DecodeError, parse_header
 from fakedet.data.layouts import Layout, Place, find_layout
 from fakedet.data.manifest import check_manifest
 from fakedet.data.manifest_table import COLUMNS, FACTS, ROOT_KEY, SHARES, SPLITS, read_table, split_of
-from fakedet.data.scan import Facts, Listing, Scan, Store, scan, walk
+from fakedet.data.scan import Facts, Listing, Scan, Store, describe_left_behind, scan, walk
 from fakedet.errors import UserError, nearest
 from fakedet.utils import bar, replacing
 
@@ -183,7 +183,10 @@ def index_folder(
             )
         if not state.files:
             what = f"{state.others} files of other kinds" if state.others else "no files at all"
-            raise UserError(f"{root}: there are no images (jpg, png, webp, bmp, tif, ...) but {what}; is it mounted?")
+            aside = f" ({left})" if (left := describe_left_behind(state.left_behind)) else ""
+            raise UserError(
+                f"{root}: there are no images (jpg, png, webp, bmp, tif, ...) but {what}{aside}; is it mounted?"
+            )
         return index_store(store, state, root, manifest, settings)
 
 

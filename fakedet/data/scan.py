@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
+import re
 import sqlite3
 import stat
 import warnings
@@ -26,6 +27,14 @@ VERSION = 1  # Of the tables below and of what is read of a file; a file of anot
 # Names with these endings are taken for images; their format is told by their content.
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm",
               ".avif"}  # fmt: skip
+# Names of folders, in any case, that operating systems, network storage and photo programs make for themselves.
+LEFT_BEHIND = {
+    "@eadir", "@tmp", "@recycle", "@recently-snapshot", "@sharebin", "@__thumb", "#recycle", "#snapshot", "~snapshot",
+    "$recycle.bin", "recycler", "system volume information", "found.000", "lost+found", "lost.dir", "__macosx",
+    "network trash folder", "temporary items", "thumbnails", "thumbnail", "thumbs", "_thumbs", "ipod photo cache",
+}  # fmt: skip
+# Files that they leave beside images.
+THUMBNAIL = re.compile(r"synophoto_(thumb|film)_.*|synofile_thumb_.*|albumart_?(small|\{.*)\.jpg|zbthumbnail.*", re.I)
 BATCH = 256  # Files of a task and of a commit: few enough that a kill costs little
 HEADER_BYTES = 1 << 18  # Read of a file that is not hashed; a header with an embedded preview fits
 
@@ -149,13 +158,28 @@ class Listing:
     # (name, reason): what has the name of an image and cannot be one; "" names the folder itself.
     problems: list[tuple[str, str]] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)  # Number of files of other kinds, by their ending
+    left_behind: Counter[str] = field(default_factory=Counter)  # What machines leave behind, by its name or kind
+
+
+def is_left_behind(name: str) -> bool:
+    """Return whether a file or folder of this name is what machines leave behind, and no image of a collection.
+
+    Such are names that begin with a dot, recycle bins, snapshots, and the thumbnails that systems and programs keep.
+    """
+    return name.startswith(".") or name.lower() in LEFT_BEHIND or THUMBNAIL.fullmatch(name) is not None
+
+
+def describe_left_behind(counts: Counter[str]) -> str:
+    """Say in one line what :attr:`Listing.left_behind` counted; "" if it is nothing."""
+    listed = ", ".join(f"{name} ({count})" for name, count in counts.most_common(8))
+    return f"left behind by systems and other programs, not looked at: {listed}" if counts else ""
 
 
 def walk(root: Path) -> Iterator[Listing]:
     """List every folder below an absolute path that holds files, following links, each folder once.
 
-    Names that begin with a dot are skipped: operating systems keep thumbnails and notes under them. A folder that
-    cannot be read is a problem of its own listing.
+    What :func:`is_left_behind` tells by its name is counted and not looked at; the root may have any name. A folder
+    that cannot be read is a problem of its own listing.
     """
     stack, visited = [""], set()
     while stack:
@@ -172,7 +196,7 @@ def walk(root: Path) -> Iterator[Listing]:
         except OSError as error:
             listing.problems.append(("", f"the folder cannot be read: {error.strerror}"))
         stack += [posixpath.join(folder, name) for name in sorted(below, reverse=True)]
-        if listing.images or listing.problems or listing.others:
+        if listing.images or listing.problems or listing.others or listing.left_behind:
             yield listing
 
 
@@ -182,9 +206,14 @@ def _list_folder(path: str, listing: Listing) -> list[str]:
     with os.scandir(path) as entries:
         for entry in entries:
             name = entry.name
-            if name[0] == ".":
+            is_image = name[name.rfind(".") :].lower() in EXTENSIONS
+            if is_left_behind(name):
+                if entry.is_dir():
+                    listing.left_behind[f"{name}/"] += 1
+                elif is_image:
+                    listing.left_behind["hidden images" if name[0] == "." else "thumbnails"] += 1
                 continue
-            if name[name.rfind(".") :].lower() not in EXTENSIONS:
+            if not is_image:
                 # A folder may have any name, an image may not.
                 if entry.is_dir():
                     below.append(name)
@@ -212,6 +241,7 @@ class Scan:
     files: int = 0
     read: int = 0  # Files that were new or changed
     others: int = 0  # Files with names of other kinds
+    left_behind: Counter[str] = field(default_factory=Counter)  # As in the listings
     # (path, reason) of what is no file, or no folder that can be read.
     problems: list[tuple[str, str]] = field(default_factory=list)
     closed: set[str] = field(default_factory=set)  # Folders that cannot be read
@@ -268,6 +298,7 @@ def _changed(listing: Listing, store: Store, state: Scan) -> Iterator[tuple[str,
     known = store.known(listing.folder)
     state.files += len(listing.images)
     state.others += listing.others.total()
+    state.left_behind += listing.left_behind
     prefix = f"{listing.folder}/" if listing.folder else ""
     state.problems += [((prefix + name).rstrip("/"), reason) for name, reason in listing.problems]
     if any(not name for name, _ in listing.problems):

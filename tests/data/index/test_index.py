@@ -19,6 +19,7 @@ from PIL import Image
 from fakedet.cli.app import launch
 from fakedet.data.index import Indexed, Settings, extract, index_folder, index_table, parquets
 from fakedet.data.manifest import load_manifest
+from fakedet.data.scan import walk
 from fakedet.errors import UserError
 
 
@@ -151,6 +152,27 @@ def test_names_that_are_not_utf8_are_named(data: Path) -> None:
 def test_links_that_lead_back_end(data: Path) -> None:
     (data / "sd" / "loop").symlink_to(data)
     assert run(data).rows == 30
+
+
+@pytest.mark.parametrize("folder", [
+    "@eaDir/3.png", "#recycle", "#snapshot/daily", "$RECYCLE.BIN/S-1-5", "System Volume Information", "lost+found",
+    "__MACOSX/real", "Thumbnails", ".thumbnails/large", "@Recycle", "~snapshot",
+])  # fmt: skip
+def test_what_machines_leave_behind_is_no_image(data: Path, folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = pd.read_parquet(run(data).manifest)["path"].tolist()
+    for place in (data, data / "real"):
+        (place / folder).mkdir(parents=True)
+        (place / folder / "IMG.jpg").write_bytes(encoded(77, "JPEG"))
+    (data / "real" / "._3.png").write_bytes(encoded(78))
+    (data / "sd" / "SYNOFILE_THUMB_M.png").write_bytes(encoded(79))
+    assert launch("index", [f"source={data}"]) == 0
+    assert pd.read_parquet(data / "manifest.parquet")["path"].tolist() == expected
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"{folder.split('/')[0]}/ (2)" in out
+    assert "hidden images (1)" in out
+    assert "thumbnails (1)" in out
+    # A folder that the user names is looked at, whatever its name.
+    assert [one.images[0][0] for one in walk(data / "real" / folder)] == ["IMG.jpg"]
 
 
 def test_equal_content_with_different_labels_leaves_with_both(data: Path) -> None:

@@ -14,5 +14,5 @@ def test_help_into_a_pipe_that_is_closed_says_nothing_more() -> None:
     process.stdout.close()
     errors = process.stderr.read()
     process.stderr.close()
-    assert process.wait(timeout=100) == 0
+    assert process.wait(timeout=300) == 0
     assert errors == ""

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -64,17 +66,27 @@ def test_a_job_that_crashes_is_named_and_the_others_go_on(
     assert len(list((tmp_path / "sweep").glob("*/run.json"))) == 1
 
 
-def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
-    """Start a run that would train for long, and wait until its first step is done."""
+PATIENCE = 300  # seconds; a busy machine starts slowly
+
+
+@contextmanager
+def started(arguments: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start a run that would train for long, and wait until its first step is done; nothing of it outlives the test."""
     run = subprocess.Popen([sys.executable, "-m", "fakedet", "train", *arguments, "data.steps_per_epoch=100000",
                             "callbacks.progress.file=progress.json", "callbacks.resume.every_steps=100000"],
-                           cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not (folder / "progress.json").is_file():
-        assert run.poll() is None, run.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    return run
+                           cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                           start_new_session=True)  # fmt: skip
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not (folder / "progress.json").is_file():
+            assert run.poll() is None, run.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield run
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
+        run.communicate()
 
 
 def processes_of(folder: Path) -> list[str]:
@@ -99,13 +111,13 @@ def test_a_parallel_sweep_that_is_told_to_stop_leaves_points_and_no_workers(
     tiny_manifest: Path, tmp_path: Path
 ) -> None:
     sweep = ["-m", *SMALL, f"data.manifest={tiny_manifest}", "seed=0,1", "hydra/launcher=local"]
-    run = start(sweep, tmp_path)
-    run.terminate()
-    run.communicate(timeout=60)
-    deadline = time.monotonic() + 60
-    while processes_of(tmp_path):
-        assert time.monotonic() < deadline, processes_of(tmp_path)
-        time.sleep(0.2)
+    with started(sweep, tmp_path) as run:
+        run.terminate()
+        run.communicate(timeout=PATIENCE)
+        deadline = time.monotonic() + 60
+        while processes_of(tmp_path):
+            assert time.monotonic() < deadline, processes_of(tmp_path)
+            time.sleep(0.2)
     points = list(tmp_path.glob("sweep/*/checkpoints/resume.ckpt"))
     assert points, "a worker that was training writes its point"
     assert all(torch.load(point, weights_only=True)["global_step"] > 0 for point in points)
@@ -115,9 +127,9 @@ def test_a_parallel_sweep_that_is_told_to_stop_leaves_points_and_no_workers(
 def test_two_ranks_that_are_told_to_stop_say_one_line(tiny_manifest: Path, tmp_path: Path) -> None:
     alone = [*SMALL[:-1], f"data.manifest={tiny_manifest}", "trainer=ddp", "trainer.accelerator=cpu",
              "trainer.max_epochs=1", "output_dir=run"]  # fmt: skip
-    run = start(alone, tmp_path)
-    os.kill(run.pid, signal.SIGTERM)
-    _, errors = run.communicate(timeout=60)
+    with started(alone, tmp_path) as run:
+        os.kill(run.pid, signal.SIGTERM)
+        _, errors = run.communicate(timeout=PATIENCE)
     assert run.returncode == -signal.SIGTERM
     assert "Traceback" not in errors
     assert errors.strip().count("\n") == 0

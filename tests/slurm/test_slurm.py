@@ -36,7 +36,7 @@ def slurm() -> Iterator[dict[str, str]]:
         pytest.skip("starting SLURM's daemons needs root")
     # munge wants a short path to its socket, and folders that nobody else can write.
     folder = tempfile.mkdtemp(prefix="fakedet-slurm-", dir="/var/tmp")
-    started = subprocess.run([CLUSTER, "start", folder], capture_output=True, text=True, timeout=60, check=False)
+    started = subprocess.run([CLUSTER, "start", folder], capture_output=True, text=True, timeout=300, check=False)
     try:
         assert started.returncode == 0, started.stdout + started.stderr
         yield {**os.environ, "SLURM_CONF": f"{folder}/slurm.conf", "WANDB_MODE": "offline"}
@@ -147,7 +147,7 @@ def test_a_stopped_job_is_queued_again_and_ends_like_one_that_never_was(
     assert {name.rsplit("-", 1)[1] for name in names} == {(log.parent / "wandb_id.txt").read_text()}
 
 
-def until(reached, seconds: float = 90.0) -> None:
+def until(reached, seconds: float = 300.0) -> None:
     end = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < end, "nothing came"

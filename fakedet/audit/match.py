@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import posixpath
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -130,6 +132,8 @@ def _write_images(
 
     def match(row: Any) -> tuple[Any, ...] | str:
         name = f"{row.path}.jpg"
+        if len(os.fsencode(posixpath.basename(name))) > 200:  # a name has 255 bytes at most, also while it is written
+            name = posixpath.join(posixpath.dirname(name), f"{hashlib.sha256(name.encode()).hexdigest()}.jpg")
         try:
             try:
                 data = read_bytes(folder / name)  # written, whole, by an interrupted run

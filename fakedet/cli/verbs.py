@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fakedet.audit.match import match_manifest
 from fakedet.audit.report import audit_manifest
@@ -62,8 +63,8 @@ def run_index(config: DictConfig, overrides: list[str]) -> None:
     output, root = (Path(value) if value else None for value in (config.output, config.root))
     columns = {str(key): str(value) for key, value in (config.columns or {}).items()}
     settings = IndexSettings(
-        config.layout, _names(config.reals), config.split, _names(config.unseen), config.group, config.split_seed,
-        config.hash, config.threads, config.skip_unreadable,
+        config.layout, _names(config.reals), _names(config.fakes), config.split, _names(config.unseen),
+        config.group, config.split_seed, config.hash, config.threads, config.skip_unreadable,
     )  # fmt: skip
     found = index_source(Path(config.source), output, settings, root, columns)
     Console(width=None if Console().is_terminal else 110).print(_table(found))
@@ -99,9 +100,11 @@ def _table(found: Indexed) -> Table:
     table.add_column("generator")
     for split in SPLITS:
         table.add_column(split, justify="right")
+    table.add_column("because")
     for label, name in sorted({(label, generator) for label, generator, _ in found.counts}):
         counts = [found.counts[(label, name, split)] for split in SPLITS]
-        table.add_row(("real", "fake")[label], name, *(f"{count:,}" if count else "–" for count in counts))
+        table.add_row(("real", "fake")[label], name, *(f"{count:,}" if count else "–" for count in counts),
+                      Text(found.why[label, name]))  # fmt: skip
     return table
 
 

@@ -1,14 +1,14 @@
-"""Indexing: a folder of images, a table of paths, or parquet files that hold images, to a manifest.
+"""Indexing: a folder of images, a table of paths, or files that hold images, to a manifest.
 
-:func:`index_source` decides which of the three it is. The module follows the order of the work: scan
-(:mod:`fakedet.data.scan`), recognise the layout (:mod:`fakedet.data.layouts`), give every file its label, generator,
-split and group, decide what happens to copies, write.
+:func:`index_source` decides which of the three it is; the last are the business of :mod:`fakedet.data.embedded`. The
+module follows the order of the work: scan (:mod:`fakedet.data.scan`), recognise the layout
+(:mod:`fakedet.data.layouts`), give every file its label, generator, split and group, decide what happens to copies,
+write.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import logging
 import os
@@ -16,23 +16,37 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fakedet.data.decode import DecodeError, parse_header
+from fakedet.data.embedded import Embedded, Part, decide, extract, find_parts
 from fakedet.data.layouts import Layout, Place, find_layout
 from fakedet.data.manifest import check_manifest
-from fakedet.data.manifest_table import COLUMNS, FACTS, ROOT_KEY, SHARES, SPLITS, read_table, split_of
+from fakedet.data.manifest_table import (
+    COLUMNS,
+    FACTS,
+    ROOT_KEY,
+    SHARDS_KEY,
+    SHARES,
+    SPLITS,
+    class_names,
+    classes,
+    common_folder,
+    features_of,
+    label_text,
+    read_table,
+    split_of,
+    texts,
+)
 from fakedet.data.scan import Facts, Listing, Scan, Store, describe_left_behind, scan, walk
 from fakedet.errors import UserError, nearest
 from fakedet.utils import bar, replacing
@@ -47,8 +61,7 @@ SCHEMA = pa.schema([
 ])  # fmt: skip
 described = attrgetter(*FACTS[:7])  # The columns of a manifest that describe a file, of its Facts
 ROWS_WRITTEN = 1 << 16  # Rows of a manifest that are in memory at a time
-TABLES = (".csv", ".tsv", ".parquet")
-EMBEDDED = "parquet"  # The value of ``layout`` for parquet files that hold images
+TABLES = (".csv", ".tsv", ".tab", ".txt", ".parquet")
 GROUP_RULES = ("auto", "file", "stem")
 
 
@@ -57,7 +70,8 @@ class Settings:
     """How to index; raises a UserError if a value is out of range."""
 
     layout: str = "auto"  # Name of a layout, or "auto" to recognise it
-    reals: Collection[str] = ()  # Names or globs of top folders that hold reals
+    reals: Collection[str] = ()  # Names or globs of top folders, or of labels, that hold reals
+    fakes: Collection[str] = ()  # The same of fakes
     split: str | None = None  # Every image's split; None: the layout's, or else by the hash of the group
     unseen: Collection[str] = ()  # Generators (names or globs) whose images go to the test split only
     group: str = "auto"  # One of GROUP_RULES, or a regular expression whose first group is searched for in the path
@@ -109,33 +123,30 @@ class Indexed:
     copies: Copies
     reasons: Counter[str]  # Number of files left out, by reason
     counts: Counter[tuple[int, str, str]]  # Number of images by (label, generator, split)
+    why: dict[tuple[int, str], str]  # What the label of a (label, generator) follows from
 
 
 def index_source(
     source: Path, output: Path | None, settings: Settings, root: Path | None, columns: Mapping[str, str]
 ) -> Indexed:
-    """Index a folder, a table, or parquet files that hold images, and show the progress.
+    """Index a folder, a table, or parquet and Arrow files that hold images, and show the progress.
 
     ``output`` is the manifest to write, or a folder for it; None: manifest.parquet in the source's folder. Only for a
-    table: ``root`` is the folder that its paths are relative to (None: its own), ``columns`` gives manifest column →
-    the table's column. A UserError if the source, a setting or the place for the manifest is wrong.
+    table: ``root`` is the folder that its paths are relative to (None: its own). ``columns`` gives manifest column →
+    the column of the table or of the files that hold images. A UserError if the source, a setting or the place for the
+    manifest is wrong.
     """
-    if not source.exists():
-        raise UserError(f"source={source}: there is no such folder or file")
+    if not os.path.exists(source):
+        raise UserError(f"source={source}: there is no such folder or file, or no permission to see it")
     manifest = _manifest_path(source, output)
-    embedded = parquets(source, deep=settings.layout == EMBEDDED)
-    if settings.layout == EMBEDDED and not embedded:
-        raise UserError(f"layout={EMBEDDED}: {source} holds no parquet files with a column of image bytes")
-    if embedded:
-        source = manifest.parent / "images"
-        settings = replace(settings, layout="real_fake")
-        log.info("%d parquet file(s) hold images; they are written to %s", len(embedded), source)
-        with bar("writing images") as shown:
-            failed = extract(embedded, source, shown.show)
-        for where, reason in list(failed.items())[:5]:
-            log.warning("left out: %s: %s", where, reason)
-        if len(failed) > 5:
-            log.warning("... and %d more rows", len(failed) - 5)
+    deep = settings.layout == Embedded.name
+    parts = find_parts(source, columns, deep) if settings.layout in ("auto", Embedded.name) else []
+    if parts:
+        return index_embedded(parts, manifest, settings)
+    if deep:
+        raise UserError(
+            f"layout={Embedded.name}: {source} holds no parquet or Arrow files with a column of image bytes"
+        )
     with bar("reading headers") as shown:
 
         def seen(state: Scan) -> None:
@@ -145,17 +156,36 @@ def index_source(
             return index_folder(source.resolve(), manifest, settings, seen)
         if source.suffix.lower() not in TABLES:
             raise UserError(f"source={source}: neither a folder nor a table ({', '.join(TABLES)})")
-        return index_table(source, (root or source.parent).resolve(), manifest, settings, columns, seen)
+        return index_table(source, root, manifest, settings, columns, seen)
+
+
+def index_embedded(parts: list[Part], manifest: Path, settings: Settings) -> Indexed:
+    """Write the images that a dataset's files hold to images/ beside the manifest, and the manifest of these images.
+
+    What another dataset wrote to images/ is not looked at. A UserError if the labels are ambiguous.
+    """
+    decide(parts, settings.reals, settings.fakes)
+    folder = manifest.parent.resolve() / "images"
+    log.info("%d file(s) hold images; they are written to %s", len(parts), folder)
+    with bar("writing images") as shown:
+        layout, paths, failed = extract(parts, folder, shown.show)
+    if not paths:
+        raise UserError(f"{parts[0].path}: no image can be used" + "".join(f"; {': '.join(one)}" for one in failed[:1]))
+    with Store(manifest.with_suffix(".index.sqlite")) as store, bar("reading headers") as shown:
+        listings = _listings(folder, pd.Series(paths))
+        state = scan(folder, listings, store, settings.threads, settings.hashed, lambda now: shown.show(now.files))
+        state.problems += failed
+        return index_store(store, state, folder, manifest, settings, layout)
 
 
 def _manifest_path(source: Path, output: Path | None) -> Path:
     if output is None:
         return (source if source.is_dir() else source.parent) / "manifest.parquet"
-    if output.is_dir():
+    if os.path.isdir(output):  # Path.is_dir raises an error for a name that is too long
         return output / "manifest.parquet"
     if output.suffix != ".parquet":
         raise UserError(f"output={output}: name a folder or a .parquet file")
-    if source.is_file() and output.exists() and output.samefile(source):
+    if source.is_file() and os.path.exists(output) and output.samefile(source):
         raise UserError(f"output={output}: this is the source itself; name another file")
     return output
 
@@ -190,20 +220,30 @@ def index_folder(
         return index_store(store, state, root, manifest, settings)
 
 
-def index_store(store: Store, state: Scan, root: Path, manifest: Path, settings: Settings) -> Indexed:
-    """Write the manifest of the files that a store knows; a UserError if none can be used or no layout fits."""
+def index_store(
+    store: Store, state: Scan, root: Path, manifest: Path, settings: Settings, layout: Layout | None = None
+) -> Indexed:
+    """Write the manifest of the files that a store knows; a UserError if none can be used or no layout fits.
+
+    ``layout`` None: the one that the settings name, or that fits.
+    """
     counts = store.counts()
     if not counts:
         first = next(store.rows())
         raise UserError(
             f"{root}: none of the {state.files} images there can be read; the first: {first.path}: {first.problem}"
         )
-    images = {_parts(folder): count for folder, count in counts.items()}
-    layout = find_layout(settings.layout, root.name, images, settings.reals)
+    if layout is None:
+        images = {_parts(folder): count for folder, count in counts.items()}
+        layout = find_layout(settings.layout, root.name, images, settings.reals, settings.fakes)
+        if doubtful := layout.doubtful():
+            log.warning("taken for generators, because their names do not plainly say photographs: %s; if they hold "
+                        "photographs, pass reals=[NAME,...]", ", ".join(doubtful))  # fmt: skip
     files = Placement(layout, settings, counts, store.rows())
     copies = resolve_copies(store, files)
     rejected: list[tuple[str, str]] = list(state.problems)
     placed: Counter[tuple[int, str, str]] = Counter()
+    why: dict[tuple[int, str], str] = {}
 
     def rows() -> Iterator[tuple[Any, ...]]:
         for fact in store.rows():
@@ -216,10 +256,12 @@ def index_store(store: Store, state: Scan, root: Path, manifest: Path, settings:
                 rejected.append((fact.path, reason or f"the layout {layout.name} has no place for its folder"))
                 continue
             split, group = files.split(fact.folder, fact.name), files.group(fact.folder, fact.name)
-            placed[(place.label, place.generator, split)] += 1
-            yield (fact.path, place.label, place.generator, place.source, split, group, *described(fact))
+            generator = place.generator.strip() or "unnamed"  # as the manifest is read
+            placed[(place.label, generator, split)] += 1
+            why.setdefault((place.label, generator), place.reason)
+            yield (fact.path, place.label, generator, place.source, split, group, *described(fact))
 
-    return _write(manifest, root, layout.name, settings, state, copies, rows(), rejected, placed)
+    return _write(manifest, root, layout.name, settings, state, copies, rows(), rejected, placed, why)
 
 
 def _parts(folder: str) -> tuple[str, ...]:
@@ -312,25 +354,34 @@ def resolve_copies(store: Store, files: Placement) -> Copies:
 
 
 def index_table(
-    table: Path, root: Path, manifest: Path, settings: Settings, columns: Mapping[str, str],
+    table: Path, root: Path | None, manifest: Path, settings: Settings, columns: Mapping[str, str],
     seen: Callable[[Scan], None] = lambda state: None,
 ) -> Indexed:  # fmt: skip
     """Write the manifest of the images that a table names; other files are not looked at.
 
-    The labels, generators, groups and splits of the table, CSV or parquet, are taken as they are, and checked; the
-    settings for them may not be set. Its paths are relative to ``root``. ``columns`` gives manifest column → the
-    table's column, where they have other names. On manifest and seen see :func:`index_folder`, on the errors of a
-    wrong table :func:`fakedet.data.manifest.load_manifest`.
+    The labels, generators, groups and splits of the table, CSV or parquet, are taken as they are, and checked; on what
+    labels mean see :func:`fakedet.data.manifest_table.classes`. The settings for the others may not be set. Its paths
+    are relative to ``root``, or below it; None: the table's folder, or that of absolute paths. ``columns`` gives
+    manifest column → the table's column, where they have other names. On manifest and seen see :func:`index_folder`, on
+    the errors of a wrong table :func:`fakedet.data.manifest.load_manifest`.
     """
-    for name in ("layout", "reals", "unseen", "group"):
+    for name in ("layout", "unseen", "group"):
         value, unset = getattr(settings, name), getattr(Settings(), name)
         if value != unset and (value or unset):  # an empty list equals an empty tuple here
             raise UserError(f"{name}: this is for folders; a table says it itself, in its columns")
-    renamed = _renamed(read_table(table), columns, table)
+    given, words, meaning = _renamed(read_table(table), columns, table, settings)
+    if root is None:  # the folder of absolute paths, or else the table's own
+        paths = texts(given["path"]).to_pylist() if "path" in given.column_names else []
+        root = Path(common_folder(paths) or table.parent)
+    root = root.resolve()
     # With one split for all, no group can be in two.
-    frame = check_manifest(renamed, table, root, settings.split is not None, settings.split_seed).frame
+    frame = check_manifest(given, table, root, settings.split is not None, settings.split_seed).frame
     if settings.split is not None:
         frame["split"] = SPLITS[settings.split]
+    for (split, word), own in frame.assign(word=words).groupby(["split", "word"]):
+        label, reason = meaning[str(word)]
+        shown = ", ".join(own["path"][:2])
+        log.info("%s: %d images are %s (%s), such as %s", split, len(own), ("real", "fake")[label], reason, shown)
     with Store(manifest.with_suffix(".index.sqlite")) as store:
         state = scan(root, _listings(root, frame["path"]), store, settings.threads, settings.hashed, seen)
         facts = {fact.path: fact for fact in store.rows()}
@@ -338,36 +389,45 @@ def index_table(
     copies = _contradictions(frame, facts)
     rejected: list[tuple[str, str]] = []
     placed: Counter[tuple[int, str, str]] = Counter()
+    why: dict[tuple[int, str], str] = {}
 
     def rows() -> Iterator[tuple[Any, ...]]:
-        for path, label, generator, source, split, group in frame[list(COLUMNS)].itertuples(index=False):
+        for row, word in zip(frame[list(COLUMNS)].itertuples(index=False), words, strict=True):
+            path, label, generator, source, split, group = row
             fact = facts.get(path)
             reason = (fact.problem if fact else problems.get(path, "no such file")) or copies.dropped.get(path, "")
             if reason or fact is None:
                 rejected.append((path, reason))
                 continue
             placed[(label, generator, split)] += 1
+            why.setdefault((label, generator), meaning[word][1])
             yield (path, label, generator, source, split, group, *described(fact))
 
-    return _write(manifest, root, "table", settings, state, copies, rows(), rejected, placed)
+    return _write(manifest, root, "table", settings, state, copies, rows(), rejected, placed, why)
 
 
-def _renamed(table: pa.Table, columns: Mapping[str, str], path: Path) -> pa.Table:
-    """Rename a table's columns to the manifest's, and its labels real and fake to 0 and 1."""
+def _renamed(
+    table: pa.Table, columns: Mapping[str, str], path: Path, settings: Settings
+) -> tuple[pa.Table, list[str], dict[str, tuple[int, str]]]:
+    """Rename a table's columns to the manifest's and decide what its labels mean; also return the labels as text."""
     present = table.column_names
     for wanted, given in columns.items():
         if wanted not in COLUMNS:
             raise UserError(f"columns: a manifest has no column '{wanted}'; {nearest(wanted, COLUMNS)}")
         if given not in present:
             raise UserError(f"{path}: there is no column '{given}'; {nearest(given, present)}")
-    names = {given: wanted for wanted, given in columns.items()}
+    names, kept = {given: wanted for wanted, given in columns.items()}, table.schema.metadata or {}
+    column = columns.get("label", "label")
+    labelled = class_names(features_of(table.schema), column) or ()
+    # Names of classes are used here; they do not hold for 0 and 1, which stand in their place.
+    table = table.replace_schema_metadata({key: kept[key] for key in (ROOT_KEY, SHARDS_KEY) if key in kept})
     table = table.rename_columns([names.get(name, name) for name in present])
-    if "label" in table.column_names:
-        values = [{"real": 0, "fake": 1}.get(str(value).strip().lower(), value) for value in table["label"].to_pylist()]
-        if any(isinstance(value, str) for value in values):  # beside other words, numbers are text too
-            values = [str(value) for value in values]
-        table = table.set_column(table.column_names.index("label"), "label", pa.array(values))
-    return table
+    if "label" not in table.column_names:
+        return table, [], {}
+    words = [label_text(value, labelled) for value in table["label"].to_pylist()]
+    meaning = classes(filter(None, words), column, path, settings.reals, settings.fakes)
+    values = pa.array([str(meaning[word][0]) if word else "" for word in words], pa.large_string())
+    return table.set_column(table.column_names.index("label"), "label", values), words, meaning
 
 
 def _listings(root: Path, paths: pd.Series) -> Iterator[Listing]:
@@ -398,103 +458,12 @@ def _contradictions(frame: pd.DataFrame, facts: Mapping[str, Facts]) -> Copies:
     return copies
 
 
-IMAGE_COLUMNS = ("image_data", "image", "bytes")  # Of parquet files that hold images; the first present counts
-NAME_COLUMNS = ("model_name", "generator", "model")
-LABELS = {"0": 0, "1": 1, "real": 0, "fake": 1, "false": 0, "true": 1}
-ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif", "GIF": "gif"}
-
-
-def parquets(source: Path, deep: bool = False) -> list[Path]:
-    """List the parquet files that hold images, of a folder also those in data/ (Hugging Face) or at all depths."""
-    if source.is_file():
-        files = [source] if source.suffix == ".parquet" else []
-    elif deep:
-        files = sorted(source.rglob("*.parquet"))
-    else:
-        files = sorted([*source.glob("*.parquet"), *source.glob("data/*.parquet")])
-    return [path for path in files if _image_column(path)]
-
-
-def _image_column(path: Path) -> str | None:
-    """Name the column of image bytes of a parquet file; None if it has none or cannot be read."""
-    try:
-        schema = pq.read_schema(path)
-    except (pa.ArrowInvalid, OSError):
-        return None
-    for name in IMAGE_COLUMNS:
-        if name in schema.names:
-            kind = schema.field(name).type
-            if pa.types.is_struct(kind):
-                return name if kind.get_field_index("bytes") >= 0 else None
-            if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-                return name
-    return None
-
-
-def extract(files: list[Path], folder: Path, seen: Callable[[int], None] = lambda count: None) -> dict[str, str]:
-    """Write the images of parquet files, byte for byte, to ``<folder>/[split/]<generator>/{real,fake}/``.
-
-    A file that is there with the right size is not written again, so interrupted work goes on. ``seen`` is called with
-    the number of rows done. Returns "file row" → reason, of rows without an image or a label. A UserError if a file is
-    damaged or lacks the columns, or the disk is full.
-    """
-    failed, done = {}, 0
-    for path in files:
-        for number, row in _parquet_rows(path):
-            where, data = _target(path, number, row)
-            if isinstance(where, str):
-                failed[f"{path.name} row {number}"] = where
-            elif not (folder / where).is_file() or (folder / where).stat().st_size != len(data):
-                with replacing(folder / where) as temporary:
-                    temporary.write_bytes(data)
-            done += 1
-            seen(done)
-    return failed
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    image, present, number = _image_column(path), pq.read_schema(path).names, 0
-    if "label" not in present:
-        raise UserError(f"{path}: there is no column 'label' beside '{image}'; it has {', '.join(present)}")
-    wanted = [name for name in (image, "label", *NAME_COLUMNS, "real_source", "split") if name in present]
-    try:
-        for batch in pq.ParquetFile(path).iter_batches(64, columns=wanted):  # images in memory at a time
-            for row in batch.to_pylist():
-                yield number, {**row, "image": row[image]}
-                number += 1
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: damaged after row {number}: {error}") from error
-
-
-def _target(path: Path, number: int, row: Mapping[str, Any]) -> tuple[Path | str, bytes]:
-    """Return where a row's image goes, or why it goes nowhere, and its bytes."""
-    label = LABELS.get(str(row["label"]).strip().lower())
-    if label is None:
-        return f"label {row['label']!r} is neither 0 (real) nor 1 (fake)", b""
-    image = row["image"]
-    data = image.get("bytes") if isinstance(image, Mapping) else image
-    if not isinstance(data, bytes):
-        return "no image bytes", b""
-    try:
-        ending = ENDINGS.get(parse_header(data).format, "png")
-    except DecodeError as error:
-        return error.reason, b""
-    name = next((str(row[key]) for key in NAME_COLUMNS if row.get(key)), ("real", "fake")[label])
-    if label == 0 and row.get("real_source"):
-        name = str(row["real_source"])
-    splits = (str(row.get("split", "")).lower(), path.name.split("-")[0].lower())
-    split = next((SPLITS[given] for given in splits if given in SPLITS), "")
-    # Files of one name may be in several folders.
-    mark = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:6]
-    file = f"{path.stem}_{mark}_{number:08d}.{ending}"
-    return Path(split, quote(name, safe=" +=,@") or "unknown", ("real", "fake")[label], file), data
-
-
 def _write(
     manifest: Path, root: Path, layout: str, settings: Settings, state: Scan, copies: Copies,
     rows: Iterator[tuple[Any, ...]], rejected: list[tuple[str, str]], placed: Counter[tuple[int, str, str]],
+    why: dict[tuple[int, str], str],
 ) -> Indexed:  # fmt: skip
-    """Write the rows; reading them fills ``rejected`` and ``placed``."""
+    """Write the rows; reading them fills ``rejected``, ``placed`` and ``why``."""
     how = {key: getattr(settings, key) for key in ("split", "unseen", "group", "split_seed")}
     made = json.dumps({"layout": layout, **how}, default=list)
     relative = os.fsencode(os.path.relpath(root, manifest.parent.resolve()))
@@ -503,7 +472,7 @@ def _write(
     write_rejected(path, sorted(rejected))
     # What follows a colon or names another file belongs to one file only.
     reasons = Counter(reason.split(" as ")[0].split(":")[0] for _, reason in rejected)
-    return Indexed(manifest, path, layout, written, state, copies, reasons, placed)
+    return Indexed(manifest, path, layout, written, state, copies, reasons, placed, why)
 
 
 def write_manifest(path: Path, rows: Iterable[tuple[Any, ...]], metadata: dict[bytes, bytes]) -> int:

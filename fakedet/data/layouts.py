@@ -10,17 +10,17 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
 from operator import itemgetter
 from typing import ClassVar
 
-from fakedet.data.manifest_table import SPLITS
+from fakedet.data.manifest_table import SPLITS, class_of, named_classes
 from fakedet.errors import UserError, choose
 
 Parts = tuple[str, ...]  # The names of the folders from the root down to an image
 ENOUGH = 0.9  # Share of the images that a layout must place to be recognised; a dataset may hold a few other files
 SHOWN = 12  # Folders that a message names
+DOUBT = "its name is not plainly one for photographs"
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Place:
     generator: str  # Who made it; for a real, its collection
     source: str = ""  # What reals and fakes are matched on; "" if the layout has no such thing
     split: str = ""  # train, val, test, or "" if the layout does not say
+    reason: str = ""  # What its label follows from
 
 
 class Layout(ABC):
@@ -39,14 +40,16 @@ class Layout(ABC):
     Args:
         root: name of the root folder; it names the generator where the tree begins below it.
         folders: all folders that hold images, for trees in which one folder explains another.
-        reals: names or globs of folders that hold reals, for trees that do not say so themselves.
+        reals, fakes: names or globs of folders that hold reals or fakes, for trees that do not say so themselves.
     """
 
     name: ClassVar[str]  # The value of ``layout=``
     tree: ClassVar[str]  # The tree in one line, as the documentation writes it
 
-    def __init__(self, root: str, folders: Collection[Parts], reals: Collection[str] = ()) -> None:
-        self.root, self.folders, self.reals = root, folders, tuple(reals)
+    def __init__(
+        self, root: str, folders: Collection[Parts], reals: Collection[str] = (), fakes: Collection[str] = ()
+    ) -> None:
+        self.root, self.folders, self.named = root, folders, (tuple(reals), tuple(fakes))
 
     @abstractmethod
     def place(self, parts: Parts) -> Place | None:
@@ -60,30 +63,63 @@ class Layout(ABC):
         """Return the photo or prompt that an image of this name shares with others; "" if the layout does not say."""
         return ""
 
+    def doubtful(self) -> list[str]:
+        """Return names of folders of fakes that might be meant for reals."""
+        return []
 
-def find_layout(name: str, root: str, images: Mapping[Parts, int], reals: Collection[str] = ()) -> Layout:
+    def class_folder(self, parts: Parts) -> int | None:
+        """Return the place of the folder that is named for a class; None if there is none, or two disagree.
+
+        One that stands beside a folder of the other class comes first: "nature" beside "ai" is a class, and in
+        nature/real or nature/fake it is what the pictures show.
+        """
+        paired, words = self._paired
+        named = [position for position, part in enumerate(parts) if class_of(part) is not None]
+        for position in named:
+            if parts[: position + 1] in paired:
+                return position
+        sure = [n for n in named if class_of(parts[n], surely=True) is not None or parts[n].lower() in words]
+        return sure[0] if len({class_of(parts[n]) for n in sure}) == 1 else None
+
+    @cached_property
+    def _paired(self) -> tuple[set[Parts], set[str]]:
+        """Folders that are named for a class and stand beside one of the other class; and their names."""
+        known = {folder[:end]: label for folder in self.folders for end in range(1, len(folder) + 1)
+                 if (label := class_of(folder[end - 1])) is not None}  # fmt: skip
+        beside = {(folder[:-1], label) for folder, label in known.items()}
+        paired = {folder for folder, label in known.items() if (folder[:-1], 1 - label) in beside}
+        return paired, {folder[-1].lower() for folder in paired}
+
+
+def find_layout(
+    name: str, root: str, images: Mapping[Parts, int], reals: Collection[str] = (), fakes: Collection[str] = ()
+) -> Layout:
     """Choose the layout of a folder by its name, or recognise it ("auto") by the number of images in each folder.
 
-    On root and reals see :class:`Layout`. A UserError if no layout fits; it lists the folders and the known layouts.
+    On root, reals and fakes see :class:`Layout`. A UserError if no layout fits; it lists the folders and the known
+    layouts.
     """
-    if name == "auto" and reals:  # only this layout asks for them
-        name = "generators"
+    if reals or fakes:  # only this layout asks for them
+        if name not in ("auto", Generators.name):
+            raise UserError(f"reals and fakes name top folders, for layout={Generators.name}; layout={name} takes none")
+        name = Generators.name
     known = "; ".join(f"{layout.name}: {layout.tree}" for layout in LAYOUTS.values())
     listed = sorted(images.items(), key=lambda item: (-item[1], item[0]))
     seen = ", ".join(f"{'/'.join(parts) or '.'} ({count} images)" for parts, count in listed[:SHOWN])
     if len(listed) > SHOWN:
         seen += f" and {len(listed) - SHOWN} more folders"
     if name != "auto":
-        layout = LAYOUTS[choose(name, ["auto", *LAYOUTS], "layout")](root, images, reals)
+        layout = LAYOUTS[choose(name, ["auto", *LAYOUTS], "layout")](root, images, reals, fakes)
         if _share(layout, images) == 0:
             raise UserError(
                 f"layout={name}: no folder here is as it says ({layout.tree}). Seen: {seen}. Known layouts: {known}"
             )
         return layout
-    shares = {layout: _share(layout, images) for layout in (kind(root, images, reals) for kind in LAYOUTS.values())}
-    for layout, share in shares.items():
-        if share >= ENOUGH:
-            return layout
+    shares = {layout: _share(layout, images) for layout in (kind(root, images) for kind in LAYOUTS.values())}
+    fitting = [layout for layout, share in shares.items() if share >= ENOUGH]
+    if fitting:  # one that sees both classes before one that leaves a class out
+        labels = ({place.label for parts in images if (place := one.place(parts))} for one in fitting)
+        return max(zip(fitting, labels, strict=True), key=lambda pair: len(pair[1]))[0]
     near, best = max(shares.items(), key=itemgetter(1))
     close = f" {near.name} would place {best:.0%} of the images." if best > 0 else ""
     raise UserError(
@@ -117,46 +153,57 @@ class Plain(Layout):
 
     name: ClassVar[str] = "real_fake"
     tree: ClassVar[str] = "[train|val|test/]{real,fake}[/<generator>] or <generator>/{real,fake}"
-    labels: ClassVar[dict[str, int]] = {
-        "real": 0, "reals": 0, "0_real": 0, "nature": 0, "natural": 0, "authentic": 0, "genuine": 0, "human": 0,
-        "fake": 1, "fakes": 1, "1_fake": 1, "ai": 1, "synthetic": 1, "generated": 1, "ai_generated": 1,
-    }  # fmt: skip
 
     def place(self, parts: Parts) -> Place | None:
         """Return what a folder holds; the names of the other folders are the generator."""
-        rest, split = _without_split(parts)
-        position = _find(rest, self.labels)
+        position = self.class_folder(parts)
         if position is None:
             return None
-        others = rest[:position] + rest[position + 1 :]
-        return Place(self.labels[rest[position].lower()], "/".join(others) or rest[position], "", split)
+        others, split = _without_split(parts[:position] + parts[position + 1 :])
+        label = class_of(parts[position])
+        assert label is not None
+        return Place(label, "/".join(others) or parts[position], "", split, f"folder '{parts[position]}'")
 
 
 class Generators(Layout):
-    """A folder for each generator; folders named real, real_*, photos, ... or in ``reals=[...]`` hold reals.
+    """A folder for each generator; those whose names plainly say so, or in ``reals=[...]``, hold reals.
 
     A tree without a folder of reals does not fit, because nothing says which of the folders are photographs.
     """
 
     name: ClassVar[str] = "generators"
     tree: ClassVar[str] = "[train|val|test/]<generator>/..., real*/..."
-    real_name = re.compile(r"(0_)?(real|reals|nature|photo|photos)([_\- ].*)?", re.IGNORECASE)
 
     def place(self, parts: Parts) -> Place | None:
         """Return what a folder holds."""
         rest, split = _without_split(parts)
-        if not rest or not self._has_reals:
+        if not rest or not self._is_told:
             return None
-        return Place(int(not self._is_real(rest)), rest[0], "", split)
+        label, reason = self._told[rest[0]]
+        return Place(label, rest[0], "", split, reason)
 
     @cached_property
-    def _has_reals(self) -> bool:
-        return any(self._is_real(_without_split(folder)[0]) for folder in self.folders)
+    def _is_told(self) -> bool:
+        """Whether some folder holds reals, or the options name all folders."""
+        labels, reasons = zip(*self._told.values(), strict=True)
+        return 0 in labels or all(reason.startswith("fakes=") for reason in reasons)
 
-    def _is_real(self, rest: Parts) -> bool:
-        if self.reals:
-            return any(fnmatchcase(name, pattern) for name in rest[:1] for pattern in self.reals)
-        return bool(rest) and self.real_name.fullmatch(rest[0]) is not None
+    @cached_property
+    def _told(self) -> dict[str, tuple[int, str]]:
+        """Label of each top folder, with its reason."""
+        tops = {rest[0] for folder in self.folders if (rest := _without_split(folder)[0])}
+        told = named_classes(tops, *self.named, "top folder")
+        for name in tops - set(told):
+            label = class_of(name)
+            if label is not None:
+                told[name] = (label, "by its name")
+            else:
+                told[name] = (1, DOUBT if re.search("real|photo|natur", name.lower()) else "a folder beside reals")
+        return told
+
+    def doubtful(self) -> list[str]:
+        """Return the top folders whose names resemble one for photographs."""
+        return sorted(name for name, (_, reason) in self._told.items() if reason == DOUBT)
 
 
 FORENSYNTHS_LABELS = {"0_real": 0, "1_fake": 1}
@@ -186,10 +233,10 @@ class ForenSynths(Layout):
         elif first.endswith(("_train", "_val", "_test")):
             split, above = first.rsplit("_", 1)[1], (above[0].rsplit("_", 1)[0], *above[1:])
         if not above:
-            return Place(label, self.root, "", split)
-        if len(above) == 1 and split in ("train", "val") and above[0].lower() in PROGAN_CLASSES:
-            return Place(label, "progan", above[0], split)
-        return Place(label, above[0], "/".join(above[1:]), split)
+            above = (self.root,)
+        elif len(above) == 1 and split in ("train", "val") and above[0].lower() in PROGAN_CLASSES:
+            above = ("progan", *above)
+        return Place(label, above[0], "/".join(above[1:]), split, f"folder '{parts[position]}'")
 
 
 class GenImage(Layout):
@@ -204,13 +251,14 @@ class GenImage(Layout):
 
     def place(self, parts: Parts) -> Place | None:
         """Return what a folder holds."""
-        position = _find(parts, self.labels)
-        if position is None:
+        position = self.class_folder(parts)
+        if position is None or parts[position].lower() not in self.labels:
             return None
         above = [part for part in parts[:position] if part.lower() not in SPLITS]
         splits = [SPLITS[part.lower()] for part in parts[:position] if part.lower() in SPLITS]
         split = splits[-1].replace("val", "test") if splits else ""
-        return Place(self.labels[parts[position].lower()], above[0] if above else self.root, "", split)
+        name = parts[position]
+        return Place(self.labels[name.lower()], above[0] if above else self.root, "", split, f"folder '{name}'")
 
 
 class UniversalFakeDetect(Layout):
@@ -226,11 +274,11 @@ class UniversalFakeDetect(Layout):
         inner = self._inner(parts)
         if inner is None:
             return ForenSynths(self.root, self.folders).place(parts) if self._is_below else None
-        label = FORENSYNTHS_LABELS[inner[1].lower()]
+        label, source, reason = FORENSYNTHS_LABELS[inner[1].lower()], inner[0].lower(), f"folder '{inner[1]}'"
         if label == 0:
-            return Place(0, inner[0], inner[0].lower(), "test") if inner[0].lower() in self.real_sets else None
+            return Place(0, inner[0], source, "test", reason) if source in self.real_sets else None
         # The paper compares ADM's guided diffusion with ImageNet, all others with LAION.
-        return Place(1, inner[0], "imagenet" if inner[0].lower() == "guided" else "laion", "test")
+        return Place(1, inner[0], "imagenet" if source == "guided" else "laion", "test", reason)
 
     def _inner(self, parts: Parts) -> Parts | None:
         """Return (generator, 0_real or 1_fake) of a folder of the diffusion sets."""
@@ -268,7 +316,9 @@ class DiffusionForensics(Layout):
         if inner is None or (*inner[:2], "real") not in self._known:
             return None
         split, domain, name = inner
-        return Place(0, domain, domain, split) if name == "real" else Place(1, name, domain, split)
+        if name == "real":
+            return Place(0, domain, domain, split, "folder 'real'")
+        return Place(1, name, domain, split, "a folder beside 'real'")
 
     def aside(self, parts: Parts) -> bool:
         """Return whether a folder holds what DIRE computed from the images."""
@@ -303,8 +353,10 @@ class Drct(Layout):
         position = _find(parts, self.splits)
         if not position:
             return None
-        name = parts[position - 1]
-        return Place(int(name.lower() != "mscoco"), name, "MSCOCO", self.splits[parts[position].lower()])
+        name, split = parts[position - 1], self.splits[parts[position].lower()]
+        if name.lower() in ("mscoco", "coco") or class_of(name) == 0:
+            return Place(0, name, "MSCOCO", split, "COCO's photographs")
+        return Place(1, name, "MSCOCO", split, "a folder beside MSCOCO")
 
     def group(self, stem: str) -> str:
         """Return the number of the COCO photograph."""

@@ -115,7 +115,7 @@ def check_manifest(
     columns.check_columns(table, path, notes)
     if not table.num_rows:
         raise UserError(f"{path}: the table is empty, it has no rows")
-    image, label = columns.paths(table, path), columns.labels(table, path)
+    image, label = columns.paths(table, path, root), columns.labels(table, path)
     generator, source = columns.names(table, "generator", path), columns.names(table, "source", path, blank=True)
     group = columns.names(table, "group", path, blank=True)
     group = pc.if_else(pc.equal(group, ""), image, group)  # a row without a group is its own

@@ -5,15 +5,21 @@ Everything is done on Arrow columns: a million rows take less than a second.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
+import json
+import os
 import posixpath
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -41,11 +47,134 @@ SHARDS_KEY = b"fakedet.shards"  # the folder of the shards that hold the images
 # What str.strip() takes off; Arrow's own idea of white space is narrower.
 BLANKS = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
 
+SEPARATORS = ",\t;|"  # Of text tables; the one that parts the first line into most columns is taken
+# The field's words for both classes, written together in small letters. Words of the third line are also names of what
+# a picture shows: as folders they count only beside a folder of the other class.
+REAL = (
+    r"(?:reals?|authentic|genuine|pristine|bonafide|realworld|reallife|(?:human|camera)(?:made|created|generated)|"
+    r"(?:not?|non)(?:ai|fake|synthetic|generated|aigenerated))"
+)
+REAL_TOPIC = r"(?:natural|nature|humans?|originals?|photos?|photographs?|photography|camera)"
+FAKE = (
+    r"(?:fakes?|ai|aigc|aigi|generated|(?:ai|machine|computer)(?:gen|generated|made|created)|synthetic|synth|artificial|"
+    r"artificialintelligence|deepfakes?|forged|forgery|forgeries|manipulated|tampered|spoof|spoofed|(?:not?|non)real)"
+)
+BEFORE = r"(?:images?|imgs?|faces?|class|label|train(?:ing)?|test(?:ing)?|val(?:idation)?)?"
+AFTER = (
+    r"images?|imgs?|pictures?|pics?|photos?|photographs?|faces?|arts?|artworks?|paintings?|portraits?|data|datasets?|"
+    r"sets?|samples?|class|content|train(?:ing)?|test(?:ing)?|val(?:idation)?|jpe?g|png|webp|people|scenes?|animals?|"
+    r"landscapes?|clothing|objects?"
+)
+PHOTOGRAPHS = (  # Collections of photographs, which a name of reals may add
+    r"(?:ms)?coco|ffhq|celeba(?:hq)?|imagenetk?|laion|lsun|flickr(?:k|faces)?|openimages?|raise(?:k)?|dresden|vision|"
+    r"places|ccm|yfcc(?:m)?|redcaps|afhq(?:v)?|unsplash|pexels|pixabay|divk|c?bsds?|wikiart|metfaces|pascal(?:voc)?|voc|"
+    r"adek|kodak|ucid|boss(?:base)?|sab|vggfaces?|widerface|forchheim"
+)
+
+
+@lru_cache(1 << 14)
+def class_of(name: str, surely: bool = False) -> int | None:
+    """Return the class that a name plainly says, of a folder, a class or a column: 0 real, 1 fake; None if it does not.
+
+    "REAL", "0_real", "real_photos", "real_coco", "AI-generated images" are plain; "Real-ESRGAN", "Photo-Real" and
+    "nature_gan" are not. ``surely`` leaves out words that may be the topic of a picture, such as "nature".
+    """
+    word = re.sub(r"[\W\d_]+", "", name.lower())
+    if re.fullmatch(f"{BEFORE}{FAKE}(?:{AFTER})*", word):
+        return 1
+    reals = REAL if surely else f"(?:{REAL}|{REAL_TOPIC})"
+    return 0 if re.fullmatch(f"{BEFORE}{reals}(?:{AFTER}|{PHOTOGRAPHS})*", word) else None
+
+
+def class_names(features: Any, column: str) -> list[str] | None:
+    """Return the names of a column's classes by their number, of ``features`` as Hugging Face writes them, or None."""
+    given = features.get(column) if isinstance(features, Mapping) else None
+    names = given.get("names") if isinstance(given, Mapping) else None
+    return [str(name) for name in names] if isinstance(names, list) and names else None
+
+
+def features_of(schema: pa.Schema) -> Any:
+    """Return what Hugging Face's datasets wrote into a schema about its columns."""
+    try:
+        return json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+
+
+def label_text(value: Any, names: Sequence[str] = ()) -> str:
+    """Write a label as text, by the name of its class where classes have names; "" if it is missing."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, bool | np.bool_):
+        return str(value).lower()
+    text = "" if value is None or value != value else str(value).strip()
+    if re.fullmatch(r"[+-]?\d+\.0*", text):
+        text = text.split(".")[0]
+    if names and re.fullmatch(r"-?\d+", text):
+        return names[int(text)] if 0 <= int(text) < len(names) else ""  # -1 stands for no label
+    return text
+
+
+def named_classes(
+    names: Collection[str], reals: Collection[str], fakes: Collection[str], what: str
+) -> dict[str, tuple[int, str]]:
+    """Return the names that the options reals and fakes, names or globs, name: name → (0 real or 1 fake, the option).
+
+    A UserError if an option names none of them, or both name the same.
+    """
+    found: dict[str, tuple[int, str]] = {}
+    for label, (option, patterns) in enumerate((("reals", reals), ("fakes", fakes))):
+        for pattern in patterns:
+            own = [name for name in names if fnmatchcase(name.lower(), pattern.lower())]
+            if not own:
+                raise UserError(f"{option}: no {what} is called '{pattern}'; {nearest(pattern, names)}")
+            for name in own:
+                if found.setdefault(name, (label, f"{option}=[{pattern}]"))[0] != label:
+                    raise UserError(f"reals and fakes both name '{name}'")
+    return found
+
+
+def classes(
+    values: Iterable[str], column: str, where: object, reals: Collection[str] = (), fakes: Collection[str] = ()
+) -> dict[str, tuple[int, str]]:
+    """Decide what the values of a label column mean: value → (0 real or 1 fake, the reason).
+
+    ``reals`` and ``fakes``, values or globs, come first; then names that plainly say a class; then 0 real, 1 fake, for
+    numbers without names. Where a name says real, and none says fake, the others are taken for generators. All else is
+    ambiguous, a UserError that names the options.
+    """
+    given = sorted(set(values))
+    found = named_classes(given, reals, fakes, f"label of {where}")
+    others = [value for value in given if value not in found]
+    flag, numbers = class_of(re.sub("^(is|has)_?", "", column, flags=re.IGNORECASE)), set(others) <= {"0", "1"}
+    truth = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    if flag is not None and all(value.lower() in truth for value in others):
+        told = {value: flag if truth[value.lower()] else 1 - flag for value in others}
+        return found | {value: (label, f"{column} is {value}") for value, label in told.items()}
+    if numbers and not found:
+        return {value: (int(value), f"{column} {value}; it has no name: 0 is real, 1 fake") for value in others}
+    named = {value: label for value in others if (label := class_of(value)) is not None}
+    found |= {value: (label, f"{column} '{value}'") for value, label in named.items()}
+    rest = [value for value in others if value not in found]
+    if rest and bool(reals) != bool(fakes):
+        found |= {value: (int(bool(reals)), f"not among {'reals' if reals else 'fakes'}") for value in rest}
+    elif rest and any(class_of(value, surely=True) == 0 for value in named) and 1 not in named.values():
+        found |= {value: (1, f"{column} '{value}', a generator beside reals") for value in rest}
+    elif rest:
+        shown = ", ".join(map(repr, given[:12])) + "..." * (len(given) > 12)
+        raise UserError(
+            f"{where}: which labels are real and which fake? The column '{column}' has {shown}. Pass "
+            f"reals=[{rest[0]},...] or fakes=[{rest[0]},...] with all labels of one class, or "
+            "columns={label: NAME} for another column"
+        )
+    return found
+
 
 def read_table(path: Path) -> pa.Table:
     """Read a parquet or CSV table, told apart by content; no file, an empty one, or another kind is a UserError.
 
-    Every value of a CSV stays text: pandas would read a generator "NA" or "null" as missing, a group "007" as a number.
+    Commas, tabs, semicolons or bars may part the columns of a CSV; the first line tells which. Every value of it stays
+    text: pandas would read a generator "NA" or "null" as missing, a group "007" as a number.
     """
     if path.is_dir():
         raise UserError(f"data.manifest={path}: this is a folder; give the table in it")
@@ -65,20 +194,32 @@ def read_table(path: Path) -> pa.Table:
             raise UserError(f"{path}: a damaged parquet file: {one_line(error)[:200]}") from error
         # pandas adds such a column for the index of a frame that was filtered or sorted.
         return table.drop_columns([name for name in table.column_names if name.startswith("__index_level_")])
+    return _read_text(data, path)
+
+
+def _read_text(data: bytes, path: Path) -> pa.Table:
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # "Unicode text" of a spreadsheet
+        data = data.decode("utf-16", "replace").encode()
     if b"\0" in data:
         raise UserError(f"{path} is neither a parquet nor a CSV table: it holds binary data")
     try:
         with warnings.catch_warnings():
             # Rows with more values than the header has names: pandas would warn and drop the values.
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            text = io.BytesIO(data)
-            frame = pd.read_csv(text, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+            frame = pd.read_csv(io.BytesIO(data), sep=_separator(data), dtype=str, keep_default_na=False,
+                                index_col=False, encoding="utf-8-sig")  # fmt: skip
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {one_line(error)[:200]}") from error
     except (pd.errors.ParserError, pd.errors.ParserWarning, ValueError) as error:
         raise UserError(f"{path} is not a well-formed CSV table: {one_line(error)[:200]}") from error
     columns = [pa.array(frame.iloc[:, i]) for i in range(frame.shape[1])]
     return pa.table(columns, names=[str(column).strip() for column in frame.columns])
+
+
+def _separator(data: bytes) -> str:
+    """Return what parts the columns of a text table, by its first line; a comma where there is one column."""
+    first = data.lstrip().split(b"\n", 1)[0].decode("utf-8-sig", "replace").strip("\r")
+    return max(SEPARATORS, key=lambda separator: len(next(csv.reader([first], delimiter=separator), [])))
 
 
 def texts(column: pa.ChunkedArray) -> Texts:
@@ -119,6 +260,10 @@ def check_columns(table: pa.Table, path: Path, notes: list[str]) -> None:
             raise UserError(f"{path}: there is no column '{column}'; the table has{advice}")
         if present.count(column) > 1:
             raise UserError(f"{path}: there are {present.count(column)} columns '{column}'; keep one")
+        if column in present and pa.types.is_nested(kind := table.schema.field(column).type):
+            raise UserError(
+                f"{path}: the column '{column}' holds lists or structures ({kind}); one value a row is needed"
+            )
     extra = [name for name in present if name not in (*COLUMNS, *FACTS)]
     if extra:
         notes.append(f"columns not used: {', '.join(extra)}")
@@ -146,12 +291,18 @@ def _require(missing: pa.BooleanArray, column: str, path: Path) -> None:
         raise UserError(f"{path}: row {row + 1} has no {column}, as do {others} others")
 
 
-def paths(table: pa.Table, path: Path) -> Texts:
-    """Return the normalised image paths; one that is missing, absolute, outside of the root, or twice is an error."""
+def paths(table: pa.Table, path: Path, root: Path) -> Texts:
+    """Return the normalised image paths, relative to the root; one that is missing, outside, or twice is an error."""
     given = texts(table["path"])
     _require(pc.or_(pc.equal(given, ""), pc.utf8_is_space(given)), "path", path)
-    if (content(given)[1] == ord("\\")).any():
-        given = pc.replace_substring(given, "\\", "/")
+    written = {ROOT_KEY, SHARDS_KEY} & set(table.schema.metadata or {})  # by fakedet, which names files as they are
+    if not written and (content(given)[1] == ord("\\")).any():
+        odd = pc.match_substring(given, "\\")
+        # Windows writes paths so; elsewhere it may be a part of a name.
+        names = [
+            name if os.path.lexists(root / name) else name.replace("\\", "/") for name in given.filter(odd).to_pylist()
+        ]
+        given = pc.replace_with_mask(given, odd, pa.array(names, pa.large_string()))
     clean = given
     # Looking through all texts at once is fast, and almost always nothing is to be done.
     everything = content(given)[1].tobytes()
@@ -159,15 +310,27 @@ def paths(table: pa.Table, path: Path) -> Texts:
         odd = pc.or_(pc.match_substring(given, "./"), pc.match_substring(given, "//"))
         normal = [posixpath.normpath(text) for text in given.filter(odd).to_pylist()]
         clean = pc.replace_with_mask(given, odd, pa.array(normal, pa.large_string()))
-    outside = pc.or_(pc.starts_with(clean, "/"), pc.or_(pc.starts_with(clean, "../"), pc.equal(clean, "..")))
+    for start in dict.fromkeys(f"{base.rstrip('/')}/" for base in (os.path.abspath(root), os.path.realpath(root))):
+        below = pc.starts_with(clean, start)
+        clean = pc.if_else(below, pc.utf8_slice_codeunits(clean, len(start)), clean)
+    absolute = pc.starts_with(clean, "/")
+    outside = pc.or_(absolute, pc.or_(pc.starts_with(clean, "../"), pc.equal(clean, "..")))
     row, twice = _first(outside), _first_duplicate(clean)
     if row is not None and (twice is None or row <= twice[1]):
+        common = common_folder(clean.filter(absolute).to_pylist())
         raise UserError(
             f"{path}: row {row + 1} has the path '{given[row]}'; paths are relative to data.root and stay inside it"
+            + (f". All absolute paths are below {common}: pass that as the root" if common else "")
         )
     if twice is not None:
         raise UserError(f"{path}: rows {twice[0] + 1} and {twice[1] + 1} have the same path '{clean[twice[0]]}'")
     return clean
+
+
+def common_folder(paths: Collection[str]) -> str:
+    """Return the lowest folder that holds all of these files, if all paths are absolute; else ""."""
+    absolute = bool(paths) and all(path.startswith("/") for path in paths)
+    return posixpath.commonpath(sorted({posixpath.dirname(path) for path in paths})) if absolute else ""
 
 
 def _first_duplicate(array: Texts) -> tuple[int, int] | None:
@@ -182,6 +345,10 @@ def _first_duplicate(array: Texts) -> tuple[int, int] | None:
 def labels(table: pa.Table, path: Path) -> NDArray[np.int64]:
     """Return the labels, (n,) int64 of 0 and 1; any other is a UserError."""
     given = table["label"].to_pandas()
+    if (names := class_names(features_of(table.schema), "label")) is not None:
+        words = given.map(lambda value: label_text(value, names))
+        meant = classes([text for text in words if text], "label", path)
+        given = words.map(lambda text: meant[text][0] if text else text)
     values = pd.to_numeric(given, errors="coerce").astype(float)
     wrong = ((values != 0) & (values != 1)).to_numpy()
     # True and False are refused, as text and as booleans: which of them would be the fake?

@@ -71,8 +71,13 @@ class Store:
         self.path = path
 
     def __enter__(self) -> Store:
-        with self._errors():
+        try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"the folder {self.path.parent} for the manifest cannot be made: {error.strerror}"
+            ) from error
+        with self._errors():
             self._base = sqlite3.connect(self.path)
             # One process writes; cluster file systems are slow or wrong at anything finer.
             self._base.execute("PRAGMA locking_mode = EXCLUSIVE")

@@ -1,5 +1,6 @@
 """Manifests: what is read, what is filled in, and every mistake named."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,9 @@ def load(tmp_path: Path):
     def write_and_load(table: pd.DataFrame, name: str = "manifest.csv", **settings):
         for image in table.get("path", []):
             if isinstance(image, str) and image and not image.startswith(("/", "..")):
-                (tmp_path / image).parent.mkdir(parents=True, exist_ok=True)
-                (tmp_path / image).touch()
+                file = tmp_path / image.replace("\\", "/")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.touch()
         path = tmp_path / name
         table.to_parquet(path) if name.endswith("parquet") else table.to_csv(path, index=False)
         return load_manifest(path, **settings)
@@ -119,6 +121,48 @@ def test_paths_are_normalised_row_by_row(table: pd.DataFrame, load) -> None:
               "p.", "q.png", "r"]  # fmt: skip
     for name in ("manifest.csv", "manifest.parquet"):
         assert load(table, name).frame["path"].tolist() == wanted
+
+
+def test_a_backslash_is_a_part_of_the_name_where_such_a_file_is(table: pd.DataFrame, load, tmp_path: Path) -> None:
+    (tmp_path / "train\\0.png").touch()
+    table.loc[:1, "path"] = ["train\\0.png", "train\\1.png"]
+    assert load(table).frame["path"].tolist()[:2] == ["train\\0.png", "train/1.png"]
+
+
+def test_absolute_paths_below_the_root_are_made_relative(table: pd.DataFrame, load, tmp_path: Path) -> None:
+    load(table)
+    expected = table["path"].tolist()
+    (tmp_path / "link").symlink_to(tmp_path)
+    for base in (tmp_path, tmp_path / "link"):
+        table["path"] = [f"{base}/{path}" for path in expected]
+        assert load(table, root=base).frame["path"].tolist() == expected
+    assert load(table, root="/").frame["path"][0] == f"{tmp_path}/link/{expected[0]}"[1:]
+    with pytest.raises(UserError, match=f"All absolute paths are below {tmp_path}/link: pass that as the root"):
+        load(table, root=tmp_path / "real")
+
+
+@pytest.mark.parametrize("separator", ["\t", ";", "|"])
+def test_the_first_line_tells_what_parts_the_columns(table: pd.DataFrame, load, separator: str, tmp_path: Path) -> None:
+    table["group"] = [f"a, {name}" for name in table["group"]]
+    expected = load(table)
+    table.to_csv(tmp_path / "other.csv", index=False, sep=separator)
+    assert load_manifest(tmp_path / "other.csv").sha256 == expected.sha256
+    (tmp_path / "other.csv").write_text((tmp_path / "other.csv").read_text(), encoding="utf-16")
+    assert load_manifest(tmp_path / "other.csv").sha256 == expected.sha256
+
+
+def test_columns_of_lists_are_named(table: pd.DataFrame, load) -> None:
+    table["label"] = [[label] for label in table["label"]]
+    with pytest.raises(UserError, match=r"the column 'label' holds lists or structures \(list<.*>\)"):
+        load(table, "manifest.parquet")
+
+
+def test_class_names_in_the_metadata_of_a_table_decide(table: pd.DataFrame, load, tmp_path: Path) -> None:
+    load(table)
+    names = {"info": {"features": {"label": {"names": ["FAKE", "REAL"], "_type": "ClassLabel"}}}}
+    named = pa.Table.from_pandas(table, preserve_index=False)
+    pq.write_table(named.replace_schema_metadata({"huggingface": json.dumps(names)}), tmp_path / "named.parquet")
+    assert load_manifest(tmp_path / "named.parquet").frame["label"].tolist() == [1 - label for label in table["label"]]
 
 
 def test_text_stays_text(table: pd.DataFrame, load) -> None:
@@ -214,7 +258,7 @@ def test_mistakes_in_the_table_are_named(table: pd.DataFrame, load, mistake, mes
     (b"path,label,generator\na.png,0,real,extra\n", "not a well-formed CSV"),
     (b"path,label,generator\n\"a.png,0,real\n", "not a well-formed CSV"),
     ("path,label,generator\nä.png,0,real\n".encode("latin-1"), "UTF-8"),
-    (b"path;label;generator\na.png;0;real\n", "no column 'path'"),
+    (b"path:label:generator\na.png:0:real\n", "no column 'path'"),
 ])  # fmt: skip
 def test_files_that_are_no_tables_are_named(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "manifest.csv"

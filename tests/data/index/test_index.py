@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -17,9 +18,10 @@ import pytest
 from PIL import Image
 
 from fakedet.cli.app import launch
-from fakedet.data.index import Indexed, Settings, extract, index_folder, index_table, parquets
+from fakedet.data.index import Indexed, Settings, index_folder, index_source, index_table
 from fakedet.data.manifest import load_manifest
 from fakedet.data.scan import walk
+from fakedet.data.sources import FileSource
 from fakedet.errors import UserError
 
 
@@ -295,6 +297,105 @@ def test_the_columns_of_a_table_are_named_on_the_command_line(data: Path, tmp_pa
     assert pd.read_parquet(tmp_path / "m.parquet")["path"].tolist() == ["real/0.png", "sd/1.png"]
 
 
+def test_labels_of_a_table_are_decided_as_those_of_datasets_and_shown(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [(f"{kind}/{number}.png", kind) for kind in ("real", "sd") for number in range(3)]
+    kinds = [kind for _, kind in rows]
+    paths, labels = [f"{data}/{path}" for path, _ in rows], [[int(kind == "real")] for kind in kinds]
+    table = pa.table({"path": paths, "label": labels, "generator": kinds})
+    names = {"info": {"features": {"label": {"names": ["AI", "Photo"], "_type": "ClassLabel"}}}}
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(names)}), tmp_path / "t.parquet")
+    # Absolute paths without a root are below a folder of their own; lists of one label are that label.
+    assert launch("index", [f"source={tmp_path}/t.parquet", f"output={tmp_path}/m.parquet", "split=test"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "test: 3 images are real (label 'Photo'), such as real/0.png, real/1.png" in out
+    found = load_manifest(tmp_path / "m.parquet")
+    assert found.root == data
+    assert found.frame.set_index("path")["label"].to_dict() == {path: int(kind == "sd") for path, kind in rows}
+    (tmp_path / "t.csv").write_text("path;is_real;generator\nreal/0.png;1;photos\nsd/1.png;0;sd\n")
+    columns = {"label": "is_real"}
+    assert labels_of(index_table(tmp_path / "t.csv", data, tmp_path / "m.parquet", Settings(), columns).manifest) == {
+        sha(encoded(0)): 0, sha(encoded(101)): 1,
+    }  # fmt: skip
+    (tmp_path / "t.csv").write_text("path\tlabel\tgenerator\nreal/0.png\tphoto\tphotos\nsd/1.png\tsd\tsd\n")
+    with pytest.raises(UserError, match=r"which labels are real and which fake\?"):
+        index_table(tmp_path / "t.csv", data, tmp_path / "m.parquet", Settings(), {})
+    index_table(tmp_path / "t.csv", data, tmp_path / "m.parquet", Settings(fakes=["sd"]), {})
+    pq.write_table(table.set_column(1, "label", [[[0, 1]] * 6]), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"'label' has '\[0, 1\]'"):
+        index_table(tmp_path / "t.parquet", data, tmp_path / "m.parquet", Settings(), {})
+
+
+def test_whatever_is_listed_is_read_afterwards(tmp_path: Path) -> None:
+    """Names with backslashes, of 255 bytes, with blanks, quotes and line breaks."""
+    names = ["train\\000.png", "é" * 125 + "x.png", "a" * 251 + ".png", " a.png", 'q"u,o;te.png', "li\nne.png",
+             "sd./b.png", "~tilde=1.png", "-x.png", "[1]*.png", "%41.png", " /c.png"]  # fmt: skip
+    for offset, kind in enumerate(("real", "fake")):
+        for seed, name in enumerate(names):
+            path = tmp_path / "d" / kind / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded(100 * offset + seed, size=(40, 40)))
+    found = index(tmp_path / "d", tmp_path / "m.parquet", split="test")
+    assert (found.rows, found.reasons.total()) == (2 * len(names), 0)
+    manifest = load_manifest(found.manifest)
+    source = FileSource(manifest.root, manifest.frame["path"].tolist())
+    written = {sha(source.read(row)): label for row, label in manifest.frame["label"].items()}
+    assert written == {
+        sha(encoded(100 * label + n, size=(40, 40))): label for n in range(len(names)) for label in (0, 1)
+    }
+    command = [f"data.manifest={tmp_path}/m.parquet", f"output_dir={tmp_path}/matched", "data.match.size=32"]
+    assert launch("match", command) == 0
+    matched = load_manifest(tmp_path / "matched" / "manifest.parquet")
+    source = FileSource(matched.root, matched.frame["path"].tolist())
+    assert len({sha(source.read(row)) for row in matched.frame.index}) == 2 * len(names)
+
+
+@pytest.mark.parametrize(
+    "output", ["file/m.parquet", "file/below/m.parquet", f"{'x' * 300}/m.parquet", f"{'y' * 300}.parquet"]
+)
+def test_a_folder_that_cannot_be_made_is_one_line(
+    data: Path, tmp_path: Path, output: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert launch("index", [f"source={data}", f"output={tmp_path}/{output}"]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def embedded(images: list[bytes], labels: list[object], names: list[str] | None = None) -> pa.Table:
+    """Make a table as Hugging Face's datasets write it, with the names of its classes in the metadata."""
+    held = [{"bytes": one, "path": f"{number}.jpg"} for number, one in enumerate(images)]
+    table = pa.table({"image": held, "label": labels})
+    if names is None:
+        return table
+    features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+    return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def labels_of(manifest: Path) -> dict[str, int]:
+    """Return SHA-256 of the image → label, of all rows."""
+    frame = pd.read_parquet(manifest)
+    assert frame["sha256"].is_unique
+    return dict(zip(frame["sha256"], frame["label"].tolist(), strict=True))
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_arrow(table: pa.Table, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=3)
+
+
+def index(source: Path, output: Path, **settings: object) -> Indexed:
+    columns = settings.pop("columns", {})
+    return index_source(source, output, Settings(**settings), None, columns)  # type: ignore[arg-type]
+
+
 def test_community_forensics_parquet(tmp_path: Path) -> None:
     images = [encoded(0, "JPEG"), encoded(1), b"broken", encoded(2)]
     table = pa.table({
@@ -304,29 +405,168 @@ def test_community_forensics_parquet(tmp_path: Path) -> None:
     folder = tmp_path / "cf"
     folder.mkdir()
     pq.write_table(table, folder / "test-00000.parquet")
-    files = parquets(folder)
-    failed = extract(files, tmp_path / "out")
-    assert list(failed) == ["test-00000.parquet row 2"]
-    found = index_folder(tmp_path / "out", tmp_path / "m.parquet", Settings(layout="real_fake"))
+    found = index(folder, tmp_path / "m.parquet")
+    assert list(rejected(found)) == ["test-00000.parquet row 2"]
     frame = pd.read_parquet(found.manifest).sort_values("label")
-    assert sorted(zip(frame["generator"], frame["label"], strict=True)) == [
-        ("COCO", 0),
-        ("a%2Fb model", 1),
-        ("sd", 1),
-    ]
+    assert sorted(zip(frame["generator"], frame["label"], strict=True)) == [("COCO", 0), ("a/b model", 1), ("sd", 1)]
     assert set(frame["split"]) == {"test"}
-    written = {(tmp_path / "out" / path).read_bytes() for path in frame["path"]}
+    written = {(tmp_path / "images" / path).read_bytes() for path in frame["path"]}
     assert written == {images[0], images[1], images[3]}
+    assert load_manifest(found.manifest).frame["label"].tolist() == pd.read_parquet(found.manifest)["label"].tolist()
 
 
 def test_hugging_face_parquet(tmp_path: Path) -> None:
-    rows = [{"image": {"bytes": encoded(seed), "path": None}, "label": seed % 2} for seed in range(4)]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train-0.parquet")
-    assert extract(parquets(tmp_path), tmp_path / "images") == {}
-    assert len(list((tmp_path / "images").rglob("*.png"))) == 4
+    images = [encoded(seed) for seed in range(4)]
+    pq.write_table(embedded(images, [seed % 2 for seed in range(4)]), tmp_path / "train-0.parquet")
+    found = index(tmp_path, tmp_path / "m.parquet")
+    assert labels_of(found.manifest) == {sha(one): seed % 2 for seed, one in enumerate(images)}
     pq.write_table(pa.table({"image": [b"x"]}), tmp_path / "train-1.parquet")
-    with pytest.raises(UserError, match="no column 'label'"):
-        extract(parquets(tmp_path), tmp_path / "images")
+    with pytest.raises(UserError, match=r"no column 'label'.*columns=\{label: NAME\}"):
+        index(tmp_path, tmp_path / "m.parquet")
+
+
+@pytest.mark.parametrize(("names", "form"), [
+    (["FAKE", "REAL"], "parquet"), (["real", "fake"], "parquet"), (["AI", "Human"], "parquet"),
+    (["ai-generated images", "real photos"], "parquet"), (["0_real", "1_fake"], "parquet"), (["1", "0"], "parquet"),
+    (["Nature", "Synthetic"], "parquet"), (["deepfake", "Authentic"], "parquet"), (["generated", "not_ai"], "parquet"),
+    (["Human", "AI_Generated"], "parquet"), (["FAKE", "REAL"], "arrow"), (["FAKE", "REAL"], "info"),
+    (["FAKE", "REAL"], "card"),
+])  # fmt: skip
+def test_class_names_decide_whatever_their_order(tmp_path: Path, names: list[str], form: str) -> None:
+    """The names stand in the file's metadata, in dataset_info.json or in README.md."""
+    is_real = [name.lower()[:2] in ("re", "hu", "0", "0_", "na", "au", "no") for name in names]
+    images, codes = [encoded(seed) for seed in range(8)], [0, 1, 1, 0, 1, 0, 0, 0]
+    table, folder = embedded(images, codes, names if form in ("parquet", "arrow") else None), tmp_path / "d"
+    folder.mkdir()
+    if form == "parquet":
+        pq.write_table(table, folder / "train-00000-of-00001.parquet")
+    else:
+        write_arrow(table, folder / "data-00000-of-00001.arrow")
+    if form == "info":
+        features = {"label": {"names": names, "_type": "ClassLabel"}}
+        (folder / "dataset_info.json").write_text(json.dumps({"features": features}))
+    if form == "card":
+        listed = "".join(f"\n          '{code}': '{name}'" for code, name in enumerate(names))
+        (folder / "README.md").write_text(
+            "---\nlicense: mit\ndataset_info:\n  features:\n  - name: image\n    dtype: image\n  - name: label\n"
+            f"    dtype:\n      class_label:\n        names:{listed}\n---\n# A dataset\n"
+        )
+    found = index(folder, tmp_path / "m.parquet")
+    assert labels_of(found.manifest) == {
+        sha(one): int(not is_real[code]) for one, code in zip(images, codes, strict=True)
+    }
+
+
+def test_labels_are_shown_by_split_with_examples_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [encoded(seed) for seed in range(7)]
+    pq.write_table(embedded(images[:4], [0, 1, 1, 1]), tmp_path / "train-0.parquet")
+    pq.write_table(embedded(images[4:], [0, 0, 1]), tmp_path / "test-0.parquet")
+    assert launch("index", [f"source={tmp_path}"]) == 0
+    out = capsys.readouterr().out
+    shown = out[: out.index("they are written to")]
+    assert "train: 1 images are real (label 0; it has no name: 0 is real, 1 fake), such as 0.jpg" in shown
+    assert "train: 3 images are fake (label 1; it has no name: 0 is real, 1 fake), such as 1.jpg, 2.jpg" in shown
+    assert "test: 2 images are real" in shown
+    assert "reals=[1]" in shown
+    assert launch("index", [f"source={tmp_path}", "reals=[1]"]) == 0
+    digests = dict(zip(map(sha, images), [1, 0, 0, 0, 1, 1, 0], strict=True))
+    assert labels_of(tmp_path / "manifest.parquet") == digests
+
+
+@pytest.mark.parametrize(("labels", "names", "settle"), [
+    ([0, 1, 2, 2], None, {"reals": ["0"]}), ([0, 1, 1, 1], ["coco", "sdxl"], {"reals": ["coco"]}),
+    ([0, 1, 1, 1], ["coco", "sdxl"], {"fakes": ["sd*"]}), ([-1, 1, 1, 1], None, {"fakes": ["1"]}),
+    ([False, True, True, True], None, {"reals": ["false"]}), (["a", "b", "b", "b"], None, {"reals": ["A"]}),
+    (["fake", "coco", "coco", "coco"], None, {"reals": ["fake"], "fakes": ["coco"]}),
+    ([0, 1, 2, 2], ["real", "fake", "other"], {"fakes": ["fake", "other"]}),
+])  # fmt: skip
+def test_ambiguous_labels_are_refused_with_the_option_that_settles_them(
+    tmp_path: Path, labels: list[object], names: list[str] | None, settle: dict[str, list[str]]
+) -> None:
+    images = [encoded(seed) for seed in range(4)]
+    pq.write_table(embedded(images, labels, names), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"which labels are real and which fake\?.*reals=\["):
+        index(tmp_path / "x.parquet", tmp_path / "out" / "m.parquet")
+    assert not (tmp_path / "out").exists()
+    found = index(tmp_path / "x.parquet", tmp_path / "out" / "m.parquet", **settle)
+    assert labels_of(found.manifest) == {sha(one): int(n > 0) for n, one in enumerate(images)}
+    with pytest.raises(UserError, match=r"no label of .* is called 'nothing'"):
+        index(tmp_path / "x.parquet", tmp_path / "out" / "m.parquet", reals=["nothing"])
+
+
+def test_labels_of_generators_and_columns_that_say_their_class(tmp_path: Path) -> None:
+    images = [encoded(seed) for seed in range(4)]
+    pq.write_table(embedded(images, [2, 0, 1, 1], ["sdxl", "midjourney", "real"]), tmp_path / "a.parquet")
+    frame = pd.read_parquet(index(tmp_path / "a.parquet", tmp_path / "m.parquet").manifest)
+    assert sorted(zip(frame["label"], frame["generator"], strict=True)) == [
+        (0, "real"), (1, "midjourney"), (1, "midjourney"), (1, "sdxl"),
+    ]  # fmt: skip
+    for column, values in (
+        ("is_real", [True, False, False, False]),
+        ("is_ai", [0, 1, 1, 1]),
+        ("fake", ["no", *["yes"] * 3]),
+    ):
+        table = embedded(images, values).rename_columns(["image", column])
+        pq.write_table(table, tmp_path / f"{column}.parquet")
+        found = index(tmp_path / f"{column}.parquet", tmp_path / "m.parquet")
+        assert labels_of(found.manifest) == {sha(one): int(n > 0) for n, one in enumerate(images)}
+
+
+def test_numbers_without_names_are_refused_beside_names_that_say_the_opposite(tmp_path: Path) -> None:
+    pq.write_table(embedded([encoded(1), encoded(2)], [0, 1], ["FAKE", "REAL"]), tmp_path / "train-0.parquet")
+    pq.write_table(embedded([encoded(3), encoded(4)], [0, 1]), tmp_path / "test-0.parquet")
+    with pytest.raises(UserError, match=r"test-0.parquet numbers its classes without names.*reals=\[REAL,1\]"):
+        index(tmp_path, tmp_path / "m.parquet")
+    found = index(tmp_path, tmp_path / "m.parquet", reals=["REAL", "1"])
+    assert labels_of(found.manifest) == {sha(encoded(seed)): seed % 2 for seed in (1, 2, 3, 4)}
+
+
+def test_datasets_in_one_folder_do_not_mix(tmp_path: Path) -> None:
+    first, second = ([encoded(seed) for seed in range(start, start + 10)] for start in (0, 10))
+    for name, images in (("a", first), ("b", second)):
+        (tmp_path / name).mkdir()
+        pq.write_table(embedded(images, [seed % 2 for seed in range(10)]), tmp_path / name / "train-0.parquet")
+    out = tmp_path / "out"
+    for name, images in (("a", first), ("b", second), ("a", first)):
+        assert set(labels_of(index(tmp_path / name, out / f"{name}.parquet").manifest)) == set(map(sha, images))
+    # Another dataset under the same manifest, and another file of the same name, take the place of the first.
+    assert set(labels_of(index(tmp_path / "b", out / "a.parquet").manifest)) == set(map(sha, second))
+    pq.write_table(embedded(first[:4], [1, 1, 0, 0]), tmp_path / "b" / "train-0.parquet")
+    os.utime(tmp_path / "b" / "train-0.parquet", ns=(1, 1))
+    assert labels_of(index(tmp_path / "b", out / "a.parquet").manifest) == dict(
+        zip(map(sha, first), [1, 1, 0, 0], strict=False)
+    )
+
+
+def test_splits_configs_and_datasets_saved_to_disk(tmp_path: Path) -> None:
+    images = iter([encoded(seed) for seed in range(60)])
+
+    def piece() -> pa.Table:
+        return embedded([next(images) for _ in range(4)], [0, 1, 0, 1], ["FAKE", "REAL"])
+
+    hub = tmp_path / "hub"
+    for name in ("sdxl/train/0000.parquet", "sdxl/test/0000.parquet", "flux/train-00000-of-00002.parquet",
+                 "flux/validation-00000-of-00001.parquet", "flux/.cache/test-0.parquet"):  # fmt: skip
+        (hub / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(piece(), hub / name)
+    frame = pd.read_parquet(index(hub, tmp_path / "hub.parquet").manifest)
+    counts = frame.groupby(["generator", "split", "label"], observed=True).size().to_dict()
+    # Of train, a tenth of the groups would become val if there were none.
+    assert counts == {(name, split, label): 2 for label in (0, 1) for name, split in
+                      (("sdxl", "train"), ("sdxl", "test"), ("flux", "train"), ("flux", "val"))}  # fmt: skip
+    saved = tmp_path / "saved"
+    for split in ("train", "validation", "test"):
+        write_arrow(piece(), saved / split / "data-00000-of-00001.arrow")
+        write_arrow(piece(), saved / split / "cache-1234.arrow")
+        state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}
+        (saved / split / "state.json").write_text(json.dumps(state))
+    (saved / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "validation", "test"]}))
+    frame = pd.read_parquet(index(saved, tmp_path / "saved.parquet").manifest)
+    assert frame.groupby(["split", "label"], observed=True).size().to_dict() == {
+        (split, label): 2 for split in ("train", "val", "test") for label in (0, 1)
+    }
 
 
 def test_choices_name_the_nearest(data: Path) -> None:

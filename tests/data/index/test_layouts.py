@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from fakedet.cli.app import launch
 from fakedet.data.index import Settings, index_folder
 from fakedet.data.layouts import LAYOUTS
 from fakedet.errors import UserError
@@ -172,6 +173,63 @@ def test_reals_can_be_named(tmp_path: Path) -> None:
         indexed(tmp_path / "d", tmp_path)
     frame = indexed(tmp_path / "d", tmp_path, reals=["flickr", "co*"])
     assert frame["label"].to_dict() == {"coco/1.png": 0, "flickr/1.png": 0, "sd/1.png": 1}
+
+
+@pytest.mark.parametrize(("name", "label"), [
+    ("Real-ESRGAN", 1), ("real_dream_xl", 1), ("Photo-Real", 1), ("nature_gan", 1), ("RealVisXL_V5", 1),
+    ("photoreal", 1),
+    ("Realistic_Vision", 1), ("real-anime", 1), ("natural-diffusion", 1), ("photo_sdxl", 1), ("Photorealistic v2", 1),
+    ("unreal", 1), ("Photos_by_Midjourney", 1), ("real_fake_mix", 1), ("human_gan", 1), ("airplane", 1),
+    ("0_real", 0), ("Real Photos", 0), ("real_coco", 0), ("real-ffhq-256", 0), ("real_imagenet1k", 0), ("photos", 0),
+    ("nature", 0), ("RealImages", 0), ("authentic", 0), ("real_celeba_hq", 0), ("photographs", 0), ("Pristine", 0),
+    ("real_ffhq_png", 0), ("real_bsds500", 0), ("real_clothing", 0), ("REAL", 0), ("human-made", 0),
+])  # fmt: skip
+def test_only_plain_names_are_reals(name: str, label: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path / "d", [f"{name}/1.png", "sdxl/2.png", "flux/3.png", "real/4.png"])
+    found = index_folder(tmp_path / "d", tmp_path / "m.parquet", Settings())
+    frame = pd.read_parquet(found.manifest).set_index("path")
+    if name.lower() != "real":
+        assert frame["label"].to_dict() == {f"{name}/1.png": label, "sdxl/2.png": 1, "flux/3.png": 1, "real/4.png": 0}
+    assert found.why[label, name]
+
+
+def test_options_overrule_guesses_and_the_table_tells_the_reasons(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "d", ["photos/1.png", "real_mine/2.png", "sdxl/3.png", "RealVis/4.png"])
+    assert launch("index", [f"source={tmp_path}/d"]) == 0
+    out = capsys.readouterr().out
+    assert "RealVis, real_mine; if they hold photographs, pass reals=" in " ".join(out.split())
+    lines = [line.split() for line in out.splitlines()]
+    assert ["real", "photos"] in [line[:2] for line in lines if line[-3:] == ["by", "its", "name"]]
+    assert ["fake", "sdxl"] in [line[:2] for line in lines if line[-2:] == ["beside", "reals"]]
+    frame = indexed(tmp_path / "d", tmp_path, reals=["real_*"], fakes=["photo*"])
+    assert frame["label"].to_dict() == {"photos/1.png": 1, "real_mine/2.png": 0, "sdxl/3.png": 1, "RealVis/4.png": 1}
+    with pytest.raises(UserError, match="fakes: no top folder is called 'RealViz'; did you mean 'RealVis'"):
+        indexed(tmp_path / "d", tmp_path, fakes=["RealViz"])
+    with pytest.raises(UserError, match="reals and fakes both name 'photos'"):
+        indexed(tmp_path / "d", tmp_path, reals=["photos"], fakes=["ph*"])
+    with pytest.raises(UserError, match="layout=real_fake takes none"):
+        indexed(tmp_path / "d", tmp_path, reals=["photos"], layout="real_fake")
+
+
+@pytest.mark.parametrize(("names", "labels"), [
+    # What pictures show may bear the name of a class.
+    (["nature/real/1.png", "nature/fake/2.png", "city/real/3.png", "city/fake/4.png"], [0, 1, 0, 1]),
+    (["train/human/real/1.png", "train/human/fake/2.png"], [0, 1]),
+    (["ai/nature/1.png", "ai/human/2.png", "photos/nature/3.png", "photos/human/4.png"], [1, 1, 0, 0]),
+    (["sdxl/human/1.png", "flux/human/2.png", "photos/human/3.png"], [1, 1, 0]),
+    (["fake/nature/1.png", "real/nature/2.png"], [1, 0]),
+    (["Midjourney/ai/1.png", "Midjourney/nature/2.png", "ADM/ai/3.png"], [1, 0, 1]),
+    (["train_real/1.png", "train_fake/2.png"], [0, 1]),
+    # Many photographs beside few fakes do not make a layout without fakes.
+    ([*(f"real/{number}.png" for number in range(30)), "sdxl/1.png"], [*[0] * 30, 1]),
+    (["COCO/val2017/000000000001.png", "sdxl/val2017/000000000001.png"], [0, 1]),
+])  # fmt: skip
+def test_topics_are_no_classes(names: list[str], labels: list[int], tmp_path: Path) -> None:
+    make(tmp_path / "d", names)
+    frame = indexed(tmp_path / "d", tmp_path)
+    assert [frame["label"].to_dict().get(name) for name in names] == labels
 
 
 def test_pictures_in_the_root_itself_are_told(tmp_path: Path) -> None:

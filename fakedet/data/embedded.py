@@ -1,0 +1,374 @@
+"""Datasets whose files hold the images themselves: parquet, and what Hugging Face's datasets save to disk as Arrow.
+
+:func:`find_parts` finds the files and reads what they say of themselves, :func:`decide` what their labels mean,
+:func:`extract` writes the images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from omegaconf import OmegaConf
+
+from fakedet.data.decode import DecodeError, parse_header
+from fakedet.data.layouts import Layout, Parts, Place
+from fakedet.data.manifest_table import SPLITS, class_names, class_of, classes, features_of, label_text, named_classes
+from fakedet.data.scan import is_left_behind
+from fakedet.errors import UserError, nearest, one_line
+from fakedet.utils import replacing
+
+log = logging.getLogger("fakedet")
+
+DEPTH = 5  # Folders below the source that are searched; a cache of Hugging Face's datasets has four
+DEEP = 20  # The same where the layout is named
+# Columns by what they hold; the first that is there counts.
+NAMES: dict[str, tuple[str, ...]] = {
+    "image": ("image_data", "image", "bytes", "img", "picture", "jpg", "png"),
+    "label": ("label", "labels", "is_fake", "is_ai", "is_ai_generated", "is_generated", "is_real", "fake", "class"),
+    "generator": ("model_name", "generator", "model"),
+    "collection": ("real_source",),  # Of a real
+    "split": ("split",),
+    "source": (),
+}
+ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif", "GIF": "gif"}
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A file of a dataset."""
+
+    path: Path
+    name: str  # Relative to the source
+    config: str  # Of Hugging Face's configs, or the folder; "" if there is one
+    split: str  # train, val, test, or "" if nothing says
+    columns: dict[str, str]  # What (see :data:`NAMES`) → the column that holds it
+    names: tuple[str, ...]  # Of the classes by their number; none if they have no names
+    # Label → (0 real or 1 fake, the reason), as :func:`decide` finds it
+    meaning: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The column of labels."""
+        return self.columns["label"]
+
+
+class Embedded(Layout):
+    """The folders that :func:`extract` wrote; they are no layout that a user names."""
+
+    name: ClassVar[str] = "parquet"
+    tree: ClassVar[str] = "*.parquet, *.arrow"
+    places: dict[Parts, Place]
+
+    def place(self, parts: Parts) -> Place | None:
+        """Return what a folder holds."""
+        return self.places.get(parts)
+
+
+def find_parts(source: Path, columns: Mapping[str, str], deep: bool = False) -> list[Part]:
+    """List the files of a dataset that hold images; ``columns`` gives what (:data:`NAMES`) → the column that holds it.
+
+    ``source`` is such a file or a folder, which is searched to all depths if ``deep``. A UserError if a file has no
+    label, or lacks a column that ``columns`` names.
+    """
+    base = source if source.is_dir() else source.parent
+    card = _Card(base)
+    parts = []
+    for path in sorted(_files(source, deep)):
+        schema = _schema(path)
+        if schema is None or (image := _image_column(schema, columns.get("image"))) is None:
+            continue
+        name = path.relative_to(base).as_posix()
+        own = {what: next((one for one in known if one in schema.names), "") for what, known in NAMES.items()}
+        for what, column in columns.items():
+            if what not in NAMES:
+                raise UserError(f"columns: files of images have no column '{what}'; {nearest(what, NAMES)}")
+            if column not in schema.names:
+                raise UserError(f"{path}: there is no column '{column}'; {nearest(column, schema.names)}")
+        own |= {"image": image, **columns}
+        features = features_of(schema)
+        coded = [column for column in schema.names if class_names(features, column)]
+        if not own["label"] and len(coded) == 1:
+            own["label"] = coded[0]
+        if not own["label"]:
+            raise UserError(
+                f"{path}: there is no column 'label' beside '{image}'; it has {', '.join(schema.names)}. Name the one "
+                "that tells real from fake: columns={label: NAME}"
+            )
+        config, split = card.place(name)
+        names = class_names(features, own["label"]) or card.names(config, path.parent, own["label"])
+        parts.append(Part(path, name, config, split, own, tuple(names or ())))
+    if len({part.config for part in parts}) == 1:
+        return [replace(part, config="") for part in parts]
+    return parts
+
+
+def _files(source: Path, deep: bool) -> Iterator[Path]:
+    if source.is_file():
+        yield from [source] if source.suffix in (".parquet", ".arrow", ".feather") else []
+        return
+    visited = set()
+    for folder, below, names in os.walk(source, followlinks=True):
+        if os.path.realpath(folder) in visited:  # a link that leads back
+            below.clear()
+            continue
+        visited.add(os.path.realpath(folder))
+        depth = len(Path(folder).relative_to(source).parts)
+        below[:] = [name for name in below if not is_left_behind(name) and depth < (DEEP if deep else DEPTH)]
+        found = {name for name in names if name.endswith((".parquet", ".arrow")) and not is_left_behind(name)}
+        if "state.json" in names:  # a dataset saved to disk; other Arrow files there are caches of computations
+            state = _json(Path(folder, "state.json"))
+            if state.get("_indices_files") or state.get("_indices_data_files"):
+                raise UserError(f"{folder}: only some rows of these files belong to the dataset; save it to disk anew")
+            listed = {str(entry.get("filename")) for entry in state.get("_data_files", [])}
+            found = {name for name in found if name in listed}
+        yield from (Path(folder, name) for name in found if not name.startswith(("cache-", "tmp")))
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _schema(path: Path) -> pa.Schema | None:
+    try:
+        if path.suffix == ".parquet":
+            return pq.read_schema(path)
+        with pa.memory_map(str(path)) as file:
+            return _open_arrow(file).schema
+    except (pa.ArrowInvalid, OSError):
+        return None
+
+
+def _open_arrow(file: Any) -> Any:
+    """Open an Arrow file, whichever of Arrow's two formats it has."""
+    try:
+        return pa.ipc.open_stream(file)
+    except pa.ArrowInvalid:
+        file.seek(0)
+        return pa.ipc.open_file(file)
+
+
+def _image_column(schema: pa.Schema, named: str | None) -> str | None:
+    """Name the column of image bytes; None if there is none."""
+
+    def holds_bytes(kind: pa.DataType) -> bool:
+        if pa.types.is_struct(kind):
+            return kind.get_field_index("bytes") >= 0
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+    if named is not None:
+        return named
+    structures = [name for name in schema.names if pa.types.is_struct(schema.field(name).type)]
+    wanted = [name for name in (*NAMES["image"], *structures) if name in schema.names]
+    return next((name for name in wanted if holds_bytes(schema.field(name).type)), None)
+
+
+class _Card:
+    """What the files beside the data say: Hugging Face's README.md, dataset_info.json and dataset_infos.json."""
+
+    def __init__(self, folder: Path) -> None:
+        self.card: dict[str, Any] = {}
+        for above in (folder, folder.parent):
+            try:
+                text = (above / "README.md").read_text(encoding="utf-8")
+                if found := re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL):
+                    card: Any = OmegaConf.to_container(OmegaConf.create(found[1]), resolve=False)
+                    self.card = card if isinstance(card, dict) else {}
+                    break
+            except Exception:  # a README may hold anything
+                continue
+        self.infos = _json(folder / "dataset_infos.json")
+
+    def place(self, name: str) -> tuple[str, str]:
+        """Return the config and the split of a file, by the card or by the names of the file and its folders."""
+        for config in self.card.get("configs") or []:
+            entries = config.get("data_files") or []
+            for entry in entries if isinstance(entries, list) else []:
+                given = entry.get("path") if isinstance(entry, dict) else None
+                if any(fnmatchcase(name, str(one)) for one in ([given] if isinstance(given, str) else given or [])):
+                    config_name = str(config.get("config_name", "default"))
+                    return config_name.replace("default", ""), SPLITS.get(str(entry.get("split")).lower(), "")
+        path = PurePosixPath(name)
+        words = [word for part in (path.stem, *reversed(path.parts[:-1])) for word in re.split("[^a-z]+", part.lower())]
+        split = next((SPLITS[word] for word in words if word in SPLITS), "")
+        folders = [part for part in path.parts[:-1] if part.lower() not in {*SPLITS, "data", "default"}]
+        return "/".join(folders), split
+
+    def names(self, config: str, folder: Path, column: str) -> list[str] | None:
+        """Return the names of a column's classes."""
+        infos = self.card.get("dataset_info") or []
+        listed = infos if isinstance(infos, list) else [infos]
+        own = [info for info in listed if info.get("config_name", "default") == (config or "default")]
+        for info in own or listed[: len(listed) == 1]:
+            for entry in info.get("features") or []:
+                kind = entry.get("dtype") if entry.get("name") == column else None
+                if isinstance(kind, dict) and (names := (kind.get("class_label") or {}).get("names")):
+                    return [str(names[key]) for key in sorted(names, key=int)] if isinstance(names, dict) else names
+        known = [_json(folder / "dataset_info.json"), *(self.infos.values() if isinstance(self.infos, dict) else ())]
+        given = [names for info in known if (names := class_names(info.get("features"), column))]
+        return given[0] if given and all(names == given[0] for names in given) else None
+
+
+def decide(parts: list[Part], reals: Collection[str], fakes: Collection[str]) -> list[Part]:
+    """Decide what the labels of a dataset mean, as :func:`fakedet.data.manifest_table.classes` does, and show it.
+
+    A UserError if that is ambiguous.
+    """
+    counts: dict[Part, Counter[tuple[str, str]]] = {}  # Number of rows of each part by (split, label)
+    examples: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for part in parts:
+        counts[part] = Counter()
+        for number, row in _rows(part, ("label", "split"), 4096):
+            key = (_split(part, row), label_text(row["label"], part.names))
+            counts[part][key] += 1
+            if len(examples[part.config, *key]) < 2:
+                examples[part.config, *key].append(row["image"] or f"{part.path.name} row {number}")
+    everything = {label for own in counts.values() for _, label in own if label}
+    named_classes(everything, reals, fakes, f"label of {parts[0].path}")  # a pattern may be of one part only
+    for part in parts:
+        alike = [own for other, own in counts.items() if (other.label, other.names) == (part.label, part.names)]
+        values = {label for own in alike for _, label in own if label}
+        own_reals, own_fakes = (
+            [pattern for pattern in patterns if any(fnmatchcase(value.lower(), pattern.lower()) for value in values)]
+            for patterns in (reals, fakes)
+        )
+        values |= {name for name in part.names if class_of(name) is not None}
+        part.meaning.update(classes(values, part.label, part.path, own_reals, own_fakes))
+    _check_numbers(parts)
+    shown: dict[tuple[str, str, str], tuple[int, str]] = {}
+    for part, own in counts.items():
+        for (split, label), count in own.items():
+            known = part.meaning.get(label)
+            means = f"{('real', 'fake')[known[0]]} ({known[1]})" if known else "left out (no label)"
+            where = (part.config, split, label)
+            shown[where] = (shown.get(where, (0, ""))[0] + count, means)
+    for where, (count, means) in sorted(shown.items())[:40]:
+        place = " ".join(filter(None, (where[0], where[1] or "no split")))
+        log.info("%s: %d images are %s, such as %s", place, count, means, ", ".join(examples[where]))
+    if any("no name" in reason for part in parts for _, reason in part.meaning.values()):
+        log.warning("the labels are numbers without names, taken as 0 real, 1 fake; if that is wrong, pass reals=[1]")
+    return parts
+
+
+def _check_numbers(parts: list[Part]) -> None:
+    """Raise a UserError if numbers without names would mean the opposite of what another file's names say."""
+    bare = [part for part in parts if any("no name" in reason for _, reason in part.meaning.values())]
+    for part in parts if bare else ():
+        for number, name in enumerate(part.names[:2]):
+            label, reason = part.meaning.get(name, (number, ""))
+            if label != number and "no name" not in reason:
+                raise UserError(
+                    f"{bare[0].path} numbers its classes without names, but in {part.path} {number} is '{name}'; say "
+                    f"which labels are photographs: reals=[{part.names[1 - number]},{1 - number}] if it is so in both"
+                )
+
+
+def extract(
+    parts: list[Part], folder: Path, seen: Callable[[int], None] = lambda count: None
+) -> tuple[Embedded, list[str], list[tuple[str, str]]]:
+    """Write the images of a dataset, byte for byte, to ``<folder>/<split>/<generator>/{real,fake}/``.
+
+    A file that is there with the right size is not written again, so interrupted work goes on. ``seen`` is called with
+    the number of rows done. Returns the layout of what was written, the paths in the folder, and (file and row, reason)
+    of rows without an image or a label. A UserError if a file is damaged, or the disk is full.
+    """
+    places: dict[Parts, Place] = {}
+    paths, failed, done = [], [], 0
+    for part in parts:
+        found = part.path.stat()
+        # Files of one name may be in several folders, and a file may be replaced by another.
+        mark = hashlib.sha256(f"{part.path.resolve()} {found.st_size} {found.st_mtime_ns}".encode()).hexdigest()[:8]
+        for number, row in _rows(part, tuple(NAMES), 64):  # images in memory at a time
+            place, data = _place(part, row), row["image"]
+            done += 1
+            seen(done)
+            try:
+                if place is None:
+                    raise DecodeError(f"its label is {row['label']!r}, which is neither real nor fake")
+                if not isinstance(data, bytes):
+                    raise DecodeError("no image bytes, or only the path of a file")
+                ending = ENDINGS.get(parse_header(data).format, "png")
+            except DecodeError as error:
+                failed.append((f"{part.name} row {number}", error.reason))
+                continue
+            below = (_safe(place.source),) if place.source else ()
+            where = (place.split or "unsplit", *below, _safe(place.generator), ("real", "fake")[place.label])
+            places[where] = place
+            file = folder.joinpath(*where, f"{_safe(part.path.stem)}_{mark}_{number:08d}.{ending}")
+            if not file.is_file() or file.stat().st_size != len(data):
+                with replacing(file) as temporary:
+                    temporary.write_bytes(data)
+            paths.append(file.relative_to(folder).as_posix())
+    layout = Embedded(folder.name, places)
+    layout.places = places
+    return layout, paths, failed
+
+
+def _safe(name: str) -> str:
+    """Return a name that every file system takes; different names stay different."""
+    safe = re.sub(r"[^\w +=,@.()-]", "_", name)[:40].strip(". ")
+    return safe if safe == name else f"{safe}_{hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:6]}"
+
+
+def _split(part: Part, row: Mapping[str, Any]) -> str:
+    return SPLITS.get(str(row.get("split")).strip().lower(), part.split)
+
+
+def _place(part: Part, row: Mapping[str, Any]) -> Place | None:
+    """Return what a row says of its image; None if its label says nothing."""
+    text = label_text(row["label"], part.names)
+    if text not in part.meaning:
+        return None
+    label, reason = part.meaning[text]
+    # A label that is more than a class, such as "sdxl", is the generator.
+    own = text if class_of(text) is None and not re.fullmatch(r"-?\d+|true|false|yes|no", text, re.IGNORECASE) else ""
+    names = (label == 0 and row.get("collection"), row.get("generator"), own, part.config, ("real", "fake")[label])
+    generator = next(str(name).strip() for name in names if name and str(name).strip())
+    return Place(label, generator, str(row.get("source") or ""), _split(part, row), reason)
+
+
+def _rows(part: Part, what: tuple[str, ...], size: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows by their number; where ``what`` lacks "image", it is not its bytes but its own name or None."""
+    columns = {name: part.columns[name] for name in what if part.columns[name]}
+    number, image = 0, part.columns["image"]
+    try:
+        for batch in _batches(part, {*columns.values(), image if "image" in what else f"{image}.path"}, size):
+            values = {name: batch.column(column).to_pylist() for name, column in columns.items() if name != "image"}
+            pictures = batch.column(image) if image in batch.schema.names else None
+            if pictures is not None and pa.types.is_struct(pictures.type):
+                member = "bytes" if "image" in what else "path"
+                pictures = pictures.field(member) if pictures.type.get_field_index(member) >= 0 else None
+            elif "image" not in what:
+                pictures = None
+            values["image"] = [None] * len(batch) if pictures is None else pictures.to_pylist()
+            for row in zip(*values.values(), strict=True):
+                yield number, dict(zip(values, row, strict=True))
+                number += 1
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{part.path}: damaged after row {number}: {one_line(error)}") from error
+
+
+def _batches(part: Part, columns: Collection[str], size: int) -> Iterator[pa.RecordBatch]:
+    """Yield pieces of at most ``size`` rows; of a parquet file only these columns."""
+    if part.path.suffix == ".parquet":
+        yield from pq.ParquetFile(part.path).iter_batches(size, columns=sorted(columns))
+        return
+    with pa.memory_map(str(part.path)) as file:
+        reader = _open_arrow(file)
+        batches = map(reader.get_batch, range(reader.num_record_batches)) if hasattr(reader, "get_batch") else reader
+        for batch in batches:
+            yield from (batch.slice(start, size) for start in range(0, len(batch), size))

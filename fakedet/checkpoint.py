@@ -66,6 +66,8 @@ class CheckpointInfo:
     name: str
     operating_point: dict[str, Any] | None = None
     """See :class:`fakedet.metrics.decisions.OperatingPoint`; None before it is fitted."""
+    settings: dict[str, Any] | None = None
+    """What tells its method apart from others: see :func:`fakedet.evaluation.predictions.method_settings`."""
     format: int = FORMAT
 
     @classmethod

@@ -230,7 +230,10 @@ def _results(metrics: Mapping[str, Any]) -> str:
     def both(*values: Mapping[str, Any]) -> str:
         return " | ".join(Interval.from_dict(value).text() for value in values)
 
-    lines = ["## Results on the test split", "", "AP and AUC with 95 % intervals over photographs.", "",
+    told = "; ".join(f"{name} {both(row['acc_real'])} ({row['n_real']})"
+                     for name, row in metrics.get("per_collection", {}).items())  # fmt: skip
+    lines = ["## Results on the test split", "", "AP and AUC with 95 % intervals over photographs.",
+             f"Reals called real at the stored threshold: {told or 'not measured'}.", "",
              "| generator | real / fake | AP | AUC |", "|---|---:|---:|---:|"]  # fmt: skip
     for name, row in sorted(metrics["per_generator"].items(), key=lambda item: (not item[1]["seen"], item[0])):
         seen = "seen" if row["seen"] else "unseen"

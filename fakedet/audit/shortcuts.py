@@ -252,7 +252,7 @@ def header_audit(datamodule: DataModule, split: str) -> dict[str, Any]:
     Returns:
         Generator → what :meth:`Shortcut.to_dict` gives, for metrics.json; empty for a split of one class.
     """
-    key = (datamodule.manifest.sha256, split, datamodule.held_out)
+    key = (datamodule.manifest.sha256, split, datamodule.held_out, str(datamodule.pairs))
     if key in _MEASURED:
         return _MEASURED[key]
     rows = datamodule.manifest.rows(split)

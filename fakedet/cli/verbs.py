@@ -34,6 +34,7 @@ from fakedet.evaluation.evaluate import evaluate
 from fakedet.evaluation.report import Report, compare_runs, report_on
 from fakedet.export import export_detector
 from fakedet.metrics.bootstrap import Interval
+from fakedet.metrics.pairing import against
 from fakedet.training.resume import config_of, finished
 from fakedet.training.sweep import Study
 from fakedet.training.train import score_missing, train
@@ -50,7 +51,11 @@ def interval(content: Mapping[str, float | None]) -> str:
 
 
 def means_of(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Word the means of metrics.json over seen, unseen and all generators."""
+    """Word the means of metrics.json over seen, unseen and all generators; of one class alone, its accuracy."""
+    if not metrics["map"]["n_generators"]:
+        kinds = {"acc_real": ("real", "all reals"), "acc_fake": ("fake", "all fakes")}
+        return {words: f"called {kind} {interval(metrics[key])}  ({metrics[key]['n']} {kind})"
+                for key, (kind, words) in kinds.items() if metrics.get(key, {}).get("value") is not None}  # fmt: skip
     return {
         f"mean, {words}": f"AP {interval(metrics[f'map{kind}'])}  AUC {interval(metrics[f'mauc{kind}'])}"
         for kind, words in (("_seen", "seen"), ("_unseen", "unseen"), ("", "all"))
@@ -218,17 +223,16 @@ def run_evaluate(config: DictConfig, overrides: list[str]) -> float | None:
     if metrics is None:
         return None
     for name, entry in metrics["per_generator"].items():
-        seen = "seen" if entry["seen"] else "unseen"
-        log.info("%-24s %-7s AP %s  AUC %s  (%d real, %d fake)", name, seen, interval(entry["ap"]),
-                 interval(entry["auc"]), entry["n_real"], entry["n_fake"])  # fmt: skip
-    if point := metrics["operating_point"]:
-        fitted = f"{point['split']}: {point['n_real']} real, {point['n_fake']} fake"
-        log.info("at the threshold for %g %% of reals (fitted on %s):", 100 * point["rate"], fitted)
-        for note in point["notes"]:
-            log.info("note: %s", note)
-        for name, entry in metrics["per_generator"].items():
-            log.info("%-24s reals called real %s  fakes called fake %s", name, interval(entry["acc_real"]),
-                     interval(entry["acc_fake"]))  # fmt: skip
+        if entry["n_real"]:
+            log.info("%-24s %-7s AP %s  AUC %s  (%d real, %d fake; %s)", name, "seen" if entry["seen"] else "unseen",
+                     interval(entry["ap"]), interval(entry["auc"]), entry["n_real"], entry["n_fake"],
+                     against(entry["rule"], entry["reals"]))  # fmt: skip
+    if not metrics["map"]["n_generators"]:
+        log.info("AP and AUC are not defined: no generator has fakes and real counterparts here")
+    for note in metrics["pairing_notes"]:
+        log.warning("note: %s", note)
+    if metrics["operating_point"]:
+        _log_decisions(metrics)
     for key, means in means_of(metrics).items():
         log.info("%-24s %s", key, means)
     log.info("predictions %s/predictions.parquet", config.output_dir)
@@ -236,6 +240,20 @@ def run_evaluate(config: DictConfig, overrides: list[str]) -> float | None:
     log.info("next        fakedet report predictions=%s/predictions.parquet", config.output_dir)
     value = metrics["map"]["value"]
     return None if value is None else float(value)
+
+
+def _log_decisions(metrics: Mapping[str, Any]) -> None:
+    """Print the shares of reals and fakes that are classified correctly at the stored threshold."""
+    point = metrics["operating_point"]
+    fitted = f"{point['split']}: {point['n_real']} real, {point['n_fake']} fake"
+    log.info("at the threshold for %g %% of reals (fitted on %s):", 100 * point["rate"], fitted)
+    for note in point["notes"]:
+        log.info("note: %s", note)
+    for name, entry in metrics["per_collection"].items():
+        log.info("%-24s reals called real %s  (%d real)", name, interval(entry["acc_real"]), entry["n_real"])
+    for name, entry in metrics["per_generator"].items():
+        own = f"reals called real {interval(entry['acc_real'])}  " if entry["n_real"] else ""
+        log.info("%-24s %sfakes called fake %s  (%d fake)", name, own, interval(entry["acc_fake"]), entry["n_fake"])
 
 
 def run_report(config: DictConfig, overrides: list[str]) -> None:

@@ -17,12 +17,14 @@ from rich.table import Table
 from rich.text import Text
 
 from fakedet.errors import UserError, nearest
-from fakedet.evaluation.predictions import align
-from fakedet.metrics.bootstrap import Interval, percentile_interval
-from fakedet.metrics.pairing import Pairs, group_cells, real_counterparts
+from fakedet.evaluation.predictions import align, called_fake
+from fakedet.metrics.bootstrap import Interval, percentile_interval, share_interval
+from fakedet.metrics.decisions import Accuracy, accuracies
+from fakedet.metrics.pairing import Pairs, against, group_cells, real_counterparts
 from fakedet.metrics.per_generator import METRICS, GeneratorSummary, bootstrap_statistics, mean_members
 
 MEANS = {"map_seen": "mean, seen", "map_unseen": "mean, unseen", "map": "mean, all"}  # mean -> its name in tables
+TITLES = {"ap": "AP", "auc": "AUC", "accuracy": "Accuracy at the stored threshold"}  # metric -> its name in tables
 FEW_GROUPS = 20  # with fewer groups, a bootstrap over groups is known to give intervals that are too narrow
 # The same for seeds: the bootstrap over k seeds finds (k − 1) / k of their variance, and none with one seed.
 FEW_SEEDS = 5
@@ -64,8 +66,11 @@ class Comparison:
     baseline: str  # the method that the others are compared with
     seeds: dict[str, list[int]]  # of each method, rising
     generators: dict[str, GeneratorSummary]
-    values: Values  # metric → generator or mean → method → interval
-    differences: Differences  # metric → generator or mean → method (not the baseline) → difference
+    classes: dict[str, Accuracy]  # what the rows of the metric accuracy stand for
+    # Metric → generator, mean or key of ``classes`` → method → interval. AP and AUC are there if any generator has
+    # fakes and reals, accuracy if any method has a threshold or there is nothing else.
+    values: Values
+    differences: Differences  # the same → method (not the baseline) → difference
     n_rows: int  # images that all runs scored
     n_left_out: int  # images that only some runs scored
     n_groups: int  # groups (photographs or prompts) among the images that all scored
@@ -85,6 +90,8 @@ class Comparison:
             "n_images": self.n_rows, "n_images_left_out": self.n_left_out, "n_groups": self.n_groups,
             "n_groups_behind_means": self.support, "n_resamples": self.n_resamples, "level": self.level,
             "generators": {name: asdict(row) for name, row in self.generators.items()},
+            "classes": {key: {name: getattr(row, name) for name in ("label", "name", "n", "n_groups")}
+                        for key, row in self.classes.items()},
             "values": plain(self.values), "differences_to_baseline": plain(self.differences),
         }  # fmt: skip
 
@@ -127,30 +134,41 @@ def compare(
     if empty := [method for method, own in ordered.items() if not own]:
         raise UserError(f"no finished run of {', '.join(empty)}; leave such methods out of the comparison")
     frames = {f"{method}#{i}": frame for method, own in ordered.items() for i, (_, frame) in enumerate(own)}
-    frame, logits, left_out = align(frames)
+    frame, aligned, left_out = align(frames)
+    logits = {key: own["logit"].to_numpy(dtype=np.float64) for key, own in aligned.items()}
     table = bootstrap_statistics(frame, logits, pairs, seen, n_resamples, seed, known_reals)
     seeds = {method: [int(number) for number, _ in own] for method, own in ordered.items()}
     keys: dict[str, dict[Run, str]] = {
         method: {(number, own[:i].count(number)): f"{method}#{i}" for i, number in enumerate(own)}
         for method, own in seeds.items()
     }
-    values: Values = {metric: {} for metric in METRICS}
-    differences: Differences = {metric: {} for metric in METRICS}
-    for metric in METRICS:
-        for name in (*table.generators, *MEANS):
-            found = {
-                method: _OverSeeds(
-                    {run: table.value(key, metric, name) for run, key in own.items()},
-                    {run: table.samples(key, metric, name) for run, key in own.items()},
-                )
-                for method, own in keys.items()
-            }
+    classes = accuracies(frame, {key: called_fake(own) for key, own in aligned.items()}, n_resamples, seed)
+
+    def collect(by_key: dict[str, tuple[float, NDArray[np.float64]]]) -> dict[str, _OverSeeds]:
+        return {method: _OverSeeds({run: by_key[key] for run, key in own.items()}) for method, own in keys.items()}
+
+    found: dict[str, dict[str, dict[str, _OverSeeds]]] = {}
+    for metric in METRICS if mean_members(table.generators, "map")[0] else ():
+        found[metric] = {
+            name: collect({key: (table.value(key, metric, name), table.samples(key, metric, name)) for key in logits})
+            for name in (*table.generators, *MEANS)
+        }
+    if not found or not all(np.isnan(called_fake(own)).all() for own in aligned.values()):
+        found["accuracy"] = {
+            name: collect({key: (row.points[key], row.samples[key]) for key in logits}) for name, row in classes.items()
+        }
+    values: Values = {metric: {} for metric in found}
+    differences: Differences = {metric: {} for metric in found}
+    for metric, by_name in found.items():
+        for name, by_method in by_name.items():
+            means = {method: one.mean(list(one.runs), seed) for method, one in by_method.items()}
             values[metric][name] = {
-                method: percentile_interval(*one.mean(list(one.values), seed), level) for method, one in found.items()
-            }
+                method: share_interval(*mean, classes[name].n_groups, level) if metric == "accuracy"
+                else percentile_interval(*mean, level) for method, mean in means.items()
+            }  # fmt: skip
             differences[metric][name] = {
-                method: one.difference(found[baseline], seed, level)
-                for method, one in found.items()
+                method: one.difference(by_method[baseline], seed, level)
+                for method, one in by_method.items()
                 if method != baseline
             }
     groups = group_cells(frame)[0]
@@ -161,7 +179,7 @@ def compare(
         sides = ([row.real_rows for row in own], [row.fake_rows for row in own])
         support[mean] = min(len(set(groups[np.concatenate(side)])) if side else 0 for side in sides)
     return Comparison(
-        list(ordered), baseline, seeds, table.generators, values, differences, len(frame), left_out,
+        list(ordered), baseline, seeds, table.generators, classes, values, differences, len(frame), left_out,
         len(set(groups)), support, n_resamples, level,
     )  # fmt: skip
 
@@ -170,22 +188,21 @@ def compare(
 class _OverSeeds:
     """A statistic of a method in each of its runs: its value, and (R,) of the resamples."""
 
-    values: dict[Run, float]
-    samples: dict[Run, NDArray[np.float64]]
+    runs: dict[Run, tuple[float, NDArray[np.float64]]]
 
     def mean(self, runs: Sequence[Run], seed: int, stream: int = 0) -> tuple[float, NDArray[np.float64]]:
         """Return the mean over these runs, and the (R,) means over as many drawn with replacement in each resample."""
-        by_seed = np.stack([self.samples[run] for run in runs], axis=1)
+        by_seed = np.stack([self.runs[run][1] for run in runs], axis=1)
         # Methods with equally many seeds get the same draw; another stream is an independent one.
         rng = np.random.default_rng([seed, len(runs), *([stream] if stream else [])])
         drawn = np.take_along_axis(by_seed, rng.integers(len(runs), size=by_seed.shape), axis=1).mean(axis=1)
-        return float(np.mean([self.values[run] for run in runs])), drawn
+        return float(np.mean([self.runs[run][0] for run in runs])), drawn
 
     def difference(self, base: _OverSeeds, seed: int, level: float) -> Difference:
         """Subtract the baseline, over the seeds that both have."""
-        shared = [run for run in self.values if run in base.values]
-        value, samples = self.mean(shared or list(self.values), seed)
-        base_value, base_samples = base.mean(shared or list(base.values), seed, stream=0 if shared else 1)
+        shared = [run for run in self.runs if run in base.runs]
+        value, samples = self.mean(shared or list(self.runs), seed)
+        base_value, base_samples = base.mean(shared or list(base.runs), seed, stream=0 if shared else 1)
         samples = samples - base_samples
         interval = percentile_interval(value - base_value, samples, level)
         if np.isnan(interval.low):
@@ -202,6 +219,9 @@ def verdict(comparison: Comparison) -> list[str]:
         *_sentences(comparison, "map_seen", "seen generators"),
     ] or _sentences(comparison, "map", "all generators")
     groups = [count for mean, count in comparison.support.items() if comparison.members(mean)]
+    if not told:
+        told = _sentences_of_accuracy(comparison)
+        groups = [row.n_groups for row in comparison.classes.values() if not row.name]
     if groups and min(groups) < FEW_GROUPS:
         told.append(
             f"The intervals rest on only {min(groups)} photographs or prompts: with so few, they are a lower bound "
@@ -244,9 +264,32 @@ def _sentences(comparison: Comparison, mean: str, words: str) -> list[str]:
     return [*told, f"Mean AUC there (chance is 0.5 whatever the share of fakes): {'; '.join(areas)}."]
 
 
+def _sentences_of_accuracy(comparison: Comparison) -> list[str]:
+    """Say what can be said where no generator has fakes and reals: false alarms, or how many fakes are detected."""
+    told = ["No generator has fakes and real counterparts among these images, so AP and AUC are not defined."]
+    for key, row in comparison.classes.items():
+        if row.name:
+            continue
+        values = comparison.values["accuracy"][key]
+        what = ("real images, {} calls {} real: the others are false alarms", "fakes, {} detects {}")[row.label]
+        told.append(f"Of {row.n} " + what.format(comparison.baseline, values[comparison.baseline].text(".3f")) + ".")
+        for method, gap in comparison.differences["accuracy"][key].items():
+            says = f"is {gap.way} it" if gap.way else "does not differ from it"
+            told.append(f"{method} ({values[method].text('.3f')}) {says} by more than the interval: "
+                        f"{gap.interval.text('+.3f')}.")  # fmt: skip
+        if without := [method for method, value in values.items() if np.isnan(value.value)]:
+            told.append(f"{', '.join(without)}: without a threshold, so its scores alone are known; train with a "
+                        "validation split that has reals.")  # fmt: skip
+    return told
+
+
 @dataclass(frozen=True)
 class Row:
-    """One row of a table: a generator or a mean; the section is "seen", "unseen", "unknown" or "mean"."""
+    """One row of a table: a generator, a mean or a class.
+
+    The section is "seen", "unseen" or "unknown" for generators, "mean"; for accuracy also "real" for a collection of
+    reals and "all" for all images of a class.
+    """
 
     name: str
     key: str
@@ -256,10 +299,12 @@ class Row:
 
 
 def rows(comparison: Comparison, metric: str = "ap") -> list[Row]:
-    """List the seen generators, the unseen generators, then the means."""
+    """List the collections of reals (for accuracy), the seen generators, the unseen generators, then the means."""
     values = comparison.values[metric]
+    if metric == "accuracy":
+        return _rows_of_accuracy(comparison)
     listed = [
-        Row(name, name, section, f"{row.n_real} real, {row.n_fake} fake", values[name])
+        Row(name, name, section, f"{row.n_real} real ({against(row.rule, row.reals)}), {row.n_fake} fake", values[name])
         for section, wanted in (("seen", True), ("unseen", False), ("unknown", None))
         for name, row in comparison.generators.items()
         if row.seen is wanted
@@ -273,20 +318,38 @@ def rows(comparison: Comparison, metric: str = "ap") -> list[Row]:
     return listed
 
 
+def _rows_of_accuracy(comparison: Comparison) -> list[Row]:
+    values, classes = comparison.values["accuracy"], comparison.classes
+    seen = {name: {True: "seen", False: "unseen", None: "unknown"}[row.seen]
+            for name, row in comparison.generators.items()}  # fmt: skip
+    listed = []
+    for key, row in classes.items():
+        kind = ("real", "fake")[row.label]
+        members = [other for other in classes.values() if other.label == row.label and other.name]
+        # ForenSynths names the reals as the generator that was trained on them.
+        twice = f" ({kind})" if sum(other.name == row.name for other in classes.values()) > 1 else ""
+        section = "all" if not row.name else "real" if row.label == 0 else seen.get(row.name, "unknown")
+        if row.name or len(members) != 1:
+            listed.append(Row(row.name + twice if row.name else f"all {kind}s", key, section, f"{row.n} {kind}",
+                              values[key]))  # fmt: skip
+    return sorted(listed, key=lambda one: ("real", "seen", "unseen", "unknown", "all").index(one.section))
+
+
 def console_table(comparison: Comparison, title: str) -> Table:
-    """Lay out the APs for a terminal, each value above its interval; six methods fit 100 columns."""
+    """Lay out the APs, of one class alone the accuracies, for a terminal; six methods fit 100 columns."""
+    metric = next(iter(comparison.values))
     # Text and not str: a name may contain what rich would take for markup.
     table = Table(title=Text(title), title_justify="left", caption_justify="left", pad_edge=False)
     table.add_column("generator", overflow="fold", min_width=14)
     for method in comparison.methods:
         table.add_column(Text(method), justify="right", overflow="fold", min_width=9)
     section = ""
-    for row in rows(comparison):
+    for row in rows(comparison, metric):
         if section and row.section != section:
             table.add_section()
         section = row.section
-        below = row.counts if section == "mean" else f"{section}, {row.counts}"
-        cells = [Text.assemble((row.name, "bold" if section == "mean" else ""), "\n", (below, "dim"))]
+        below = f"{section}, {row.counts}" if section in ("seen", "unseen", "unknown") else row.counts
+        cells = [Text.assemble((row.name, "bold" if section in ("mean", "all") else ""), "\n", (below, "dim"))]
         for method in comparison.methods:
             value, _, interval = row.cells[method].text().partition(" ")
             cell = Text(value)
@@ -294,8 +357,8 @@ def console_table(comparison: Comparison, title: str) -> Table:
                 cell.append("\n").append(interval.strip("[]").replace(", ", "–"), "dim")
             cells.append(cell)
         table.add_row(*cells)
-    over = "(bootstrap over photographs or prompts, and seeds); means over generators"
-    table.caption = Text(f"AP with {comparison.level:.0%} interval {over}")
+    over = "(bootstrap over photographs or prompts, and seeds)" + "; means over generators" * (metric == "ap")
+    table.caption = Text(f"{TITLES[metric]} with {comparison.level:.0%} interval {over}")
     return table
 
 
@@ -320,8 +383,10 @@ def markdown(comparison: Comparison, metric: str = "ap", differences: bool = Fal
     head = " | ".join(["generator", *map(_escape, methods)])
     lines = [f"| {head} |", "|---|" + "---:|" * len(methods)]
     for row in rows(comparison, metric):
-        name, of_mean = _escape(row.name), row.section == "mean"
-        head = f"**{name}** ({_escape(row.counts)})" if of_mean else f"{name} ({row.section}, {row.counts})"
+        name, counts = _escape(row.name), _escape(row.counts)
+        if row.section in ("seen", "unseen", "unknown"):
+            counts = f"{row.section}, {counts}"
+        head = f"**{name}** ({counts})" if row.section in ("mean", "all") else f"{name} ({counts})"
         if differences:
             gaps = comparison.differences[metric][row.key]
             cells = [gaps[method].interval.text("+.3f") for method in methods]
@@ -335,9 +400,9 @@ def write_markdown(comparison: Comparison, path: Path) -> None:
     """Write each metric's table, and the paired differences to the baseline where there are other methods."""
     parts = []
     for metric in comparison.values:
-        parts.append(f"{metric.upper()}\n\n{markdown(comparison, metric)}")
+        parts.append(f"{TITLES[metric]}\n\n{markdown(comparison, metric)}")
         if len(comparison.methods) > 1:
-            head = f"{metric.upper()}: paired differences to {comparison.baseline}"
+            head = f"{TITLES[metric]}: paired differences to {comparison.baseline}"
             parts.append(f"{head}\n\n{markdown(comparison, metric, differences=True)}")
     path.write_text("\n".join(parts), encoding="utf-8")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from fakedet.data.manifest import Quarantine
 from fakedet.data.sampler import EvaluationSampler
 from fakedet.errors import UserError
 from fakedet.evaluation.plots import plot_robustness
-from fakedet.evaluation.predictions import MAP
+from fakedet.evaluation.predictions import MAP, called_fake
 from fakedet.evaluation.score import (
     apply_operating_point,
+    info_of,
     known_reals,
     map_embeddings,
     measure_predictions,
@@ -38,7 +40,8 @@ from fakedet.evaluation.score import (
     write_results,
 )
 from fakedet.methods.base import Detector, gather_records
-from fakedet.metrics.bootstrap import Interval
+from fakedet.metrics.bootstrap import Interval, percentile_interval
+from fakedet.metrics.decisions import Accuracy, accuracies
 from fakedet.metrics.pairing import real_counterparts
 from fakedet.metrics.per_generator import bootstrap_statistics
 from fakedet.utils import is_main_process, open_folder, plain, provenance, threads, write_config, write_json
@@ -72,31 +75,40 @@ def score_views(
 def measure_robustness(
     frame: pd.DataFrame, pairs: Any, seen: list[str], bootstrap: Mapping[str, int], known_reals: set[str]
 ) -> dict[str, Any]:
-    """Measure mAP of every view and its paired drop from the original.
+    """Measure mAP and accuracies of every view and their paired drop from the original.
 
     Args:
-        frame: the manifest's columns, view and logit, for all views.
+        frame: the manifest's columns, view, logit and verdict, for all views.
         pairs, known_reals: see :func:`fakedet.metrics.pairing.real_counterparts`.
         seen: generators that were trained on.
         bootstrap: resamples and seed.
 
     Returns:
-        robustness.json's content: view → {"map": {"value", "low", "high", "drop": ...}, ...}.
+        robustness.json's content: view → {"map": {"value", "low", "high", "drop": ...}, ...}. "acc_real" and "acc_fake"
+        are the shares of all reals and all fakes that are classified correctly.
     """
     original = frame[frame["view"] == ORIGINAL].drop(columns="view").reset_index(drop=True)
-    logits = {
-        str(name): rows.set_index("id")["logit"].loc[original["id"]].to_numpy()
-        for name, rows in frame.groupby("view", sort=False)
-    }
+    views = {str(name): rows.set_index("id").loc[original["id"]] for name, rows in frame.groupby("view", sort=False)}
+    logits = {name: rows["logit"].to_numpy() for name, rows in views.items()}
     resamples, seed = int(bootstrap["resamples"]), int(bootstrap["seed"])
     table = bootstrap_statistics(original, logits, pairs, seen, resamples, seed, known_reals)
+    alone = accuracies(original, {name: called_fake(rows) for name, rows in views.items()}, resamples, seed)
 
     def entry(name: str, place: str) -> dict[str, Any]:
         drop = table.difference(ORIGINAL, name, "ap", place)
         return {**table.interval(name, "ap", place).to_dict(), "drop": drop.to_dict()}
 
+    def share(name: str, row: Accuracy) -> dict[str, Any]:
+        value = row.points[name] - row.points[ORIGINAL]
+        drop = percentile_interval(value, row.samples[name] - row.samples[ORIGINAL])
+        return {**row.interval(name).to_dict(), "drop": drop.to_dict()}
+
     places = ("map", "map_seen", "map_unseen", *table.generators)
-    return {name: {place: entry(name, place) for place in places} for name in logits}
+    classes = {kind: alone[key] for key, kind in (("reals", "acc_real"), ("fakes", "acc_fake")) if key in alone}
+    return {
+        name: {place: entry(name, place) for place in places}
+        | {kind: share(name, row) for kind, row in classes.items()} for name in logits
+    }  # fmt: skip
 
 
 def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
@@ -114,6 +126,8 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
     method = load_detector(config.checkpoint, config.get("trust") or ())
     datamodule = _datamodule(plain(config.data), config.seed, method)
     datamodule.require(split)
+    if datamodule.pairs is None and method.info["pairs"]:
+        datamodule.pairs = _training_pairs(method.info["pairs"], datamodule, split)
     used = used_for_fitting(method, datamodule, split)
     _check_split(used, method, datamodule, split, config.force)
     folder = Path(config.output_dir)
@@ -133,17 +147,17 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
         frame, share = map_embeddings(trainer, method, datamodule, frame)
         if not trainer.is_global_zero:
             return None
-        metrics = measure_predictions(frame, datamodule, seen, bootstrap, point)
+        metrics = measure_predictions(frame, datamodule, method, bootstrap)
         pictures = small_pictures(datamodule, frame, point, config.pictures)
         if degraded is not None:
             described = frame[[name for name in frame if name == "id" or name not in SCORED]]
-            degraded = degraded.merge(described, on="id", how="inner")
+            degraded = apply_operating_point(point, degraded.merge(described, on="id", how="inner"))
             _write_robustness(folder, degraded, datamodule, seen, bootstrap)
-            degraded = apply_operating_point(point, degraded[degraded["view"] != ORIGINAL])
-            frame = pd.concat([frame, degraded], ignore_index=True)
+            frame = pd.concat([frame, degraded[degraded["view"] != ORIGINAL]], ignore_index=True)
     metrics["data_was_used_for"] = used or None
     info = {
-        **method.info, "checkpoint": str(config.checkpoint), "split": split, "data_was_used_for": used or None,
+        **info_of(method, datamodule, metrics), "checkpoint": str(config.checkpoint), "split": split,
+        "data_was_used_for": used or None,
         "run": facts, "map_share": share,
         "shortcut": header_audit(datamodule, split) if config.header_audit else {},
     }  # fmt: skip
@@ -161,10 +175,16 @@ def _write_robustness(
     images = int(frame["id"].nunique())
     write_json(folder / "robustness.json", {"views": content, "n_images": images, "decoded": images})
     plot_robustness(content, folder / "robustness.png")
-    log.info("%-16s %-22s %-22s %s", "mAP", "seen", "unseen", "drop, unseen")
+    if content[ORIGINAL]["map"]["value"] is not None:
+        shown = {"map_seen": "mAP, seen", "map_unseen": "mAP, unseen"}
+    else:
+        words = {"acc_real": "reals called real", "acc_fake": "fakes called fake"}
+        shown = {key: said for key, said in words.items() if key in content[ORIGINAL]}
+    last = list(shown)[-1]
+    log.info("%-16s" + " %-22s" * (len(shown) + 1), "view", *shown.values(), f"drop, {shown[last]}")
     for name, entry in content.items():
-        told = [entry["map_seen"], entry["map_unseen"], entry["map_unseen"]["drop"]]
-        log.info("%-16s %-22s %-22s %s", name, *(Interval.from_dict(value).text(".3f") for value in told))
+        told = [*(entry[key] for key in shown), entry[last]["drop"]]
+        log.info("%-16s" + " %-22s" * len(told), name, *(Interval.from_dict(value).text(".3f") for value in told))
     log.info("%d images were decoded once for %d views", images, len(content))
 
 
@@ -187,7 +207,7 @@ def _check_split(used: str, method: Detector, datamodule: DataModule, split: str
 
 
 def _datamodule(settings: dict[str, Any], seed: int, method: Detector) -> DataModule:
-    """Build the data module; crop, policy, matching and pairs are the checkpoint's unless the config names others."""
+    """Build the data module; crop, policy and matching are the checkpoint's unless the config names others."""
     for key in ("crop_size", "eval_policy"):
         if settings.get(key) is None:
             settings[key] = method.info[key]
@@ -196,11 +216,21 @@ def _datamodule(settings: dict[str, Any], seed: int, method: Detector) -> DataMo
         settings["match"] = method.info["match"]
     datamodule = build_datamodule(settings, augment=build_augmentation({"recipe": "none"}), seed=seed)
     datamodule.prepare()
-    if datamodule.pairs is None:
-        pairs = method.info["pairs"]
-        try:
-            real_counterparts(datamodule.manifest.frame, pairs)
-            datamodule.pairs = pairs
-        except UserError:
-            log.info("data.pairs of the checkpoint do not fit this manifest and are not used")
     return datamodule
+
+
+def _training_pairs(pairs: Mapping[str, Any], datamodule: DataModule, split: str) -> Mapping[str, Any] | None:
+    """Choose the pairs of the training that match the generators of a split, and say so; None where none does."""
+    rows = datamodule.manifest.rows(split)
+    fakes = rows.loc[rows["label"] == 1, "generator"].unique().tolist()
+    kept = {key: value for key, value in pairs.items() if any(fnmatchcase(name, key) for name in fakes)}
+    try:
+        real_counterparts(rows, kept, known_reals(datamodule))
+    except UserError as error:
+        log.warning("the training's data.pairs are not used, because they do not fit these data: %s", error)
+        return None
+    if kept:
+        log.info("the training's data.pairs are used (%s); data.pairs={} compares by name and source instead", kept)
+    elif fakes:
+        log.warning("the training's data.pairs match no generator of these data and are not used (%s)", pairs)
+    return kept or None

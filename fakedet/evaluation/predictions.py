@@ -74,22 +74,25 @@ def read_predictions(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     if missing:
         raise UserError(f"{path}: not a predictions file, it has no column {', '.join(missing)}")
     _check(frame, path)
-    return _completed(frame, path), _info(table, path)
+    return _completed(frame, path), read_info(path)
 
 
-def _info(table: pa.Table, path: Path) -> dict[str, Any]:
-    """Return the run's info; an empty one for a file without any."""
+def read_info(path: Path) -> dict[str, Any]:
+    """Read the info of the run that wrote a predictions file; an empty one for a file without any."""
     try:
-        info = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
-    except ValueError as error:
+        info = json.loads((pq.read_schema(path).metadata or {}).get(METADATA_KEY, b"{}"))
+    except (ValueError, OSError) as error:
         raise UserError(f"{path}: the run's info in its metadata is not JSON; write it anew") from error
-    kinds = {"seed": int, "seen_generators": list, "operating_point": dict, "shortcut": dict, "map_share": list}
+    kinds = {"seed": int, "seen_generators": list, "operating_point": dict, "shortcut": dict, "map_share": list,
+             "pairs": dict, "training_pairs": dict, "known_reals": list, "pairing_notes": list,
+             "settings": dict}  # fmt: skip
     wrong = "info" if not isinstance(info, dict) else next(
         (key for key, kind in kinds.items() if not isinstance(info.get(key, kind()), kind | None)), None
     )  # fmt: skip
     if wrong:
         raise UserError(f"{path}: '{wrong}' in its metadata is not what fakedet writes; write the file anew")
-    return {key: value for key, value in info.items() if value is not None or key not in kinds}
+    pairs = ("pairs", "training_pairs")  # None stands for the default rules
+    return {key: value for key, value in info.items() if value is not None or key not in kinds or key in pairs}
 
 
 def _completed(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -121,8 +124,8 @@ def _check(frame: pd.DataFrame, path: Path) -> None:
         raise UserError(f"{path}: labels must be 0 (real) or 1 (fake), found {found}")
     if not pd.api.types.is_float_dtype(frame["logit"]):
         raise UserError(f"{path}: logits must be floating-point numbers, found {frame['logit'].dtype}")
-    if frame.empty or frame["label"].nunique() < 2:
-        raise UserError(f"{path}: a report needs real and fake images, found labels {sorted(set(frame['label']))}")
+    if frame.empty:
+        raise UserError(f"{path}: it holds no images")
     if "view" in frame and not (frame["view"] == "original").any():
         raise UserError(f"{path}: it has no rows of the view 'original', which tables are made of")
     if len(infinite := frame.loc[np.isinf(frame["logit"].to_numpy(dtype=np.float64)), "path"]):
@@ -135,13 +138,13 @@ def _check(frame: pd.DataFrame, path: Path) -> None:
         )
 
 
-def align(frames: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[str, NDArray[np.float64]], int]:
+def align(frames: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], int]:
     """Restrict the predictions of several runs to the images that all of them scored.
 
     Images are identified by their path.
 
     Returns:
-        The shared rows in the order of the first frame, the (n,) logits of each run for them, and how many images are
+        The shared rows in the order of the first frame, those of each run in the same order, and how many images are
         left out because only some runs scored them.
 
     Raises:
@@ -163,7 +166,7 @@ def align(frames: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[str, N
             "that were evaluated on the same manifest and split"
         )
     base = first.loc[shared]
-    logits = {}
+    aligned = {}
     for key, frame in indexed.items():
         own = frame.loc[shared]
         for name in [name for name in ("label", "generator", "group", "split") if name in own and name in base]:
@@ -173,8 +176,14 @@ def align(frames: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[str, N
                     f"{key}: {int(other.sum())} images have other {name}s than in the first run, first: "
                     f"{own.index[other.to_numpy()][0]}; compare runs over the same manifest"
                 )
-        logits[key] = own["logit"].to_numpy(dtype=np.float64)
-    return base.reset_index(), logits, len(union) - len(shared)
+        aligned[key] = own.reset_index()
+    return base.reset_index(), aligned, len(union) - len(shared)
+
+
+def called_fake(frame: pd.DataFrame) -> NDArray[np.float64]:
+    """Return (n,) 1 where the verdict is fake, 0 where it is real, NaN where there is none."""
+    verdicts = frame["verdict"] if "verdict" in frame else pd.Series("", index=frame.index)
+    return np.asarray(verdicts.map({"fake": 1.0, "real": 0.0}), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -199,21 +208,129 @@ class Read:
         return set(self.info.get("seen_generators", []))
 
 
-def read_files(paths: Sequence[Path]) -> list[Read]:
-    """Read predictions files and name each one's method; those of one method and seed are told apart by their folder.
+def read_files(given: Any) -> list[Read]:
+    """Read predictions files, given as one path, several, or method → its path or paths.
+
+    Where the methods are not named by the user, they are by :func:`name_methods`.
 
     Raises:
-        UserError: a file is no predictions file.
+        UserError: a file is no predictions file or stands there twice, or there is none.
     """
+    named = given if isinstance(given, Mapping) else {"": given}
     read = []
-    for path in paths:
-        frame, info = read_predictions(path)
-        frame = frame if "view" in frame else frame.assign(view=ORIGINAL)
-        name, seed = str(info.get("name", path.parent.name)), int(info.get("seed", 0))
-        read.append(Read(name, seed, path, frame, info, read_pictures(path)))
-    times = Counter((one.method, one.seed) for one in read)
-    return [replace(one, method=f"{one.method} ({one.path.resolve().parent.name})")
-            if times[one.method, one.seed] > 1 else one for one in read]  # fmt: skip
+    for method, files in named.items():
+        for path in map(Path, [str(files)] if isinstance(files, str | Path) else map(str, files or ())):
+            frame, info = read_predictions(path)
+            frame = frame if "view" in frame else frame.assign(view=ORIGINAL)
+            name, seed = str(method or info.get("name", path.parent.name)), int(info.get("seed", 0))
+            read.append(Read(name, seed, path, frame, info, read_pictures(path)))
+    if not read:
+        raise UserError("predictions: name at least one predictions.parquet")
+    if twice := [str(path) for path, count in Counter(one.path.resolve() for one in read).items() if count > 1]:
+        raise UserError(f"predictions: {twice[0]} is there twice")
+    if isinstance(given, Mapping):
+        return read
+    names = name_methods([(one.method, one.seed, one.path, one.info) for one in read])
+    return [replace(one, method=name) for one, name in zip(read, names, strict=True)]
+
+
+# Keys of a training's config that leave its results alone, or that may differ between the seeds of a method.
+ASIDE = (
+    "name", "model.name", "seed", "output_dir", "overwrite", "resume", "stage1", "stage1_checkpoint", "stage1_cache",
+    "threads", "compile", "logger", "study", "header_audit", "also", "pictures", "bootstrap", "test_after_fit",
+    "callbacks.progress", "callbacks.guard", "callbacks.throughput", "callbacks.resume", "data.manifest", "data.root",
+    "data.shard_cache", "data.num_workers", "data.eval_batch_size", "data.max_quarantine", "trainer.accelerator",
+    "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.deterministic", "trainer.log_every_n_steps",
+)  # fmt: skip
+
+
+def method_settings(
+    config: Mapping[str, Any], manifest_sha256: str, stage1: Mapping[str, Any] | None
+) -> dict[str, str]:
+    """Flatten what tells a training's method apart from others: its config without what differs between its seeds.
+
+    Args:
+        config: of the training, resolved.
+        manifest_sha256: of its manifest.
+        stage1: the info of the stage 1 that it was trained over; None for none.
+    """
+    unused = "augment" if config["model"]["batch"]["real_only"] else "view_augment"
+    flat = {
+        key: value for key, value in _flat(config).items()
+        if not any(key == one or key.startswith(f"{one}.") for one in (*ASIDE, unused))
+        and not key.endswith("seed") and not value.startswith(f"{config['output_dir']}/")
+    }  # fmt: skip
+    if manifest := config["data"].get("manifest"):
+        flat["data.manifest"] = f"{Path(manifest).name} {manifest_sha256[:8]}"
+    # Whichever run trained it first; only these change its weights.
+    weighs, aside = ("model.", "view_augment.", "data.", "trainer."), ("data.hold_out", "data.measure", "data.pairs")
+    held = _flat(stage1["settings"] if stage1.get("settings") else {"model": stage1["model"]}) if stage1 else {}
+    return flat | {f"stage1.{key}": value for key, value in held.items()
+                   if key.startswith(weighs) and not key.startswith(aside)}  # fmt: skip
+
+
+def _flat(tree: Any, above: str = "") -> dict[str, str]:
+    """Write a tree as dotted key → text, as one would write it on the command line."""
+    if isinstance(tree, Mapping) and tree:
+        parts = [_flat(value, f"{above}.{key}" if above else str(key)) for key, value in tree.items()]
+        return {key: value for part in parts for key, value in part.items()}
+    return {above: tree if isinstance(tree, str) else json.dumps(tree, default=str).replace('"', "")}
+
+
+def name_methods(runs: Sequence[tuple[str, int, Path, Mapping[str, Any]]]) -> list[str]:
+    """Name the method of each run so that only runs of one config share a name.
+
+    Methods that would share one are told apart by what differs in their configs; runs that still share name and seed,
+    by their folders.
+
+    Args:
+        runs: the name it would have, seed, path of its predictions and their info.
+    """
+    names = [name for name, *_ in runs]
+    for name in dict.fromkeys(names):
+        places = [place for place, other in enumerate(names) if other == name]
+        own = differences([runs[place][3] for place in places])
+        for place, label in zip(places, own, strict=True):
+            names[place] = f"{name}, {label}" if label else name
+    for name in dict.fromkeys(names):
+        places = [place for place, other in enumerate(names) if other == name]
+        seeds = [runs[place][1] for place in places]
+        if len(set(seeds)) < len(seeds):
+            for place, label in zip(places, _folders([runs[place][2] for place in places], seeds), strict=True):
+                names[place] = f"{name} ({label})"
+    return names
+
+
+def differences(infos: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say how each run's config differs from the others': "key=value, key=value" in few keys; "" if it does not."""
+    known = all(info.get("settings") for info in infos)  # files of before hold less of their config
+    settings = []
+    for info in infos:
+        held = info["settings"] if known else {key: info.get(key) for key in ("model", "stage1", "held_out")}
+        scored = {key: info.get(key) for key in ("crop_size", "eval_policy", "match")}
+        settings.append({key: value for key, value in _flat({**held, **scored}).items() if not key.endswith("seed")})
+
+    def parted(keys: Sequence[str]) -> int:
+        return len({tuple(one.get(key, "null") for key in keys) for one in settings})
+
+    keys = [key for key in dict.fromkeys(key for one in settings for key in one) if parted([key]) > 1]
+    chosen: list[str] = []
+    while parted(chosen) < parted(keys):
+        chosen.append(max(keys, key=lambda key: parted([*chosen, key])))
+
+    def told(key: str, value: str) -> str:
+        return f"{key.removesuffix('._target_')}={value.rpartition('.')[2] if key.endswith('._target_') else value}"
+
+    return [", ".join(told(key, one.get(key, "null")) for key in chosen) for one in settings]
+
+
+def _folders(paths: Sequence[Path], seeds: Sequence[int]) -> list[str]:
+    """Name each file by the folder above it that puts the seeds of a method together, else by its own path."""
+    parts = [path.resolve().parent.parts for path in paths]
+    depths = range(1, min(map(len, parts)) + 1)
+    labels = [[one[-depth] for one in parts] for depth in depths]
+    labels = [own for own in labels if len(set(zip(own, seeds, strict=True))) == len(paths)]
+    return min(labels, key=lambda own: len(set(own)), default=["/".join(one) for one in parts])
 
 
 def confident_errors(frame: pd.DataFrame, threshold: float | None, count: int) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from fakedet.config import check_config
 from fakedet.errors import UserError, nearest
-from fakedet.evaluation.comparison import Comparison, compare, rows, verdict, write_csv, write_markdown
+from fakedet.evaluation.comparison import TITLES, Comparison, compare, rows, verdict, write_csv, write_markdown
 from fakedet.evaluation.evaluate import measure_robustness
 from fakedet.evaluation.plots import (
     draw_map,
@@ -29,10 +30,21 @@ from fakedet.evaluation.plots import (
     plot_scores,
     read_curves,
 )
-from fakedet.evaluation.predictions import MAP, Read, confident_errors, read_files, read_pictures, read_predictions
+from fakedet.evaluation.predictions import (
+    MAP,
+    Read,
+    confident_errors,
+    differences,
+    name_methods,
+    read_files,
+    read_info,
+    read_pictures,
+    read_predictions,
+)
 from fakedet.metrics.bootstrap import Interval
+from fakedet.metrics.pairing import Pairs, pairing_notes, real_counterparts
 from fakedet.pages import Drawing, render
-from fakedet.utils import FAILURE, open_folder, provenance, write_config, write_json
+from fakedet.utils import FAILURE, open_folder, plain, provenance, write_config, write_json
 
 log = logging.getLogger("fakedet")
 
@@ -87,7 +99,7 @@ def write_page(page: Page, path: Path) -> None:
     render(
         "fakedet.evaluation", "report/report.html", path, page=page, comparison=page.comparison,
         verdict=verdict(page.comparison), columns=list(dict.fromkeys(name for run in page.runs for name in run)),
-        tables=[(metric.upper(), metric, rows(page.comparison, metric)) for metric in page.comparison.values],
+        tables=[(TITLES[metric], metric, rows(page.comparison, metric)) for metric in page.comparison.values],
         probability=lambda p: "" if p != p else "p < 0.01" if p < 0.01 else f"p = {p:.2f}",
     )  # fmt: skip
 
@@ -103,7 +115,7 @@ def figures(
     shown = {method: first[method].original for method in comparison.methods}
     seen_by = {method: tuple(sorted(first[method].seen)) for method in comparison.methods}
     drawn = [_intervals(folder, comparison, metric) for metric in comparison.values]
-    if len(set(seen_by.values()) - {()}) > 1:
+    if len(set(seen_by.values()) - {()}) > 1 and "auc" in comparison.values:
         cells = {name: comparison.values["auc"][name] for name in comparison.generators}
         title = "AUC; a frame: fakes that this detector never saw"
         drawn.append(Drawing(plot_matrix(cells, seen_by, title, folder / "matrix.png"),
@@ -113,7 +125,7 @@ def figures(
         drawn.append(Drawing(plot_curves(curves, folder / "curves.png"),
                              "Training curves, first seed of each method; losses of different methods are not "
                              "comparable"))  # fmt: skip
-    drawn += [
+    drawn += [] if "auc" not in comparison.values else [
         Drawing(plot_curves_of_decision(shown, folder / "roc_pr.png"),
                "ROC and precision-recall of all fakes against all reals of the file; first seed of each method"),
         Drawing(plot_reliability(shown, folder / "reliability.png"),
@@ -138,9 +150,11 @@ def _intervals(folder: Path, comparison: Comparison, metric: str) -> Drawing:
     found = rows(comparison, metric)
     listed = {row.name: {method: cell.to_dict() for method, cell in row.cells.items()} for row in found}
     sections = {row.name: row.section for row in found}
-    chance = {row.name: comparison.chance(row.key) if metric == "ap" else 0.5 for row in found}
-    title = f"{metric.upper()} with 95 % intervals"
+    chance = {row.name: comparison.chance(row.key) if metric == "ap" else 0.5 for row in found if metric != "accuracy"}
+    title = f"{TITLES[metric]} with 95 % intervals"
     picture = plot_intervals(listed, title, folder / f"{metric}.png", sections, chance)
+    if metric == "accuracy":
+        return Drawing(picture, "Share of reals called real, for each collection, and of fakes called fake")
     dotted = "chance, the share of fakes" if metric == "ap" else "chance"
     return Drawing(picture, f"{metric.upper()} per generator and means; dotted: {dotted}")
 
@@ -190,10 +204,7 @@ def report_on(config: DictConfig, overrides: list[str]) -> Report:
         UserError: a file is no predictions file, or they are of different data.
     """
     check_config(config)
-    given = [config.predictions] if isinstance(config.predictions, str) else config.predictions
-    if not given:
-        raise UserError("predictions=[]: name at least one predictions.parquet")
-    return write_report(read_files([Path(str(path)) for path in given]), config, ["fakedet", "report", *overrides])
+    return write_report(read_files(plain(config.predictions)), config, ["fakedet", "report", *overrides])
 
 
 def write_report(
@@ -216,7 +227,7 @@ def write_report(
     started = time.perf_counter()
     if config.pairs is not None and not OmegaConf.is_dict(config.pairs):
         raise UserError(f"pairs={config.pairs}: a mapping of generators to their reals, such as {{gan: real}}")
-    pairs = (OmegaConf.to_container(config.pairs) if config.pairs else None) or read[0].info.get("pairs")
+    pairs = pairs_of(read) if config.pairs is None else plain(config.pairs)
     bootstrap: dict[str, int] = OmegaConf.to_container(config.bootstrap)  # type: ignore[assignment]
     comparison = _compare(read, config.baseline, pairs, bootstrap)
     first = {one.method: one for one in reversed(read)}
@@ -233,7 +244,7 @@ def write_report(
     write_markdown(comparison, folder / "table.md")
     headers = read[0].info.get("shortcut") or {}
     shortcuts = {name: Interval.from_dict(entry["auc"]) for name, entry in headers.items()}
-    noted = _caveats(read, shortcuts)
+    noted = [*_pairing(read, pairs, given=config.pairs is not None), *_caveats(read, shortcuts)]
     page = Page(
         title=str(config.title), comparison=comparison, runs=table, failures=failures, shortcuts=shortcuts,
         figures=figures(folder, comparison, first, pairs, bootstrap, _reals(read), trained),
@@ -258,9 +269,43 @@ def _compare(read: list[Read], baseline: str | None, pairs: Any, bootstrap: dict
     return compare(runs, baseline, pairs, seen, bootstrap["resamples"], bootstrap["seed"], known_reals=_reals(read))
 
 
+def pairs_of(read: list[Read]) -> Pairs | None:
+    """Return the pairs that predictions were measured with; UserError where a generator then has different reals."""
+    first, reals = read[0], _reals(read)
+    wanted = real_counterparts(first.original, first.info.get("pairs"), reals)
+    for one in {str(one.info.get("pairs")): one for one in reversed(read)}.values():
+        for name, own in real_counterparts(first.original, one.info.get("pairs"), reals).items():
+            if own.real_rows.tolist() != wanted[name].real_rows.tolist():
+                raise UserError(
+                    f"{first.path} compares {name} with {wanted[name].words}, and {one.path} with {own.words}; a "
+                    "table compares all alike: give pairs=..., or pairs={} for reals by name and source"
+                )
+    return first.info.get("pairs")
+
+
+def _pairing(read: list[Read], pairs: Pairs | None, given: bool) -> list[str]:
+    """Say what a reader would not expect of the reals that generators are compared with; ``given``: by the user."""
+    reals = _reals(read)
+    told: dict[str, dict[str, None]] = {}
+    for one in read:
+        notes = one.info.get("pairing_notes", [])
+        if given:
+            keys = {"in its metrics.json": "pairs", "in training": "training_pairs"}
+            others = {words: one.info.get(key) for words, key in keys.items() if key in one.info}
+            notes = pairing_notes(one.original, pairs, others, reals)
+        elif "pairing_notes" not in one.info:  # another program's file
+            notes = pairing_notes(one.original, pairs, None, reals)
+        for note in notes:
+            told.setdefault(str(note), {})[one.method] = None
+    methods = len({one.method for one in read})
+    return [note if len(own) == methods else f"{', '.join(own)}: {note}" for note, own in told.items()]
+
+
 def _reals(read: list[Read]) -> set[str]:
-    reals = read[0].original.query("label == 0")
-    return (set(reals["generator"]) | set(reals.get("source", []))) - {""}
+    """Return the names of reals that pairs may name: those in the files, and in other splits of their manifests."""
+    reals = pd.concat([one.original.query("label == 0") for one in read])
+    known = {str(name) for one in read for name in one.info.get("known_reals", [])}
+    return (known | set(reals["generator"]) | set(reals.get("source", []))) - {""}
 
 
 def _facts(facts: Mapping[str, Any], read: list[Read], runs: Sequence[Run], seconds: float) -> dict[str, Any]:
@@ -292,6 +337,10 @@ def _caveats(read: list[Read], shortcuts: Mapping[str, Interval]) -> list[str]:
     if by_headers := [name for name, found in shortcuts.items() if found.value > SHORTCUT]:
         told.append(f"Format, size and compression alone tell {', '.join(by_headers)} (AUC above {SHORTCUT}): the "
                     "detectors' numbers there may be this shortcut.")  # fmt: skip
+    for method in dict.fromkeys(one.method for one in read):
+        own = dict.fromkeys(differences([one.info for one in read if one.method == method]))
+        if len(own) > 1:
+            told.append(f"{method} stands for runs of different configs: {'; '.join(own)}.")
     return list(dict.fromkeys(told))
 
 
@@ -369,15 +418,15 @@ def compare_runs(config: DictConfig, overrides: list[str], command: list[str] | 
         UserError: there is no finished run, or they were evaluated on different data.
     """
     command = command or ["fakedet", "compare", *overrides]
-    given = [config.runs] if isinstance(config.runs, str) else [str(item) for item in config.runs]
-    study = (_json(Path(given[0]) / STUDY) if len(given) == 1 else None) or {}
-    runs = _planned(Path(given[0]), study) if study else _found([Path(name) for name in given])
+    given = plain(config.runs)
+    study = (_json(Path(given) / STUDY) if isinstance(given, str) else None) or {}
+    runs = _planned(Path(given), study) if study else _found(given)
     failures = [line for run in runs if (line := _describe(run))]
     for line in failures:
         log.warning("%s", line)
     done = [run for run in runs if run.facts and (run.folder / "predictions.parquet").is_file()]
     if not done:
-        raise UserError(f"runs={', '.join(given)}: there is no finished run with predictions.parquet below")
+        raise UserError(f"runs={given}: there is no finished run with predictions.parquet below")
     config = config.copy()
     title, folder = config.title or study.get("title") or "Sweep", Path(config.output_dir)
     config.title, config.baseline = title, config.baseline or study.get("baseline")
@@ -414,10 +463,17 @@ def _planned(root: Path, study: Mapping[str, Any]) -> list[Run]:
     return runs
 
 
-def _found(roots: Sequence[Path]) -> list[Run]:
-    """Find the runs below some folders, name them by the overrides that differ, and sort them by name and seed."""
-    found = []
-    for root in roots:
+def _found(given: Any) -> list[Run]:
+    """Find the runs below a folder, several, or method → its folder or folders.
+
+    Where the user does not name the methods, they are named by the overrides that differ, then by what else differs in
+    their configs, and sorted by name and seed.
+    """
+    named = given if isinstance(given, Mapping) else {"": given}
+    found: dict[Path, Run] = {}
+    roots = [(str(method), Path(str(root))) for method, listed in named.items()
+             for root in ([listed] if isinstance(listed, str) else listed or ())]  # fmt: skip
+    for method, root in roots:
         if not root.is_dir():
             raise UserError(f"runs={root}: there is no such folder")
         for path in sorted(root.rglob("config.yaml")):
@@ -427,15 +483,24 @@ def _found(roots: Sequence[Path]) -> list[Run]:
                 continue
             facts = _json(folder / "run.json") or {}
             listed: Any = OmegaConf.to_container(OmegaConf.load(folder / "overrides.yaml"))
-            run = Run(folder, "", listed, 0, facts, (_json(folder / FAILURE) or {}).get("error", ""))
-            found.append(replace(run, seed=int(facts.get("seed", run.overrides.get("seed", 0)))))
-    keys = dict.fromkeys(key for run in found if run.facts for key in run.overrides if not key.startswith(NOT_COMPARED))
-    differing = [key for key in keys if len({run.overrides.get(key) for run in found if run.facts}) > 1]
-    named = []
-    for run in found:
+            run = Run(folder, method, listed, 0, facts, (_json(folder / FAILURE) or {}).get("error", ""))
+            seed = int(facts.get("seed", run.overrides.get("seed", 0)))
+            found.setdefault(folder.resolve(), replace(run, seed=seed))
+    runs = list(found.values())
+    if isinstance(given, Mapping):
+        return runs
+    keys = dict.fromkeys(key for run in runs if run.facts for key in run.overrides if not key.startswith(NOT_COMPARED))
+    differing = [key for key in keys if len({run.overrides.get(key) for run in runs if run.facts}) > 1]
+    for place, run in enumerate(runs):
         label = method_label({key: run.overrides[key] for key in differing if key in run.overrides})
-        named.append(replace(run, method=label or str(OmegaConf.load(run.folder / "config.yaml").name)))
-    return sorted(named, key=lambda run: (run.method, run.seed))
+        runs[place] = replace(run, method=label or str(OmegaConf.load(run.folder / "config.yaml").name))
+    files = {place: run.folder / "predictions.parquet" for place, run in enumerate(runs) if run.facts}
+    files = {place: path for place, path in files.items() if path.is_file()}
+    names = name_methods([(runs[place].method, runs[place].seed, path, read_info(path))
+                          for place, path in files.items()])  # fmt: skip
+    for place, name in zip(files, names, strict=True):
+        runs[place] = replace(runs[place], method=name)
+    return sorted(runs, key=lambda run: (run.method, run.seed))
 
 
 def _json(path: Path) -> dict[str, Any] | None:

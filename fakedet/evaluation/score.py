@@ -20,10 +20,11 @@ from fakedet.data.decode import DecodeError, decode_image
 from fakedet.data.manifest import Quarantine, hold_out
 from fakedet.errors import UserError
 from fakedet.evaluation.plots import project
-from fakedet.evaluation.predictions import MAP, confident_errors, write_predictions
+from fakedet.evaluation.predictions import MAP, called_fake, confident_errors, write_predictions
 from fakedet.methods.base import Detector
 from fakedet.metrics.calibration import KINDS
-from fakedet.metrics.decisions import OperatingPoint, decision_statistics, fit_operating_point
+from fakedet.metrics.decisions import OperatingPoint, accuracies, decision_statistics, fit_operating_point
+from fakedet.metrics.pairing import pairing_notes
 from fakedet.metrics.per_generator import evaluate_frame
 from fakedet.utils import Bar, write_json
 
@@ -185,23 +186,34 @@ def known_reals(datamodule: DataModule) -> set[str]:
 
 
 def measure_predictions(
-    frame: pd.DataFrame, datamodule: DataModule, seen: list[str], bootstrap: Mapping[str, int],
-    point: OperatingPoint | None,
-) -> dict[str, Any]:  # fmt: skip
+    frame: pd.DataFrame, datamodule: DataModule, method: Detector, bootstrap: Mapping[str, int]
+) -> dict[str, Any]:
     """Compute metrics.json's content from a predictions frame of the data module's manifest.
 
     Args:
         frame: one row per image, with the scores of :func:`apply_operating_point`.
-        seen, bootstrap: the generators that were trained on; resamples and seed.
-        point: the detector's operating point; without one, there are no accuracies and no calibration.
+        method: that scored them; without an operating point, there are no accuracies and no calibration.
+        bootstrap: resamples and seed.
     """
     resamples, seed, reals = int(bootstrap["resamples"]), int(bootstrap["seed"]), known_reals(datamodule)
+    seen, trained, point = method.info["seen_generators"], method.info["pairs"], method.operating_point
     metrics = evaluate_frame(frame, datamodule.pairs, seen, n_resamples=resamples, seed=seed, known_reals=reals)
     scores = frame["score"].to_numpy() if point is not None and point.calibration.kind != "none" else None
     threshold = None if point is None else point.threshold
     decisions = decision_statistics(frame, scores, threshold, datamodule.pairs, resamples, seed, reals)
     for name, entry in metrics["per_generator"].items():
         entry |= {key: interval.to_dict() for key, interval in decisions[name].items()}
+    alone = accuracies(frame, {"": called_fake(frame)}, resamples, seed)
+    metrics["per_collection"] = {
+        row.name: {"n_real": row.n, "n_groups": row.n_groups, "acc_real": row.interval("").to_dict()}
+        for row in alone.values() if row.name and not row.label
+    }  # fmt: skip
+    for key, kind in (("reals", "acc_real"), ("fakes", "acc_fake")):
+        if row := alone.get(key):
+            metrics[kind] = {**row.interval("").to_dict(), "n": row.n, "n_groups": row.n_groups}
+    fakes = datamodule.manifest.frame.query("label == 1")["generator"].unique().tolist()
+    metrics["pairs"] = datamodule.pairs and dict(datamodule.pairs)
+    metrics["pairing_notes"] = pairing_notes(frame, datamodule.pairs, {"in training": trained}, reals, fakes)
     # The scores of the point's reference stay in the checkpoint.
     fitted = None if point is None else {
         "rate": point.rate, "threshold": point.threshold if math.isfinite(point.threshold) else None,
@@ -209,6 +221,16 @@ def measure_predictions(
         "manifest_sha256": point.manifest, "split": point.split, "notes": list(point.notes),
     }  # fmt: skip
     return {**metrics, "operating_point": fitted}
+
+
+def info_of(method: Detector, datamodule: DataModule, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the method's info, with how these predictions were scored and measured instead of how training was."""
+    return {
+        **method.info, "crop_size": datamodule.crop_size, "eval_policy": datamodule.eval_policy,
+        "match": datamodule.matcher.to_dict() if datamodule.matcher else None, "pairs": metrics["pairs"],
+        "training_pairs": method.info["pairs"], "known_reals": sorted(known_reals(datamodule)),
+        "pairing_notes": metrics["pairing_notes"],
+    }  # fmt: skip
 
 
 def map_embeddings(

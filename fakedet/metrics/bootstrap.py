@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import beta
 
 from fakedet.metrics.ranking import CHUNK_CELLS
 
@@ -121,3 +122,17 @@ def percentile_interval(value: float, samples: NDArray[Any], level: float = 0.95
         return Interval(float(value), math.nan, math.nan)
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(value), float(low), float(high))
+
+
+def share_interval(value: float, samples: NDArray[Any], n_groups: int, level: float = 0.95) -> Interval:
+    """Take the interval of a share; where all resamples agree, the exact binomial one (Clopper-Pearson) over groups.
+
+    If all groups are alike so are all resamples, and their percentiles would claim certainty from a few images.
+    """
+    found = percentile_interval(value, samples, level)
+    if found.low != found.high:  # or NaN
+        return found
+    hits, tail = value * n_groups, (1 - level) / 2
+    low = beta.ppf(tail, hits, n_groups - hits + 1) if hits > 0 else 0.0
+    high = beta.ppf(1 - tail, hits + 1, n_groups - hits) if hits < n_groups else 1.0
+    return Interval(value, float(low), float(high))

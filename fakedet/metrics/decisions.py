@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from fakedet.metrics.bootstrap import Interval, percentile_interval, resample_chunks, stratify_groups
+from fakedet.metrics.bootstrap import Interval, percentile_interval, resample_chunks, share_interval, stratify_groups
 from fakedet.metrics.calibration import BINS, Calibration, bin_of, fit_calibration
-from fakedet.metrics.pairing import Counterparts, Pairs, group_cells, real_counterparts
+from fakedet.metrics.pairing import Counterparts, Pairs, column, group_cells, real_counterparts
 from fakedet.metrics.ranking import rank, running_sum
 
 DECISIONS = ("acc_real", "acc_fake", "ece", "brier", "tpr_at_1", "tpr_at_5")
@@ -219,8 +219,82 @@ def decision_statistics(
     found: dict[str, dict[str, Interval]] = {name: {} for name in cells}
     for name, key in product(cells, DECISIONS):
         drawn = np.concatenate([np.zeros(0), *(part[key] for part in samples[name])])
-        found[name][key] = percentile_interval(float(points[name][key][0]), drawn)
+        value = float(points[name][key][0])
+        if key in ("acc_real", "acc_fake"):
+            found[name][key] = share_interval(value, drawn, len(cells[name].sums[key == "acc_fake"][0]))
+        else:
+            found[name][key] = percentile_interval(value, drawn)
     return found
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The shares of one class's images that scorers classify correctly, on the data and on the same resamples."""
+
+    label: int  # 0: reals, so that 1 - share are false alarms; 1: fakes, so that the share is detected
+    name: str  # their collection or generator; "" for all of the class
+    n: int
+    n_groups: int
+    points: dict[str, float]  # by scorer
+    samples: dict[str, Floats]  # (R,) by scorer
+
+    def interval(self, scorer: str) -> Interval:
+        """Return a scorer's share with its 95 % interval."""
+        return share_interval(self.points[scorer], self.samples[scorer], self.n_groups)
+
+
+def accuracies(
+    frame: pd.DataFrame, called_fake: Mapping[str, ArrayLike], n_resamples: int = 1000, seed: int = 0
+) -> dict[str, Accuracy]:
+    """Measure decisions on each collection of reals and each generator's fakes alone; one class is enough.
+
+    Args:
+        frame: a row per image: label, generator and, where known, group.
+        called_fake: scorer → (n,) 1 where it called the image fake, 0 where real, NaN where it has no threshold.
+        n_resamples: of the bootstrap, like ``seed``; the resamples are those of :func:`decision_statistics`.
+
+    Returns:
+        "reals", "fakes" (all images of the class), "real:NAME" and "fake:NAME" → their accuracy, NaN where the scorer
+        has no threshold. Only classes, collections and generators that have images are there.
+    """
+    strata = stratify_groups(*group_cells(frame))
+    labels, names = frame["label"].to_numpy(), column(frame, "generator")
+    calls = np.stack([np.asarray(values, dtype=np.float64) for values in called_fake.values()], axis=1)
+    right = np.where(labels[:, None] == 1, calls, 1 - calls)
+    found, sums = {}, {}
+    for label, kind in enumerate(("real", "fake")):
+        of_class = labels == label
+        for name in ["", *sorted(set(names[of_class]) - {""})] if of_class.any() else ():
+            rows = np.flatnonzero(of_class & (names == name) if name else of_class)
+            key = f"{kind}:{name}" if name else f"{kind}s"
+            sums[key] = _summed(np.column_stack([np.ones(len(rows)), right[rows]]), strata.codes[rows])
+            found[key] = Accuracy(label, name, len(rows), len(sums[key][0]), {}, {})
+    drawn: dict[str, list[Floats]] = {key: [_shares(*own, None)] for key, own in sums.items()}
+    for weights in resample_chunks(strata, n_resamples, seed):
+        for key, own in sums.items():
+            drawn[key].append(_shares(*own, weights))
+    for key, parts in drawn.items():
+        shares = np.concatenate(parts)
+        for number, scorer in enumerate(called_fake):
+            found[key].points[scorer] = float(shares[0, number])
+            found[key].samples[scorer] = shares[1:, number]
+    return found
+
+
+def _summed(table: Floats, codes: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats]:
+    """Sum the (n, columns) rows of each group; return the groups and (groups, columns)."""
+    groups, inverse = np.unique(codes, return_inverse=True)
+    summed = np.zeros((len(groups), table.shape[1]))
+    np.add.at(summed, inverse, table)
+    return groups, summed
+
+
+def _shares(groups: NDArray[np.int64], summed: Floats, weights: NDArray[np.int32] | None) -> Floats:
+    """Divide the (R, columns) sums under (R, all groups) weights, None: each group once, by the first column."""
+    taken = np.ones((1, len(groups))) if weights is None else weights.take(groups, axis=1).astype(np.float64)
+    total = taken @ summed
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(total[:, 1:] / total[:, :1])
 
 
 class _Cell:
@@ -246,19 +320,11 @@ class _Cell:
                 table[:, 2:] = 0
                 table[:, 2] = (p - label) ** 2
                 table[np.arange(len(own)), 3 + bin_of(p)] = p - label
-            groups, inverse = np.unique(codes[own], return_inverse=True)
-            summed = np.zeros((len(groups), table.shape[1]))
-            np.add.at(summed, inverse, table)
-            self.sums.append((groups, summed))
+            self.sums.append(_summed(table, codes[own]))
 
     def statistics(self, weights: NDArray[np.int32]) -> dict[str, Floats]:
         """Compute the (R,) statistics under (R, groups) weights."""
-        shares = []
-        for groups, summed in self.sums:
-            total = weights.take(groups, axis=1).astype(np.float64) @ summed
-            with np.errstate(divide="ignore", invalid="ignore"):
-                shares.append(total[:, 1:] / total[:, :1])
-        real, fake = shares
+        real, fake = (_shares(*own, weights) for own in self.sums)
         found = {"acc_real": real[:, 0], "acc_fake": fake[:, 0], "brier": (real[:, 1] + fake[:, 1]) / 2}
         found["ece"] = np.abs((real[:, 2:] + fake[:, 2:]) / 2).sum(axis=1)
         reals = running_sum(weights.take(self.real_groups, axis=1))

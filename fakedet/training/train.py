@@ -45,10 +45,12 @@ from fakedet.detector import load
 from fakedet.errors import Preempted, UserError, nearest
 from fakedet.evaluation.evaluate import evaluate
 from fakedet.evaluation.plots import draw_map, plot_curves, plot_scores, read_curves
+from fakedet.evaluation.predictions import method_settings
 from fakedet.evaluation.score import (
     apply_operating_point,
     check_operating_point,
     fit_on_validation,
+    info_of,
     known_reals,
     map_embeddings,
     measure_predictions,
@@ -259,6 +261,7 @@ def fit(config: DictConfig, folder: Path, datamodule: DataModule, stage1_path: P
         "manifest_sha256": datamodule.manifest.sha256, "pairs": given["data"]["pairs"],
         "held_out": [list(datamodule.held_out[0]), datamodule.held_out[1]],
         "training_data": describe_training(datamodule), "seed": given["seed"], "name": given["name"],
+        "settings": method_settings(given, datamodule.manifest.sha256, stage1.info if stage1 else None),
     }  # fmt: skip
     if given["compile"]:
         encoder: Any = method.encoder  # compiled in place, so that the weights keep their names
@@ -337,10 +340,10 @@ def _test(
     frame, share = map_embeddings(trainer, method, datamodule, frame)
     if not trainer.is_global_zero:
         return None
-    metrics = measure_predictions(frame, datamodule, seen, bootstrap, point)
+    metrics = measure_predictions(frame, datamodule, method, bootstrap)
     info = {
-        **method.info, "checkpoint": str(fitted.checkpoint), "split": "test", "run": facts, "map_share": share,
-        "shortcut": header_audit(datamodule, "test") if audit else {},
+        **info_of(method, datamodule, metrics), "checkpoint": str(fitted.checkpoint), "split": "test", "run": facts,
+        "map_share": share, "shortcut": header_audit(datamodule, "test") if audit else {},
     }  # fmt: skip
     quarantine = Quarantine.from_records(records, datamodule.manifest, ("train", "val", "test"))
     pictures = small_pictures(datamodule, frame, point, n_pictures)

@@ -13,6 +13,7 @@ from sklearn.metrics import average_precision_score
 
 from fakedet.errors import UserError
 from fakedet.evaluation.comparison import compare, console_table, markdown, verdict, write_csv, write_markdown
+from fakedet.evaluation.comparison import rows as rows_of
 from fakedet.evaluation.plots import draw_map, plot_curves, plot_intervals, plot_scores, project
 from fakedet.evaluation.report import Page, write_page
 from fakedet.pages import Drawing
@@ -212,3 +213,35 @@ def test_tables_and_summary_tell_the_same_numbers(tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "table.csv").set_index(["metric", "name", "method"])
     assert table.loc[("ap", "gen_b", "good"), "value"] == pytest.approx(value)
     assert summary["generators"]["gen_b"]["n_fake"] == 60
+
+
+@pytest.mark.parametrize(("label", "word"), [(0, "real images, bce calls"), (1, "fakes, bce detects")])
+def test_one_class_alone_is_compared_by_its_decisions(label: int, word: str, tmp_path: Path) -> None:
+    def alone(strength: float, seed: int) -> pd.DataFrame:
+        frame = predictions(strength, seed).assign(verdict=lambda f: np.where(f["logit"] > 1, "fake", "real"))
+        return frame[frame["label"] == label]
+
+    runs = {"bce": [(0, alone(1.0, 0)), (1, alone(1.0, 1))], "new": [(0, alone(3.0, 2)), (1, alone(3.0, 3))]}
+    comparison = compare(runs, "bce", None, SEEN, n_resamples=50)
+    assert list(comparison.values) == ["accuracy"]
+    right = {method: np.mean([((f["verdict"] == "fake") == label).mean() for _, f in own])
+             for method, own in runs.items()}  # fmt: skip
+    key = ("reals", "fakes")[label]
+    assert comparison.values["accuracy"][key]["bce"].value == pytest.approx(right["bce"])
+    gap = comparison.differences["accuracy"][key]["new"].interval
+    assert gap.value == pytest.approx(right["new"] - right["bce"])
+    assert any(f"Of {60 + 60 * label} {word}" in sentence for sentence in verdict(comparison))
+    write_csv(comparison, tmp_path / "table.csv")
+    names = {0: {"real:real", "reals"}, 1: {"fake:gen_a", "fake:gen_b", "fakes"}}[label]
+    assert set(pd.read_csv(tmp_path / "table.csv")["name"]) <= names
+    assert json.loads(json.dumps(comparison.to_dict(), allow_nan=False))["classes"][key]["n"] == 60 + 60 * label
+    without = {method: [(seed, f.drop(columns="verdict")) for seed, f in own] for method, own in runs.items()}
+    told = verdict(compare(without, "bce", None, SEEN, n_resamples=5))
+    assert any("bce, new: without a threshold" in sentence for sentence in told)
+
+
+def test_a_collection_and_a_generator_of_one_name_have_rows_of_their_own() -> None:
+    frame = predictions(1.0, 0).assign(generator=lambda f: f["generator"].replace("real", "gen_a"))
+    comparison = compare({"bce": [(0, frame.assign(verdict="fake"))]}, "bce", None, SEEN, n_resamples=5)
+    cells = {row.name: row.cells["bce"].value for row in rows_of(comparison, "accuracy")}
+    assert cells == {"gen_a (real)": 0.0, "gen_a (fake)": 1.0, "gen_b": 1.0, "all fakes": 1.0}

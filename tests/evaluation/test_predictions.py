@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 
+import fakedet
 from fakedet.errors import UserError
-from fakedet.evaluation.predictions import read_predictions, write_predictions
+from fakedet.evaluation.predictions import method_settings, read_files, read_predictions, write_predictions
 
 
 def frame(n: int = 6) -> pd.DataFrame:
@@ -58,8 +60,7 @@ def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
     [
         (lambda table: table.assign(logit=[1.0, np.inf] * 3), "3 logits are infinite, first: ü 1.png"),
         (lambda table: table.assign(score="high"), "the column score holds values that are not numbers"),
-        (lambda table: table.iloc[:0], "needs real and fake images"),
-        (lambda table: table[table["label"] == 1], "needs real and fake images"),
+        (lambda table: table.iloc[:0], "holds no images"),
         (lambda table: table.assign(view="jpeg/50"), "no rows of the view 'original'"),
     ],
 )
@@ -84,3 +85,75 @@ def test_a_strange_identity_is_named(info: object, tmp_path: Path) -> None:
     write_predictions(frame(), tmp_path / "p.parquet", info)
     with pytest.raises(UserError, match="in its metadata is not what fakedet writes"):
         read_predictions(tmp_path / "p.parquet")
+
+
+SETTINGS = {
+    "model.loss._target_": "fakedet.losses.SoftContrastive",
+    "augment.recipe": "light",
+    "trainer.max_epochs": "3",
+}
+
+
+def written(path: Path, seed: int, settings: dict[str, str] | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    info = {"name": "transfer", "seed": seed, "settings": {**SETTINGS, **(settings or {})}, "crop_size": 64}
+    write_predictions(frame(), path, info)
+    return path
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [one.method for one in read_files([str(path) for path in paths])]
+
+
+def test_methods_of_one_name_are_told_apart_by_their_configs(tmp_path: Path) -> None:
+    """Three methods of three seeds each, none of them shared, were one method of nine."""
+    methods: list[dict[str, str]] = [{}, {"augment.recipe": "none"}, {"augment.recipe": "none", "model.extra": "1"}]
+    paths = [written(tmp_path / f"{number}" / "p.parquet", number, methods[number // 3]) for number in range(9)]
+    found = names(paths)
+    assert [found[start : start + 3] for start in (0, 3, 6)] == [[found[start]] * 3 for start in (0, 3, 6)]
+    assert found[::3] == ["transfer, augment.recipe=light, model.extra=null",
+                          "transfer, augment.recipe=none, model.extra=null",
+                          "transfer, augment.recipe=none, model.extra=1"]  # fmt: skip
+    assert names(paths[:3]) == ["transfer"] * 3
+    other = written(tmp_path / "loss" / "p.parquet", 9, {"model.loss._target_": "mine.SupCon"})
+    assert names([paths[0], other]) == ["transfer, model.loss=SoftContrastive", "transfer, model.loss=SupCon"]
+
+
+def test_runs_of_one_config_and_seed_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    places = [f"{method}/seed={seed}" for method in ("ours", "theirs") for seed in (0, 1)]
+    paths = [written(tmp_path / place / "p.parquet", int(place[-1])) for place in places]
+    assert names(paths) == ["transfer (ours)"] * 2 + ["transfer (theirs)"] * 2
+    again = [written(tmp_path / place / "same" / "p.parquet", 0) for place in ("x/1", "y/1", "x/2", "y/2")]
+    assert len(set(names(again))) == 4
+    with pytest.raises(UserError, match="is there twice"):
+        read_files([str(paths[0]), str(paths[0].parent / "../seed=0/p.parquet")])
+
+
+def test_names_are_taken_from_the_user(tmp_path: Path) -> None:
+    paths = [str(written(tmp_path / f"{number}" / "p.parquet", number)) for number in range(3)]
+    read = read_files({"ours": paths[:2], "theirs": paths[2]})
+    assert [(one.method, one.seed) for one in read] == [("ours", 0), ("ours", 1), ("theirs", 2)]
+    with pytest.raises(UserError, match="name at least one"):
+        read_files({"ours": []})
+
+
+def test_a_config_without_what_differs_between_seeds_tells_methods_apart(tmp_path: Path) -> None:
+    def settings(model: str, *words: str, stage1: dict[str, object] | None = None, **given: object) -> dict[str, str]:
+        config = fakedet.compose("train", f"model={model}", "data=manifest", *words, data__manifest="x/m.csv", **given)
+        return method_settings(OmegaConf.to_container(config, resolve=True), "0123456789", stage1)
+
+    base = settings("bce", seed=0, output_dir="a")
+    same = settings("bce", "logger=tensorboard", seed=1, output_dir="b", threads=2, data__root="/elsewhere",
+                    data__match__seed=1, trainer__devices=2, stage1_checkpoint="s.ckpt")  # fmt: skip
+    assert base == same
+    assert base["data.manifest"] == "m.csv 01234567"
+    for changed in (settings("bce", "augment=none"), settings("bce", model__optimizer__lr=0.1),
+                    settings("bce", data__hold_out=["sd"]), settings("bce", trainer__max_epochs=3),
+                    settings("supcon")):  # fmt: skip
+        assert changed != base
+    assert settings("bce", "augment@view_augment=light") == base, "the views of a stage 1 that it does not have"
+    over = [settings("ntf", stage1={"settings": None, "model": {"loss": {"temperature": t}}}) for t in (0.1, 0.2)]
+    assert [one["stage1.model.loss.temperature"] for one in over] == ["0.1", "0.2"]
+    one = {"settings": {"model.epochs": "3", "augment.recipe": "light", "data.hold_out": "[]"}}
+    other = {"settings": {"model.epochs": "3", "augment.recipe": "none", "data.hold_out": "[sd]"}}
+    assert settings("ntf", stage1=one) == settings("ntf", stage1=other), "the same stage 1, of another run's cache"

@@ -3,11 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import binomtest
 from sklearn.metrics import roc_curve
 
-from fakedet.metrics.bootstrap import resample_weights, stratify_groups
+from fakedet.metrics.bootstrap import resample_weights, share_interval, stratify_groups
 from fakedet.metrics.calibration import brier_score, calibration_error
-from fakedet.metrics.decisions import DECISIONS, decision_statistics
+from fakedet.metrics.decisions import DECISIONS, accuracies, decision_statistics
 
 
 def made(seed: int = 0, n: int = 120) -> tuple[pd.DataFrame, np.ndarray]:
@@ -65,3 +66,34 @@ def test_what_was_not_asked_for_and_a_missing_class_are_nan() -> None:
     assert np.isnan(lonely["tpr_at_1"].value)
     assert np.isnan(lonely["acc_real"].value)
     assert lonely["acc_fake"].value > 0.5
+
+
+def test_each_class_alone_gives_its_accuracy_and_interval() -> None:
+    frame, _ = made(2)
+    frame.loc[:20, "generator"] = "faces"  # a second collection of reals
+    calls = (frame["logit"] > 0.7).astype(float).to_numpy()
+    for only in ({0}, {1}, {0, 1}):
+        own = frame[frame["label"].isin(only)].reset_index(drop=True)
+        called = calls[frame["label"].isin(only)]
+        found = accuracies(own, {"m": called, "none": np.full(len(own), np.nan)}, 40, seed=5)
+        strata = stratify_groups(own["group"], own["label"], own["generator"])
+        weights = next(resample_weights(strata, 40, np.random.default_rng(5)))[:, strata.codes]
+        right = np.where(own["label"] == 1, called, 1 - called)
+        for label, kind, names in ((0, "real", ["faces", "photos"]), (1, "fake", ["a", "b"])):
+            cells = {f"{kind}:{name}": own["generator"] == name for name in names} | {f"{kind}s": own["label"] == label}
+            assert (set(cells) <= set(found)) == (label in only)
+            for key, rows in cells.items() if label in only else ():
+                draws = [right[np.repeat(np.arange(len(own)), row * rows)].mean() for row in weights]
+                assert (found[key].n, found[key].n_groups) == (rows.sum(), own.loc[rows, "group"].nunique())
+                expected = (right[rows].mean(), *np.quantile(draws, [0.025, 0.975]))
+                assert vars(found[key].interval("m")).values() == pytest.approx(expected) or 1.0 in expected
+                assert np.isnan(found[key].interval("none").value)
+
+
+@pytest.mark.parametrize("n", [1, 7, 36])
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_a_share_that_all_resamples_agree_on_has_the_exact_binomial_interval(n: int, value: float) -> None:
+    n = 2 * n
+    expected = binomtest(round(n * value), n).proportion_ci(method="exact")
+    found = share_interval(value, np.full(100, value), n)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))

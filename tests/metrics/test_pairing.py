@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from fakedet.errors import UserError
-from fakedet.metrics.pairing import real_counterparts
+from fakedet.metrics.pairing import pairing_notes, real_counterparts
 
 
 def _frame(*rows):
@@ -112,3 +112,39 @@ def test_a_frame_without_reals_gives_empty_counterparts():
     fakes = FRAME[FRAME["label"] == 1]
     for pairs in (None, {"adm": "real_coco"}):
         assert all(not len(rows.real_rows) for rows in real_counterparts(fakes, pairs).values())
+
+
+def test_reals_that_are_used_in_part_are_named_by_source():
+    frame = _frame((1, "adm", "faces"), (0, "photos", "faces"), (0, "photos", "streets"), (1, "x", ""))
+    found = real_counterparts(frame, None)
+    assert (found["adm"].reals, found["x"].reals) == (["photos:faces"], ["photos"])
+
+
+KINDS = _frame((0, "a", "faces"), (0, "b", "streets"), (1, "x", ""), (1, "y", "faces"))
+
+
+@pytest.mark.parametrize(
+    ("frame", "pairs", "told"),
+    [
+        (KINDS, None, ["x: compared with all reals, of all sources (faces 1, streets 1)"]),
+        (KINDS, {"x": "faces"}, []),
+        (KINDS, {"z": "faces", "x": "a"}, ["'z' matches no generator"]),
+        (KINDS.assign(source="one"), None, []),  # one kind only
+        (KINDS.drop(columns="source"), None, []),
+        (KINDS, {"x": "elsewhere"}, ["x: data.pairs names reals that are not among these images"]),
+        (KINDS[KINDS["label"] == 0], {"z": "faces"}, []),
+        (KINDS[KINDS["label"] == 1], None, []),
+    ],
+)
+def test_what_a_table_would_not_lead_to_expect_is_said(frame, pairs, told):
+    found = pairing_notes(frame, pairs, known_reals=["elsewhere"])
+    assert len(found) == len(told)
+    assert all(part in note for part, note in zip(told, found, strict=True))
+    assert not any("matches no generator" in note for note in pairing_notes(frame, pairs, None, ["elsewhere"], ["z"]))
+
+
+def test_other_reals_than_by_other_pairs_are_said():
+    found = pairing_notes(KINDS, {"x": "a"}, {"in training": {"x": "streets", "y": "faces"}})
+    assert found == ["x: compared with a here, and with b by the pairs in training"]
+    assert pairing_notes(KINDS, {"x": "a"}, {"in training": {"x": "faces"}}) == []
+    assert "name reals that these data do not have" in pairing_notes(KINDS, {"x": "a"}, {"there": {"x": "gone"}})[0]

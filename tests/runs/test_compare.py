@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 from sklearn.metrics import average_precision_score
 
 from fakedet.cli.app import launch
-from fakedet.evaluation.predictions import read_predictions
+from fakedet.evaluation.predictions import read_predictions, write_predictions
 
 COMMON = ["data=manifest", "data.crop_size=32", "data.batch_size=8", "data.steps_per_epoch=2", "threads=1",
           "trainer.max_epochs=1", "bootstrap.resamples=20", "header_audit=false"]  # fmt: skip
@@ -82,3 +84,44 @@ def test_nothing_to_compare_is_one_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert launch("compare", [f"runs={tmp_path}", f"output_dir={tmp_path / 'c'}"]) == 2
     assert "there is no finished run" in capsys.readouterr().err
     assert not (tmp_path / "c").exists()
+
+
+def made(folder: Path, seed: int, recipe: str, given: tuple[str, ...] = ()) -> Path:
+    """Write what a finished run leaves that `compare` reads."""
+    folder.mkdir(parents=True)
+    OmegaConf.save({"name": "transfer", "model": {"name": "transfer"}}, folder / "config.yaml")
+    OmegaConf.save([f"seed={seed}", *given], folder / "overrides.yaml")
+    rng = np.random.default_rng(seed)
+    labels = np.repeat([0, 1], 12)
+    frame = pd.DataFrame({
+        "id": range(24), "path": [f"{i}.png" for i in range(24)], "label": labels, "split": "test", "source": "",
+        "generator": np.where(labels, "gen", "real"), "group": [f"g{i % 12}" for i in range(24)], "view": "original",
+        "crop": "crop32", "logit": rng.normal(size=24) + labels, "score": 0.5, "trace_distance": 0.0, "p_value": 0.5,
+        "verdict": np.where(labels, "fake", "real"),
+    })  # fmt: skip
+    info = {"name": "transfer", "seed": seed, "seen_generators": ["gen"], "settings": {"augment.recipe": recipe},
+            "operating_point": {"rate": 0.05, "split": "val", "calibration": {"kind": "none"}}}  # fmt: skip
+    write_predictions(frame, folder / "predictions.parquet", info)
+    facts = {"seed": seed, "kept_epoch": 1, "seconds": {"all": 1.0}, "parameters": 1, "manifest_sha256": "0"}
+    (folder / "run.json").write_text(json.dumps(facts))
+    (folder / "metrics.json").write_text(json.dumps({"quarantined": {"n": 0}, "per_generator": {}}))
+    return folder
+
+
+def test_methods_of_one_name_and_the_same_overrides_are_kept_apart(tmp_path: Path) -> None:
+    recipes = ("none", "light", "safe")
+    folders = [made(tmp_path / "s" / f"{seed}", seed, recipes[seed // 3], ("model=ntf",)) for seed in range(9)]
+
+    def compared(runs: str, out: str, *more: str) -> dict[str, list[int]]:
+        arguments = [f"runs={runs}", f"output_dir={tmp_path / out}", "bootstrap.resamples=5", *more]
+        assert launch("compare", arguments) == 0
+        return json.loads((tmp_path / out / "summary.json").read_text())["seeds"]  # type: ignore[no-any-return]
+
+    assert compared(str(tmp_path / "s"), "a") == {
+        "transfer, augment.recipe=light": [3, 4, 5], "transfer, augment.recipe=none": [0, 1, 2],
+        "transfer, augment.recipe=safe": [6, 7, 8],
+    }  # fmt: skip
+    named = f"{{ours: {folders[0]}, theirs: [{folders[3]},{folders[6]}]}}"
+    assert compared(named, "b", "baseline=theirs") == {"ours": [0], "theirs": [3, 6]}
+    page = (tmp_path / "b" / "report.html").read_text()
+    assert "theirs stands for runs of different configs: augment.recipe=light; augment.recipe=safe." in page

@@ -152,3 +152,105 @@ def test_settings_that_cannot_be_fitted_are_refused_before_training(
     assert launch("train", arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "r" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("label", "kind", "key"), [(0, "real", "acc_real"), (1, "fake", "acc_fake")])
+def test_one_class_alone_gives_what_can_be_said_of_it(
+    run: Path, tiny_manifest_module: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], label: int, kind: str,
+    key: str,
+) -> None:  # fmt: skip
+    table = pd.read_csv(tiny_manifest_module)
+    table[table["label"] == label].to_csv(tmp_path / "alone.csv", index=False)
+    root, out = f"data.root={tiny_manifest_module.parent}", tmp_path / "e"
+    assert evaluated(run, tmp_path / "alone.csv", out, root, "robustness=quick") == 0
+    told = capsys.readouterr().out
+    assert "AP –" not in told
+    frame, _ = read_predictions(out / "predictions.parquet")
+    metrics = json.loads((out / "metrics.json").read_text())
+    right = frame["verdict"] == kind
+    original = frame["view"] == "original"
+    for name, rows in frame[original].groupby("generator"):
+        entry = metrics[("per_collection", "per_generator")[label]][name]
+        assert entry[f"n_{kind}"] == len(rows)
+        assert entry[key]["value"] == pytest.approx(right[rows.index].mean())
+        assert entry[key]["low"] < entry[key]["high"]
+        assert re.search(rf"{name} +.*called {kind} {entry[key]['value']:.3f} \[.*\({len(rows)} {kind}\)", told)
+    assert (metrics[key]["value"], metrics[key]["n"]) == (pytest.approx(right[original].mean()), original.sum())
+    views = json.loads((out / "robustness.json").read_text())["views"]
+    assert {name: entry[key]["value"] for name, entry in views.items()} == pytest.approx(
+        right.groupby(frame["view"]).mean().to_dict()
+    )
+    command = re.search(r"next +fakedet (report .*)", told)
+    assert command is not None
+    verb, *arguments = command[1].split()
+    assert launch(verb, [*arguments, f"output_dir={tmp_path / 'r'}", "bootstrap.resamples=20"]) == 0
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert summary["values"]["accuracy"][f"{kind}s"]["bce"]["value"] == pytest.approx(metrics[key]["value"])
+    assert f"Of {original.sum()}" in (tmp_path / "r" / "report.html").read_text()
+
+
+def with_pairs(run: Path, folder: Path, pairs: object) -> Path:
+    """Give a copy of the run whose checkpoint says that it was trained with other pairs."""
+    content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    content["fakedet"]["pairs"] = pairs
+    (folder / "checkpoints").mkdir(parents=True)
+    torch.save(content, folder / "checkpoints" / "best.ckpt")
+    return folder
+
+
+def paired_with(folder: Path, name: str) -> list[str]:
+    return json.loads((folder / "metrics.json").read_text())["per_generator"][name]["reals"]  # type: ignore[no-any-return]
+
+
+def test_pairs_travel_with_the_predictions(
+    run: Path, tiny_manifest_module: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = with_pairs(run, tmp_path / "trained", {"gen_*": "real_x"})
+    made = {"trained": [], "other": ["data.pairs={gen_c:real_y}"], "none": ["data.pairs={}"]}
+    for name, more in made.items():
+        assert evaluated(trained, tiny_manifest_module, tmp_path / name / "e", *more) == 0
+        told = capsys.readouterr().out
+        assert ("the training's data.pairs are used" in told) == (name == "trained")
+        assert ("gen_c: compared with real_y here, and with real_x by the pairs in training" in told) == (
+            name == "other"
+        )
+        metrics = json.loads((tmp_path / name / "e" / "metrics.json").read_text())
+        report = ["report", [f"predictions={tmp_path / name / 'e'}/predictions.parquet", "bootstrap.resamples=20",
+                             f"output_dir={tmp_path / name / 'r'}"]]  # fmt: skip
+        assert launch(*report) == 0
+        capsys.readouterr()
+        summary = json.loads((tmp_path / name / "r" / "summary.json").read_text())
+        for generator, entry in metrics["per_generator"].items():
+            assert summary["generators"][generator]["reals"] == entry["reals"]
+            for key in ("ap", "auc"):
+                assert summary["values"][key][generator]["bce"] == pytest.approx(entry[key], nan_ok=True)
+        for note in metrics["pairing_notes"]:
+            assert note.replace("'", "&#39;") in (tmp_path / name / "r" / "report.html").read_text()
+    assert [paired_with(tmp_path / name / "e", "gen_c") for name in made] == [
+        ["real_x"], ["real_y"], ["real_x", "real_y"]
+    ]  # fmt: skip
+    files = ",".join(f"{tmp_path / name / 'e'}/predictions.parquet" for name in ("trained", "other"))
+    assert launch("report", [f"predictions=[{files}]", f"output_dir={tmp_path / 'b'}"]) == 2
+    assert "compares gen_a with real_x, and" in capsys.readouterr().err
+
+
+def test_pairs_of_the_training_that_match_nothing_are_not_inherited_without_a_word(
+    run: Path, tiny_manifest_module: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pd.read_csv(tiny_manifest_module)
+    table["source"] = table["generator"].map({"real_x": "faces", "real_y": "streets"}).fillna("")
+    table["generator"] = table["generator"].replace({"gen_a": "q", "gen_b": "q", "gen_c": "q"})
+    table.to_csv(tmp_path / "other.csv", index=False)
+    root = f"data.root={tiny_manifest_module.parent}"
+    for number, (pairs, why) in enumerate((
+        ({"gen_*": "real_x"}, "match no generator of these data and are not used"),
+        ({"*": ["!ffhq_*"]}, "do not fit these data"),
+    )):  # fmt: skip
+        trained = with_pairs(run, tmp_path / f"{number}", pairs)
+        assert evaluated(trained, tmp_path / "other.csv", tmp_path / f"e{number}", root) == 0
+        told = capsys.readouterr().out
+        assert why in told
+        assert "q: compared with all reals, of all sources (faces 4, streets 4)" in told
+        notes = json.loads((tmp_path / f"e{number}" / "metrics.json").read_text())["pairing_notes"]
+        assert any("all sources" in note for note in notes)
+        assert read_predictions(tmp_path / f"e{number}" / "predictions.parquet")[1]["pairs"] is None

@@ -52,8 +52,8 @@ def test_one_file_gives_the_numbers_of_its_run(runs: Path, tmp_path: Path) -> No
     assert summary["values"]["ap"]["map_unseen"]["bce"]["value"] == pytest.approx(metrics["map_unseen"]["value"])
     page = (tmp_path / "r" / "report.html").read_text()
     assert '<th scope="col">shortcut AUC</th>' in page
-    # AP, AUC, ROC and PR, reliability, scores, map, robustness
-    assert page.count("data:image/png;base64,") == 7
+    # AP, AUC, accuracy, ROC and PR, reliability, scores, map, robustness
+    assert page.count("data:image/png;base64,") == 8
     assert "manifest_sha256" in page  # provenance
     assert "https://" not in page
     assert "http://" not in page

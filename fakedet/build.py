@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -90,6 +91,7 @@ def check_parts(config: Mapping[str, Any]) -> None:
     for place, node in (("model", model), ("stage1", stage1)):
         if node.get("loss"):
             check_kind(node["loss"], f"{place}.loss", nn.Module, "loss")
+            _check_call(target_of(node["loss"], f"{place}.loss"), f"{place}.loss")
     check_kind(config["data"], "data", LightningDataModule, "data module")
     for name, node in config["callbacks"].items():
         if node:
@@ -97,7 +99,33 @@ def check_parts(config: Mapping[str, Any]) -> None:
     if config.get("logger"):
         check_kind(config["logger"], "logger", Logger, "Lightning logger")
     check_kind(model["encoder"], "model.encoder", nn.Module, "encoder")
-    build_encoder(plain(model["encoder"]))  # what it has is known when it is built
+    _check_rows(build_encoder(plain(model["encoder"])), config["data"].get("crop_size") or 64)
+
+
+def _check_call(loss: Any, where: str) -> None:
+    """Raise UserError if the forward of a class cannot be called as a contrastive loss is."""
+    if isinstance(loss, type):
+        forward = inspect.signature(loss.forward)  # type: ignore[attr-defined]
+        try:
+            forward.bind("self", "z", "labels", "traces")
+        except TypeError as error:
+            raise UserError(f"{where}: {loss.__name__}.forward takes {forward}; it is called with z, labels and "
+                            "traces; see fakedet.losses.ContrastiveLoss") from error  # fmt: skip
+
+
+def _check_rows(encoder: nn.Module, size: int) -> None:
+    """Raise UserError if an encoder of the user's own does not give what it says for images of ``size`` pixels."""
+    if type(encoder).__module__.startswith("fakedet."):
+        return
+    try:
+        with torch.no_grad():
+            made = encoder.eval()(torch.zeros(2, 3, size, size))
+    except Exception:  # it may have to be fitted first, or need a GPU: training will tell
+        return
+    shape = tuple(made.shape) if isinstance(made, torch.Tensor) else type(made).__name__
+    if shape != (2, encoder.embedding_dim):
+        raise UserError(f"model.encoder: {type(encoder).__name__} maps images (2, 3, {size}, {size}) to {shape}; it "
+                        f"must be (2, embedding_dim), and its embedding_dim is {encoder.embedding_dim}")  # fmt: skip
 
 
 def build_datamodule(config: Mapping[str, Any], **settings: Any) -> DataModule:

@@ -6,8 +6,11 @@ can be imported; a checkpoint may not (:mod:`fakedet.checkpoint`).
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
@@ -16,12 +19,12 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_module
-from hydra._internal.utils import get_args_parser
+from hydra._internal.utils import _locate, get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Transformer
 from hydra.errors import HydraException, InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
@@ -137,20 +140,41 @@ def build(config: Mapping[str, Any], where: str, **parts: Any) -> Any:
             hint = "; without one: trainer=cpu" if "No supported gpu" in str(cause) else ""
             raise UserError(f"{where}: {one_line(cause)}{hint}") from error
         if isinstance(cause, TypeError | ValueError | ImportError | AttributeError) or cause is None:
-            raise UserError(f"{where}: {one_line(cause or error)}") from error
+            nested = re.search(r"full_key: (\S+)", str(error))
+            place = f"{where}.{nested[1]}" if nested else where
+            told = one_line(cause or error) + _own_line(cause)
+            if " missing " in told and place.endswith(("augment", "optimizer", "schedule")):
+                told += "; what is called later needs _partial_: true beside its _target_"
+            raise UserError(f"{place}: {told}") from error
         raise
+
+
+def _own_line(error: BaseException | None) -> str:
+    """Name the line of the user's own code that raised an error, in brackets; nothing if it was not raised there."""
+    lines = traceback.extract_tb(error.__traceback__) if error else []
+    others = ("site-packages", str(Path(__file__).parent), os.path.dirname(os.__file__))
+    own = [line for line in lines if not any(other in line.filename for other in others)]
+    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
 
 
 def target_of(config: Mapping[str, Any], where: str) -> Any:
     """Import what a config names as its ``_target_``, without calling it; UserError if it cannot be imported."""
+    if not isinstance(config, Mapping):
+        raise UserError(f"{where}={config}: name a class by {where}._target_=package.module.Class")
     name = config.get("_target_")
     if not isinstance(name, str) or "." not in name:
         raise UserError(f"{where}._target_={name}: name a class as package.module.Class")
+    module, _, attribute = name.rpartition(".")
     try:
-        return get_object(name)
+        return _locate(name)
     except Exception as error:  # whatever importing a user's module raises
-        raise UserError(f"{where}._target_: '{name}' cannot be imported: {one_line(error)}; it must be in an installed "
-                        "package, or in a folder beside --config-dir") from error  # fmt: skip
+        try:
+            known = [one for one, value in vars(importlib.import_module(module)).items() if callable(value)]
+        except Exception as cause:
+            raise UserError(f"{where}._target_: '{name}' cannot be imported: {one_line(cause)}; it must be in an "
+                            "installed package, or in a folder beside --config-dir") from cause  # fmt: skip
+        raise UserError(f"{where}._target_: there is no '{attribute}' in {module}; {nearest(attribute, known)}"
+                        ) from error  # fmt: skip
 
 
 def check_kind(config: Mapping[str, Any], where: str, kind: type, wanted: str) -> None:
@@ -219,6 +243,8 @@ MISSING_HINTS = {
     "output_dir": "the folder to write into",
     "checkpoint": "the .ckpt file that `fakedet train` wrote",
 }
+# Keys that only another option than the default has.
+ELSEWHERE = dict.fromkeys(("data.manifest", "data.root"), "data=demo makes its own images; pass data=manifest as well")
 # What a value looks like where the default is null.
 INSTEAD_OF_NULL = {
     "threads": 1, "data.steps_per_epoch": 1, "data.crop_size": 1, "data.match.size": 1, "data.eval_batch_size": 1,
@@ -312,7 +338,8 @@ def _check_value(override: Override, config: DictConfig) -> None:
     above, _, leaf = key.rpartition(".")
     parent = OmegaConf.select(config, above) if above else config
     if not isinstance(parent, DictConfig) or leaf not in list(parent):
-        raise UserError(f"there is no key '{key}'; {_nearest_key(key, config)}")
+        hint = ELSEWHERE.get(key) or _nearest_key(key, config)
+        raise UserError(f"there is no key '{key}'; {hint}")
     if override.is_delete() or OmegaConf.is_missing(parent, leaf):
         return
     default = OmegaConf.select(config, key)

@@ -22,6 +22,46 @@ SMALL = ["data.crop_size=32", "data.batch_size=16", "debug=step", "threads=1", "
          "bootstrap.resamples=0", "stage1_cache=null"]  # fmt: skip
 
 
+WRONG = """
+from own_forensics.encoder import DifferenceEncoder
+from own_forensics.method import Hinge
+from torch import nn
+
+
+class TwoArguments(nn.Module):
+    def __init__(self, margin):
+        super().__init__()
+
+    def forward(self, z, labels):
+        return z.sum()
+
+
+class Wide(DifferenceEncoder):
+    embedding_dim = property(lambda self: 99, lambda self, dim: None)
+
+
+class Broken(DifferenceEncoder):
+    def __init__(self, width):
+        super().__init__(width)
+        self.first = width[0]
+
+
+class OneColumn(Hinge):
+    def forward(self, images):
+        scores = super().forward(images)
+        return scores._replace(logit=scores.logit[:, None])
+
+
+class NoTensor(nn.Module):
+    def forward(self, z, labels, traces):
+        return 1.0
+
+
+def scheduled_later(crop, rng):
+    return crop
+"""
+
+
 def run(verb: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "fakedet", verb, "--config-dir", str(folder / "plugin" / "conf"), *arguments],
@@ -90,12 +130,16 @@ def test_a_method_from_the_base_class_with_an_optimiser_of_torchs(folder: Path, 
             "model.encoder._target_=own_forensics.callback.CountSteps",
             "model.encoder._target_: .* is no encoder",
         ),
-        ("model.loss._target_=own_forensics.encoder.Nothing", "model.loss._target_: .*cannot be imported"),
+        ("model.loss._target_=own_forensics.loss.PrototypLoss", "model.loss._target_: .*mean 'PrototypeLoss'"),
+        ("model.loss._target_=own_forensics.wrong.TwoArguments", r"model.loss: .*forward takes \(self, z, labels\)"),
         ("data._target_=own_forensics.loss.PrototypeLoss", "data._target_: .* is no data module"),
         ("callbacks.steps._target_=own_forensics.loss.PrototypeLoss", "callbacks.steps._target_: .*callback"),
         ("logger._target_=own_forensics.loss.PrototypeLoss", "logger._target_: .* is no Lightning logger"),
         ("model.encoder._target_=not_installed.Encoder", "model.encoder._target_: .*installed package"),
         ("model.encoder._target_=own_forensics", "model.encoder._target_"),
+        ("model.encoder._target_=own_forensics.wrong.Wide", r"model.encoder: Wide maps .* to \(2, 16\)"),
+        ("model.encoder._target_=own_forensics.wrong.Broken", r"model.encoder: .*wrong.py, line 22\)"),
+        ("callbacks.steps=own_forensics.callback.CountSteps", "callbacks.steps=.*name a class by callbacks.steps._tar"),
         ("model.encoder._target_=torch.nn.Identity", "has the whole number embedding_dim|embedding_dim"),
     ],
 )
@@ -108,9 +152,57 @@ def test_what_a_part_lacks_is_said_before_data_are_read(
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("PYTHONPATH", "")
     (folder / "none.csv").write_text("path,label,generator\nnone.png,0,x\n")
+    (folder / "plugin" / "own_forensics" / "wrong.py").write_text(WRONG)
+    monkeypatch.delitem(sys.modules, "own_forensics.wrong", raising=False)
     status = launch("train", ["--config-dir", str(folder / "plugin" / "conf"), "experiment=own",
                               "data.manifest=none.csv", *SMALL, "output_dir=run", override])  # fmt: skip
     said = capfd.readouterr().err
     assert status == 2
     assert re.search(told, said), said
     assert len(said.strip().splitlines()) == 1
+
+
+def test_what_a_part_returns_is_checked(
+    folder: Path, tiny_manifest: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from fakedet.cli.app import launch
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("PYTHONPATH", "")
+    (folder / "plugin" / "own_forensics" / "wrong.py").write_text(WRONG)
+    monkeypatch.delitem(sys.modules, "own_forensics.wrong", raising=False)
+    for words, told in (
+        (["model=hinge", "model._target_=own_forensics.wrong.OneColumn"],
+         r"OneColumn.forward returned \[\(\d+, 1\), .*Scores: logit"),
+        (["model=hinge", "model.optimizer._partial_=false"], "model.optimizer: .*needs _partial_: true"),
+        (["model=hinge", "augment=posterise", "~augment.levels", "~augment.p",
+          "augment._target_=own_forensics.wrong.scheduled_later"], "augment: .*needs _partial_: true"),
+        (["model=bce", "model.contrastive_weight=1", "~model.loss.temperature",
+          "model.loss._target_=own_forensics.wrong.NoTensor"], "contrastive loss returned a float; it must return"),
+    ):  # fmt: skip
+        status = launch("train", ["--config-dir", str(folder / "plugin" / "conf"), "data=manifest",
+                                  f"data.manifest={tiny_manifest}", *SMALL, "output_dir=run", "overwrite=true", *words]
+                        )  # fmt: skip
+        said = capfd.readouterr().err
+        assert status == 2, words
+        assert re.search(told, said.splitlines()[-1]), said
+
+
+def test_a_config_folder_of_ones_own_from_python(
+    folder: Path, tiny_manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("PYTHONPATH", "")
+    config = fakedet.compose(
+        "train", f"--config-dir={folder / 'plugin' / 'conf'}", "model=hinge", data="manifest", data__manifest="m.csv"
+    )
+    assert config.model._target_ == "own_forensics.method.Hinge"
+    assert str(folder / "plugin") in sys.path
+
+
+def test_a_misspelt_class_is_told_in_one_line_by_a_process_of_its_own(folder: Path, tiny_manifest: Path) -> None:
+    done = run("train", "experiment=own", f"data.manifest={tiny_manifest}", *SMALL, "output_dir=run",
+               "model.encoder._target_=own_forensics.encoder.DifferenceEncoders", folder=folder)  # fmt: skip
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr

@@ -95,11 +95,20 @@ def check_optimiser(settings: Mapping[str, Any], where: str = "model.optimizer")
 
 
 def sum_of_terms(terms: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """Add up what a :class:`fakedet.losses.ContrastiveLoss` returned; gives the sum and the named terms."""
-    if isinstance(terms, Tensor):
-        return terms, {"contrastive": terms}
-    first, *rest = terms.values()
-    return sum(rest, start=first), terms
+    """Add up what a :class:`fakedet.losses.ContrastiveLoss` returned; gives the sum and the named terms.
+
+    UserError if it returned anything else than scalars.
+    """
+    named = terms if isinstance(terms, Mapping) else {"contrastive": terms}
+    are_scalars = all(isinstance(term, float | Tensor) and not getattr(term, "ndim", 0) for term in named.values())
+    total = sum(named.values()) if are_scalars else None
+    if not isinstance(total, Tensor):
+        shape = f" of shape {tuple(terms.shape)}" if isinstance(terms, Tensor) else ""
+        raise UserError(
+            f"the contrastive loss returned a {type(terms).__name__}{shape}; it must return a tensor without "
+            "dimensions, or a mapping of names to such tensors; see fakedet.losses.ContrastiveLoss"
+        )
+    return total, named
 
 
 def gather_rows(module: LightningModule, rows: Tensor) -> Tensor:
@@ -277,6 +286,14 @@ class Detector(LightningModule):
             empty = images.new_zeros(0)
             return Scores(empty, images.new_zeros(0, 1), empty)
         scores = self(images.flatten(0, 1))
+        shapes = [tuple(value.shape) for value in scores] if isinstance(scores, tuple) else []
+        rows = (batch * views,)
+        if len(shapes) != 3 or [shapes[0], shapes[1][:-1], shapes[2]] != [rows] * 3:
+            told = f"{type(self).__name__}.forward returned {shapes or type(scores).__name__} for {rows[0]} images"
+            raise UserError(
+                f"model: {told}; it must return fakedet.methods.base.Scores: logit (N,), embedding (N, D), "
+                "trace_distance (N,)"
+            )
         return Scores(*(value.float().unflatten(0, (batch, views)).mean(dim=1) for value in scores))
 
 

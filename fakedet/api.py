@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
 import pandas as pd
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fakedet.config import check_command_line, expand_encoders, without_hydra
+from fakedet.config import check_command_line, expand_encoders, use_config_folder, without_hydra
 from fakedet.errors import UserError
 from fakedet.evaluation import evaluate as evaluation
 from fakedet.evaluation.predictions import read_predictions
@@ -51,7 +52,8 @@ def compose(verb: str, *overrides: str, **settings: Any) -> DictConfig:
 
     Args:
         verb: "train", "evaluate", ...: the name of a file in conf/.
-        *overrides: words as on the command line, such as "model=bce", "model/encoder=resnet18" or "~logger".
+        *overrides: words as on the command line, such as "model=bce", "model/encoder=resnet18", "~logger" or
+            "--config-dir=my/conf".
         **settings: the same with Python values; "__" in a name stands for a dot, as in ``trainer__max_epochs=3``.
 
     Raises:
@@ -60,6 +62,9 @@ def compose(verb: str, *overrides: str, **settings: Any) -> DictConfig:
     words = expand_encoders(_words(overrides, settings))
     with without_hydra():
         check_command_line(verb, words)
+        folder = [word.partition("=")[2] for word in words if word.startswith("--config-dir=")]
+        words = [word for word in words if not word.startswith("--")]
+        words += [f"hydra.searchpath=[file://{use_config_folder(one)}]" for one in folder]
         try:
             with hydra.initialize_config_module("fakedet.conf", version_base="1.3"):
                 config = hydra.compose(verb, overrides=words)
@@ -119,11 +124,17 @@ def evaluate(
 
 
 def _words(overrides: tuple[str, ...], settings: Mapping[str, Any]) -> list[str]:
+    if wrong := [word for word in overrides if not isinstance(word, str)]:
+        raise UserError(f"an override is text, as on the command line, not a {type(wrong[0]).__name__}")
     return [*overrides, *(f"{key.replace('__', '.')}={_written(value)}" for key, value in settings.items())]
 
 
 def _written(value: Any) -> str:
     """Write a value in the grammar of Hydra's overrides."""
+    if isinstance(value, pd.DataFrame):
+        raise UserError("a DataFrame cannot stand in a config; write it to a .parquet or .csv file and give its name")
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None:
         return "null"
     if isinstance(value, bool):

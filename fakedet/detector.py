@@ -317,7 +317,8 @@ class Detector:
             UserError: the checkpoint has no operating point, a setting is out of range, or ``x`` has a wrong type,
                 dtype, range or shape. A file that cannot be read is a prediction with an ``error``.
         """
-        rules = Rules(false_alarm, miss, tuple(views), tiles)
+        _check_batch_size(batch_size)
+        rules = Rules(false_alarm, miss, (views,) if isinstance(views, str) else tuple(views), tiles)
         pictures = _pictures(x)
         found: list[Prediction] = []
         while part := list(islice(pictures, 16)):  # all crops of so many images are in memory at once
@@ -339,6 +340,7 @@ class Detector:
         Raises:
             UserError: ``x`` has a wrong type, dtype, range or shape, or a file cannot be read.
         """
+        _check_batch_size(batch_size)
 
         def crops(picture: str | Picture) -> Pixels:
             read = picture if isinstance(picture, Picture) else read_picture(picture)
@@ -383,6 +385,7 @@ class Detector:
         if not images.is_floating_point():
             raise UserError(f"a tensor of {images.dtype}: {wanted}; divide uint8 by 255, as in detector(images / 255)")
         _check_tensor(images)
+        _check_batch_size(batch_size)
         with torch.no_grad():
             parts = [self.module.score_views(self._views(part)).logit for part in images.split(batch_size)]
         return torch.cat(parts).to(images.device)
@@ -531,7 +534,12 @@ def load(
         found = torch.zeros(1, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device={device}: {str(error).splitlines()[0]}; valid: auto, cpu, cuda") from error
-    return Detector(load_detector(path, tuple(trust)), found, locate(path))
+    return Detector(load_detector(path, (trust,) if isinstance(trust, str) else tuple(trust)), found, locate(path))
+
+
+def _check_batch_size(size: int) -> None:
+    if size < 1:
+        raise UserError(f"batch_size={size}: must be at least 1")
 
 
 def _pictures(x: Single | Iterable[Single] | Tensor) -> Iterator[str | Picture]:

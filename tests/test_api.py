@@ -180,6 +180,10 @@ def test_settings_are_checked_and_count(detector: fakedet.Detector) -> None:
         detector.predict(image, views=["jpg/80"])
     with pytest.raises(fakedet.UserError, match="tiles=-1"):
         detector.predict(image, tiles=-1)
+    assert detector.predict(image, views="jpeg/80", tiles=0) == detector.predict(image, views=["jpeg/80"], tiles=0)
+    for call in (detector.predict, detector.embed):
+        with pytest.raises(fakedet.UserError, match="batch_size=0: must be at least 1"):
+            call(image, batch_size=0)
 
 
 def test_a_detector_without_an_operating_point_gives_logits_alone(detector: fakedet.Detector) -> None:
@@ -385,9 +389,14 @@ def test_compose_takes_any_value_and_refuses_unknown_keys() -> None:
         ({"sed": 3}, "did you mean 'seed'"),
         ({"model": "bcee"}, "did you mean 'bce'"),
         ({"seed": "x"}, "expected a whole number"),
+        ({"name": pd.DataFrame({"path": ["a.png"]})}, "a DataFrame cannot stand in a config"),
+        ({"data__manifest": "m.csv"}, "pass data=manifest as well"),
     ):
         with pytest.raises(fakedet.UserError, match=message):
             fakedet.compose("train", **settings)
+    assert fakedet.compose("train", seed=np.int64(3)).seed == 3
+    with pytest.raises(fakedet.UserError, match="an override is text, as on the command line, not a dict"):
+        fakedet.compose("train", {"seed": 3})  # type: ignore[arg-type]
 
 
 def test_composing_works_inside_of_a_hydra_application() -> None:

@@ -26,7 +26,8 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor, nn
 
-from fakedet.errors import UserError, one_line
+from fakedet.data.transforms import POLICIES
+from fakedet.errors import UserError, choose, one_line
 from fakedet.methods.base import TRAINING_KEYS, Detector
 from fakedet.methods.ntf import NaturalTracePretraining, TraceSource
 from fakedet.metrics.decisions import OperatingPoint
@@ -90,17 +91,25 @@ class CheckpointInfo:
             kind = {"dict": dict, "list": list, "int": int, "str": str}[wanted.partition("[")[0]]
             if not (isinstance(value, kind) or (optional and value is None)) or isinstance(value, bool):
                 raise UserError(f"{path} is damaged: '{name}' in it is no {wanted}")
-        if content.get("operating_point") is not None:
-            try:
-                point = OperatingPoint.from_dict(content["operating_point"])
-                point.calibration(np.zeros(1))
-                if point.reference is not None:
-                    np.asarray(point.reference.scores, dtype=np.float64)
-                    point.reference.p_values(np.zeros(1), np.zeros(1))
-                _ = point.threshold > 0, f"{point.rate:%} {point.n_real:d} {point.n_fake:d}"
-            except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-                raise UserError(f"{path} is damaged: its operating point: {one_line(error)}") from error
+        if not 0 < content["crop_size"] <= 2**14:
+            raise UserError(f"{path} is damaged: 'crop_size' in it is {content['crop_size']}")
+        choose(content["eval_policy"], POLICIES, f"{path} is damaged: 'eval_policy' in it")
+        _check_operating_point(content.get("operating_point"), path)
         return cls(**content)
+
+
+def _check_operating_point(content: Any, path: Path) -> None:
+    if content is None:
+        return
+    try:
+        point = OperatingPoint.from_dict(content)
+        point.calibration(np.zeros(1))
+        if point.reference is not None:
+            np.asarray(point.reference.scores, dtype=np.float64)
+            point.reference.p_values(np.zeros(1), np.zeros(1))
+        _ = point.threshold > 0, f"{point.rate:%} {point.n_real:d} {point.n_fake:d}"
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        raise UserError(f"{path} is damaged: its operating point: {one_line(error)}") from error
 
 
 def load_detector(path: str | Path, trust: Sequence[str] = ()) -> Detector:
@@ -114,7 +123,10 @@ def load_detector(path: str | Path, trust: Sequence[str] = ()) -> Detector:
     Raises:
         UserError: no such file, not a checkpoint of fakedet, a class that it may not name, or weights that do not fit.
     """
-    return detector_of(read_checkpoint(path), path, trust)
+    try:
+        return detector_of(read_checkpoint(path), path, trust)
+    except RecursionError as error:
+        raise UserError(f"{path} is damaged: its values are nested too deeply") from error
 
 
 def load_stage1(path: str | Path, trust: Sequence[str] = ()) -> NaturalTracePretraining:
@@ -158,11 +170,11 @@ class _Judged:
     nested: dict[str, _Judged] = field(default_factory=dict)
 
     def __call__(self, **parts: Any) -> Any:
+        built = {name: one() for name, one in self.nested.items()}
         try:
-            built = {name: one() for name, one in self.nested.items()}
             return self.target(**self.values, **built, **parts)
         except UserError as error:
-            raise UserError(f"{self.path}: {error}") from error
+            raise UserError(f"{self.path}: {one_line(error)}") from error
         except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
             raise UserError(f"{self.path}: {self.place} cannot be built: {one_line(error)}") from error
 
@@ -202,7 +214,7 @@ def _judge(node: dict[Any, Any], place: str, kind: type, path: str | Path, trust
 
 def _find(name: Any, place: str, kind: type, path: str | Path, trust: Sequence[str]) -> type:
     def refused(why: str) -> UserError:
-        return UserError(f"{path}: {place} names '{name}', which is refused: {why}")
+        return UserError(f"{path}: {place} names {name!r}, which is refused: {why}")
 
     if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
         raise refused("it is not of the form package.module.Class")

@@ -56,6 +56,13 @@ def pickle_of(proof: Path, folder: Path) -> Path:
     return path
 
 
+def nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
 def hostile_encoders(proof: Path, folder: Path) -> dict[str, Any]:
     harm = str(pickle_of(proof, folder))
     small = {"_target_": "fakedet.models.encoders.SmallEncoder", "width": 32, "frontend": "npr"}
@@ -84,6 +91,8 @@ def hostile_encoders(proof: Path, folder: Path) -> dict[str, Any]:
         "an object's attribute": {"_target_": "fakedet.models.encoders.SmallEncoder.__init__.__globals__"},
         "no name": {"_target_": "__import__('os').system", "command": "x"},
         "a number": {"_target_": 3},
+        "a name of two lines": {"_target_": "fakedet.models.encoders.SmallEncoder\n"},
+        "an encoder in the frontend's place": {**small, "frontend": dict(small)},
         "a relative name": {"_target_": "..models.encoders.SmallEncoder"},
         "an interpolation": {**small, "frontend": "${oc.env:HOME}"},
         "values of other kinds": {**small, "width": {1, 2}},
@@ -215,6 +224,17 @@ def test_an_older_checkpoint_and_unknown_values_are_told(content: dict[str, Any]
         ({"format": 99}, "was written by another version"),
         ({"crop_size": "64"}, "'crop_size' in it is no int"),
         ({"crop_size": True}, "'crop_size' in it is no int"),
+        ({"crop_size": 0}, "'crop_size' in it is 0"),
+        ({"eval_policy": "crops"}, "'eval_policy' in it: 'crops' is not known"),
+        (
+            {
+                "model": {
+                    "encoder": {"_target_": "fakedet.models.encoders.SmallEncoder", "frontend": nested(900)},
+                    "_target_": "fakedet.methods.ntf.NaturalTraceForensics",
+                }
+            },
+            "nested too deeply",
+        ),
         ({"seen_generators": {}}, "'seen_generators' in it is no list"),
         ({"more": 1}, "it holds 'more'"),
         ({"model": None}, "'model' in it is no dict"),

@@ -139,7 +139,10 @@ def test_a_method_from_the_base_class_with_an_optimiser_of_torchs(folder: Path, 
         ("model.encoder._target_=own_forensics", "model.encoder._target_"),
         ("model.encoder._target_=own_forensics.wrong.Wide", r"model.encoder: Wide maps .* to \(2, 16\)"),
         ("model.encoder._target_=own_forensics.wrong.Broken", r"model.encoder: .*wrong.py, line 22\)"),
-        ("callbacks.steps=own_forensics.callback.CountSteps", "callbacks.steps=.*name a class by callbacks.steps._tar"),
+        (
+            "+callbacks.more=own_forensics.callback.CountSteps",
+            "callbacks.more=.*name a class by callbacks.more._target_",
+        ),
         ("model.encoder._target_=torch.nn.Identity", "has the whole number embedding_dim|embedding_dim"),
     ],
 )

@@ -55,6 +55,7 @@ class Part:
     split: str  # train, val, test, or "" if nothing says
     columns: dict[str, str]  # What (see :data:`NAMES`) → the column that holds it
     names: tuple[str, ...]  # Of the classes by their number; none if they have no names
+    clear: bool  # Whether the files beside the data do not contradict each other about these names
     # Label → (0 real or 1 fake, the reason), as :func:`decide` finds it
     meaning: dict[str, tuple[int, str]] = field(default_factory=dict)
 
@@ -83,35 +84,45 @@ def find_parts(source: Path, columns: Mapping[str, str], deep: bool = False) -> 
     label, or lacks a column that ``columns`` names.
     """
     base = source if source.is_dir() else source.parent
-    card = _Card(base)
-    parts = []
+    card, parts, damaged = _Card(base), [], []
     for path in sorted(_files(source, deep)):
         schema = _schema(path)
-        if schema is None or (image := _image_column(schema, columns.get("image"))) is None:
-            continue
-        name = path.relative_to(base).as_posix()
-        own = {what: next((one for one in known if one in schema.names), "") for what, known in NAMES.items()}
-        for what, column in columns.items():
-            if what not in NAMES:
-                raise UserError(f"columns: files of images have no column '{what}'; {nearest(what, NAMES)}")
-            if column not in schema.names:
-                raise UserError(f"{path}: there is no column '{column}'; {nearest(column, schema.names)}")
-        own |= {"image": image, **columns}
-        features = features_of(schema)
-        coded = [column for column in schema.names if class_names(features, column)]
-        if not own["label"] and len(coded) == 1:
-            own["label"] = coded[0]
-        if not own["label"]:
-            raise UserError(
-                f"{path}: there is no column 'label' beside '{image}'; it has {', '.join(schema.names)}. Name the one "
-                "that tells real from fake: columns={label: NAME}"
-            )
-        config, split = card.place(name)
-        names = class_names(features, own["label"]) or card.names(config, path.parent, own["label"])
-        parts.append(Part(path, name, config, split, own, tuple(names or ())))
+        if schema is None:
+            damaged.append(path)
+        elif (image := _image_column(schema, columns.get("image"))) is not None:
+            own = _columns(schema, path, {"image": image, **columns})
+            config, split = card.place(path)
+            names = class_names(features_of(schema), own["label"])
+            clear = True
+            if names is None:
+                names, clear = card.names(config, path.parent, own["label"])
+            name = path.relative_to(base).as_posix()
+            parts.append(Part(path, name, config, split, own, tuple(names or ()), clear))
+    if parts and damaged:
+        raise UserError(f"{damaged[0]}: a damaged file; without its images the manifest would be of a part of the data")
     if len({part.config for part in parts}) == 1:
         return [replace(part, config="") for part in parts]
     return parts
+
+
+def _columns(schema: pa.Schema, path: Path, given: Mapping[str, str]) -> dict[str, str]:
+    """Return what (see :data:`NAMES`) → the column that holds it, "" if none does; ``given`` comes first."""
+    own = {what: next((one for one in known if one in schema.names), "") for what, known in NAMES.items()}
+    for what, column in given.items():
+        if what not in NAMES:
+            raise UserError(f"columns: files of images have no column '{what}'; {nearest(what, NAMES)}")
+        if column not in schema.names:
+            raise UserError(f"{path}: there is no column '{column}'; {nearest(column, schema.names)}")
+    own |= given
+    coded = [column for column in schema.names if class_names(features_of(schema), column)]
+    if not own["label"] and len(coded) == 1:
+        own["label"] = coded[0]
+    if not own["label"]:
+        raise UserError(
+            f"{path}: there is no column 'label' beside '{own['image']}'; it has {', '.join(schema.names)}. Name the "
+            "one that tells real from fake: columns={label: NAME}"
+        )
+    return own
 
 
 def _files(source: Path, deep: bool) -> Iterator[Path]:
@@ -177,50 +188,67 @@ def _image_column(schema: pa.Schema, named: str | None) -> str | None:
     return next((name for name in wanted if holds_bytes(schema.field(name).type)), None)
 
 
+def _mappings(value: Any) -> list[dict[str, Any]]:
+    return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, dict)]
+
+
 class _Card:
-    """What the files beside the data say: Hugging Face's README.md, dataset_info.json and dataset_infos.json."""
+    """What the files beside the data say: Hugging Face's README.md, dataset_info.json and dataset_infos.json.
+
+    They stand in the folder, or above it if it holds one config.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.card: dict[str, Any] = {}
-        for above in (folder, folder.parent):
+        self.base, self.card, self.infos = folder, dict[str, Any](), dict[str, Any]()
+        for above in (folder, *list(folder.absolute().parents)[:2]):
+            infos = _mappings(_json(above / "dataset_infos.json"))
             try:
                 text = (above / "README.md").read_text(encoding="utf-8")
-                if found := re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL):
-                    card: Any = OmegaConf.to_container(OmegaConf.create(found[1]), resolve=False)
-                    self.card = card if isinstance(card, dict) else {}
-                    break
+                found = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+                card: Any = OmegaConf.to_container(OmegaConf.create(found[1]), resolve=False) if found else None
             except Exception:  # a README may hold anything
-                continue
-        self.infos = _json(folder / "dataset_infos.json")
+                card = None
+            if (isinstance(card, dict) and {"configs", "dataset_info"} & set(card)) or (
+                isinstance(infos, dict) and infos
+            ):
+                self.base, self.card = above, card if isinstance(card, dict) else {}
+                self.infos = infos if isinstance(infos, dict) else {}
+                break
 
-    def place(self, name: str) -> tuple[str, str]:
+    def place(self, path: Path) -> tuple[str, str]:
         """Return the config and the split of a file, by the card or by the names of the file and its folders."""
-        for config in self.card.get("configs") or []:
-            entries = config.get("data_files") or []
-            for entry in entries if isinstance(entries, list) else []:
-                given = entry.get("path") if isinstance(entry, dict) else None
-                if any(fnmatchcase(name, str(one)) for one in ([given] if isinstance(given, str) else given or [])):
+        name = PurePosixPath(os.path.relpath(path, self.base))
+        for config in _mappings(self.card.get("configs")):
+            for entry in _mappings(config.get("data_files")):
+                given = entry.get("path")
+                if any(fnmatchcase(str(name), str(one)) for one in (given if isinstance(given, list) else [given])):
                     config_name = str(config.get("config_name", "default"))
                     return config_name.replace("default", ""), SPLITS.get(str(entry.get("split")).lower(), "")
-        path = PurePosixPath(name)
-        words = [word for part in (path.stem, *reversed(path.parts[:-1])) for word in re.split("[^a-z]+", part.lower())]
+        words = [word for part in (name.stem, *reversed(name.parts[:-1])) for word in re.split("[^a-z]+", part.lower())]
         split = next((SPLITS[word] for word in words if word in SPLITS), "")
-        folders = [part for part in path.parts[:-1] if part.lower() not in {*SPLITS, "data", "default"}]
-        return "/".join(folders), split
+        return "/".join(part for part in name.parts[:-1] if part.lower() not in {*SPLITS, "data", "default"}), split
 
-    def names(self, config: str, folder: Path, column: str) -> list[str] | None:
-        """Return the names of a column's classes."""
-        infos = self.card.get("dataset_info") or []
-        listed = infos if isinstance(infos, list) else [infos]
-        own = [info for info in listed if info.get("config_name", "default") == (config or "default")]
-        for info in own or listed[: len(listed) == 1]:
-            for entry in info.get("features") or []:
+    def names(self, config: str, folder: Path, column: str) -> tuple[list[str] | None, bool]:
+        """Return the names of a column's classes, and whether nothing contradicts them."""
+        if names := class_names(_info(_json(folder / "dataset_info.json")), column):
+            return names, True
+        found = [(key, class_names(_info(info), column)) for key, info in self.infos.items()]
+        for info in _mappings(self.card.get("dataset_info")):
+            for entry in _mappings(info.get("features")):
                 kind = entry.get("dtype") if entry.get("name") == column else None
-                if isinstance(kind, dict) and (names := (kind.get("class_label") or {}).get("names")):
-                    return [str(names[key]) for key in sorted(names, key=int)] if isinstance(names, dict) else names
-        known = [_json(folder / "dataset_info.json"), *(self.infos.values() if isinstance(self.infos, dict) else ())]
-        given = [names for info in known if (names := class_names(info.get("features"), column))]
-        return given[0] if given and all(names == given[0] for names in given) else None
+                given = _info(kind, "class_label").get("names")
+                if isinstance(given, dict):
+                    given = [given[key] for key in sorted(given, key=int)]
+                found.append((info.get("config_name", "default"), class_names({column: {"names": given}}, column)))
+        own = [names for key, names in found if key == (config or "default") and names]
+        known = own or [names for _, names in found if names]
+        same = all(names == known[0] for names in known)
+        return known[0] if known and same else None, same
+
+
+def _info(info: Any, member: str = "features") -> dict[str, Any]:
+    inner = info.get(member) if isinstance(info, dict) else None
+    return inner if isinstance(inner, dict) else {}
 
 
 def decide(parts: list[Part], reals: Collection[str], fakes: Collection[str]) -> list[Part]:
@@ -247,7 +275,7 @@ def decide(parts: list[Part], reals: Collection[str], fakes: Collection[str]) ->
             for patterns in (reals, fakes)
         )
         values |= {name for name in part.names if class_of(name) is not None}
-        part.meaning.update(classes(values, part.label, part.path, own_reals, own_fakes))
+        part.meaning.update(classes(values, part.label, part.path, own_reals, own_fakes, part.clear))
     _check_numbers(parts)
     shown: dict[tuple[str, str, str], tuple[int, str]] = {}
     for part, own in counts.items():

@@ -111,8 +111,10 @@ def find_layout(
     if name != "auto":
         layout = LAYOUTS[choose(name, ["auto", *LAYOUTS], "layout")](root, images, reals, fakes)
         if _share(layout, images) == 0:
+            advice = " Say which folders hold photographs: reals=[NAME,...]." * (name == Generators.name)
             raise UserError(
-                f"layout={name}: no folder here is as it says ({layout.tree}). Seen: {seen}. Known layouts: {known}"
+                f"layout={name}: no folder here is as it says ({layout.tree}).{advice} Seen: {seen}. Known layouts: "
+                f"{known}"
             )
         return layout
     shares = {layout: _share(layout, images) for layout in (kind(root, images) for kind in LAYOUTS.values())}

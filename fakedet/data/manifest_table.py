@@ -135,13 +135,14 @@ def named_classes(
 
 
 def classes(
-    values: Iterable[str], column: str, where: object, reals: Collection[str] = (), fakes: Collection[str] = ()
-) -> dict[str, tuple[int, str]]:
+    values: Iterable[str], column: str, where: object, reals: Collection[str] = (), fakes: Collection[str] = (),
+    by_number: bool = True,
+) -> dict[str, tuple[int, str]]:  # fmt: skip
     """Decide what the values of a label column mean: value → (0 real or 1 fake, the reason).
 
-    ``reals`` and ``fakes``, values or globs, come first; then names that plainly say a class; then 0 real, 1 fake, for
-    numbers without names. Where a name says real, and none says fake, the others are taken for generators. All else is
-    ambiguous, a UserError that names the options.
+    ``reals`` and ``fakes``, values or globs, come first; then names that plainly say a class; then, if ``by_number``,
+    0 real, 1 fake, for numbers without names. Where a name says real, and none says fake, the others are taken for
+    generators. All else is ambiguous, a UserError that names the options.
     """
     given = sorted(set(values))
     found = named_classes(given, reals, fakes, f"label of {where}")
@@ -151,7 +152,7 @@ def classes(
     if flag is not None and all(value.lower() in truth for value in others):
         told = {value: flag if truth[value.lower()] else 1 - flag for value in others}
         return found | {value: (label, f"{column} is {value}") for value, label in told.items()}
-    if numbers and not found:
+    if numbers and not found and by_number:
         return {value: (int(value), f"{column} {value}; it has no name: 0 is real, 1 fake") for value in others}
     named = {value: label for value in others if (label := class_of(value)) is not None}
     found |= {value: (label, f"{column} '{value}'") for value, label in named.items()}
@@ -200,6 +201,7 @@ def read_table(path: Path) -> pa.Table:
 def _read_text(data: bytes, path: Path) -> pa.Table:
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # "Unicode text" of a spreadsheet
         data = data.decode("utf-16", "replace").encode()
+    data = re.sub(rb'\A(\xef\xbb\xbf)?"?sep=."?\r?\n', b"", data)  # a line of Excel's; the next tells as much
     if b"\0" in data:
         raise UserError(f"{path} is neither a parquet nor a CSV table: it holds binary data")
     try:

@@ -147,7 +147,8 @@ def test_the_first_line_tells_what_parts_the_columns(table: pd.DataFrame, load, 
     expected = load(table)
     table.to_csv(tmp_path / "other.csv", index=False, sep=separator)
     assert load_manifest(tmp_path / "other.csv").sha256 == expected.sha256
-    (tmp_path / "other.csv").write_text((tmp_path / "other.csv").read_text(), encoding="utf-16")
+    text = (tmp_path / "other.csv").read_text()
+    (tmp_path / "other.csv").write_text(f"sep={separator}\n{text}", encoding="utf-16")
     assert load_manifest(tmp_path / "other.csv").sha256 == expected.sha256
 
 

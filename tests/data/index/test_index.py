@@ -457,6 +457,40 @@ def test_class_names_decide_whatever_their_order(tmp_path: Path, names: list[str
     }
 
 
+def test_each_config_of_a_card_has_its_own_files_splits_and_names(tmp_path: Path) -> None:
+    images, hub = [encoded(seed) for seed in range(12)], tmp_path / "hub"
+    for start, name in ((0, "one/part-a"), (4, "one/part-b"), (8, "two/x")):
+        (hub / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(embedded(images[start : start + 4], [0, 1, 1, 0]), hub / f"{name}.parquet")
+    (hub / "README.md").write_text("""---
+configs:
+- {config_name: big, data_files: [{split: train, path: one/part-a*}, {split: test, path: [one/part-b*]}]}
+- {config_name: small, data_files: [{split: validation, path: "two/*"}]}
+dataset_info:
+- {config_name: big, features: [{name: label, dtype: {class_label: {names: {'0': fake, '1': real}}}}]}
+- {config_name: small, features: [{name: label, dtype: {class_label: {names: {'0': real, '1': fake}}}}]}
+---
+""")
+    expected = dict(zip(map(sha, images), [1, 0, 0, 1] * 2 + [0, 1, 1, 0], strict=True))
+    found = index(hub, tmp_path / "m.parquet")
+    assert labels_of(found.manifest) == expected
+    frame = pd.read_parquet(found.manifest)
+    assert set(zip(frame["generator"], frame["split"], strict=True)) == {
+        ("big", "train"), ("big", "test"), ("small", "val"),
+    }  # fmt: skip
+    # One config alone has the names of the card above its folder.
+    alone = labels_of(index(hub / "one", tmp_path / "m.parquet").manifest)
+    assert alone == {digest: expected[digest] for digest in map(sha, images[:8])}
+    card = (hub / "README.md").read_text()
+    (hub / "README.md").write_text(card[: card.index("configs")] + card[card.index("dataset_info") :])
+    with pytest.raises(
+        UserError, match="which labels are real"
+    ):  # the card names classes of configs not of these folders
+        index(hub, tmp_path / "m.parquet")
+    (hub / "README.md").write_text("---\nconfigs: 3\ndataset_info: [1, 2]\n---\n")
+    assert index(hub, tmp_path / "m.parquet").rows == 12
+
+
 def test_labels_are_shown_by_split_with_examples_before_anything_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -556,6 +590,9 @@ def test_splits_configs_and_datasets_saved_to_disk(tmp_path: Path) -> None:
     # Of train, a tenth of the groups would become val if there were none.
     assert counts == {(name, split, label): 2 for label in (0, 1) for name, split in
                       (("sdxl", "train"), ("sdxl", "test"), ("flux", "train"), ("flux", "val"))}  # fmt: skip
+    (hub / "flux" / "train-00001-of-00002.parquet").write_bytes(b"PAR1 cut off")
+    with pytest.raises(UserError, match=r"train-00001-of-00002\.parquet: a damaged file"):
+        index(hub, tmp_path / "hub.parquet")
     saved = tmp_path / "saved"
     for split in ("train", "validation", "test"):
         write_arrow(piece(), saved / split / "data-00000-of-00001.arrow")

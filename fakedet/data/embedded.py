@@ -208,11 +208,9 @@ class _Card:
                 card: Any = OmegaConf.to_container(OmegaConf.create(found[1]), resolve=False) if found else None
             except Exception:  # a README may hold anything
                 card = None
-            if (isinstance(card, dict) and {"configs", "dataset_info"} & set(card)) or (
-                isinstance(infos, dict) and infos
-            ):
-                self.base, self.card = above, card if isinstance(card, dict) else {}
-                self.infos = infos if isinstance(infos, dict) else {}
+            cards = [one for one in _mappings(card) if {"configs", "dataset_info"} & set(one)]
+            if cards or any(infos):
+                self.base, self.card, self.infos = above, (cards or [{}])[0], (infos or [{}])[0]
                 break
 
     def place(self, path: Path) -> tuple[str, str]:
@@ -237,7 +235,7 @@ class _Card:
             for entry in _mappings(info.get("features")):
                 kind = entry.get("dtype") if entry.get("name") == column else None
                 given = _info(kind, "class_label").get("names")
-                if isinstance(given, dict):
+                if isinstance(given, dict) and all(str(key).isdigit() for key in given):
                     given = [given[key] for key in sorted(given, key=int)]
                 found.append((info.get("config_name", "default"), class_names({column: {"names": given}}, column)))
         own = [names for key, names in found if key == (config or "default") and names]

@@ -489,6 +489,10 @@ dataset_info:
         index(hub, tmp_path / "m.parquet")
     (hub / "README.md").write_text("---\nconfigs: 3\ndataset_info: [1, 2]\n---\n")
     assert index(hub, tmp_path / "m.parquet").rows == 12
+    infos = {"default": {"features": {"label": {"names": ["AI", "Human"], "_type": "ClassLabel"}}}}
+    (hub / "dataset_infos.json").write_text(json.dumps(infos))
+    alone = labels_of(index(hub, tmp_path / "m.parquet").manifest)
+    assert alone == dict(zip(map(sha, images), [1, 0, 0, 1] * 3, strict=True))
 
 
 def test_labels_are_shown_by_split_with_examples_before_anything_is_written(

@@ -63,7 +63,8 @@ def class_balance(frame: pd.DataFrame) -> list[Finding]:
         data = {"split": split, "real": reals, "fake": fakes}
         if not reals or not fakes:
             findings.append(Finding(
-                "problem", "balance", what, "Neither training nor metrics work with one class.",
+                "problem", "balance", what,
+                "Training, AP and AUC need both classes; one alone gives false alarms or detection.",
                 "add the other class to this split", data,
             ))  # fmt: skip
         elif max(reals, fakes) > 10 * min(reals, fakes):

@@ -309,7 +309,15 @@ def plot_curves_of_decision(frames: Mapping[str, pd.DataFrame], path: Path) -> P
 
 
 def plot_robustness(content: Mapping[str, Any], path: Path) -> Path:
-    """Draw a panel per family of views with the content of robustness.json: mAP of seen and of unseen generators."""
+    """Draw a panel per family of views with the content of robustness.json.
+
+    The lines are mAP of seen and of unseen generators; of one class alone, its accuracy.
+    """
+    original = {key: entry["value"] for key, entry in content["original"].items() if entry["value"] is not None}
+    words = {"map_seen": "seen generators", "map_unseen": "unseen generators"}
+    measured = "mAP"
+    if not words.keys() & original.keys():
+        words, measured = {"acc_real": "reals called real", "acc_fake": "fakes called fake"}, "accuracy"
     families: dict[str, list[tuple[float, str]]] = {}
     for name in content:
         if "/" in name:
@@ -319,15 +327,14 @@ def plot_robustness(content: Mapping[str, Any], path: Path) -> Path:
     figure = new_figure(12.0, 2.6 * rows + 0.6)
     panels = figure.subplots(rows, PANELS_A_ROW, sharey=True, squeeze=False).ravel()
     for panel, (family, views) in zip(panels, families.items(), strict=False):
-        for key, colour, marker in (("map_seen", PALETTE[0], "o"), ("map_unseen", PALETTE[1], "s")):
-            original = content["original"][key]["value"]
-            if original is None:
+        for (key, said), colour, marker in zip(words.items(), PALETTE, ("o", "s"), strict=False):
+            if key not in original:
                 continue
             entries = pd.DataFrame([content[name][key] for _, name in views])[["value", "low", "high"]]
             known = entries.astype(float).dropna(subset="value")
-            panel.axhline(original, color=colour, linewidth=1, linestyle="--", alpha=0.7)
+            panel.axhline(original[key], color=colour, linewidth=1, linestyle="--", alpha=0.7)
             panel.plot(known.index, known["value"], marker=marker, color=colour,
-                       label=f"{key.removeprefix('map_')} generators", markersize=5)  # fmt: skip
+                       label=said, markersize=5)  # fmt: skip
             bounded = known.dropna(subset="low")
             panel.vlines(bounded.index, bounded["low"], bounded["high"], color=colour, alpha=0.6)
         panel.axhline(0.5, color=REAL_COLOUR, linewidth=0.8, linestyle=":")
@@ -337,7 +344,7 @@ def plot_robustness(content: Mapping[str, Any], path: Path) -> Path:
     for panel in panels[len(families) :]:
         panel.set_visible(False)
     for row in range(rows):
-        panels[row * PANELS_A_ROW].set_ylabel("mAP")
+        panels[row * PANELS_A_ROW].set_ylabel(measured)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False)
     return save(figure, path)
 

@@ -178,9 +178,9 @@ class RobustDataset(Dataset[dict[str, Any]]):
         """Read one row: ``image`` is (V, P, 3, H, W) uint8; None if it cannot be read."""
         try:
             image = decode_image(self.source.read(draw.id))
+            crops = [degraded_views(image, view, self.size, self.policy, draw.id) for view in self.views]
         except DecodeError:
             return {"id": draw.id, "image": None}
-        crops = [degraded_views(image, view, self.size, self.policy, draw.id) for view in self.views]
         pixels = np.asarray(crops, dtype=np.uint8).transpose(0, 1, 4, 2, 3)
         return {"id": draw.id, "image": np.ascontiguousarray(pixels)}
 

@@ -12,10 +12,13 @@ import os
 import stat
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
+from threading import Condition
 from typing import Any
 
 import cv2
@@ -25,15 +28,23 @@ from PIL import Image, ImageChops
 
 MAX_PIXELS = 100_000_000  # Images with more pixels are refused before they are decoded
 MAX_BYTES = 256 * 2**20  # Larger files are refused before they are read
+MAX_MEMORY = 1_500_000_000  # Bytes: images whose decoding takes more are refused
+STRIP = 1 << 20  # Pixels of a decoded image that are converted at a time
+HEADER_BYTES = 1 << 18  # Of a file's beginning; most headers fit
 # PIL registers some of its readers only when a file needs them; the list must not depend on that.
 Image.init()
+# One block for an image: those above 32 MB go back to the system when they are freed, what is smaller may not.
+Image.core.set_block_size(1 << 30)
 # What PIL may try. Its other readers are rare, slow, or run programs (EPS).
 TRIED = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
 FORMATS = tuple(name for name in TRIED if name in Image.OPEN)
 JPEG = ("JPEG", "MPO")
+PNG = b"\x89PNG\r\n\x1a\n"
 PNG_DEPTH_BYTE = 24  # Place of a PNG's bit depth, which PIL does not tell
 ORIENTATION = 0x0112  # an EXIF tag
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF tags and a value
+# TIFF tags of the sizes of strips and tiles, which are decoded as a whole.
+SAMPLES_PER_PIXEL, ROWS_PER_STRIP, TILE_WIDTH, TILE_LENGTH = 277, 278, 322, 323
 
 
 class DecodeError(Exception):
@@ -52,10 +63,69 @@ def _one_line(error: Exception) -> str:
     return text[:200] or type(error).__name__
 
 
-def read_bytes(path: str | Path) -> bytes:
+class Budget:
+    """An amount of memory that threads share: who asks for more than is left waits, and for all of it, works alone."""
+
+    def __init__(self, total: int) -> None:
+        self.total = self._left = total
+        self._changed = Condition()
+
+    @contextmanager
+    def take(self, count: int) -> Iterator[None]:
+        """Take so many bytes while the block runs; more than there are in all counts as all."""
+        count = min(count, self.total)
+        with self._changed:
+            self._changed.wait_for(lambda: self._left >= count)
+            self._left -= count
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._left += count
+                self._changed.notify_all()
+
+
+def memory_to_read(source: str | os.PathLike[str] | bytes, budget: Budget, each: float = 0.0) -> int:
+    """Return how many bytes of memory a file, or its bytes, take to read and decode; 0 for one that will be refused.
+
+    Most headers stand at the beginning of a file; for others ``budget`` lends the memory to read all of it. On ``each``
+    see :func:`memory_to_decode`.
+    """
+    try:
+        size = len(source) if isinstance(source, bytes) else os.stat(source).st_size
+    except (OSError, ValueError):
+        return 0
+    for count in (HEADER_BYTES, size):
+        with suppress(DecodeError), budget.take(2 * count):
+            data = source if isinstance(source, bytes) else read_bytes(source, count)
+            return 2 * size + memory_to_decode(_open(data, MAX_PIXELS, budget.total, each)[0], each)
+    return 0
+
+
+def memory_to_decode(image: Image.Image, each: float = 0.0) -> int:
+    """Return how many bytes of memory decoding an opened image takes at most, beside its file (measured).
+
+    ``each`` is what the decoded image is needed for afterwards, bytes for a pixel.
+    """
+    tags = getattr(image, "tag_v2", None)
+    decoding = {"WEBP": 17, "AVIF": 20, "TIFF": 9, "PPM": 16}.get(str(image.format), 8)
+    if image.format in JPEG and "progressive" in image.info:
+        decoding = 16 if image.mode == "CMYK" else 12
+    need = int(max(each, decoding) * image.width * image.height)
+    if tags is not None:
+        width, length = (int(tags.get(tag) or 0) for tag in (TILE_WIDTH, TILE_LENGTH))
+        if not width:
+            width, length = image.width, min(int(tags.get(ROWS_PER_STRIP) or image.height), image.height)
+        bits = max(tags.get(BITS_PER_SAMPLE) or (8,)) * int(tags.get(SAMPLES_PER_PIXEL) or 1)
+        need += width * length * (bits + 7) // 8
+    return need
+
+
+def read_bytes(path: str | os.PathLike[str], count: int | None = None) -> bytes:
     """Read a file; a DecodeError if it is missing, may not be read, is not a regular file, or is too large.
 
-    The last two are checked before anything is read, because reading a pipe would never end.
+    The last two are checked before anything is read, because reading a pipe would never end. With ``count``, at most so
+    many bytes are read.
     """
     try:
         found = os.stat(path)
@@ -65,7 +135,10 @@ def read_bytes(path: str | Path) -> bytes:
             raise DecodeError("not a regular file")
         if found.st_size > MAX_BYTES:
             raise DecodeError(f"too large: {found.st_size} bytes, the limit is {MAX_BYTES}")
-        return Path(path).read_bytes()
+        if count is None:
+            return Path(path).read_bytes()
+        with open(path, "rb") as file:
+            return file.read(count)
     except FileNotFoundError:
         raise DecodeError("no such file") from None
     except PermissionError:
@@ -79,7 +152,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     return decode_image(read_bytes(path))
 
 
-def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS, max_memory: int = MAX_MEMORY) -> NDArray[np.uint8]:
     """Decode the bytes of an image file as 8-bit RGB, by these rules:
 
     * EXIF orientation is applied.
@@ -89,18 +162,22 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]
     * CMYK is converted, inverted where Adobe says so; embedded colour profiles are ignored everywhere.
     * The first frame of an animation is taken.
     * A JPEG whose data end before its end marker is refused, though decoders would fill it up silently.
+    * Other metadata are not looked at; their size and their damage do not matter.
 
     Returns (H, W, 3) uint8, RGB, contiguous, writable. A DecodeError if the data are empty, truncated, no image, or
-    their header names more than ``max_pixels``, which is checked before decoding.
+    their header names more than ``max_pixels`` or pixels that take more than ``max_memory`` bytes to decode, which is
+    checked before decoding.
     """
-    header = _open(data, max_pixels)
+    header, data = _open(data, max_pixels, max_memory)
     if header.format in JPEG and not jpeg_ends(data):
         raise DecodeError("truncated JPEG: its end marker is missing")
     if _is_plain(header, data):
         pixels = _decode_opencv(data)
         if pixels is not None and pixels.shape == (header.height, header.width, 3):
             return pixels
-    return _turned(_decode_pil(header, data), _orientation(header))
+    pixels, orientation = _decode_pil(header, data), _orientation(header)
+    del header  # PIL's copy of the pixels goes before they are turned
+    return _turned(pixels, orientation)
 
 
 def decode_opened(image: Image.Image) -> NDArray[np.uint8]:
@@ -120,12 +197,13 @@ class Header:
     jpeg_tables: str  # Equal names, equal quantisation tables and chroma subsampling; "" if not a JPEG
 
 
-def parse_header(data: bytes) -> Header:
-    """Read the header of an image file; for formats other than JPEG the beginning of its bytes is enough.
+def parse_header(data: bytes, max_memory: int = MAX_MEMORY, each: float = 0.0) -> Header:
+    """Read the header of an image file; the beginning of its bytes is enough where it holds no long metadata.
 
-    A file that is empty, no image, damaged, or has too many pixels is a DecodeError.
+    A file that is empty, no image, damaged, or too large for :func:`decode_image` is a DecodeError; so is one too large
+    for what follows, which takes ``each`` bytes a pixel.
     """
-    return header_of(_open(data, MAX_PIXELS))
+    return header_of(_open(data, MAX_PIXELS, max_memory, each)[0])
 
 
 def header_of(image: Image.Image) -> Header:
@@ -141,13 +219,19 @@ def header_of(image: Image.Image) -> Header:
     return Header(kind, *image.size, nearest_quality(tuple(luminance)) if luminance else 0, name)
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def _open(data: bytes, max_pixels: int, max_memory: int, each: float = 0.0) -> tuple[Image.Image, bytes]:
+    """Open an image; also give its bytes as they are to be decoded, without metadata that decoders stumble over."""
     if not data:
         raise DecodeError("empty file")
+    data = _bare_png(data)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about large images; the limit here is max_pixels
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        try:
+            image = _identify(data)
+        except Exception:
+            if not data.startswith(b"\xff\xd8"):
+                raise
+            data = _bare_jpeg(data)
+            image = _identify(data)
     except Image.DecompressionBombError:
         raise DecodeError(f"too many pixels: the limit is {max_pixels}") from None
     except Image.UnidentifiedImageError:
@@ -157,7 +241,49 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         raise DecodeError(f"too many pixels: {width}x{height}, the limit is {max_pixels}")
-    return image
+    if (need := memory_to_decode(image, each)) > max_memory:
+        raise DecodeError(f"too large: {width}x{height} pixels of this {image.format or 'image'} take up to "
+                          f"{need / 1e6:.0f} MB of memory, the limit is {max_memory / 1e6:.0f} MB")  # fmt: skip
+    return image, data
+
+
+def _identify(data: bytes) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about large images; the limit here is max_pixels
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+def _bare_png(data: bytes) -> bytes:
+    """Leave out the chunks of a PNG that do not say how its first image looks: texts, profiles, frames, ..."""
+    if not data.startswith(PNG):
+        return data
+    chunks = list(_png_chunks(data))
+    kinds = [kind for kind, _, _ in chunks]
+    if b"IEND" in kinds and b"IDAT" not in kinds:
+        raise DecodeError("damaged PNG: it has no pixels")
+    # Critical chunks begin with a capital letter.
+    kept = [
+        kind[:1].isupper() or kind == b"tRNS" or (kind == b"eXIf" and end + 4 <= len(data)) or not kind.isalpha()
+        for kind, _, end in chunks
+    ]
+    if all(kept) and b"IDAT" in kinds:
+        return data
+    view = memoryview(data)
+    parts = [view[start - 4 : end + 4] for (_, start, end), keep in zip(chunks, kept, strict=True) if keep]
+    # Where only the beginning of a file is given, what PIL reads up to may lie beyond.
+    return b"".join([PNG, *parts, b"" if b"IDAT" in kinds else b"\0\0\0\0IDAT"])
+
+
+def _bare_jpeg(data: bytes) -> bytes:
+    """Leave out the comments and application segments of a JPEG, except for what says how it looks."""
+    kept, last = [b"\xff\xd8"], 2
+    for marker, start, end in _jpeg_segments(data):
+        content = data[start + 4 : start + 18]
+        is_kept = content.startswith(b"Exif\0\0") or (content.startswith(b"Adobe") and end - start >= 16)
+        if is_kept or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
+            kept.append(data[start:end])
+        last = end
+    return b"".join([*kept, data[last:]])
 
 
 # ITU-T T.81, Annex K, table K.1: the luminance table that the IJG library scales by its quality.
@@ -179,28 +305,37 @@ def nearest_quality(table: tuple[int, ...]) -> int:
 
 def jpeg_ends(data: bytes) -> bool:
     """Return whether the end marker follows the scan; the one of an embedded thumbnail does not count."""
+    # Entropy-coded data cannot hold an end marker by chance. It is almost always the last two bytes.
+    return any(marker == 0xDA and data.rfind(b"\xff\xd9", start) >= 0 for marker, start, _ in _jpeg_segments(data))
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield the marker, beginning and end of each segment of a JPEG up to the first start of scan, 0xDA."""
     position = 2
     while position + 4 <= len(data):
         if data[position] != 0xFF:  # junk between segments, which decoders skip
             position = data.find(b"\xff", position)
             if position < 0:
-                return False
+                return
             continue
         marker = data[position + 1]
         if marker in (0x00, 0xFF):  # a byte of that junk, a fill byte
             position += 1
-        elif marker == 0xDA:  # start of scan: entropy-coded data cannot hold an end marker by chance
-            return data.rfind(b"\xff\xd9", position) >= 0  # almost always the last two bytes
-        else:
-            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return False
+            continue
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        yield marker, position, end
+        if marker == 0xDA:
+            return
+        position = end
 
 
 def _orientation(header: Image.Image) -> int:
     if "exif" not in header.info:
         return 1
     try:
-        return int(header.getexif().get(ORIENTATION, 1))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return int(header.getexif().get(ORIENTATION, 1))
     except Exception:  # damaged metadata say nothing about the pixels
         return 1
 
@@ -209,12 +344,11 @@ def _is_plain(header: Image.Image, data: bytes) -> bool:
     """Return whether OpenCV decodes this image exactly as PIL does."""
     if header.format not in ("JPEG", "PNG", "WEBP", "BMP") or header.mode not in ("L", "RGB"):
         return False
-    if "transparency" in header.info or getattr(header, "n_frames", 1) > 1:
+    if "transparency" in header.info or getattr(header, "n_frames", 1) > 1 or max(header.size) > 1_000_000:
         return False
     if header.format != "PNG":
         return _orientation(header) == 1
-    # With a colour profile libpng may write warnings to the terminal. 16-bit RGB has the mode RGB too.
-    if "icc_profile" in header.info or data[PNG_DEPTH_BYTE] != 8:
+    if data[PNG_DEPTH_BYTE] != 8:  # 16-bit RGB has the mode RGB too
         return False
     # Without its last chunk the file is truncated, and PIL says so without libpng's output. EXIF may turn it.
     kinds = [kind for kind, _, _ in _png_chunks(data)]
@@ -262,26 +396,41 @@ def _decode_pil(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
             if kind == b"IDAT" and zlib.crc32(view[start:end]) != int.from_bytes(view[end : end + 4], "big"):
                 raise DecodeError("damaged PNG: the checksum of its pixels is wrong")
     try:
-        return np.array(_to_rgb(image, depth), order="C")  # a copy: PIL's own buffer is read-only
+        convert = _converter(image, depth)
+        width, height = image.size
+        pixels = np.empty((height, width, 3), np.uint8)
+        columns = min(width, STRIP)
+        rows = max(1, STRIP // columns)  # part by part: a whole copy for each step would take gigabytes
+        for top, left in product(range(0, height, rows), range(0, width, columns)):
+            part = pixels[top : top + rows, left : left + columns]
+            part[:] = convert(image.crop((left, top, left + part.shape[1], top + part.shape[0])))
+        return pixels
     except DecodeError:
         raise
     except Exception as error:
         raise DecodeError(f"cannot be converted to RGB: {_one_line(error)}") from None
 
 
-def _to_rgb(image: Image.Image, png_depth: int) -> NDArray[np.uint8]:
+def _converter(image: Image.Image, png_depth: int) -> Callable[[Image.Image], NDArray[np.uint8]]:
+    """Return what converts parts of a decoded image to RGB."""
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-        return _deep_grey_to_rgb(image)
-    if image.mode == "CMYK" and image.format in JPEG and "adobe" not in image.info:
-        # Only Adobe writes inks inverted; PIL takes all files for Adobe's.
-        image = ImageChops.invert(image)
+        return _deep_grey_converter(image)
+    # Only Adobe writes inks inverted; PIL takes all files for Adobe's.
+    inverted = image.mode == "CMYK" and image.format in JPEG and "adobe" not in image.info
     transparent = image.info.get("transparency")
-    if "A" in image.mode or "a" in image.mode or transparent is not None:
-        if image.format == "PNG" and png_depth != 8 and image.mode in ("L", "RGB"):
-            image.info["transparency"] = _to_8_bit(transparent, png_depth)
-        layered = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layered.size, (255, 255, 255, 255)), layered)
-    return np.asarray(image.convert("RGB"))
+    is_layered = "A" in image.mode or "a" in image.mode or transparent is not None
+    if is_layered and image.format == "PNG" and png_depth != 8 and image.mode in ("L", "RGB"):
+        image.info["transparency"] = _to_8_bit(transparent, png_depth)
+
+    def convert(strip: Image.Image) -> NDArray[np.uint8]:
+        if inverted:
+            strip = ImageChops.invert(strip)
+        if is_layered:
+            layered = strip.convert("RGBA")
+            strip = Image.alpha_composite(Image.new("RGBA", layered.size, (255, 255, 255, 255)), layered)
+        return np.asarray(strip.convert("RGB"))
+
+    return convert
 
 
 def _to_8_bit(colour: Any, depth: int) -> Any:
@@ -291,20 +440,26 @@ def _to_8_bit(colour: Any, depth: int) -> Any:
     return colour >> 8 if depth == 16 else colour * 255 // (2**depth - 1)
 
 
-def _deep_grey_to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Reduce grey samples of 9 to 16 bits to 8 bits."""
+def _deep_grey_converter(image: Image.Image) -> Callable[[Image.Image], NDArray[np.uint8]]:
+    """Return what reduces grey samples of 9 to 16 bits to 8 bits."""
     if image.mode == "F":
         raise DecodeError("floating-point pixels: their range is not known")
-    values, tags = np.asarray(image), getattr(image, "tag_v2", {})
-    bits = int(tags.get(BITS_PER_SAMPLE, (16,))[0]) if image.format == "TIFF" else 16
-    if bits > 16 or (image.format == "TIFF" and image.mode == "I") or values.min() < 0 or values.max() > 0xFFFF:
-        raise DecodeError("32-bit or signed pixels: their range is not known")
-    grey = (values >> (bits - 8)).astype(np.uint8)
-    if image.format == "TIFF" and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
-        grey = 255 - grey
-    if "transparency" in image.info:  # of a 16-bit grey PNG
-        grey[values == image.info["transparency"]] = 255
-    return np.repeat(grey[..., None], 3, axis=2)
+    tags, is_tiff, transparent = getattr(image, "tag_v2", {}), image.format == "TIFF", image.info.get("transparency")
+    bits = int(tags.get(BITS_PER_SAMPLE, (16,))[0]) if is_tiff else 16
+    unknown = bits > 16 or (is_tiff and image.mode == "I")
+
+    def convert(strip: Image.Image) -> NDArray[np.uint8]:
+        values = np.asarray(strip)
+        if unknown or values.min() < 0 or values.max() > 0xFFFF:
+            raise DecodeError("32-bit or signed pixels: their range is not known")
+        grey = (values >> (bits - 8)).astype(np.uint8)
+        if is_tiff and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+            grey = 255 - grey
+        if transparent is not None:  # of a 16-bit grey PNG
+            grey[values == transparent] = 255
+        return np.repeat(grey[..., None], 3, axis=2)
+
+    return convert
 
 
 def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:

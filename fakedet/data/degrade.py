@@ -9,11 +9,13 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from fakedet.data.transforms import Pixels, evaluation_views, pad_to
+from fakedet.data.decode import DecodeError
+from fakedet.data.transforms import JPEG_SIDE, Pixels, evaluation_views, pad_to
 from fakedet.errors import UserError, nearest
 
 ORIGINAL = "original"
 BLOCK = 16  # Pixels of a JPEG's unit: windows begin at multiples of it, so that their grid is that of the whole image
+WEBP_SIDE = 16_383  # The longest side that a WebP can have
 MARGIN = 32  # Pixels around a crop from which blur and blocks may reach into it
 
 
@@ -47,11 +49,10 @@ def _resize(image: Pixels, factor: float, rng: np.random.Generator) -> Pixels:
 
 
 def _noise(image: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:
-    noisy = rng.standard_normal(image.shape, dtype=np.float32)
-    noisy *= sigma
-    noisy += image
-    np.clip(np.rint(noisy, out=noisy), 0, 255, out=noisy)
-    return noisy.astype(np.uint8)
+    noisy = np.empty_like(image)
+    for row, clean in zip(noisy, image, strict=True):
+        row[:] = np.clip(np.rint(rng.standard_normal(clean.shape, dtype=np.float32) * sigma + clean), 0, 255)
+    return noisy
 
 
 def _brightness(image: Pixels, factor: float, rng: np.random.Generator) -> Pixels:
@@ -60,14 +61,15 @@ def _brightness(image: Pixels, factor: float, rng: np.random.Generator) -> Pixel
 
 def _contrast(image: Pixels, factor: float, rng: np.random.Generator) -> Pixels:
     # About middle grey, so that it depends on no other part of the image.
-    return np.clip(np.rint((image.astype(np.float32) - 128) * factor + 128), 0, 255).astype(np.uint8)
+    changed = np.clip(np.rint((np.arange(256, dtype=np.float32) - 128) * factor + 128), 0, 255)
+    return np.asarray(cv2.LUT(image, changed.astype(np.uint8)), dtype=np.uint8)
 
 
 def _screenshot(image: Pixels, factor: float, rng: np.random.Generator) -> Pixels:
     """Show the image scaled and save the screen: bilinear scaling, a slight change of gamma, no compression."""
     height, width = (max(1, round(side * factor)) for side in image.shape[:2])
     shown = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.rint(255 * (shown / 255.0) ** 0.95).astype(np.uint8)
+    return np.asarray(cv2.LUT(shown, np.rint(255 * (np.arange(256) / 255.0) ** 0.95).astype(np.uint8)), dtype=np.uint8)
 
 
 def _social(image: Pixels, factor: float, rng: np.random.Generator) -> Pixels:
@@ -138,7 +140,8 @@ def degraded_views(image: Pixels, view: View, size: int, policy: str, seed: int)
     """Degrade an image and take the crops of an evaluation policy.
 
     Under the policy "crop" only a window around the crop is degraded. Its pixels are those of the degraded whole image,
-    except that scaling rounds positions. On image, size and policy see
+    except that scaling rounds positions. An image that is too long to be degraded as a whole is a
+    :class:`fakedet.data.decode.DecodeError`. On image, size and policy see
     :func:`fakedet.data.transforms.evaluation_views`; ``seed``, of the noise, is the image's row number.
     """
     if view.family == ORIGINAL:
@@ -146,6 +149,9 @@ def degraded_views(image: Pixels, view: View, size: int, policy: str, seed: int)
     family = FAMILIES[view.family]
     rng = np.random.default_rng((seed, 97))
     if policy != "crop" or view.family == "crop":
+        longest = WEBP_SIDE if view.family == "webp" else JPEG_SIDE
+        if max(image.shape) > longest and view.family != "crop":
+            raise DecodeError(f"too long for an altered copy: {max(image.shape)} pixels, the limit is {longest}")
         return evaluation_views(family.apply(image, view.severity, rng), size, policy)
     scale = family.scale(view.severity)
     if scale != 1.0:
@@ -154,11 +160,10 @@ def degraded_views(image: Pixels, view: View, size: int, policy: str, seed: int)
         top, left = (max(0, length - side) // 2 for length in image.shape[:2])
         window = np.ascontiguousarray(image[top : top + side, left : left + side])
         return evaluation_views(family.apply(window, view.severity, rng), size, policy)
-    # A window that begins at a block of the JPEG grid.
-    image = pad_to(image, size, size)
+    # A window that begins at a block of the JPEG grid. Cut, then pad: a single row may have a million pixels.
     crops = [max(0, length - size) // 2 for length in image.shape[:2]]
     starts = [max(0, crop - MARGIN) // BLOCK * BLOCK for crop in crops]
     rows, columns = (slice(start, crop + size + MARGIN) for start, crop in zip(starts, crops, strict=True))
-    done = family.apply(np.ascontiguousarray(image[rows, columns]), view.severity, rng)
+    done = family.apply(np.ascontiguousarray(pad_to(image[rows, columns], size, size)), view.severity, rng)
     top, left = (crop - start for start, crop in zip(starts, crops, strict=True))
     return [done[top : top + size, left : left + size]]

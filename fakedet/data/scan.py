@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fakedet.data.dataset import cores
-from fakedet.data.decode import DecodeError, Header, jpeg_ends, parse_header, read_bytes
+from fakedet.data.decode import HEADER_BYTES, DecodeError, Header, jpeg_ends, parse_header, read_bytes
 from fakedet.errors import UserError
 
 VERSION = 1  # Of the tables below and of what is read of a file; a file of another version is begun anew
@@ -36,7 +36,6 @@ LEFT_BEHIND = {
 # Files that they leave beside images.
 THUMBNAIL = re.compile(r"synophoto_(thumb|film)_.*|synofile_thumb_.*|albumart_?(small|\{.*)\.jpg|zbthumbnail.*", re.I)
 BATCH = 256  # Files of a task and of a commit: few enough that a kill costs little
-HEADER_BYTES = 1 << 18  # Read of a file that is not hashed; a header with an embedded preview fits
 
 
 class Facts(NamedTuple):
@@ -330,6 +329,10 @@ def _facts(root: Path, folder: str, name: str, size: int, changed: int, hashed: 
         else:
             with open(path, "rb") as file:
                 data = file.read(HEADER_BYTES)
+                try:
+                    header = parse_header(data)
+                except DecodeError:  # long metadata come first
+                    data += file.read()
         header = parse_header(data)
         if hashed:
             digest = hashlib.sha256(data).hexdigest()

@@ -1,8 +1,10 @@
 """Decoding against PIL as the oracle, and damaged files against the promise that none passes silently."""
 
 import io
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import cv2
@@ -10,7 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from fakedet.data.decode import ORIENTATION, DecodeError, decode_image, read_image
+from fakedet.data.decode import (
+    HEADER_BYTES,
+    ORIENTATION,
+    DecodeError,
+    decode_image,
+    memory_to_decode,
+    parse_header,
+    read_image,
+)
 
 
 def picture(height: int = 61, width: int = 47) -> np.ndarray:
@@ -180,6 +190,112 @@ def test_too_many_pixels_are_refused_before_decoding(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("PIL decoded it"))
     with pytest.raises(DecodeError, match="too many pixels: 47x61"):
         decode_image(encoded(picture(), "PNG"), max_pixels=47 * 61 - 1)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
+
+
+NOISE = np.random.default_rng(3).bytes(2_000_000)
+ZEROS = zlib.compress(bytes(3_000_000))
+PNG_METADATA = {
+    "large profile": chunk(b"iCCP", b"k\0\0" + ZEROS), "broken profile": chunk(b"iCCP", b"k\0\0" + NOISE),
+    "large zTXt": chunk(b"zTXt", b"k\0\0" + ZEROS), "broken zTXt": chunk(b"zTXt", b"k\0\0" + NOISE),
+    "large iTXt": chunk(b"iTXt", b"k\0\1\0\0\0" + ZEROS), "empty iTXt": chunk(b"iTXt", b""),
+    "large tEXt": chunk(b"tEXt", b"k\0" + bytes(70_000_000)), "wrong checksum": chunk(b"tEXt", b"k\0a")[:-1] + b"x",
+    "many texts": b"".join(chunk(b"tEXt", b"k%d\0" % number + bytes(80_000)) for number in range(900)),
+    "a text bomb": chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(200_000_000), 9)),
+    "large EXIF": chunk(b"eXIf", b"MM\0*\0\0\0\x08" + NOISE), "provenance": chunk(b"caBX", NOISE),
+    "short pHYs": chunk(b"pHYs", b"1"), "empty gAMA": chunk(b"gAMA", b""), "short cHRM": chunk(b"cHRM", b"12"),
+    "empty sRGB": chunk(b"sRGB", b""), "short acTL": chunk(b"acTL", b"1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PNG_METADATA)
+def test_metadata_never_cost_the_pixels_of_a_png(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    data = encoded(picture(), "PNG")
+    for place in (33, data.index(b"IEND") - 4):  # after the header, after the pixels
+        whole = data[:place] + PNG_METADATA[name] + data[place:]
+        np.testing.assert_array_equal(decode_image(whole), picture())
+        assert (parse_header(whole).width, parse_header(whole[:HEADER_BYTES]).height) == (47, 61)
+    assert capfd.readouterr().err == ""
+
+
+JPEG_METADATA = {
+    "profile": [segment(0xE2, b"ICC_PROFILE\0" + bytes([n + 1, 99]) + NOISE[:65_000]) for n in range(99)],
+    "empty profile": [segment(0xE2, b"ICC_PROFILE\0")], "short JFIF": [segment(0xE0, b"JFIF")],
+    "short Adobe": [segment(0xEE, b"Adobe")], "EXIF": [segment(0xE1, b"Exif\0\0" + NOISE[:65_000])] * 20,
+    "XMP": [segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + NOISE[:65_000])] * 20,
+    "comments": [segment(0xFE, NOISE[:65_000])] * 200, "MPF": [segment(0xE2, b"MPF\0" + NOISE[:500])],
+    "Photoshop": [segment(0xED, b"Photoshop 3.0\0008BIM\x03\xed\x05ab")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", JPEG_METADATA)
+def test_metadata_never_cost_the_pixels_of_a_jpeg(name: str) -> None:
+    data = encoded(picture(), "JPEG")
+    whole = data[:2] + b"".join(JPEG_METADATA[name]) + data[2:]
+    np.testing.assert_array_equal(decode_image(whole), by_pil(data))
+    assert parse_header(whole).width == 47
+
+
+def test_a_jpeg_without_its_damaged_metadata_keeps_its_orientation_and_inks() -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    for image in (Image.fromarray(picture()), Image.fromarray(picture()).convert("CMYK")):
+        data = encoded(image, "JPEG", exif=exif)
+        whole = data[:2] + segment(0xE2, b"ICC_PROFILE\0") + data[2:]
+        np.testing.assert_array_equal(decode_image(whole), np.rot90(by_pil(data), -1))
+
+
+@pytest.mark.parametrize("fmt", ["WEBP", "TIFF", "GIF", "AVIF"])
+def test_large_metadata_of_other_formats_do_not_matter(fmt: str) -> None:
+    options = {"GIF": {"comment": NOISE}, "TIFF": {"icc_profile": NOISE, "description": "a" * 2_000_000}}
+    more = {"icc_profile": NOISE, "xmp": NOISE, "exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0" + NOISE}
+    image = Image.fromarray(picture()).quantize(200) if fmt == "GIF" else Image.fromarray(picture())
+    plain, whole = encoded(image, fmt), encoded(image, fmt, **options.get(fmt, more))
+    np.testing.assert_array_equal(decode_image(whole), decode_image(plain))
+
+
+def test_decoding_takes_no_more_memory_than_is_said() -> None:
+    side, exif = 3000, Image.Exif()
+    exif[ORIENTATION] = 6
+    image = Image.fromarray(np.resize(np.arange(256, dtype=np.uint8), (side, side, 4)))
+    made = {
+        "RGBA": encoded(image, "PNG"), "palette": encoded(image.convert("P"), "PNG", transparency=3),
+        "turned": encoded(image.convert("RGB"), "JPEG", exif=exif),
+        "progressive": encoded(image.convert("CMYK"), "JPEG", progressive=True),
+        "row": encoded(Image.frombytes("RGBA", (side * 1000, 1), bytes(side * 4000)), "PNG"),
+    }  # fmt: skip
+    for name, data in made.items():
+        with Image.open(io.BytesIO(data)) as opened:
+            said = memory_to_decode(opened)
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+        before = memory("VmRSS")
+        decode_image(data)
+        assert memory("VmHWM") - before < said + 60_000_000, name
+
+
+def memory(name: str) -> int:
+    """Give a number of bytes that Linux counts for this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
+def test_pixels_that_take_too_much_memory_are_refused_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("PIL decoded it"))
+    for fmt in ("PNG", "WEBP", "AVIF", "TIFF"):
+        with pytest.raises(DecodeError, match=f"too large: 47x61 pixels of this {fmt} .*the limit is 0 MB"):
+            decode_image(encoded(picture(), fmt), max_memory=10_000)
+    # A file of a few bytes with one tile of 2.7 GB or more.
+    tags = {256: 47, 257: 61, 258: 8, 259: 5, 262: 2, 277: 3, 322: 30_000, 323: 30_000, 324: 8, 325: 8}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    with pytest.raises(DecodeError, match="too large: 47x61 pixels of this TIFF take up to 3488 MB"):
+        decode_image(b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4))
 
 
 def test_every_unreadable_file_has_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

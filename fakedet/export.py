@@ -42,9 +42,11 @@ class Exported(nn.Module):
         self.module = module
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Give logits and trace distances, (N,) each, of RGB images (N, 3, S, S) in [0, 1]."""
+        """Give logits and trace distances, (N,) each, of RGB images (N, 3, S, S) in [0, 1]; NaN outside of it."""
         scores = self.module(images)
-        return scores.logit.float(), scores.trace_distance.float()
+        is_image = (images.amin(dim=(1, 2, 3)) >= 0) & (images.amax(dim=(1, 2, 3)) <= 1)
+        logit, distance = (torch.where(is_image, value.float(), torch.nan) for value in scores[::2])
+        return logit, distance
 
 
 def export_detector(detector: Detector, output: Path, check: int = 200, overrides: Sequence[str] = ()) -> float:
@@ -93,7 +95,8 @@ def describe(detector: Detector, overrides: Sequence[str]) -> dict[str, Any]:
                     "averaged",
         },
         "output": {
-            "logit": "float32 (batch,); sigmoid is not a probability before calibration",
+            "logit": "float32 (batch,); sigmoid is not a probability before calibration; NaN for an image with values "
+                     "outside of the range",
             "trace_distance": "float32 (batch,); NaN where the method has none",
         },
         "use": "fake if logit > operating_point.threshold (null: never); P(fake) for as many real as fake images by "

@@ -136,8 +136,30 @@ def gather_records(records: list[Record]) -> list[Record]:
 
 def first_view(batch: dict[str, Any]) -> Tensor:
     """Return the first view of each image of a batch, float (B, 3, H, W) in [0, 1]."""
-    image: Tensor = batch["image"][:, 0]
-    return image.float().div(255.0)
+    return _scaled(batch["image"][:, 0])
+
+
+def check_range(images: Tensor) -> None:
+    """Refuse images that are not floats in [0, 1]: any model takes them, and what it says of them means nothing.
+
+    Raises:
+        UserError: another dtype, NaN, or values out of range; says what to do.
+    """
+    told = f"a tensor of {images.dtype} of shape {tuple(images.shape)}: a model takes RGB images as floats in [0, 1]"
+    if not images.is_floating_point():
+        raise UserError(f"{told}; divide uint8 by 255, as in images / 255")
+    if images.numel():
+        low, high = (float(value) for value in images.detach().aminmax())
+        if not (low >= 0 and high <= 1):
+            raise UserError(f"{told}; its values run from {low:g} to {high:g}: divide 0 ... 255 by 255, and do not "
+                            "normalise")  # fmt: skip
+
+
+def _check_arguments(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    """Check the images that a method is called with, except while it is traced, when they have no values."""
+    images = arguments[0] if arguments else named.get("images")
+    if isinstance(images, Tensor) and not torch.compiler.is_compiling():
+        check_range(images)
 
 
 class Scores(NamedTuple):
@@ -171,6 +193,7 @@ class Detector(LightningModule):
         self.trust: tuple[str, ...] = ()
         self.metric: GeneratorAveragePrecision | None = None
         self.quarantined: list[dict[str, Any]] = []
+        self.register_forward_pre_hook(_check_arguments, with_kwargs=True)
 
     @property
     def operating_point(self) -> OperatingPoint | None:
@@ -299,4 +322,7 @@ class Detector(LightningModule):
 
 def _scaled(images: Tensor) -> Tensor:
     """Scale uint8 images to float [0, 1], on their device: they travel there as a quarter of the bytes."""
-    return images.float().div_(255.0) if images.dtype == torch.uint8 else images
+    if images.dtype == torch.uint8:
+        return images.float().div_(255.0)
+    check_range(images)  # of a data module of the user's own
+    return images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -172,6 +174,32 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(path: Path, key: str, within: bool = False) -> Iterator[None]:
+    """Keep other processes from writing a file or folder while the block runs.
+
+    The lock lies in the folder itself if ``within``, where a training has its own, and else beside it. UserError,
+    which names the setting ``key``, if another process has it.
+    """
+    place = path.resolve()
+    name = place.name if len(os.fsencode(place.name)) < 200 else hashlib.sha256(os.fsencode(place.name)).hexdigest()
+    lock = FileLock(place / ".lock" if within else place.with_name(f".{name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"{key}={path}: another process is writing it; wait until that has ended, or name another "
+                        "one") from error  # fmt: skip
+    except OSError:
+        pass  # what cannot be written is told by the one who writes
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            with suppress(OSError):
+                os.unlink(lock.lock_file)
+        lock.release()
 
 
 def write_config(folder: Path, config: DictConfig, overrides: list[str] | None = None) -> None:

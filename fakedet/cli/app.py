@@ -38,7 +38,7 @@ from fakedet.evaluation.report import ENDED, ended_jobs
 from fakedet.training import sweep
 from fakedet.training.resume import differences, finished, lock_folder
 from fakedet.training.train import unscored
-from fakedet.utils import is_main_process, quiet_libraries, start_name
+from fakedet.utils import alone, is_main_process, quiet_libraries, start_name
 
 log = logging.getLogger("fakedet")
 
@@ -70,12 +70,22 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("fakedet_job", lambda *, _root_: sweep.job_folder(_root_), replace=True)
 
 
+# The setting that names what a verb writes, for one process at a time. A training locks its folder itself.
+OUTPUTS = {"predict": "output", "export": "output", "index": "output", **dict.fromkeys(
+    ("shard", "match", "audit", "evaluate", "report", "compare"), "output_dir")}  # fmt: skip
+
+
 def run_verb(verb: str, config: DictConfig, overrides: list[str]) -> Any:
     """Run a verb's module on its config."""
     from fakedet.cli import verbs  # late: --help and --cfg need none of what it imports
 
     quiet_libraries()
-    return getattr(verbs, f"run_{verb}")(config, overrides)
+    if (key := OUTPUTS.get(verb)) is None or not is_main_process():
+        return getattr(verbs, f"run_{verb}")(config, overrides)
+    path = Path(config[key] or config.source)  # `index` writes into its source
+    # A folder of shards is replaced as a whole, with all that lies in it.
+    with alone(path, key, within=path.is_dir() and verb != "shard"):
+        return getattr(verbs, f"run_{verb}")(config, overrides)
 
 
 def end_by_signal(stop: Preempted) -> None:

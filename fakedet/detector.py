@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, TypeVar, overload
 
 import cv2
 import numpy as np
@@ -27,8 +27,19 @@ from PIL import Image
 from torch import Tensor
 
 from fakedet.checkpoint import load_detector, locate
-from fakedet.data.decode import DecodeError, Header, decode_image, decode_opened, header_of, parse_header, read_bytes
-from fakedet.data.degrade import ORIGINAL, View, degraded_views, parse_view
+from fakedet.data.decode import (
+    MAX_MEMORY,
+    Budget,
+    DecodeError,
+    Header,
+    decode_image,
+    decode_opened,
+    header_of,
+    memory_to_read,
+    parse_header,
+    read_bytes,
+)
+from fakedet.data.degrade import FAMILIES, ORIGINAL, View, degraded_views, parse_view
 from fakedet.data.scan import walk
 from fakedet.data.transforms import evaluation_views, pad_to
 from fakedet.errors import UserError
@@ -38,6 +49,7 @@ from fakedet.metrics.decisions import OperatingPoint
 Pixels: TypeAlias = NDArray[np.uint8]
 Single: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | Pixels"
 SINGLE = (str, os.PathLike, bytes, Image.Image, np.ndarray)
+Result = TypeVar("Result")
 Verdict: TypeAlias = Literal["real", "fake", "undecided"]
 
 REAL: Verdict = "real"
@@ -45,6 +57,8 @@ FAKE: Verdict = "fake"
 UNDECIDED: Verdict = "undecided"
 TILES = "tiles"  # stands for the tiles' mean among the views of an image
 READERS = 4  # threads that read and decode files
+HEATMAP_BYTES = 9.0  # for each pixel of an image: its pixels, the heatmap and its file
+DRAWN = 1 << 19  # pixels of a heatmap that are drawn at a time: each takes 130 bytes while it is
 
 
 @dataclass(frozen=True)
@@ -158,8 +172,7 @@ def cut_tiles(image: Pixels, size: int, most: int) -> Tiles:
 
     The image (H, W, 3) is padded by reflection if smaller than a square of ``size`` pixels.
     """
-    image = pad_to(image, size, size)
-    height, width = image.shape[:2]
+    height, width = (max(size, side) for side in image.shape[:2])
     rows, columns = -(-height // size), -(-width // size)
     while rows * columns > most:
         # Take one from the side along which the squares are denser.
@@ -173,7 +186,7 @@ def cut_tiles(image: Pixels, size: int, most: int) -> Tiles:
         return [min(max(0, round(middle - size / 2)), side - size) for middle in middles]
 
     places = [(top, left) for top in starts(height, rows) for left in starts(width, columns)]
-    crops = [image[top : top + size, left : left + size].copy() for top, left in places]
+    crops = [pad_to(image[top : top + size, left : left + size], size, size).copy() for top, left in places]
     return Tiles(places, crops, (height, width))
 
 
@@ -183,20 +196,26 @@ def overlay(image: Pixels, tiles: Tiles, scores: ArrayLike) -> Pixels:
     Blue is real, red is fake, white is in between. Each pixel shows the mean score of the tiles that cover it; pixels
     that no tile covers stay as they are. These are the scores of separate squares, not an explanation of the verdict.
     """
-    total, count = np.zeros(tiles.shape), np.zeros(tiles.shape)
-    for (top, left), crop, score in zip(tiles.places, tiles.crops, np.asarray(scores, dtype=float), strict=True):
-        square = np.s_[top : top + crop.shape[0], left : left + crop.shape[1]]
-        total[square] += score
-        count[square] += 1
+    height, width = image.shape[:2]
     # An image smaller than a tile was padded on all sides alike.
-    top, left = ((side - own) // 2 for side, own in zip(tiles.shape, image.shape[:2], strict=True))
-    part = np.s_[top : top + image.shape[0], left : left + image.shape[1]]
-    covered = count[part] > 0
-    mean = np.where(covered, total[part] / np.maximum(1, count[part]), 0.5)
-    red, blue = np.clip(2 * mean, 0, 1), np.clip(2 - 2 * mean, 0, 1)
-    colours = 255 * np.stack([red, np.minimum(red, blue), blue], axis=-1)
-    mixed = np.where(covered[..., None], 0.55 * image + 0.45 * colours, image)
-    return np.asarray(cv2.convertScaleAbs(mixed), dtype=np.uint8)
+    padding = [(side - own) // 2 for side, own in zip(tiles.shape, (height, width), strict=True)]
+    drawn, columns = np.empty_like(image), min(width, DRAWN)
+    rows = max(1, DRAWN // columns)
+    for above, before in product(range(0, height, rows), range(0, width, columns)):
+        part = image[above : above + rows, before : before + columns]
+        total, count = np.zeros((2, *part.shape[:2]))
+        for place, crop, score in zip(tiles.places, tiles.crops, np.asarray(scores, dtype=float), strict=True):
+            top, left = (at - pad - start for at, pad, start in zip(place, padding, (above, before), strict=True))
+            square = np.s_[max(0, top) : max(0, top + crop.shape[0]), max(0, left) : max(0, left + crop.shape[1])]
+            total[square] += score
+            count[square] += 1
+        covered = count > 0
+        mean = np.where(covered, total / np.maximum(1, count), 0.5)
+        red, blue = np.clip(2 * mean, 0, 1), np.clip(2 - 2 * mean, 0, 1)
+        colours = 255 * np.stack([red, np.minimum(red, blue), blue], axis=-1)
+        mixed = np.where(covered[..., None], 0.55 * part + 0.45 * colours, part)
+        drawn[above : above + rows, before : before + columns] = cv2.convertScaleAbs(mixed).reshape(part.shape)
+    return drawn
 
 
 @dataclass(frozen=True)
@@ -209,10 +228,11 @@ class Picture:
     error: str | None = None
 
 
-def read_picture(source: Single) -> Picture:
+def read_picture(source: Single, max_memory: int = MAX_MEMORY, each: float = 0.0) -> Picture:
     """Read an image; a file that cannot be read gives a picture with an ``error``.
 
-    Raises UserError for an object that is no image, and for an array that is not uint8 (H, W, 3).
+    So does one that takes more than ``max_memory`` bytes to read and decode, or at ``each`` bytes a pixel. Raises
+    UserError for an object that is no image, and for an array that is not uint8 (H, W, 3).
     """
     _check_image(source)
     path, header = "", None
@@ -225,8 +245,9 @@ def read_picture(source: Single) -> Picture:
         if isinstance(source, str | os.PathLike):
             path = shown_path(os.fspath(source))
         data = source if isinstance(source, bytes) else read_bytes(os.fspath(source))
-        header = parse_header(data)
-        return Picture(path, header, decode_image(data))
+        left = max_memory - 2 * len(data)
+        header = parse_header(data, left, each)
+        return Picture(path, header, decode_image(data, max_memory=left))
     except DecodeError as error:
         return Picture(path, header, error=error.reason)
 
@@ -236,11 +257,18 @@ def shown_path(path: str) -> str:
     return path.encode("utf-8", "backslashreplace").decode()
 
 
-def images_below(folder: str | os.PathLike[str], left_out: Counter[str] | None = None) -> Iterator[str]:
-    """Yield the paths of the images in and below a folder, by name; ``left_out`` counts other files by ending."""
+def images_below(
+    folder: str | os.PathLike[str], left_out: Counter[str] | None = None, left_behind: Counter[str] | None = None
+) -> Iterator[str]:
+    """Yield the paths of the images in and below a folder, by name.
+
+    ``left_out`` counts other files by ending, and ``left_behind`` what systems and other programs keep there.
+    """
     for listing in walk(Path(folder)):
         if left_out is not None:
             left_out.update(listing.others)
+        if left_behind is not None:
+            left_behind.update(listing.left_behind)
         names = [name for name, _, _ in listing.images] + [name for name, _ in listing.problems]
         yield from (str(Path(folder, listing.folder, name)) for name in sorted(names))
 
@@ -252,6 +280,14 @@ class _Seen:
     picture: Picture
     crops: dict[str, list[Pixels]]  # of each view; empty if the image could not be read
     tiles: Tiles | None
+
+
+def _use(given: Single | Picture, budget: Budget, use: Callable[[Picture], Result], each: float = 0.0) -> Result:
+    """Read an image that is not read yet, as soon as the budget has the memory for it and its use; return what came."""
+    if isinstance(given, Picture):
+        return use(given)
+    with budget.take(0 if isinstance(given, Image.Image | np.ndarray) else memory_to_read(given, budget, each)):
+        return use(read_picture(given, budget.total, each))
 
 
 class Detector:
@@ -272,6 +308,8 @@ class Detector:
         """Where they are taken: "crop" (the centre), "multi-crop" (the mean of five) or "resize"."""
         self.generators: list[str] = list(self.info["seen_generators"])
         """Generators whose fakes it was trained on."""
+        self.memory_mb = MAX_MEMORY // 10**6
+        """Megabytes that files may take beside the model while they are read; one that takes more gets an error."""
 
     def __repr__(self) -> str:
         return (f"Detector('{self.path}', method '{self.info['model']['name']}', crops of {self.crop_size} pixels, "
@@ -342,11 +380,15 @@ class Detector:
         """
         _check_batch_size(batch_size)
 
-        def crops(picture: str | Picture) -> Pixels:
-            read = picture if isinstance(picture, Picture) else read_picture(picture)
-            if read.pixels is None:
-                raise UserError(f"{read.path or 'an image'} cannot be read: {read.error}")
-            return np.stack(evaluation_views(read.pixels, self.crop_size, self.crop_policy))
+        budget = Budget(self.memory_mb * 10**6)
+
+        def crops(picture: Picture) -> Pixels:
+            if picture.pixels is None:
+                raise UserError(f"{picture.path or 'an image'} cannot be read: {picture.error}")
+            return np.stack(evaluation_views(picture.pixels, self.crop_size, self.crop_policy))
+
+        def read(part: list[Single | Picture]) -> Pixels:
+            return np.stack(list(pool.map(lambda given: _use(given, budget, crops), part)))
 
         with ThreadPoolExecutor(READERS) as pool, torch.no_grad():
             if isinstance(x, Tensor):
@@ -355,7 +397,7 @@ class Detector:
             else:
                 pictures = _pictures(x)
                 parts = iter(lambda: list(islice(pictures, batch_size)), [])
-                batches = (self._on_device(np.stack(list(pool.map(crops, part)))).movedim(-1, 2) for part in parts)
+                batches = (self._on_device(read(part)).movedim(-1, 2) for part in parts)
             # One black image first, whose row is left out: no image at all has a (0, D) embedding too.
             none = torch.zeros(1, 1, 3, self.crop_size, self.crop_size, device=self.module.device)
             found = [self.module.score_views(none).embedding[:0]]
@@ -404,16 +446,23 @@ class Detector:
         return drawn
 
     def examine(
-        self, pictures: Sequence[str | Picture], rules: Rules, batch_size: int = 64, heatmaps: bool = False
+        self, pictures: Sequence[Single | Picture], rules: Rules, batch_size: int = 64, heatmaps: bool = False
     ) -> Iterator[tuple[Prediction, Pixels | None]]:
-        """Judge a few images, given as paths or as read, all of whose crops are in memory at once.
+        """Judge a few images, given as for :meth:`predict` or as read, all of whose crops are in memory at once.
 
-        ``batch_size`` crops are scored at a time. Yields the prediction of each image, and with ``heatmaps`` also its
-        heatmap if it has tiles. Raises UserError if the checkpoint has no operating point.
+        ``batch_size`` crops are scored at a time. Yields the prediction of each image, and with ``heatmaps``, for which
+        all pixels stay in memory, also its heatmap if it has tiles. Raises UserError if the checkpoint has no operating
+        point.
         """
-        point = self.require_operating_point()
+        point, budget = self.require_operating_point(), Budget(self.memory_mb * 10**6)
+        each = HEATMAP_BYTES if heatmaps else 0.0
+        if self.crop_policy != "crop":  # whole images are altered
+            altered = [parse_view(name, "views") for name in rules.views]
+            scales = [max(1.0, FAMILIES[view.family].scale(view.severity)) for view in altered]
+            each = max([each, *(3 + 12 * scale**2 for scale in scales)])
         with ThreadPoolExecutor(READERS) as pool:
-            seen = list(pool.map(partial(self._look, rules=rules, keep=heatmaps), pictures))
+            look = partial(self._look, rules=rules, keep=heatmaps)
+            seen = list(pool.map(lambda given: _use(given, budget, look, each), pictures))
         cut = [[crop for crops in one.crops.values() for crop in crops] for one in seen]
         crops = [crop for parts in cut for crop in parts]
         logits, distances = [np.zeros(0)], [np.zeros(0)]
@@ -429,14 +478,16 @@ class Detector:
             part = slice(start, start := start + len(parts))
             yield self._judge(one, point, rules, *numbers[:, part])
 
-    def _look(self, given: str | Picture, rules: Rules, keep: bool) -> _Seen:
+    def _look(self, picture: Picture, rules: Rules, keep: bool) -> _Seen:
         """Cut the crops of an image and its copies; its pixels are kept only where a heatmap is drawn on them."""
-        picture = given if isinstance(given, Picture) else read_picture(given)
         if (image := picture.pixels) is None:
             return _Seen(picture, {}, None)
         crops = {}
         for view in (View(ORIGINAL, 0), *(parse_view(name, "views") for name in rules.views)):
-            cut = degraded_views(image, view, self.crop_size, self.crop_policy, 0)
+            try:
+                cut = degraded_views(image, view, self.crop_size, self.crop_policy, 0)
+            except DecodeError as error:
+                return _Seen(replace(picture, pixels=None, error=error.reason), {}, None)
             # Copied: a crop that is a part of its image would keep all of it in memory.
             crops[view.name] = [crop.copy() for crop in cut]
         tiles = cut_tiles(image, self.crop_size, rules.tiles) if rules.tiles else None
@@ -542,8 +593,8 @@ def _check_batch_size(size: int) -> None:
         raise UserError(f"batch_size={size}: must be at least 1")
 
 
-def _pictures(x: Single | Iterable[Single] | Tensor) -> Iterator[str | Picture]:
-    """Check all that :meth:`Detector.predict` takes, then list it; paths stay paths, to be read by threads."""
+def _pictures(x: Single | Iterable[Single] | Tensor) -> Iterator[Single | Picture]:
+    """Check all that :meth:`Detector.predict` takes, then list it, to be read by threads."""
     if isinstance(x, Tensor):
         _check_tensor(x)
         pixels = x if x.dtype == torch.uint8 else (x.float() * 255).round().to(torch.uint8)
@@ -553,16 +604,14 @@ def _pictures(x: Single | Iterable[Single] | Tensor) -> Iterator[str | Picture]:
     for item in items:
         _check_image(item)
     for item in items:
-        if not isinstance(item, str | os.PathLike):
-            yield read_picture(item)
-        elif os.path.isdir(item):
+        if isinstance(item, str | os.PathLike) and os.path.isdir(item):
             below = images_below(item)
             if (first := next(below, None)) is None:
                 raise UserError(f"{os.fspath(item)}: there are no images (jpg, png, webp, bmp, tif, ...)")
             yield first
             yield from below
         else:
-            yield os.fspath(item)
+            yield read_picture(item) if isinstance(item, Image.Image) else item  # PIL reads one in one thread only
 
 
 def _check_image(image: object) -> None:
@@ -598,11 +647,8 @@ def _check_tensor(images: Tensor) -> None:
     is_image = images.dtype == torch.uint8 or images.is_floating_point()
     if not is_image or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
         raise UserError(told)
-    if images.is_floating_point() and images.numel():
-        low, high = (float(value) for value in images.detach().aminmax())
-        if not (low >= 0 and high <= 1):
-            raise UserError(f"{told}; its values run from {low:g} to {high:g}: divide 0 ... 255 by 255, and do not "
-                            "normalise")  # fmt: skip
+    if images.is_floating_point():
+        base.check_range(images)
 
 
 def _kind(value: object) -> str:

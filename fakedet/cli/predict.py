@@ -24,6 +24,7 @@ from typing import Any
 
 import cv2
 
+from fakedet.data.scan import describe_left_behind, is_left_behind
 from fakedet.detector import COLUMNS, Detector, Pixels, Prediction, Rules, images_below, load, shown_path
 from fakedet.errors import UserError
 from fakedet.utils import bar, provenance, write_json
@@ -64,8 +65,9 @@ def list_images(sources: Sequence[str]) -> Iterator[str]:
     """
     seen: set[str] = set()
     left_out: Counter[str] = Counter()
+    left_behind: Counter[str] = Counter()
     for source in sources:
-        for path in _paths(source, left_out):
+        for path in _paths(source, left_out, left_behind):
             if path not in seen:
                 seen.add(path)
                 yield path
@@ -73,20 +75,27 @@ def list_images(sources: Sequence[str]) -> Iterator[str]:
         listed = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common(6))
         log.warning("%d files in the folders are not named like images that can be read, and were left out: %s",
                     sum(left_out.values()), listed)  # fmt: skip
+    if left := describe_left_behind(left_behind):
+        log.warning("%s", left)
     if not seen:
         raise UserError(f"source={', '.join(sources)}: there are no images (jpg, png, webp, bmp, tif, ...)")
 
 
-def _paths(source: str, left_out: Counter[str]) -> Iterator[str]:
+def _paths(source: str, left_out: Counter[str], left_behind: Counter[str]) -> Iterator[str]:
     if source == "-":
         # A listed file that does not exist gets a row with its error; the others go on.
         yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
     elif Path(source).is_dir():
-        yield from images_below(source, left_out)
+        yield from images_below(source, left_out, left_behind)
     elif Path(source).exists():
         yield source
     elif glob.has_magic(source):
-        yield from sorted(path for path in glob.glob(source, recursive=True) if Path(path).is_file())
+        named = next(number for number, part in enumerate(Path(source).parts) if glob.has_magic(part))
+        for path in sorted(path for path in glob.glob(source, recursive=True) if Path(path).is_file()):
+            if left := next((part for part in Path(path).parts[named:] if is_left_behind(part)), None):
+                left_behind["thumbnails" if left == Path(path).name else f"{left}/"] += 1
+            else:
+                yield path
     else:
         raise UserError(f"source={source}: there is no such file or folder")
 
@@ -209,7 +218,8 @@ def predict_source(
 
         write_json(about, content)
         todo = without_row()
-        while part := list(islice(todo, images_at_a_time)):
+        # The pixels under heatmaps stay in memory: one image at a time.
+        while part := list(islice(todo, images_at_a_time if heatmaps is None else 1)):
             found = []
             examined = detector.examine(part, rules, batch_size, heatmaps is not None)
             for path, (prediction, drawn) in zip(part, examined, strict=True):
@@ -244,10 +254,10 @@ def _write_heatmap(folder: Path, path: str, picture: Pixels) -> None:
     # Files of one name may lie in several folders.
     mark = hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     target = folder / f"{shown_path(Path(path).stem)[:80]}_{mark}.png"
-    done, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    done, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR, dst=picture))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data.tobytes() if done else b"")
+        target.write_bytes(data.data if done else b"")
     except OSError as error:
         raise UserError(f"heatmaps={folder} cannot be written: {error.strerror}") from error
 

@@ -27,7 +27,7 @@ import cv2
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from fakedet.detector import FAKE, REAL, Detector, Pixels, Prediction, Rules, read_picture
+from fakedet.detector import FAKE, HEATMAP_BYTES, REAL, Detector, Pixels, Prediction, Rules, read_picture
 from fakedet.errors import UserError
 
 log = logging.getLogger("fakedet")
@@ -58,7 +58,7 @@ def serve_page(
     """
 
     def judge(name: str, content: bytes) -> Card:
-        picture = read_picture(content)
+        picture = read_picture(content, each=HEATMAP_BYTES)
         ((prediction, heatmap),) = detector.examine([picture], rules, batch_size, heatmaps=rules.tiles > 0)
         if picture.pixels is None or prediction.verdict is None:
             return Card(name, f"This file cannot be read: {prediction.error}.")
@@ -213,7 +213,7 @@ def make_page(judge: Callable[[str, bytes], Card], introduction: str, limit: Rat
             # Files are taken as they were sent: no other decoder than ours sees them, and no copy is made.
             component.preprocess = lambda payload: payload
             component.upload(answer_to, component, [component, answer], api_visibility="private",
-                             concurrency_limit=1, show_progress="full")  # fmt: skip
+                             concurrency_limit=1, concurrency_id="judge", show_progress="full")  # fmt: skip
     page.queue(max_size=20)  # visitors who may wait; the next one is told that the page is busy
     return page
 

@@ -298,11 +298,12 @@ def run_export(config: DictConfig, overrides: list[str]) -> None:
 def run_predict(config: DictConfig, overrides: list[str]) -> None:
     """Predict, count the verdicts, and exit with status 1 if a file could not be read."""
     check_config(config)
-    _check_positive(config, "batch_size", "images_at_a_time")
+    _check_positive(config, "batch_size", "images_at_a_time", "memory_mb")
     if config.heatmaps and not config.tiles:
         raise UserError("heatmaps are made of tiles; tiles=0 leaves nothing to draw")
     rules = _rules(config)
     detector = open_detector(config.checkpoint, config.device, config.trust, rules)
+    detector.memory_mb = config.memory_mb
     writer = Writer(Path(config.output), config.resume)
     heatmaps = Path(config.heatmaps) if config.heatmaps else None
     with threads(config.threads):

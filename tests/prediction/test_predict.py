@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -15,8 +16,12 @@ import pandas as pd
 import pytest
 import torch
 
+import fakedet
 from fakedet.cli.app import launch
 from fakedet.cli.predict import COLUMNS
+from fakedet.errors import UserError
+from fakedet.export import Exported
+from fakedet.utils import alone
 
 
 @pytest.fixture(scope="module")
@@ -266,3 +271,150 @@ def test_what_was_not_looked_at_is_said(
     assert "1 .heic" in said
     assert "1 .txt" in said
     assert "2 files could not be read, the first:" in said
+
+
+def test_what_machines_leave_behind_is_no_image(
+    checkpoint: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = (images / "a.png").read_bytes()
+    for name in ("@eaDir/a.png/SYNOPHOTO_THUMB_XL.png", "deep/#recycle/x.png", "$RECYCLE.BIN/y.png", "lost+found/z.png",
+                 "System Volume Information/w.png", "__MACOSX/v.png", "SYNOPHOTO_THUMB_SM.png"):  # fmt: skip
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        (images / name).write_bytes(picture)
+    for number, source in enumerate((str(images), f"{images}/**")):
+        capsys.readouterr()
+        assert predict(checkpoint, source, tmp_path / f"{number}.csv") == 1
+        assert {"a.png", "c d.png"} <= set(rows(tmp_path / f"{number}.csv")) <= {
+            "a.png", "b.jpg", "c d.png", "tiny.png", "text.jpg", "empty.png", "notes.txt"}  # fmt: skip
+        told = " ".join(capsys.readouterr().out.split())
+        assert "left behind by systems and other programs, not looked at:" in told
+        assert all(name in told for name in ("@eaDir/ (1)", "#recycle/ (1)", "__MACOSX/ (1)", "thumbnails (1)"))
+    # A folder that is named is looked at, whatever its name.
+    assert predict(checkpoint, images / "lost+found", tmp_path / "named.csv") == 0
+    assert set(rows(tmp_path / "named.csv")) == {"z.png"}
+
+
+def test_what_takes_too_much_memory_is_refused_by_name_and_the_others_go_on(
+    checkpoint: Path, images: Path, tmp_path: Path
+) -> None:
+    cv2.imwrite(str(images / "large.png"), np.zeros((1500, 1500, 3), np.uint8))
+    predict(checkpoint, images, tmp_path / "p.csv", "memory_mb=10")
+    found = rows(tmp_path / "p.csv")
+    assert "too large: 1500x1500 pixels of this PNG take up to 18 MB of memory" in found["large.png"]["error"]
+    assert found["a.png"]["verdict"]
+    predict(checkpoint, images, tmp_path / "q.csv")
+    assert rows(tmp_path / "q.csv")["large.png"]["verdict"]
+    assert rows(tmp_path / "q.csv")["a.png"] == found["a.png"]
+    assert predict(checkpoint, images, tmp_path / "q.csv", "memory_mb=0") == 2
+
+
+def test_a_folder_of_large_transparent_images_keeps_to_the_stated_memory(checkpoint: Path, tmp_path: Path) -> None:
+    side, header = 5000, b"IHDR" + (5000).to_bytes(4, "big") * 2 + b"\x08\x06\0\0\0"
+    pixels = b"IDAT" + zlib.compress(bytes((1 + 4 * side) * side))
+    chunks = [len(chunk[4:]).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+              for chunk in (header, pixels, b"IEND")]  # fmt: skip
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    (tmp_path / "row.png").write_bytes(cv2.imencode(".png", np.zeros((1, 900_000, 3), np.uint8))[1].tobytes())
+    detector = fakedet.load(checkpoint, "cpu")
+    detector.memory_mb = 300  # one of them takes 200
+    detector.predict([np.zeros((99, 99, 3), np.uint8)] * 5)  # what the model takes is not meant
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    before = memory("VmRSS")
+    table = detector.predict(tmp_path)
+    assert memory("VmHWM") - before < 300_000_000
+    assert len(table) == 5
+    assert table["error"].isna().all()
+
+
+def memory(name: str) -> int:
+    """Give a number of bytes that Linux counts for this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
+@pytest.mark.parametrize(
+    ("verb", "key", "arguments"),
+    [
+        ("predict", "output", ["checkpoint=demo", "source=."]), ("export", "output", ["checkpoint=demo"]),
+        ("index", "output", ["source=."]), ("evaluate", "output_dir", ["checkpoint=demo", "data.manifest=m.csv"]),
+        ("audit", "output_dir", ["data.manifest=m.csv"]), ("match", "output_dir", ["data.manifest=m.csv"]),
+        ("shard", "output_dir", ["data.manifest=m.csv"]), ("report", "output_dir", ["predictions=p.parquet"]),
+        ("compare", "output_dir", ["runs=."]),
+    ],
+)  # fmt: skip
+def test_a_second_process_on_one_output_is_refused(
+    verb: str, key: str, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    output = tmp_path / ("out.csv" if key == "output" else "out")
+    if is_folder := key == "output_dir" and verb != "shard":
+        output.mkdir()
+    with alone(output, key, is_folder):  # as another process would hold it
+        before = sorted(tmp_path.rglob("*"))
+        assert launch(verb, [*arguments, f"{key}={output}"]) == 2
+        assert sorted(tmp_path.rglob("*")) == before
+    told = capsys.readouterr().err.strip()
+    assert told == (f"fakedet: {key}={output}: another process is writing it; wait until that has ended, or name "
+                    "another one")  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_predicts_at_once_leave_one_table(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    for number in range(40):
+        (images / f"more {number}.png").write_bytes((images / "a.png").read_bytes())
+    command = [sys.executable, "-m", "fakedet", "predict", f"checkpoint={checkpoint}", f"source={images}",
+               f"output={tmp_path}/p.csv", "images_at_a_time=1", "threads=1"]  # fmt: skip
+    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [run.communicate()[1] for run in both]
+    frame = pd.read_csv(tmp_path / "p.csv")
+    assert len(frame) == frame["path"].nunique() == 46
+    # The second is refused, unless it came when the first had ended: it then found all done.
+    assert [run.returncode for run in both].count(2) == sum("another process" in one for one in told) <= 1
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_tensors_that_are_no_images_never_reach_a_model(checkpoint: Path) -> None:
+    detector = fakedet.load(checkpoint, "cpu")
+    method, images = detector.module, torch.rand(2, 3, 32, 32)
+    expected = method(images).logit
+    entries = {
+        "detector": detector, "predict": detector.predict, "embed": detector.embed, "method": method,
+        "by name": lambda x: method(images=x), "views": lambda x: method.score_views(x[:, None]),
+        "batch": lambda x: method.predict_step({"image": x[:, None]}),
+        "training batch": lambda x: method.take({"image": x[:, None]}), "exported": Exported(method),
+    }  # fmt: skip
+    wrong = {"0 ... 255": images * 255, "normalised": images * 4 - 2, "NaN": images * math.nan,
+             "integers": (images * 255).int(), "one pixel": images.clone()}  # fmt: skip
+    wrong["one pixel"][1, 2, 3, 4] = 1.01
+    for entry, call in entries.items():
+        call(images)
+        for what, tensor in wrong.items():
+            with pytest.raises(UserError, match="float"):
+                pytest.fail(f"{entry} took {what}: {call(tensor)}")
+    for entry in ("detector", "method", "by name", "views", "exported"):  # where the others take 8 bits
+        with pytest.raises(UserError, match="divide uint8 by 255"):
+            entries[entry]((images * 255).byte())
+    numbers = method.predict_step({"image": (images * 255).byte()[:, None]}).logit
+    torch.testing.assert_close(numbers, expected, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [".pt2", ".onnx"])
+def test_an_exported_detector_gives_no_number_for_what_is_no_image(
+    checkpoint: Path, tmp_path: Path, ending: str
+) -> None:
+    output = tmp_path / f"detector{ending}"
+    assert launch("export", [f"checkpoint={checkpoint}", f"output={output}", "check=4"]) == 0
+    images = torch.rand(3, 3, 32, 32)
+    images[1] *= 255
+    images[2] -= 0.5
+    if ending == ".pt2":
+        logits = torch.export.load(output).module()(images)[0].detach().numpy()
+    else:
+        session = pytest.importorskip("onnxruntime").InferenceSession(str(output))
+        logits = session.run(["logit"], {"images": images.numpy()})[0]
+    assert np.isnan(logits).tolist() == [False, True, True]
+    expected = fakedet.load(checkpoint, "cpu")(images[:1])
+    np.testing.assert_allclose(logits[:1], expected.numpy(), atol=1e-4)

@@ -2,7 +2,8 @@
 
 Nothing is downloaded. The generators are small networks, trained only on the training photographs, that re-make crops.
 No processing step gives the class away: fakes have the channel means and deviations of their crop, are grey where it is
-grey, and lose their border; both classes are cut from windows of one size and go through the same blur, noise and JPEG.
+grey, and lose their border; both classes are cut from windows of one size and go through the same blur, noise and JPEG,
+and all files have the same number of bytes.
 """
 
 from __future__ import annotations
@@ -36,14 +37,16 @@ from fakedet.utils import bar, threads
 
 log = logging.getLogger("fakedet")
 
-VERSION = 3  # Part of the cache's key; raise it when the code changes what it makes
-# package, folder in it. Read from the folder: scikit-image's own functions would download what is missing.
+VERSION = 4  # Part of the cache's key; raise it when the code changes what it makes
+# Package, folder in it; the order of photographs decides which crops are drawn. Read from the folder: scikit-image's
+# own functions would download what is missing.
 SKIMAGE, SKLEARN = ("skimage", "data"), ("sklearn", "datasets/images")
 MATPLOTLIB = ("matplotlib", "mpl-data/sample_data")
 PHOTOS: dict[str, dict[str, tuple[tuple[str, str], str]]] = {
     "train": {
-        "astronaut": (SKIMAGE, "astronaut.png"), "coffee": (SKIMAGE, "coffee.png"), "grass": (SKIMAGE, "grass.png"),
-        "motorcycle": (SKIMAGE, "motorcycle_left.png"), "brick": (SKIMAGE, "brick.png"),
+        "astronaut": (SKIMAGE, "astronaut.png"), "coffee": (SKIMAGE, "coffee.png"),
+        "motorcycle": (SKIMAGE, "motorcycle_left.png"), "grass": (SKIMAGE, "grass.png"),
+        "brick": (SKIMAGE, "brick.png"),
         "hubble": (SKIMAGE, "hubble_deep_field.jpg"), "clock": (SKIMAGE, "clock_motion.png"),
         "cell": (SKIMAGE, "cell.png"), "grace_hopper": (MATPLOTLIB, "grace_hopper.jpg"),
     },
@@ -240,7 +243,8 @@ def middle(crop: Pixels, margin: int) -> Pixels:
 def postprocess(image: Pixels, rng: np.random.Generator) -> bytes:
     """Slightly blur an RGB image or add noise, at random, and compress it as JPEG of a random quality.
 
-    The draws do not depend on the class, so their traces say nothing about it.
+    The draws do not depend on the class, so their traces say nothing about it. A comment of zeros fills every file up
+    to one length, since smooth fakes take fewer bytes than photographs.
     """
     pixels = image.astype(np.float32)
     if rng.random() < 0.3:
@@ -249,9 +253,13 @@ def postprocess(image: Pixels, rng: np.random.Generator) -> bytes:
         pixels = pixels + rng.normal(0.0, rng.uniform(0.5, 3.0), pixels.shape).astype(np.float32)
     rounded = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
     quality = int(rng.integers(85, 99))
-    done, data = cv2.imencode(".jpg", rounded[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    done, encoded = cv2.imencode(".jpg", rounded[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    jpeg = encoded.tobytes()
+    left = 1024 + 2 * rounded[..., 0].size - len(jpeg)
     assert done
-    return bytes(data)
+    assert left >= 4
+    head = 4 + int.from_bytes(jpeg[4:6])  # bytes of the segments SOI and APP0, which have to stay first
+    return jpeg[:head] + b"\xff\xfe" + (left - 2).to_bytes(2) + bytes(left - 4) + jpeg[head:]
 
 
 def _remade(crop: Pixels, generate: Generate, recipe: DemoRecipe) -> Pixels:

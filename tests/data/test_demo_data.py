@@ -1,5 +1,6 @@
 """The demo data: honest splits, the same bytes twice, whole or not at all."""
 
+import json
 import multiprocessing
 from pathlib import Path
 
@@ -152,6 +153,25 @@ def test_post_processing_does_not_know_the_class() -> None:
     image = np.full((16, 16, 3), 128, np.uint8)
     assert postprocess(image, np.random.default_rng(3)) == postprocess(image, np.random.default_rng(3))
     assert len({postprocess(image, np.random.default_rng(seed)) for seed in range(20)}) > 5
+
+
+def test_files_tell_nothing_by_their_length(made: Path) -> None:
+    """Smooth fakes would take fewer bytes than photographs, so that headers alone would tell them."""
+    images = [made.parent / path for path in pd.read_csv(made)["path"]]
+    assert len({path.stat().st_size for path in images}) == 1
+    assert all(path.read_bytes()[:11].startswith(b"\xff\xd8\xff\xe0") for path in images)
+    assert all(path.read_bytes().endswith(b"\xff\xd9") for path in images)
+
+
+@pytest.mark.slow
+def test_the_demo_passes_its_own_audit(demo_cache: Path, tmp_path: Path) -> None:
+    from fakedet.cli.app import launch
+
+    assert launch("audit", [f"data.manifest={demo_data(demo_cache)}", f"output_dir={tmp_path / 'a'}"]) == 0
+    audit = json.loads((tmp_path / "a" / "audit.json").read_text())
+    assert set(audit["generators"]) == {*SEEN, *UNSEEN}
+    assert all(entry["header"]["auc"]["value"] < 0.6 for entry in audit["generators"].values())
+    assert not [found for found in audit["findings"] if found["level"] == "problem" or found["kind"] == "header"]
 
 
 def test_a_damaged_cache_is_made_again(tmp_path: Path) -> None:

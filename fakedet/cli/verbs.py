@@ -29,7 +29,7 @@ from fakedet.data.scan import describe_left_behind
 from fakedet.data.shards import shard_manifest
 from fakedet.detector import FAKE, REAL, UNDECIDED, Rules, load
 from fakedet.errors import UserError
-from fakedet.evaluation.comparison import console_table, verdict
+from fakedet.evaluation.comparison import console_table, opening
 from fakedet.evaluation.evaluate import evaluate
 from fakedet.evaluation.report import Report, compare_runs, report_on
 from fakedet.export import export_detector
@@ -257,7 +257,7 @@ def _log_decisions(metrics: Mapping[str, Any]) -> None:
 
 
 def run_report(config: DictConfig, overrides: list[str]) -> None:
-    """Write the report and print its table and verdict."""
+    """Write the report and print its table and its three sentences."""
     show_reports([report_on(config, overrides)])
 
 
@@ -276,11 +276,11 @@ def compare_study(study: Study, arguments: list[str]) -> None:
 
 
 def show_reports(reports: Sequence[Report]) -> None:
-    """Print each report's table and verdict, and where the pages are, the first one last."""
+    """Print each report's table and its three sentences, and where the pages are, the first one last."""
     console = Console(width=None if Console().is_terminal else 130)
     for report in reports:
         console.print(console_table(report.comparison, report.title))
-        for sentence in [*verdict(report.comparison), *report.caveats]:
+        for sentence in [*opening(report.comparison), *report.caveats]:
             console.print(sentence, soft_wrap=True, highlight=False, markup=False)
     for report in reversed(reports):
         log.info("report  %s", report.path)

@@ -99,6 +99,24 @@ class Comparison:
         """Return the generators that a mean is over: those of its kind with both classes."""
         return mean_members(self.generators, mean)[0]
 
+    @property
+    def few_groups(self) -> int:
+        """Return how many groups the results rest on where they are too few to trust the intervals, else 0."""
+        counts = [count for mean, count in self.support.items() if self.members(mean)]
+        fewest = min(counts or [row.n_groups for row in self.classes.values() if not row.name], default=0)
+        return fewest if fewest < FEW_GROUPS else 0
+
+    @property
+    def leading_mean(self) -> str | None:
+        """Return the mean that decides what won: over unseen generators, else over seen, else over all."""
+        return next((mean for mean in ("map_unseen", "map_seen", "map") if self.members(mean)), None)
+
+    @property
+    def best(self) -> str:
+        """Return the method with the highest leading mean AP; the baseline where there is none."""
+        values = self.values["ap"][self.leading_mean] if self.leading_mean else {}
+        return max(values, key=lambda method: values[method].value, default=self.baseline)
+
     def chance(self, name: str) -> float:
         """Return the AP of a detector that guesses, for a generator or a mean: the share of fakes among the images."""
         rows = [self.generators[one] for one in ([name] if name in self.generators else self.members(name))]
@@ -212,20 +230,65 @@ class _OverSeeds:
         return Difference(interval, min(1.0, 2 * (beyond + 1) / (len(known) + 1)))
 
 
+def opening(comparison: Comparison) -> list[str]:
+    """Say in three plain sentences what was compared, what won or that nothing did, and how sure that is."""
+    methods, base = comparison.methods, comparison.baseline
+    fakes = sum(row.n_fake for row in comparison.generators.values())
+    unseen = len([row for row in comparison.generators.values() if row.seen is False])
+    told = f"{len(methods)} methods ({', '.join(methods)}) were compared" if methods[1:] else f"{base} was tested"
+    compared = f"{told} on {comparison.n_rows - fakes:,} real images"
+    if fakes:
+        compared += (
+            f" and {fakes:,} fakes by {len(comparison.generators)} generator{'s' * (len(comparison.generators) > 1)}"
+        )
+        compared += f", of which {unseen or 'none'} {'were' if unseen > 1 else 'was'} kept out of training"
+    if (mean := comparison.leading_mean) is None:
+        return [f"{compared}.", *verdict(comparison)[:2]]
+    where = {"map_unseen": "unseen generators", "map_seen": "seen generators", "map": "all generators"}[mean]
+    values, gaps = comparison.values["ap"][mean], comparison.differences["ap"][mean]
+    better = sorted((name for name, gap in gaps.items() if gap.way == "above"), key=lambda name: -values[name].value)
+    worse = [name for name, gap in gaps.items() if gap.way == "below"]
+    value, guess = values[base].value, comparison.chance(mean)
+    if not gaps:
+        won = f"On {where} its mean AP is {value:.2f}, where a guess has {guess:.2f} and a perfect detector 1."
+    elif comparison.few_groups or not better:
+        won = f"Nothing won: on {where} the mean AP of {base} is {value:.2f} (a guess has {guess:.2f}), and no method "
+        won += "is shown to be better." if better or not worse else f"is better; {_and(worse)} had less."
+    else:
+        won = f"{better[0]} won: on {where} its mean AP is {values[better[0]].value:.2f}, that of {base} {value:.2f}"
+        won += f"; {_and(better[1:])} also did better than {base}." if better[1:] else "."
+    return [f"{compared}.", won, _sure(comparison, [*better, *worse])]
+
+
+def _sure(comparison: Comparison, different: Sequence[str]) -> str:
+    seeds = min(len(own) for own in comparison.seeds.values())
+    times = f"{seeds} training run{'s' if seeds > 1 else ''} of each method"
+    if comparison.few_groups:
+        hint = f"; the difference of {_and(different)} to {comparison.baseline} is a hint only" if different else ""
+        return (f"How sure: not very. It rests on {comparison.few_groups} photographs or prompts and {times}, too few "
+                f"to trust the intervals{hint}.")  # fmt: skip
+    told = f"How sure: the {comparison.level:.0%} intervals are over {comparison.n_groups:,} photographs or prompts"
+    if seeds < FEW_SEEDS:
+        return f"{told}, but only {times}: they understate how much training varies."
+    return f"{told} and {times}."
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+
+
 def verdict(comparison: Comparison) -> list[str]:
     """Say in sentences whether differences exceed their intervals, and what the intervals do not cover."""
     told = [
         *_sentences(comparison, "map_unseen", "unseen generators"),
         *_sentences(comparison, "map_seen", "seen generators"),
     ] or _sentences(comparison, "map", "all generators")
-    groups = [count for mean, count in comparison.support.items() if comparison.members(mean)]
     if not told:
         told = _sentences_of_accuracy(comparison)
-        groups = [row.n_groups for row in comparison.classes.values() if not row.name]
-    if groups and min(groups) < FEW_GROUPS:
+    if comparison.few_groups:
         told.append(
-            f"The intervals rest on only {min(groups)} photographs or prompts: with so few, they are a lower bound "
-            "of the uncertainty, and no difference here settles a question."
+            f"The intervals rest on only {comparison.few_groups} photographs or prompts: with so few, they are too "
+            "narrow, and a difference that exceeds its interval is a hint and no result."
         )
     fewest = min(len(seeds) for seeds in comparison.seeds.values())
     if fewest == 1:
@@ -252,13 +315,14 @@ def _sentences(comparison: Comparison, mean: str, words: str) -> list[str]:
     ap_gaps, auc_gaps = (comparison.differences[metric][mean] for metric in METRICS)
     base = aps[comparison.baseline].text(".3f")
     told = [f"On {words} ({len(members)}, with {fakes} fakes), {comparison.baseline} reaches mAP {base}."]
+    hint = ", which is too narrow here" if comparison.support[mean] < FEW_GROUPS else ""
     for method, gap in ap_gaps.items():
         says = f"is {gap.way} it" if gap.way else "does not differ from it"
         value, interval = aps[method].text(".3f"), gap.interval.text("+.3f")
-        told.append(f"{method} ({value}) {says} by more than the interval: {interval}.")
+        told.append(f"{method} ({value}) {says} by more than the interval{hint if gap.way else ''}: {interval}.")
     areas = [f"{comparison.baseline} {aucs[comparison.baseline].text('.3f')}"]
     for method, gap in auc_gaps.items():
-        way = f", {gap.way} it by more than the interval" if gap.way else ""
+        way = f", {gap.way} it by more than the interval{hint}" if gap.way else ""
         areas.append(f"{method} {aucs[method].text('.3f')} ({gap.interval.text('+.3f')}{way})")
     # AUC does not depend on the number of fakes per real, as AP does.
     return [*told, f"Mean AUC there (chance is 0.5 whatever the share of fakes): {'; '.join(areas)}."]

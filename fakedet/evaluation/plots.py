@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,22 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from fakedet.evaluation.predictions import MAP
 from fakedet.metrics.bootstrap import Interval
 from fakedet.metrics.calibration import BINS, balanced_weights, bin_of, calibration_error
-from fakedet.pages import MARKERS, PALETTE, REAL_COLOUR, WIDTH, new_figure, save
+from fakedet.pages import (
+    GENERATOR_COLOURS,
+    GENERATOR_MARKERS,
+    MARKERS,
+    PALETTE,
+    REAL_COLOUR,
+    TYPE,
+    WIDTH,
+    new_figure,
+    plain,
+    save,
+)
 
-PANELS_A_ROW = 3
+PANELS_A_ROW = 2
+CELLS = 50  # of a line of a name across a figure
+LINE = 0.16  # inches
 
 Values = Mapping[str, Mapping[str, Any]]
 
@@ -29,13 +43,13 @@ Values = Mapping[str, Mapping[str, Any]]
 def plot_curves(runs: Mapping[str, pd.DataFrame], path: Path) -> Path:
     """Draw training loss and validation mAP by epoch, a line per run: columns epoch, train/loss, val/map (if any)."""
     wanted = [("train/loss", "training loss"), ("val/map", "validation mAP")]
-    figure = new_figure(WIDTH, 3.2)
+    figure = new_figure(WIDTH, 2.0)
     handles: dict[str, Any] = {}
     for axes, (key, title) in zip(figure.subplots(1, 2), wanted, strict=True):
         for number, (name, table) in enumerate(runs.items()):
             if key in table and table[key].notna().any():
                 rows = table[["epoch", key]].dropna()
-                (line,) = axes.plot(rows["epoch"] + 1, rows[key], label=plain(name), color=colour_of(number),
+                (line,) = axes.plot(rows["epoch"] + 1, rows[key], label=plain(name, CELLS), color=colour_of(number),
                                     marker=marker_of(number), markersize=3, linewidth=1.5)  # fmt: skip
                 handles.setdefault(name, line)
         dress(axes, title, "epoch", "", grid="both")
@@ -57,24 +71,41 @@ def plot_scores(frame: pd.DataFrame, path: Path, seen: set[str] | None = None) -
         for label in (0, 1)
         for name, rows in frame[frame["label"] == label].groupby("generator", sort=True)
     ]
+    styles = styles_of(name for name, label, _ in groups if label)
     finite = [logits[np.isfinite(logits)] for _, _, logits in groups]
     everything = np.concatenate([*finite, np.zeros(0)])
     low, high = np.percentile(everything, [0.2, 99.8]) if len(everything) else (-1.0, 1.0)
     edges = np.linspace(low, max(high, low + 1e-6), 49)
-    figure = new_figure(WIDTH, 1.0 + 0.42 * len(groups))
-    axes = figure.subplots()
-    for row, ((_, label, _), logits) in enumerate(zip(groups, finite, strict=True)):
+    names = [plain(f"{name}{known(name, label, seen)} (n={len(logits)})", CELLS) for name, label, logits in groups]
+    figure = new_figure(WIDTH, 1.0 + sum(LINE * text.count("\n") + 0.7 for text in names))
+    axes, foot = figure.subplots(), 0.0
+    for text, (name, label, _), logits in zip(names, groups, finite, strict=True):
+        foot = _write_name(axes, foot, text, styles[name] if label else (REAL_COLOUR, "o")) + 0.45
         if len(logits):
             counts, _ = np.histogram(np.clip(logits, edges[0], edges[-1]), edges)
-            colour = REAL_COLOUR if label == 0 else PALETTE[1]
-            axes.stairs(row - 0.85 * counts / counts.max(), edges, baseline=row, fill=True, color=colour, alpha=0.75)
-            axes.plot([np.median(logits)] * 2, [row, row - 0.85], color="black", linewidth=1.4)
-    named = [plain(f"{name}{known(name, label, seen)} (n={len(logits)})") for name, label, logits in groups]
-    axes.set_yticks(range(len(groups)), named)
-    axes.set_ylim(len(groups) - 0.9, -1.0)
+            colour = styles[name][0] if label else REAL_COLOUR
+            axes.stairs(foot - 0.4 * counts / counts.max(), edges, baseline=foot, fill=True, color=colour, alpha=0.8)
+            axes.plot([np.median(logits)] * 2, [foot, foot - 0.4], color="black", linewidth=1.4)
+        foot += 0.06
+    axes.set_ylim(foot, 0)
+    axes.set_yticks([])
     axes.axvline(0, color="#777777", linewidth=0.9, linestyle=":")
-    dress(axes, "logits: grey real, orange fake, bar median", "logit (further right: more like a fake)", "")
+    dress(axes, "", "logit (further right: more like a fake)", "")
     return save(figure, path)
+
+
+def styles_of(generators: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return colour and marker of each generator, the same in all figures of the same generators."""
+    return dict(zip(sorted(set(generators)), zip(cycle(GENERATOR_COLOURS), cycle(GENERATOR_MARKERS)), strict=False))
+
+
+def _write_name(axes: Axes, at: float, text: str, style: tuple[str, str] | None) -> float:
+    """Write a row's name, with its generator's marker, from ``at`` inches down; returns where it ends."""
+    across = axes.get_yaxis_transform()  # x in shares of the axes
+    if style is not None:
+        axes.plot([0.02], [at + 0.6 * LINE], style[1], color=style[0], markersize=7, transform=across, clip_on=False)
+    axes.text(0.06 if style else 0.01, at + 0.02, text, fontsize=TYPE, va="top", transform=across, linespacing=1.15)
+    return at + LINE * (text.count("\n") + 1) + 0.03
 
 
 def colour_of(number: int) -> str:
@@ -92,25 +123,22 @@ def known(name: str, label: int, seen: set[str] | None) -> str:
     return ", unseen" if label == 1 and seen is not None and name not in seen else ""
 
 
-def plain(name: str) -> str:
-    """Escape a name: matplotlib reads $ as mathematics and hides labels with a leading underscore."""
-    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
-
-
 def add_legend(figure: Figure, handles: Sequence[Any]) -> None:
-    """Put the legend below the axes, where long names do not narrow them."""
+    """Put the legend below the axes, where long names do not narrow them, and make the figure as much taller."""
     if handles:
-        longest = max(len(str(handle.get_label())) for handle in handles)
-        columns = max(1, min(len(handles), 100 // (longest + 6)))
-        figure.legend(handles=handles, fontsize=8, frameon=False, loc="outside lower center", ncols=columns)
+        labels = [str(handle.get_label()).split("\n") for handle in handles]
+        columns = max(1, min(len(handles), CELLS // (max(len(line) for lines in labels for line in lines) + 5)))
+        rows = [max(map(len, labels[place : place + columns])) for place in range(0, len(labels), columns)]
+        figure.set_figheight(figure.get_figheight() + 0.1 + sum(LINE * lines + 0.03 for lines in rows))
+        figure.legend(handles=handles, fontsize=TYPE, frameon=False, loc="outside lower center", ncols=columns)
 
 
 def dress(axes: Axes, title: str, x: str, y: str, grid: str = "x") -> None:
     """Set the title, labels, grid and type size of axes."""
-    axes.set_title(plain(title), fontsize=10, loc="left")
-    axes.set_xlabel(x, fontsize=9)
-    axes.set_ylabel(y, fontsize=9)
-    axes.tick_params(labelsize=8)
+    axes.set_title(title, fontsize=TYPE + 1, loc="left")
+    axes.set_xlabel(x, fontsize=TYPE)
+    axes.set_ylabel(y, fontsize=TYPE)
+    axes.tick_params(labelsize=TYPE)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, color="#E8E8E8", linewidth=0.6)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
@@ -129,37 +157,37 @@ def plot_intervals(
     """
     methods, sections = list(next(iter(rows.values()))) if rows else [], sections or {}
     shown = {name: name + ", unseen" * (sections.get(name) == "unseen") for name in rows}
+    styles = styles_of(name for name in rows if sections.get(name) not in ("mean", "all", "real"))
     if len(methods) > 6:  # in one row they could not be told apart
-        return _panels(rows, methods, shown, title, path, chance)
-    figure = new_figure(WIDTH, 1.2 + len(rows) * max(0.36, 0.13 * len(methods)))
-    axes = figure.subplots()
-    handles = [axes.plot([], [], marker_of(i) + "-", color=colour_of(i), markersize=5, label=plain(method))[0]
+        return _panels(rows, methods, shown, title, path, chance, styles)
+    names = {name: plain(text, CELLS) for name, text in shown.items()}
+    height = sum(LINE * (text.count("\n") + 1) + 0.13 * len(methods) + 0.15 for text in names.values())
+    figure = new_figure(WIDTH, height + 0.5)
+    axes, foot, before = figure.subplots(), 0.0, ""
+    handles = [axes.plot([], [], marker_of(i) + "-", color=colour_of(i), markersize=5, label=plain(method, CELLS))[0]
                for i, method in enumerate(methods)]  # fmt: skip
-    for number, method in enumerate(methods):
-        offset = (number - (len(methods) - 1) / 2) * 0.8 / len(methods)
-        for place, values in enumerate(rows.values()):
-            _draw(axes, values[method], place + offset, number)
-    axes.set_yticks(range(len(rows)), [plain(name) for name in shown.values()])
-    axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
-    section = [sections.get(name, "") for name in rows]
-    for border in range(1, len(rows)):
-        parted = section[border] != section[border - 1]
-        axes.axhline(border - 0.5, color="#888888" if parted else "#DDDDDD", linewidth=1 if parted else 0.6)
-    for place, name in enumerate(rows):
-        if chance is not None and name in chance:
-            (tick,) = axes.plot([chance[name]] * 2, [place - 0.42, place + 0.42], color="#777777", linewidth=1.2,
-                                linestyle=":", label="chance")  # fmt: skip
+    for name, values in rows.items():
+        if foot:
+            parted = sections.get(name, "") != before
+            axes.axhline(foot, color="#777777" if parted else "#DDDDDD", linewidth=1.2 if parted else 0.6)
+        top, before = _write_name(axes, foot, names[name], styles.get(name)), sections.get(name, "")
+        foot = top + 0.13 * len(methods) + 0.12
+        for number, method in enumerate(methods):
+            _draw(axes, values[method], top + 0.07 + 0.13 * number, number)
+        if (guess := 0.5 if chance is None else chance.get(name)) is not None:
+            (tick,) = axes.plot([guess] * 2, [top, foot - 0.06], color="#555555", linewidth=1.2, linestyle=":",
+                                label="chance")  # fmt: skip
             handles = [handle for handle in handles if handle.get_label() != "chance"] + [tick]
-    if chance is None:
-        axes.axvline(0.5, color="#777777", linewidth=0.9, linestyle=":")
-    dress(axes, title, "", "")
+    axes.set_ylim(max(foot, 1), 0)
+    axes.set_yticks([])
+    dress(axes, plain(title, CELLS), "", "")
     add_legend(figure, handles)
     return save(figure, path)
 
 
 def _panels(
     rows: Mapping[str, Values], methods: Sequence[str], shown: Mapping[str, str], title: str, path: Path,
-    chance: Mapping[str, float] | None,
+    chance: Mapping[str, float] | None, styles: Mapping[str, tuple[str, str]],
 ) -> Path:  # fmt: skip
     lines = -(-len(rows) // PANELS_A_ROW)
     figure = new_figure(1.4 * WIDTH, 0.5 + lines * (0.65 + 0.16 * len(methods)))
@@ -172,12 +200,15 @@ def _panels(
         guess = 0.5 if chance is None else chance.get(name)
         if guess is not None:
             axes.axvline(guess, color="#777777", linewidth=1.2, linestyle=":")
-        dress(axes, shown[name], "", "", grid="both")
+        dress(axes, "   " * (name in styles) + plain(shown[name], 28), "", "", grid="both")
+        if name in styles:
+            above = 1 + (0.14 + LINE * axes.get_title(loc="left").count("\n")) / (0.16 * len(methods))
+            axes.plot([0.02], [above], styles[name][1], color=styles[name][0], transform=axes.transAxes, clip_on=False)
         # Panels above a hidden one are the last of their column.
         axes.tick_params(labelbottom=place + PANELS_A_ROW >= len(rows))
-    grid[0, 0].set_yticks(range(len(methods)), [plain(method) for method in methods])
+    grid[0, 0].set_yticks(range(len(methods)), [plain(method, 24) for method in methods])
     grid[0, 0].set_ylim(len(methods) - 0.5, -0.5)
-    figure.suptitle(plain(title + "; dotted: chance"), fontsize=11, x=0.01, ha="left")
+    figure.suptitle(plain(title + "; dotted: chance"), fontsize=TYPE + 1, x=0.01, ha="left")
     return save(figure, path)
 
 
@@ -200,7 +231,10 @@ def plot_matrix(
     """
     generators, methods = list(cells), list(next(iter(cells.values())))
     values = np.array([[cells[generator][method].value for generator in generators] for method in methods])
-    figure = new_figure(max(WIDTH, 1.8 + 1.0 * len(generators)), 1.5 + 0.5 * len(methods))
+    columns, names = [plain(name, 12) for name in generators], [plain(name, 20) for name in methods]
+    figure = new_figure(max(WIDTH, 1.7 + 0.95 * len(generators)),
+                        0.7 + LINE * max((text.count("\n") for text in columns), default=0)
+                        + sum(max(0.45, LINE * (text.count("\n") + 1.5)) for text in names))  # fmt: skip
     axes = figure.subplots()
     # The colours diverge around 0.5; red ranks fakes below reals.
     axes.imshow(values, cmap="RdBu", vmin=0.0, vmax=1.0, aspect="auto")
@@ -208,13 +242,13 @@ def plot_matrix(
         for column, generator in enumerate(generators):
             cell = cells[generator][method]
             pale = 0.2 < cell.value < 0.8
-            axes.text(column, row, cell.text().replace(" ", "\n", 1), ha="center", va="center", fontsize=7.5,
+            axes.text(column, row, cell.text().replace(" ", "\n", 1), ha="center", va="center", fontsize=TYPE,
                       color="black" if pale or np.isnan(cell.value) else "white")  # fmt: skip
             if generator not in seen.get(method, ()):
                 axes.add_patch(Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, fill=False, linewidth=2.2))
-    axes.set_xticks(range(len(generators)), [plain(name) for name in generators], rotation=20, ha="right")
-    axes.set_yticks(range(len(methods)), [plain(name) for name in methods])
-    dress(axes, title, "", "")
+    axes.set_xticks(range(len(generators)), columns)
+    axes.set_yticks(range(len(methods)), names)
+    dress(axes, plain(title), "", "")
     axes.grid(visible=False)
     return save(figure, path)
 
@@ -241,23 +275,22 @@ def project(embedding: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float
 def draw_map(frame: pd.DataFrame, share: ArrayLike, seen: set[str], path: Path) -> Path:
     """Draw the images of a predictions frame that have a place on the embedding map (:data:`MAP`).
 
-    ``share`` are the (2,) shares of variance; fakes of generators that are not among the ``seen`` are crosses.
+    ``share`` are the (2,) shares of variance; fakes of generators that are not among the ``seen`` are hollow.
     """
+    styles = styles_of(frame.loc[frame["label"] == 1, "generator"])
     mapped = frame[np.isfinite(frame[MAP]).all(axis=1)]
     x, y = mapped[MAP].to_numpy(dtype=np.float64).T
     real, names = mapped["label"].to_numpy() == 0, mapped["generator"].to_numpy(dtype=object)
-    figure = new_figure(WIDTH, 5.0)
+    figure = new_figure(WIDTH, 3.4)
     axes = figure.subplots()
-    axes.scatter(x[real], y[real], s=14, color=REAL_COLOUR, alpha=0.4, linewidths=0, label=f"real (n={real.sum()})")
-    for number, name in enumerate(sorted(set(names[~real]))):
-        rows, was_seen = ~real & (names == name), name in seen
-        # Crosses have one form; "+" takes their place where the colours repeat.
-        marker = marker_of(number) if was_seen else ("x", "+")[number // len(PALETTE) % 2]
-        axes.scatter(x[rows], y[rows], s=16 if was_seen else 24, marker=marker, alpha=0.75, color=colour_of(number),
-                     linewidths=0 if was_seen else 1.1,
-                     label=plain(f"{name}{known(name, 1, seen)} (n={rows.sum()})"))  # fmt: skip
+    axes.scatter(x[real], y[real], s=14, color=REAL_COLOUR, alpha=0.35, linewidths=0, label=f"real (n={real.sum()})")
+    for name in sorted(set(names[~real])):
+        rows, (colour, marker) = ~real & (names == name), styles[name]
+        axes.scatter(x[rows], y[rows], s=22, marker=marker, alpha=0.75, edgecolors=colour, linewidths=0.9,
+                     facecolors=colour if name in seen else "none",
+                     label=plain(f"{name}{known(name, 1, seen)} (n={rows.sum()})", CELLS))  # fmt: skip
     first, second = np.asarray(share, dtype=np.float64)
-    dress(axes, f"embeddings of {len(mapped)} test images", f"component 1 ({first:.0%} of variance)",
+    dress(axes, "", f"component 1 ({first:.0%} of variance)",
           f"component 2 ({second:.0%})", grid="both")  # fmt: skip
     add_legend(figure, axes.get_legend_handles_labels()[0])
     return save(figure, path)
@@ -265,8 +298,8 @@ def draw_map(frame: pd.DataFrame, share: ArrayLike, seen: set[str], path: Path) 
 
 def plot_reliability(frames: Mapping[str, pd.DataFrame], path: Path) -> Path:
     """Draw the share of fakes over the mean score of each bin, a line per method: columns label and score."""
-    figure = new_figure(WIDTH, 4.6)
-    axes = figure.subplots()
+    figure = new_figure(WIDTH, 3.4)
+    axes, handles = figure.subplots(), []
     axes.plot([0, 1], [0, 1], color=REAL_COLOUR, linewidth=1, linestyle=":")
     for number, (method, frame) in enumerate(frames.items()):
         scores, labels = frame["score"].to_numpy(dtype=float), frame["label"].to_numpy()
@@ -277,34 +310,35 @@ def plot_reliability(frames: Mapping[str, pd.DataFrame], path: Path) -> Path:
         mean = np.bincount(bins, weights=weights * scores, minlength=BINS)[drawn] / total[drawn]
         share = np.bincount(bins, weights=weights * labels, minlength=BINS)[drawn] / total[drawn]
         error = calibration_error(scores, labels)
-        axes.plot(mean, share, color=colour_of(number), marker=marker_of(number), markersize=5,
-                  label=f"{method} (ECE {error:.2f})")  # fmt: skip
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="score = P(fake)", ylabel="share of fakes")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper left", ncols=2, frameon=False)
+        handles += axes.plot(mean, share, color=colour_of(number), marker=marker_of(number), markersize=5,
+                             label=plain(f"{method} (ECE {error:.2f})", CELLS))  # fmt: skip
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    dress(axes, "", "score = P(fake)", "share of fakes", grid="both")
+    add_legend(figure, handles)
     return save(figure, path)
 
 
 def plot_curves_of_decision(frames: Mapping[str, pd.DataFrame], path: Path) -> Path:
     """Draw ROC and precision-recall curves over all generators, a line per method: columns label and logit."""
-    figure = new_figure(2 * WIDTH, 4.6)
-    roc, recall = figure.subplots(1, 2)
+    figure = new_figure(WIDTH, 6.4)
+    roc, recall = figure.subplots(2, 1)
     roc.plot([0, 1], [0, 1], color=REAL_COLOUR, linewidth=1, linestyle=":")
+    handles = []
     for number, (method, frame) in enumerate(frames.items()):
         labels, logits = frame["label"].to_numpy(), frame["logit"].to_numpy()
         if len(set(labels.tolist())) < 2:
             continue
         false, true, _ = roc_curve(labels, logits)
-        roc.plot(false, true, color=colour_of(number), label=method)
+        handles += roc.plot(false, true, color=colour_of(number), label=plain(method, CELLS))
         precise, found, _ = precision_recall_curve(labels, logits)
         recall.plot(found, precise, color=colour_of(number))
         recall.axhline(labels.mean(), color=REAL_COLOUR, linewidth=1, linestyle=":")
-    roc.set(xlabel="share of reals called fake", ylabel="share of fakes called fake", xlim=(0, 1), ylim=(0, 1.01))
-    recall.set(xlabel="share of fakes called fake (recall)", ylabel="share of fakes among those called so (precision)",
-               xlim=(0, 1), ylim=(0, 1.01))  # fmt: skip
     for axes in (roc, recall):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*roc.get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False)
+        axes.set(xlim=(0, 1), ylim=(0, 1.01))
+    dress(roc, "ROC", "share of reals called fake", "share of fakes called fake", grid="both")
+    dress(recall, "precision and recall", "share of fakes called fake (recall)", "fakes among\nthose called fake",
+          grid="both")  # fmt: skip
+    add_legend(figure, handles)
     return save(figure, path)
 
 
@@ -324,7 +358,7 @@ def plot_robustness(content: Mapping[str, Any], path: Path) -> Path:
             family, severity = name.split("/")
             families.setdefault(family, []).append((float(severity), name))
     rows = max(1, math.ceil(len(families) / PANELS_A_ROW))
-    figure = new_figure(12.0, 2.6 * rows + 0.6)
+    figure = new_figure(WIDTH, 1.9 * rows)
     panels = figure.subplots(rows, PANELS_A_ROW, sharey=True, squeeze=False).ravel()
     for panel, (family, views) in zip(panels, families.items(), strict=False):
         for (key, said), colour, marker in zip(words.items(), PALETTE, ("o", "s"), strict=False):
@@ -338,14 +372,13 @@ def plot_robustness(content: Mapping[str, Any], path: Path) -> Path:
             bounded = known.dropna(subset="low")
             panel.vlines(bounded.index, bounded["low"], bounded["high"], color=colour, alpha=0.6)
         panel.axhline(0.5, color=REAL_COLOUR, linewidth=0.8, linestyle=":")
-        panel.set_title(family, loc="left", fontsize=10)
         panel.set_xticks(range(len(views)), [f"{severity:g}" for severity, _ in views])
-        panel.spines[["top", "right"]].set_visible(False)
+        dress(panel, family, "", "", grid="y")
     for panel in panels[len(families) :]:
         panel.set_visible(False)
     for row in range(rows):
-        panels[row * PANELS_A_ROW].set_ylabel(measured)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False)
+        panels[row * PANELS_A_ROW].set_ylabel(measured, fontsize=TYPE)
+    add_legend(figure, panels[0].get_legend_handles_labels()[0])
     return save(figure, path)
 
 

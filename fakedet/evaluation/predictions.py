@@ -355,3 +355,15 @@ def confident_errors(frame: pd.DataFrame, threshold: float | None, count: int) -
         return rows[~group.duplicated()].head(count).drop(columns="_order")
 
     return worst(frame[frame["label"] == 0], 1), worst(frame[frame["label"] == 1], -1)
+
+
+def examples(frame: pd.DataFrame) -> pd.DataFrame:
+    """Choose up to six images of each collection of reals and of each generator, of the same photographs if it can be.
+
+    At most 60 in all, so with many generators fewer of each.
+    """
+    kinds = frame.groupby(["label", "generator"])
+    group = frame.get("group", frame["path"]).astype(str)
+    named = frame.assign(_group=group.where(group != "", frame["path"])).sort_values(["_group", "path"], kind="stable")
+    chosen = named.drop_duplicates(["label", "generator", "_group"]).groupby(["label", "generator"])
+    return chosen.head(max(1, min(6, 60 // kinds.ngroups))).head(60).drop(columns="_group")

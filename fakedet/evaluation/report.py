@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import re
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,13 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from fakedet.config import check_config
+from fakedet.data import demo
 from fakedet.errors import UserError, nearest
-from fakedet.evaluation.comparison import TITLES, Comparison, compare, rows, verdict, write_csv, write_markdown
+from fakedet.evaluation.comparison import TITLES, Comparison, compare, opening, rows, verdict, write_csv, write_markdown
 from fakedet.evaluation.evaluate import measure_robustness
 from fakedet.evaluation.plots import (
     draw_map,
+    known,
     plot_curves,
     plot_curves_of_decision,
     plot_intervals,
@@ -29,12 +32,14 @@ from fakedet.evaluation.plots import (
     plot_robustness,
     plot_scores,
     read_curves,
+    styles_of,
 )
 from fakedet.evaluation.predictions import (
     MAP,
     Read,
     confident_errors,
     differences,
+    examples,
     name_methods,
     read_files,
     read_info,
@@ -43,7 +48,8 @@ from fakedet.evaluation.predictions import (
 )
 from fakedet.metrics.bootstrap import Interval
 from fakedet.metrics.pairing import Pairs, pairing_notes, real_counterparts
-from fakedet.pages import Drawing, render
+from fakedet.pages import REAL_COLOUR, Drawing, render
+from fakedet.pages import plain as legible
 from fakedet.utils import FAILURE, open_folder, plain, provenance, write_config, write_json
 
 log = logging.getLogger("fakedet")
@@ -52,6 +58,8 @@ STUDY = "study.json"  # in a study's folder: what its report says, and its jobs 
 ENDED = "jobs.jsonl"  # in a multirun's folder: one line per job that has ended
 # Overrides that do not tell methods apart: the seeds of a method belong together, the others leave its results alone.
 NOT_COMPARED = ("seed", "output_dir", "overwrite", "resume", "stage1_cache", "threads", "logger", "study", "hydra")
+# Of text, for the markers of figures.
+SIGNS = dict(zip("os^DvPX*p<>h", "●■▲◆▼✚✖★⬟◀▶⬢", strict=True))
 SHORTCUT = 0.7  # AUC of a classifier that sees only headers, above which the reader is warned
 
 
@@ -60,7 +68,8 @@ class Shown:
     """A small picture with what is said of it."""
 
     jpeg: bytes
-    caption: str
+    path: str
+    caption: str = ""
 
     @property
     def data(self) -> str:
@@ -74,6 +83,8 @@ class Gallery:
 
     title: str
     pictures: Sequence[Shown]
+    mark: tuple[str, str] | None = None  # colour and sign, of examples
+    method: str = ""  # of errors
 
 
 @dataclass(frozen=True)
@@ -98,10 +109,26 @@ def write_page(page: Page, path: Path) -> None:
     """Render a page into one self-contained HTML file; whatever it shows is escaped."""
     render(
         "fakedet.evaluation", "report/report.html", path, page=page, comparison=page.comparison,
-        verdict=verdict(page.comparison), columns=list(dict.fromkeys(name for run in page.runs for name in run)),
+        opening=opening(page.comparison), verdict=verdict(page.comparison), marks_of=_marks(page.comparison),
+        words=_words(page), spelled={name: told for name in (*page.comparison.generators, *page.comparison.methods)
+                                     if (told := legible(name).replace("\\$", "$").strip()) != name.strip()},
+        columns=list(dict.fromkeys(name for run in page.runs for name in run)),
         tables=[(TITLES[metric], metric, rows(page.comparison, metric)) for metric in page.comparison.values],
         probability=lambda p: "" if p != p else "p < 0.01" if p < 0.01 else f"p = {p:.2f}",
     )  # fmt: skip
+
+
+def _marks(comparison: Comparison) -> dict[str, tuple[str, str]]:
+    """Return each generator's colour and sign in text, those of the figures."""
+    styles = styles_of(comparison.generators)
+    return {name: (colour, SIGNS[marker]) for name, (colour, marker) in styles.items()}
+
+
+def _words(page: Page) -> set[str]:
+    """Return the names that the glossary may explain: of methods, and of generators if all are the demo's."""
+    generators = set(page.comparison.generators)
+    simulated = generators if generators <= {*demo.SEEN, *demo.UNSEEN} else set()
+    return {word for method in page.comparison.methods for word in re.findall(r"\w+", method)} | simulated
 
 
 def figures(
@@ -119,30 +146,40 @@ def figures(
         cells = {name: comparison.values["auc"][name] for name in comparison.generators}
         title = "AUC; a frame: fakes that this detector never saw"
         drawn.append(Drawing(plot_matrix(cells, seen_by, title, folder / "matrix.png"),
-                             "AUC of each detector (row) on each generator (column)"))  # fmt: skip
+                             "AUC of each detector (row) on each generator (column). Compare a framed cell, of fakes "
+                             "that this detector never saw, with the others of its column."))  # fmt: skip
     if trained:
         curves = {method: read_curves(one.path.parent) for method, one in first.items()}
         drawn.append(Drawing(plot_curves(curves, folder / "curves.png"),
-                             "Training curves, first seed of each method; losses of different methods are not "
-                             "comparable"))  # fmt: skip
+                             "Training, first seed of each method. The loss should fall and level off; losses of "
+                             "different methods are not comparable. The weights of the best validation mAP are kept: "
+                             "where it jumps from epoch to epoch, that choice is luck."))  # fmt: skip
     drawn += [] if "auc" not in comparison.values else [
         Drawing(plot_curves_of_decision(shown, folder / "roc_pr.png"),
-               "ROC and precision-recall of all fakes against all reals of the file; first seed of each method"),
+                "ROC and precision-recall of all fakes against all photographs; first seed of each method. Nearer to "
+                "the upper left corner (above) and the upper right one (below) is better; dotted: a guess."),
         Drawing(plot_reliability(shown, folder / "reliability.png"),
-               "Reliability of the calibrated scores, reals and fakes weighing one half each: on the diagonal, of "
-               "images scored 0.8 four in five are fakes"),
+                "Can scores be read as probabilities? On the diagonal, of images scored 0.8 four in five are fakes; "
+                "above it scores are too low, below it too high. Photographs and fakes weigh one half each."),
     ]  # fmt: skip
     for number, (method, one) in enumerate(first.items()):
+        medians = one.original[one.original["label"] == 1].groupby("generator")["logit"].median()
+        nearest_one = f"; nearest: {medians.idxmin()}" if len(medians) > 1 else ""
         drawn.append(Drawing(plot_scores(one.original, folder / f"scores_{number}.png", seen=one.seen),
-                            f"{method}: logits of reals and of each generator's fakes"))  # fmt: skip
+                             f"{method}: logits of photographs (grey) and of each generator's fakes; bar: median. The "
+                             "further a generator lies to the right of grey, the better it is detected"
+                             f"{nearest_one}."))  # fmt: skip
         share = one.info.get("map_share")
         if share and set(MAP) <= set(one.original) and one.original[MAP].notna().any(axis=None):
             drawn.append(Drawing(draw_map(one.original, share, one.seen, folder / f"map_{number}.png"),
-                                f"{method}: test images on the two main directions of its embedding"))  # fmt: skip
+                                 f"{method}: test images on the two main directions of its embedding; hollow: not seen "
+                                 "in training. Generators that lie among the grey photographs are hard to "
+                                 "detect."))  # fmt: skip
         if one.frame["view"].nunique() > 1:
             content = measure_robustness(one.frame, pairs, sorted(one.seen), bootstrap, reals)
             drawn.append(Drawing(plot_robustness(content, folder / f"robustness_{number}.png"),
-                                f"{method}: mAP of degraded images; dashed: as they are"))  # fmt: skip
+                                 f"{method}: mAP of degraded images; dashed: as they are. A line that falls towards "
+                                 "0.5 shows what hides the fakes."))  # fmt: skip
     return drawn
 
 
@@ -155,24 +192,39 @@ def _intervals(folder: Path, comparison: Comparison, metric: str) -> Drawing:
     picture = plot_intervals(listed, title, folder / f"{metric}.png", sections, chance)
     if metric == "accuracy":
         return Drawing(picture, "Share of reals called real, for each collection, and of fakes called fake")
-    dotted = "chance, the share of fakes" if metric == "ap" else "chance"
-    return Drawing(picture, f"{metric.upper()} per generator and means; dotted: {dotted}")
+    dotted = "a guess, the share of fakes" if metric == "ap" else "a guess"
+    means = {
+        row.name: sum(cell.value for cell in row.cells.values())
+        for row in found
+        if row.section not in ("mean", "all", "real")
+    }
+    known_means = {name: value for name, value in means.items() if value == value}
+    hardest = f"; hardest here: {min(known_means, key=known_means.__getitem__)}" if len(known_means) > 1 else ""
+    return Drawing(picture, f"{metric.upper()} of each generator and means, a line for each method. Further right is "
+                            f"better, and lines that overlap hardly differ{hardest}. Dotted: {dotted}.")  # fmt: skip
 
 
-def galleries(first: dict[str, Read]) -> list[Gallery]:
-    """Collect the small pictures in each method's file, reals taken for fakes first."""
-    found = []
-    for method, one in first.items():
-        held = one.original[one.original["path"].isin(one.pictures)]
-        alarms, misses = confident_errors(held, None, len(held))
-        for title, table in (("reals that look most fake", alarms), ("fakes that look most real", misses)):
+def galleries(first: dict[str, Read], comparison: Comparison, seen: set[str]) -> list[Gallery]:
+    """Collect the small pictures: real images, fakes of each generator, the most confident errors of each method."""
+    one, styles, found = first[comparison.baseline], styles_of(comparison.generators), []
+    for (label, kind), group in examples(one.original).groupby(["label", "generator"], sort=True):
+        name = str(kind)
+        title = f"fakes of {name}{known(name, 1, seen)}" if label else f"real images ({name})".replace(" (real)", "")
+        colour, marker = styles[name] if label else (REAL_COLOUR, "o")
+        pictures = [Shown(one.pictures[path], path) for path in group["path"] if path in one.pictures]
+        found += [Gallery(title, pictures, (colour, SIGNS[marker]))] if pictures else []
+    for method in dict.fromkeys([comparison.best, *comparison.methods]):
+        one = first[method]
+        threshold = (one.info.get("operating_point") or {}).get("threshold")
+        for title, table in zip(("real images taken for fakes", "fakes taken for real"),
+                                confident_errors(one.original, threshold, len(one.original)), strict=True):  # fmt: skip
             pictures = []
             for _, row in table.iterrows():
+                if row["path"] not in one.pictures:  # only the first ones of this order have pictures
+                    break
                 score = f", score {row['score']:.2f}" if row["score"] == row["score"] else ""
-                caption = f"{row['generator']}{score}, logit {row['logit']:.1f}: {row['path']}"
-                pictures.append(Shown(one.pictures[str(row["path"])], caption))
-            if pictures:
-                found.append(Gallery(f"{method}: {title}", pictures))
+                pictures.append(Shown(one.pictures[row["path"]], row["path"], f"{row['generator']}{score}"))
+            found += [Gallery(f"{method}: {title}", pictures, method=method)] if pictures else []
     return found
 
 
@@ -237,7 +289,8 @@ def write_report(
     unseen = comparison.members("map_unseen")
     of_runs = [_run_row(run, one, unseen) for run, one in zip(runs, read, strict=bool(runs))]
     table = of_runs or [_row(one) for one in read]
-    summary = {**comparison.to_dict(), "verdict": verdict(comparison), "failures": list(failures), "runs": table,
+    summary = {**comparison.to_dict(), "opening": opening(comparison), "verdict": verdict(comparison),
+               "failures": list(failures), "runs": table,
                "provenance": facts}  # fmt: skip
     write_json(folder / "summary.json", summary)
     write_csv(comparison, folder / "table.csv")
@@ -248,7 +301,8 @@ def write_report(
     page = Page(
         title=str(config.title), comparison=comparison, runs=table, failures=failures, shortcuts=shortcuts,
         figures=figures(folder, comparison, first, pairs, bootstrap, _reals(read), trained),
-        galleries=galleries(first), provenance=provenance_of(read), caveats=[*caveats, *noted],
+        galleries=galleries(first, comparison, {name for one in read for name in one.seen}),
+        provenance=provenance_of(read), caveats=[*caveats, *noted],
         facts=_facts(facts, read, runs, time.perf_counter() - started), command=" ".join(facts["command"]),
     )  # fmt: skip
     write_page(page, folder / "report.html")

@@ -20,7 +20,7 @@ from fakedet.data.decode import DecodeError, decode_image
 from fakedet.data.manifest import Quarantine, hold_out
 from fakedet.errors import UserError
 from fakedet.evaluation.plots import project
-from fakedet.evaluation.predictions import MAP, called_fake, confident_errors, write_predictions
+from fakedet.evaluation.predictions import MAP, called_fake, confident_errors, examples, write_predictions
 from fakedet.methods.base import Detector
 from fakedet.metrics.calibration import KINDS
 from fakedet.metrics.decisions import OperatingPoint, accuracies, decision_statistics, fit_operating_point
@@ -256,15 +256,16 @@ def map_embeddings(
 def small_pictures(
     datamodule: DataModule, frame: pd.DataFrame, point: OperatingPoint | None, count: int
 ) -> dict[str, bytes]:
-    """Make small JPEGs (path → JPEG, longer side 224 pixels) of the most confident errors of a predictions frame.
+    """Make small JPEGs (path → JPEG, longer side 224 pixels) of the most confident errors and of examples.
 
     Args:
         datamodule, frame: the frame has one row per image, scored with the data module.
         point: the detector's operating point; None: the most wrong images are shown whatever their logit.
-        count: greatest number of each kind of error.
+        count: greatest number of each kind of error; 0: no pictures at all.
     """
     threshold = point.threshold if point is not None and math.isfinite(point.threshold) else None
-    worst = pd.concat(confident_errors(frame, threshold, count))
+    worst = pd.concat([*confident_errors(frame, threshold, count), examples(frame).head(60 * count)])
+    worst = worst.drop_duplicates("path")
     pictures = {}
     for path, row in zip(worst["path"].tolist(), worst["id"].tolist(), strict=True):
         try:

@@ -38,6 +38,17 @@ def test_the_report_can_be_read(report: Path, browser, watch, width: int, scheme
     assert page.evaluate("document.images.length") > 8
     sizes = "[...document.querySelectorAll('p, td, th, figcaption')].map(e => getComputedStyle(e).fontSize)"
     assert min(float(size.removesuffix("px")) for size in page.evaluate(sizes)) >= 11
+    assert page.evaluate("[...document.querySelectorAll('details')].some(e => e.open)") is False
+    page.evaluate("document.querySelectorAll('details').forEach(e => e.open = true)")
+    # Type of 9 points in a figure of 220 dots an inch has 11 pixels at this scale.
+    scales = "[...document.querySelectorAll('.figures img')].map(i => i.getBoundingClientRect().width / i.naturalWidth)"
+    assert min(page.evaluate(scales)) >= 11 / (9 / 72 * 220) - 0.005
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    hint = "e => getComputedStyle(e, '::before').display !== 'none' && e.scrollWidth > e.clientWidth"
+    hidden = "e => getComputedStyle(e, '::before').display === 'none' && e.scrollWidth > e.clientWidth + 1"
+    tables = "[...document.querySelectorAll('.scroll')]"
+    assert page.evaluate(f"{tables}.filter({hidden}).length") == 0, "every table that scrolls says so"
+    assert width > 400 or page.evaluate(f"{tables}.some({hint})")
     assert contrast(page, "td") > 4.5
     assert contrast(page, ".soft") > 4.5
     page.close()

@@ -12,7 +12,7 @@ from rich.console import Console
 from sklearn.metrics import average_precision_score
 
 from fakedet.errors import UserError
-from fakedet.evaluation.comparison import compare, console_table, markdown, verdict, write_csv, write_markdown
+from fakedet.evaluation.comparison import compare, console_table, markdown, opening, verdict, write_csv, write_markdown
 from fakedet.evaluation.comparison import rows as rows_of
 from fakedet.evaluation.plots import draw_map, plot_curves, plot_intervals, plot_scores, project
 from fakedet.evaluation.report import Page, write_page
@@ -149,6 +149,40 @@ def test_few_photographs_are_said() -> None:
     few = predictions(1.0, 0).assign(group=[f"photo{i % 7}" for i in range(180)])
     comparison = compare({"bce": [(0, few)]}, "bce", None, SEEN, n_resamples=20)
     assert any("only 7 photographs" in sentence for sentence in verdict(comparison))
+
+
+def test_a_report_opens_with_what_was_compared_what_won_and_how_sure() -> None:
+    runs = {"bce": [(0, predictions(1.0, 0))], "good": [(0, predictions(3.0, 1))], "bad": [(0, predictions(0.0, 2))]}
+    compared, won, sure = opening(compare(runs, "bce", None, SEEN, n_resamples=100))
+    assert compared.startswith("3 methods (bce, good, bad) were compared on 60 real images and 120 fakes by 2 gener")
+    assert "of which 1 was kept out of training" in compared
+    assert re.match(r"good won: on unseen generators its mean AP is 0\.\d\d, that of bce 0\.\d\d\.$", won)
+    assert "30 photographs or prompts, but only 1 training run of each method" in sure
+    alone = opening(compare({"bce": runs["bce"]}, "bce", None, SEEN, n_resamples=20))
+    assert alone[0].startswith("bce was tested on 60 real images")
+    assert re.match(r"On unseen generators its mean AP is 0\.\d\d, where a guess has 0\.50", alone[1])
+    same = opening(compare({"bce": runs["bce"], "same": runs["bce"]}, "bce", None, SEEN, n_resamples=20))
+    assert same[1].startswith("Nothing won: on unseen generators")
+    assert same[1].endswith("no method is shown to be better.")
+
+
+def test_with_few_photographs_nothing_is_said_to_win() -> None:
+    """The sentences must not contradict each other: a difference above an interval that nobody trusts wins nothing."""
+
+    def few(frame: pd.DataFrame) -> pd.DataFrame:
+        return frame.assign(group=[f"photo{i % 7}" for i in range(180)])
+
+    runs = {"bce": [(0, few(predictions(0.5, 0)))], "good": [(0, few(predictions(5.0, 1)))]}
+    comparison = compare(runs, "bce", None, SEEN, n_resamples=50)
+    assert comparison.differences["ap"]["map_unseen"]["good"].way == "above"
+    _, won, sure = opening(comparison)
+    assert won.startswith("Nothing won")
+    assert "only" in sure
+    assert "the difference of good to bce is a hint only" in sure
+    told = verdict(comparison)
+    claims = [sentence for sentence in told if "above it by more than the interval" in sentence]
+    assert claims
+    assert all("above it by more than the interval, which is too narrow here" in sentence for sentence in claims)
 
 
 def test_many_methods_stand_in_panels_and_few_in_one(tmp_path: Path) -> None:

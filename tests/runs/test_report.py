@@ -125,13 +125,36 @@ def test_the_page_shows_the_most_confident_errors(runs: Path, tmp_path: Path) ->
         for place in np.argsort(sign * rows["logit"].to_numpy(), kind="stable"):
             groups.setdefault(rows["group"].iloc[place], rows["path"].iloc[place])
         expected |= set(list(groups.values())[:8])
-    assert set(pictures) == expected
+    kinds = frame.groupby(["label", "generator"])["path"].apply(set)
+    shown = {kind: names & set(pictures) - expected for kind, names in kinds.items()}
+    assert expected <= set(pictures)
+    assert all(len(names & set(pictures)) >= 1 for names in kinds), "and examples of each generator"
+    assert all(len(names) <= 6 for names in shown.values())
     for jpeg in pictures.values():
         assert max(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).shape) <= 224
     assert report(path, tmp_path / "r") == 0
     page = (tmp_path / "r" / "report.html").read_text()
-    assert page.count("data:image/jpeg;base64,") == len(expected)
-    assert all(name in page for name in expected)
+    errors = page[page.index("The most confident errors") :]
+    assert errors.count("data:image/jpeg;base64,") >= len(expected)
+    assert all(name in errors for name in expected)
+
+
+def test_the_page_opens_with_sentences_pictures_one_table_and_words(runs: Path, tmp_path: Path) -> None:
+    both = f"[{runs}/a/predictions.parquet,{runs}/b/predictions.parquet]"
+    assert report(both, tmp_path / "r", "baseline=bce") == 0
+    page = (tmp_path / "r" / "report.html").read_text()
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert len(summary["opening"]) == 3
+    order = [page.index(text) for text in (*summary["opening"], "fakes of gen_a", "The most confident errors", "<table",
+                                           "<dl>", "<details")]  # fmt: skip
+    assert order == sorted(order)
+    seen, folded = page[: order[-1]], page[order[-1] :]
+    assert seen.count("<table") == 1
+    for word in ("bce", "supcon", "AP", "seed", "stage", "shortcut"):
+        assert f"<dt>{word}</dt>" in seen
+    assert "<dt>ntf</dt>" not in seen, "it is not in this report"
+    assert "image/png" not in seen
+    assert folded.count("<details") == folded.count("</details>") == folded.count("<summary>")
 
 
 def test_the_map_is_that_of_the_run(runs: Path) -> None:

@@ -31,6 +31,7 @@ from fakedet.errors import UserError, choose, one_line
 from fakedet.methods.base import TRAINING_KEYS, Detector
 from fakedet.methods.ntf import NaturalTracePretraining, TraceSource
 from fakedet.metrics.decisions import OperatingPoint
+from fakedet.models.backbones import VARIABLES, MissingWeights, check_backbones, public_backbones
 from fakedet.utils import replacing
 
 FORMAT = 2
@@ -69,6 +70,8 @@ class CheckpointInfo:
     """See :class:`fakedet.metrics.decisions.OperatingPoint`; None before it is fitted."""
     settings: dict[str, Any] | None = None
     """What tells its method apart from others: see :func:`fakedet.evaluation.predictions.method_settings`."""
+    backbones: dict[str, Any] | None = None
+    """Frozen backbones with public weights that the file leaves out: place → name, file and sha256; None for none."""
     format: int = FORMAT
 
     @classmethod
@@ -112,38 +115,52 @@ def _check_operating_point(content: Any, path: Path) -> None:
         raise UserError(f"{path} is damaged: its operating point: {one_line(error)}") from error
 
 
-def load_detector(path: str | Path, trust: Sequence[str] = ()) -> Detector:
+def load_detector(path: str | Path, trust: Sequence[str] = (), backbone: str | Path | None = None) -> Detector:
     """Build the detector of a checkpoint, with its weights, in evaluation mode on the CPU.
 
     Args:
         path: as for :func:`read_checkpoint`.
         trust: packages, besides fakedet, whose classes the checkpoint may name. Their code is imported and run: name
             only those that you would run anyway.
+        backbone: file with the public weights that the checkpoint leaves out; None: the one that
+            :data:`fakedet.models.backbones.VARIABLES` names, else timm's cache or the network.
 
     Raises:
-        UserError: no such file, not a checkpoint of fakedet, a class that it may not name, or weights that do not fit.
+        UserError: no such file, not a checkpoint of fakedet, a class that it may not name, weights that do not fit, or
+            a backbone that is not here or has another sha256.
     """
     try:
-        return detector_of(read_checkpoint(path), path, trust)
+        return detector_of(read_checkpoint(path), path, trust, backbone)
     except RecursionError as error:
         raise UserError(f"{path} is damaged: its values are nested too deeply") from error
 
 
-def load_stage1(path: str | Path, trust: Sequence[str] = ()) -> NaturalTracePretraining:
-    """Load a checkpoint of stage 1; UserError as in :func:`load_detector`, and for one of another method."""
-    method = load_detector(path, trust)
+def load_stage1(
+    path: str | Path, trust: Sequence[str] = (), encoder: Mapping[str, Any] | None = None
+) -> NaturalTracePretraining:
+    """Load a checkpoint of stage 1; UserError as in :func:`load_detector`, and for one of another method.
+
+    A backbone that it leaves out comes from the same file as in the config ``encoder``, if that is of the same name.
+    """
+    own, known = read_checkpoint(path)["fakedet"]["model"].get("encoder"), encoder or {}
+    is_same = isinstance(own, dict) and own.get("name") == known.get("name")
+    method = load_detector(path, trust, known.get("weights") if is_same else None)
     if not isinstance(method, NaturalTracePretraining):
         raise UserError(f"{path} is a checkpoint of '{method.info['name']}', not of stage 1; train one with "
                         "`fakedet train model=ntf_stage1`")  # fmt: skip
     return method
 
 
-def detector_of(checkpoint: Mapping[str, Any], path: str | Path, trust: Sequence[str] = ()) -> Detector:
+def detector_of(
+    checkpoint: Mapping[str, Any], path: str | Path, trust: Sequence[str] = (), backbone: str | Path | None = None
+) -> Detector:
     """Build the detector of a checkpoint that :func:`read_checkpoint` has read; see :func:`load_detector`."""
     info = CheckpointInfo.from_dict(checkpoint["fakedet"], Path(path))
     # Everything is judged before anything is built.
-    make_model = _judge_model(info.model, "model", path, trust)
-    make_stage1 = None if info.stage1 is None else _judge_model(info.stage1, "stage1", path, trust)
+    left_out = {str(place).partition(".")[0] for place in info.backbones or ()}
+    make_model, make_stage1 = _judge_model(info.model, "model", path, trust, "encoder" in left_out, backbone), None
+    if info.stage1 is not None:
+        make_stage1 = _judge_model(info.stage1, "stage1", path, trust, "source" in left_out, backbone)
     parts: dict[str, Any] = {}
     if make_stage1 is not None and getattr(make_model.target, "needs_stage1", False):
         stage1 = make_stage1()
@@ -151,11 +168,14 @@ def detector_of(checkpoint: Mapping[str, Any], path: str | Path, trust: Sequence
             raise UserError(f"{path}: stage1._target_ is no stage 1")
         parts["source"] = TraceSource(stage1.encoder, stage1.homogeneous)
     method = make_model(**parts)
+    if info.backbones:
+        check_backbones(checkpoint["fakedet"], {"backbones": public_backbones(method)}, path, "backbone")
+    method.info, method.config = dataclasses.asdict(info), info.model
+    method.trust, method.backbone = tuple(trust), backbone
     try:
         method.load_state_dict(checkpoint["state_dict"])
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: the weights do not fit the config inside it: {one_line(error)}") from error
-    method.info, method.config, method.trust = dataclasses.asdict(info), info.model, tuple(trust)
     return method.eval()
 
 
@@ -173,14 +193,24 @@ class _Judged:
         built = {name: one() for name, one in self.nested.items()}
         try:
             return self.target(**self.values, **built, **parts)
+        except MissingWeights as error:
+            raise UserError(f"{self.path}: it leaves out its backbone '{error.name}', and there are "
+                            f"{error.told('backbone')}") from error  # fmt: skip
         except UserError as error:
-            raise UserError(f"{self.path}: {one_line(error)}") from error
+            told = one_line(error).replace("model.encoder.weights", "backbone")
+            raise UserError(f"{self.path}: {told}") from error
         except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
             raise UserError(f"{self.path}: {self.place} cannot be built: {one_line(error)}") from error
 
 
-def _judge_model(config: Any, place: str, path: str | Path, trust: Sequence[str]) -> _Judged:
-    """Judge a model config without what only training needs: optimiser, loss, destroyed copies, pretrained weights."""
+def _judge_model(
+    config: Any, place: str, path: str | Path, trust: Sequence[str], public: bool, backbone: str | Path | None
+) -> _Judged:
+    """Judge a model config without what only training needs: optimiser, loss, destroyed copies, pretrained weights.
+
+    ``public`` says that the checkpoint leaves out the encoder's pretrained weights: they are loaded from the file
+    ``backbone``, never from one that the checkpoint names.
+    """
     if not isinstance(config, dict) or not isinstance(config.get("encoder"), dict):
         raise UserError(f"{path} is damaged: '{place}' in it is no model config")
     model = {key: value for key, value in config.items() if key not in TRAINING_KEYS}
@@ -189,9 +219,10 @@ def _judge_model(config: Any, place: str, path: str | Path, trust: Sequence[str]
             model[key] = without
     if "copies_per_real" in model:
         model["copies_per_real"] = 0.0
-    encoder = dict(model["encoder"])
-    if "pretrained" in encoder:  # the weights come from the checkpoint
-        encoder |= {"pretrained": False, "weights": None}
+    encoder = {key: value for key, value in model["encoder"].items() if key != "cache_dir"}  # of timm's downloads
+    if "pretrained" in encoder:  # else the weights come from the checkpoint
+        file = backbone or os.environ.get(VARIABLES.get(str(encoder.get("name")), ""))
+        encoder |= {"pretrained": public, "weights": str(file) if public and file else None}
     return _judge({**model, "encoder": encoder}, place, Detector, path, trust)
 
 
@@ -305,7 +336,16 @@ def read_published(path: Path) -> dict[str, Any]:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
         told = metadata.get("fakedet", "null")
         info = json.loads(told)
-    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
+        weights |= {name: weights[of] for name, of in json.loads(metadata.get("same", "{}")).items()}
+    except (
+        safetensors.SafetensorError,
+        OSError,
+        ValueError,
+        RecursionError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise UserError(f"{path} cannot be read as safetensors: {one_line(error)}; copy it anew") from error
     if not isinstance(info, dict):
         raise UserError(f"{path} holds weights alone, not a detector; `fakedet export output=x{SAFETENSORS}` writes a "
@@ -347,11 +387,16 @@ def write_whole(content: Any, path: Path) -> None:
 
 def write_published(path: Path, weights: dict[str, Tensor], info: dict[str, Any]) -> None:
     """Write weights, their checksum and the checkpoint's info into one safetensors file."""
-    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+    # Weights that are one in memory, as those of a shared backbone, are written once.
+    first: dict[Any, str] = {}
+    one = {name: first.setdefault((w.data_ptr(), w.dtype, w.shape, w.stride()), name) for name, w in weights.items()}
+    copies = {name: weights[name].detach().cpu().contiguous().clone() for name in first.values()}
     told = json.dumps(info)
-    metadata = {"fakedet": told, "sha256": _digest(whole, told)}
+    metadata = {"fakedet": told, "sha256": _digest({name: copies[of] for name, of in one.items()}, told)}
+    if len(copies) < len(one):
+        metadata["same"] = json.dumps({name: of for name, of in one.items() if name != of})
     # Not save_file, whose files no other user may read, whatever the umask.
-    path.write_bytes(safetensors.torch.save(whole, metadata))
+    path.write_bytes(safetensors.torch.save(copies, metadata))
 
 
 def _digest(weights: dict[str, Tensor], told: str) -> str:

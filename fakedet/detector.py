@@ -565,8 +565,9 @@ class Detector:
 
 
 def load(
-    checkpoint: str | os.PathLike[str], device: str | torch.device = "auto", trust: Sequence[str] = ()
-) -> Detector:
+    checkpoint: str | os.PathLike[str], device: str | torch.device = "auto", trust: Sequence[str] = (),
+    backbone: str | os.PathLike[str] | None = None,
+) -> Detector:  # fmt: skip
     """Load a detector.
 
     Args:
@@ -574,9 +575,12 @@ def load(
             name of a detector that comes with fakedet ("demo").
         device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
         trust: names of packages, besides fakedet, whose classes the checkpoint may name.
+        backbone: a file of the public weights of a frozen backbone, which checkpoints leave out; None: timm's cache or
+            the network, or the file that FAKEDET_CLIP or FAKEDET_LITE names.
 
     Raises:
-        UserError: no such file or device, no checkpoint of fakedet, or a class from a package that is not trusted.
+        UserError: no such file or device, no checkpoint of fakedet, a class from a package that is not trusted, or a
+            backbone that is not here or has other weights.
     """
     path = os.fspath(checkpoint)
     if device == "auto":
@@ -585,7 +589,9 @@ def load(
         found = torch.zeros(1, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device={device}: {str(error).splitlines()[0]}; valid: auto, cpu, cuda") from error
-    return Detector(load_detector(path, (trust,) if isinstance(trust, str) else tuple(trust)), found, locate(path))
+    packages = (trust,) if isinstance(trust, str) else tuple(trust)
+    weights = None if backbone is None else os.fspath(backbone)
+    return Detector(load_detector(path, packages, weights), found, locate(path))
 
 
 def _check_batch_size(size: int) -> None:

@@ -141,8 +141,9 @@ def _write_onnx(model: Exported, size: int, path: Path, described: Mapping[str, 
 
 
 def _write_safetensors(model: Exported, size: int, path: Path, described: Mapping[str, Any]) -> Run:
-    write_published(path, model.module.state_dict(), model.module.info)
-    loaded = Exported(detector_of(read_published(path), path, model.module.trust)).eval()
+    module = model.module
+    write_published(path, module.own_weights(module.state_dict()), module.info)
+    loaded = Exported(detector_of(read_published(path), path, module.trust, module.backbone)).eval()
     return lambda images: loaded(torch.from_numpy(images))[0].detach().numpy()
 
 
@@ -195,6 +196,8 @@ def model_card(detector: Detector, name: str) -> str:
         source = f"`{Path(encoder['weights']).name}`" if encoder.get("weights") else "timm's weights of that name"
         more = (f"\n\nIts encoder is timm's `{encoder.get('name')}`, pretrained ({source}): it has also seen what "
                 "those weights were trained on, and their licence holds for this file as well.")  # fmt: skip
+        if info["backbones"]:
+            more += " This file leaves them out: it needs them as `backbone=FILE`, or from timm."
     if run := _of_run(detector.path, "run.json"):
         # Without the folders that it was trained in.
         places = ("output_dir=", "stage1_cache=", "stage1_checkpoint=", "data.root=")

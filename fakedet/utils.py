@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -94,12 +95,17 @@ def quiet_libraries() -> None:
 
 
 class Bar:
-    """Progress of ``total`` items of some work: a live bar on a terminal, else a line in the log now and then."""
+    """Progress of ``total`` items of some work: a live bar on a terminal, else a line in the log every 30 seconds.
+
+    The line says how many are done of how many, how many a second, and the time left; the first comes after 5 seconds.
+    """
 
     def __init__(self, what: str, total: int | None) -> None:
         self.what, self.total = what, total
         self._live = sys.stdout.isatty()
-        self._said = time.monotonic()
+        self._began = time.monotonic()
+        self._said = self._began - 25
+        self._first: tuple[int, float] | None = None  # work that is resumed does not begin at 0
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.completed:,.0f}"),
             TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
@@ -110,12 +116,24 @@ class Bar:
 
     def show(self, done: int, note: str = "") -> None:
         """Set the number of finished items."""
+        self._first = self._first or (done, time.monotonic())
         if self._live:
             self.progress.update(self._task, completed=done, note=note)
         elif time.monotonic() - self._said > 30:
             self._said = time.monotonic()
-            of = f" of {self.total:,}" if self.total is not None else ""
-            log.info("%s: %s%s%s", self.what, f"{done:,}", of, f", {note}" if note else "")
+            log.info("%s: %s", self.what, self.told(done, note))
+
+    def told(self, done: int, note: str = "") -> str:
+        """Say how many items are done, how fast, and how long the others will take."""
+        before, since = self._first if self._first and self._first[0] < done else (0, self._began)
+        rate = (done - before) / max(1e-9, time.monotonic() - since)
+        text = f"{done:,}" if self.total is None else f"{done:,} of {self.total:,}"
+        text += f", {note}" if note else ""
+        text += f", {rate:,.{0 if rate >= 10 else 1 if rate >= 1 else 3}f} a second"
+        if self.total is None or not done or done >= self.total:
+            return text
+        left = (self.total - done) / rate
+        return text + (f", {left:.0f} s" if left < 90 else f", {left / 60:.0f} min") + " left"
 
 
 @contextmanager
@@ -200,6 +218,15 @@ def alone(path: Path, key: str, within: bool = False) -> Iterator[None]:
             with suppress(OSError):
                 os.unlink(lock.lock_file)
         lock.release()
+
+
+def link(file: Path, name: Path) -> None:
+    """Give a file a second name by a hard link, or by a copy where the file system has none; UserError as above."""
+    with replacing(name) as temporary:
+        try:
+            os.link(file, temporary)
+        except OSError:
+            shutil.copyfile(file, temporary)
 
 
 def write_config(folder: Path, config: DictConfig, overrides: list[str] | None = None) -> None:

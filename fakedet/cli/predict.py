@@ -34,12 +34,14 @@ log = logging.getLogger("fakedet")
 ERROR = "error"  # stands for the verdict where counts are kept of files that cannot be read
 
 
-def open_detector(checkpoint: str, device: str, trust: Sequence[str], rules: Rules) -> Detector:
+def open_detector(
+    checkpoint: str, device: str, trust: Sequence[str], rules: Rules, backbone: str | None = None
+) -> Detector:
     """Load a detector for a console verb, and say what it knows and what it cannot promise.
 
     Raises UserError for a checkpoint that does not exist or has no operating point, and for an unknown device.
     """
-    detector = load(checkpoint, device, trust)
+    detector = load(checkpoint, device, trust, backbone)
     point = detector.require_operating_point()
     log.info("detector '%s', trained on fakes of: %s", detector.info["name"],
              ", ".join(detector.generators) or "none (it knows real images only)")  # fmt: skip

@@ -289,7 +289,10 @@ def show_reports(reports: Sequence[Report]) -> None:
 def run_export(config: DictConfig, overrides: list[str]) -> None:
     """Export, and say how near it is to the original."""
     path = Path(config.output)
-    worst = export_detector(load(config.checkpoint, "cpu", config.trust), path, config.check, overrides)
+    detector = load(config.checkpoint, "cpu", config.trust, config.backbone)
+    if config.embed_backbone:
+        detector.module.info["backbones"] = None
+    worst = export_detector(detector, path, config.check, overrides)
     log.info("logits differ from PyTorch's by at most %.2g on %d images", worst, config.check)
     log.info("model        %s (%.1f MB)", path, path.stat().st_size / 1e6)
     log.info("description  %s.json", path)
@@ -302,7 +305,7 @@ def run_predict(config: DictConfig, overrides: list[str]) -> None:
     if config.heatmaps and not config.tiles:
         raise UserError("heatmaps are made of tiles; tiles=0 leaves nothing to draw")
     rules = _rules(config)
-    detector = open_detector(config.checkpoint, config.device, config.trust, rules)
+    detector = open_detector(config.checkpoint, config.device, config.trust, rules, config.backbone)
     detector.memory_mb = config.memory_mb
     writer = Writer(Path(config.output), config.resume)
     heatmaps = Path(config.heatmaps) if config.heatmaps else None
@@ -326,7 +329,7 @@ def run_serve(config: DictConfig, overrides: list[str]) -> None:
     check_host(config.host, config.port)
     import_gradio()
     rules = _rules(config)
-    detector = open_detector(config.checkpoint, config.device, config.trust, rules)
+    detector = open_detector(config.checkpoint, config.device, config.trust, rules, config.backbone)
     with threads(config.threads):
         serve_page(detector, rules, config.host, config.port, config.max_mb, config.per_minute, config.batch_size)
 

@@ -123,7 +123,7 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
     facts = provenance(["fakedet", "evaluate", *overrides])
     check_config(config)
     split, bootstrap = config.split, plain(config.bootstrap)
-    method = load_detector(config.checkpoint, config.get("trust") or ())
+    method = load_detector(config.checkpoint, config.get("trust") or (), config.get("backbone"))
     datamodule = _datamodule(plain(config.data), config.seed, method)
     datamodule.require(split)
     if datamodule.pairs is None and method.info["pairs"]:

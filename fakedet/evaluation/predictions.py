@@ -237,10 +237,11 @@ def read_files(given: Any) -> list[Read]:
 # Keys of a training's config that leave its results alone, or that may differ between the seeds of a method.
 ASIDE = (
     "name", "model.name", "seed", "output_dir", "overwrite", "resume", "stage1", "stage1_checkpoint", "stage1_cache",
-    "threads", "compile", "logger", "study", "header_audit", "also", "pictures", "bootstrap", "test_after_fit",
-    "callbacks.progress", "callbacks.guard", "callbacks.throughput", "callbacks.resume", "data.manifest", "data.root",
-    "data.shard_cache", "data.num_workers", "data.eval_batch_size", "data.max_quarantine", "trainer.accelerator",
-    "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.deterministic", "trainer.log_every_n_steps",
+    "threads", "compile", "logger", "study", "embed_backbone", "header_audit", "also", "pictures", "bootstrap",
+    "test_after_fit", "callbacks.progress", "callbacks.guard", "callbacks.throughput", "callbacks.resume",
+    "data.manifest", "data.root", "data.shard_cache", "data.num_workers", "data.eval_batch_size", "data.max_quarantine",
+    "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.deterministic",
+    "trainer.log_every_n_steps",
 )  # fmt: skip
 
 

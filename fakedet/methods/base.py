@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import timm.optim
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 from fakedet.errors import UserError, choose
 from fakedet.metrics.average_precision import GeneratorAveragePrecision
 from fakedet.metrics.decisions import OperatingPoint
+from fakedet.models.backbones import check_backbones
+from fakedet.models.features import FeatureCache
+from fakedet.utils import Bar, bar
 
 Record = TypeVar("Record")
 
@@ -134,6 +138,24 @@ def gather_records(records: list[Record]) -> list[Record]:
     return [record for of_rank in gathered for record in of_rank]
 
 
+def watched(batches: Any, what: str) -> Iterator[dict[str, Any]]:
+    """Yield the batches of a loader or list that hold images, and show how far a frozen backbone is with them."""
+    if isinstance(batches, list):
+        total: int | None = sum(len(batch["id"]) for batch in batches)
+    else:
+        ids = getattr(getattr(batches, "batch_sampler", None), "ids", None)
+        total = None if ids is None else len(ids)
+    done, known = 0, FeatureCache.computed
+    with bar(what, total) as shown:
+        for batch in batches:
+            if len(batch["id"]):
+                yield batch
+                done += len(batch["id"])
+                shown.show(done)
+    if computed := FeatureCache.computed - known:
+        log.info("%s: %s (%s computed, the others known)", what, shown.told(done), f"{computed:,}")
+
+
 def first_view(batch: dict[str, Any]) -> Tensor:
     """Return the first view of each image of a batch, float (B, 3, H, W) in [0, 1]."""
     return _scaled(batch["image"][:, 0])
@@ -191,6 +213,7 @@ class Detector(LightningModule):
         self.info: dict[str, Any] = {}
         self.config: dict[str, Any] = {}
         self.trust: tuple[str, ...] = ()
+        self.backbone: str | Path | None = None
         self.metric: GeneratorAveragePrecision | None = None
         self.quarantined: list[dict[str, Any]] = []
         self.register_forward_pre_hook(_check_arguments, with_kwargs=True)
@@ -224,9 +247,9 @@ class Detector(LightningModule):
     def on_fit_start(self) -> None:
         """Fit an encoder that has ``fit_reals`` to at most 4096 real training photographs, as evaluation sees them."""
         if callable(fit := getattr(self.encoder, "fit_reals", None)):
-            log.info("fitting the encoder to training photographs; features that are not cached yet take a while")
             loader = self.trainer.datamodule.bank_dataloader(4096)  # type: ignore[attr-defined]
-            fit(first_view(batch).to(self.device) for batch in loader if len(batch["id"]))
+            batches = watched(loader, "features of training photographs")
+            fit(first_view(batch).to(self.device) for batch in batches)
 
     def configure_optimizers(self) -> Any:
         """Build the optimiser over everything that is not frozen."""
@@ -234,8 +257,24 @@ class Detector(LightningModule):
         return configure_optimiser(self.parameters(), self.optimizer_settings, total)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the info into the checkpoint."""
+        """Put the info into the checkpoint, and leave out the public backbones that it names."""
         checkpoint["fakedet"] = self.info
+        checkpoint["state_dict"] = self.own_weights(checkpoint["state_dict"])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raise UserError if the checkpoint that training goes on from leaves out a backbone with other weights."""
+        check_backbones(checkpoint["fakedet"], self.info, "the checkpoint to go on from", "model.encoder.weights")
+
+    def own_weights(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a state dict without the public backbones that ``info`` names."""
+        left_out = tuple(f"{place}." for place in self.info.get("backbones") or ())
+        return {name: value for name, value in state.items() if not name.startswith(left_out)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load weights; public backbones that ``info`` names stay as they are."""
+        whole = self.state_dict()
+        left_out = whole.keys() - self.own_weights(whole).keys()
+        return super().load_state_dict({**{name: whole[name] for name in left_out}, **state_dict}, *args, **kwargs)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> Scores:
         """Score the images of a batch; the one way to score, in validation, test and prediction alike."""
@@ -245,6 +284,7 @@ class Detector(LightningModule):
         """Forget the scores of the epoch before."""
         assert self.metric is not None
         self.metric.reset()
+        self._bar = Bar("validation, batches", int(sum(self.trainer.num_val_batches)))
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Collect scores on the validation split."""
@@ -262,6 +302,10 @@ class Detector(LightningModule):
             self.log("val/accuracy", float(right.double().mean()), batch_size=1)
         self._log_metric("val")
 
+    def on_test_start(self) -> None:
+        """Show how far the scoring is."""
+        self._bar = Bar("scoring, batches", int(sum(self.trainer.num_test_batches)))
+
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Collect scores on the test split."""
         self._collect(batch, batch_idx)
@@ -275,6 +319,7 @@ class Detector(LightningModule):
         self.quarantined.extend(batch["quarantined"])
         scores = self.predict_step(batch, batch_idx)
         self.metric.update(batch["id"], batch["label"], batch["generator"], scores.logit, scores.trace_distance)
+        self._bar.show(batch_idx + 1)
 
     def _log_metric(self, stage: str) -> None:
         assert self.metric is not None

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from fakedet.errors import UserError, choose
 from fakedet.losses import collapse_statistics, homogeneous_loss
-from fakedet.methods.base import Detector, Scores, first_view, gather_rows, sum_of_terms
+from fakedet.methods.base import Detector, Scores, first_view, gather_rows, sum_of_terms, watched
 from fakedet.methods.destroy import TraceDestroyer
 from fakedet.methods.residual import HALVES, TraceResidual
 from fakedet.models.backbones import share_backbone
@@ -395,7 +395,8 @@ def fill_bank(bank: TraceBank, trace_of: Callable[[Tensor], Tensor], module: Lig
     was_training = module.training
     module.eval()
     with torch.no_grad():
-        rows = [trace_of(first_view(batch).to(module.device)).float() for batch in loader]
+        batches = watched(loader, "traces of training photographs")
+        rows = [trace_of(first_view(batch).to(module.device)).float() for batch in batches]
     module.train(was_training)
     bank.fit(torch.cat(rows))
 
@@ -409,7 +410,8 @@ def fit_residual(residual: TraceResidual, encoder: Any, module: LightningModule)
     rows, ids = {}, {}
     for label, limit in ((0, HALVES * residual.size), (1, residual.size)):
         batches = [batch for batch in data.bank_dataloader(limit, label) if len(batch["id"])]
-        rows[label] = torch.cat([encoder.features(first_view(batch).to(module.device)) for batch in batches])
+        shown = watched(batches, f"features of training {'fakes' if label else 'photographs'}")
+        rows[label] = torch.cat([encoder.features(first_view(batch).to(module.device)) for batch in shown])
         ids[label] = torch.cat([batch["id"] for batch in batches]).cpu().numpy()
     groups, _ = pd.factorize(data.manifest.frame["group"].loc[ids[0]])
     residual.fit(rows[0], torch.from_numpy(groups % HALVES).to(module.device), rows[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,33 @@ from torch import Tensor, nn
 from fakedet.errors import UserError, choose, nearest, one_line
 from fakedet.models.features import FeatureCache, fingerprint
 from fakedet.models.heads import Classifier
+
+VARIABLES = {
+    "vit_base_patch16_clip_quickgelu_224.openai": "FAKEDET_CLIP",
+    "tf_efficientnet_lite2.in1k": "FAKEDET_LITE",
+}
+"""Environment variables that name a file of a model's weights, as conf/model/encoder reads them."""
+
+
+class MissingWeights(UserError):
+    """A model's pretrained weights are neither on this machine nor can be downloaded, for the reason ``error``."""
+
+    def __init__(self, name: str, error: BaseException) -> None:
+        self.name, self.error = name, error
+        super().__init__(f"model.encoder.pretrained: {self.told('model.encoder.weights')}; "
+                         "model.encoder.pretrained=false does without")  # fmt: skip
+
+    def told(self, setting: str) -> str:
+        """Say what is missing and how to get it; ``setting`` names a file of weights."""
+        settings = timm.get_pretrained_cfg(self.name)
+        place = (settings.hf_hub_id or settings.url) if settings is not None else None
+        variable = f" (or export {VARIABLES[self.name]}=FILE)" if self.name in VARIABLES else ""
+        return (
+            f"no weights '{place or self.name}' on this machine: put the file here and pass {setting}=FILE{variable}. "
+            "They are neither in the local cache nor can be downloaded "
+            f"({shorten(one_line(self.error), 160, placeholder=' …')}); HF_HUB_OFFLINE=1 keeps the hub's client from "
+            "trying again"
+        )
 
 
 def create_timm_model(
@@ -65,23 +93,11 @@ def create_timm_model(
         model: nn.Module = timm.create_model(name, pretrained=download, in_chans=channels, **options)
     except Exception as error:  # whatever a builder, a hub client or the network raises
         if download and not isinstance(error, TypeError):
-            raise UserError(_how_to_get_weights(name, error)) from error
+            raise MissingWeights(name, error) from error
         raise UserError(f"model.encoder: timm cannot build '{name}': {one_line(error)}") from error
     if weights is not None:
         _load_weights(model, weights, channels)
     return model
-
-
-def _how_to_get_weights(name: str, error: BaseException) -> str:
-    settings = timm.get_pretrained_cfg(name)
-    place = (settings.hf_hub_id or settings.url) if settings is not None else None
-    variable = " (or export FAKEDET_CLIP=FILE; see experiments/clip)" if "clip" in name else ""
-    return (
-        f"model.encoder.pretrained: no weights '{place or name}' on this machine: put the file here and pass "
-        f"model.encoder.weights=FILE{variable}, or set model.encoder.pretrained=false. They are neither in the "
-        f"local cache nor can be downloaded ({shorten(one_line(error), 160, placeholder=' …')}); "
-        "HF_HUB_OFFLINE=1 keeps the hub's client from trying again"
-    )
 
 
 def _load_weights(model: Any, file: str | Path, channels: int) -> None:
@@ -145,6 +161,46 @@ def read_weights(file: str | Path, key: str) -> dict[str, Tensor]:
     return state
 
 
+def describe_public(name: str, pretrained: bool, weights: str | Path | None) -> dict[str, str | None] | None:
+    """Describe public weights that are never trained, which checkpoints leave out; None if they are not public.
+
+    A frozen encoder whose timm model is its ``model`` keeps this as ``public``.
+    """
+    return {"name": name, "file": Path(weights).name if weights else None} if pretrained else None
+
+
+def public_backbones(module: nn.Module) -> dict[str, dict[str, str | None]]:
+    """Describe the frozen models with public weights in a module: place in the state dict → name, file, sha256."""
+    found, digests = {}, {}
+    for place, part in module.named_modules(remove_duplicate=False):
+        if public := getattr(part, "public", None):
+            if id(part.model) not in digests:
+                digest = hashlib.sha256()
+                for name, value in part.model.state_dict().items():
+                    digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+                    digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+                digests[id(part.model)] = digest.hexdigest()
+            found[f"{place}.model"] = {**public, "sha256": digests[id(part.model)]}
+    return found
+
+
+def check_backbones(wanted: Mapping[str, Any], found: Mapping[str, Any], path: str | Path, setting: str) -> None:
+    """Raise UserError if a backbone that a checkpoint leaves out has other weights here.
+
+    Both infos hold ``backbones`` as :func:`public_backbones` gives them; ``setting`` names a file of weights.
+    """
+    for place, one in (wanted.get("backbones") or {}).items():
+        if not isinstance(one, dict) or not all(str(one.get(key, "\n")).isprintable() for key in ("name", "sha256")):
+            raise UserError(f"{path} is damaged: a backbone in it has no name and sha256")
+        here = (found.get("backbones") or {}).get(place) or {"sha256": "none"}
+        if here["sha256"] != one["sha256"]:
+            file = f", from a file '{one['file']}'" if str(one.get("file") or "\n").isprintable() else ""
+            raise UserError(
+                f"{path}: it was trained over other weights of its backbone '{one['name']}' (sha256 "
+                f"{str(one['sha256'])[:12]}{file}) than those here ({here['sha256'][:12]}); pass {setting}=FILE"
+            )
+
+
 def load_linear_head(classifier: Classifier, file: str | Path) -> None:
     """Load a published linear classifier: a state dict with ``weight`` (1, D) and ``bias`` (1).
 
@@ -201,6 +257,7 @@ class FrozenBackbone(nn.Module):
         super().__init__()
         self.pool = choose(pool, ("mean", "class"), "model.encoder.pool")
         self.model = create_timm_model(name, 3, pretrained, weights)
+        self.public = describe_public(name, pretrained, weights)
         if input_size is not None:
             size = required_size(self.model, {})
             if input_size < 32:
@@ -244,7 +301,7 @@ class FrozenBackbone(nn.Module):
         if images.device.type != "cpu" or torch.compiler.is_compiling():
             return self.describe(images)
         with torch.autocast("cpu", enabled=False):  # bfloat16 is slower for such nets on CPUs
-            rows = [self.cache.features(self, image) for image in images]
+            rows = self.cache.features(self, images)
         return torch.stack(rows) if rows else images.new_zeros(0, self.out_dim)
 
     def describe(self, images: Tensor) -> Tensor:

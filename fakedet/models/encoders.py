@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fakedet.errors import UserError
-from fakedet.models.backbones import create_timm_model, required_size
+from fakedet.models.backbones import create_timm_model, describe_public, required_size
 from fakedet.models.frontends import build_frontend
 
 
@@ -130,8 +130,11 @@ class TimmEncoder(nn.Module):
         width = getattr(self.model, "head_hidden_size", None) or self.model.num_features
         self.embedding_dim = int(self.model.num_classes if keep_head else width)  # type: ignore[arg-type]
         self.frozen = frozen
+        self.public = None
         if frozen:
             self.requires_grad_(False)
+            if stem_kernel is None:  # which starts from random numbers
+                self.public = describe_public(name, pretrained, weights)
 
     def train(self, mode: bool = True) -> TimmEncoder:
         """Follow the mode, unless frozen: batch statistics and dropout of a frozen encoder stay as in evaluation."""

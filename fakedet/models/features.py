@@ -12,8 +12,10 @@ import hashlib
 import logging
 import os
 import sqlite3
+import threading
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -40,33 +42,65 @@ class FeatureCache:
 
     capacity: ClassVar[int] = 65_536
     """Images kept in memory, some 250 MB of features; the oldest are dropped first."""
+    computed: ClassVar[int] = 0
+    """Images whose features this process has computed."""
     _known: ClassVar[dict[bytes, Tensor]] = {}
     _file: ClassVar[FeatureFile | None] = None
+    _lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self) -> None:
         self._backbone: bytes | None = None
 
-    def features(self, backbone: Any, image: Tensor) -> Tensor:
-        """Compute or look up the features (D,) of a float image (3, H, W) in [0, 1] on the CPU.
+    def features(self, backbone: Any, images: Tensor) -> list[Tensor]:
+        """Compute or look up the features (D,) of each of some float images (N, 3, H, W) in [0, 1] on the CPU.
 
-        The backbone is as for :func:`fingerprint`; its ``describe`` maps (1, 3, H, W) to (1, D).
+        The backbone is as for :func:`fingerprint`; its ``describe`` maps (1, 3, H, W) to (1, D). Images are computed
+        side by side, as many as PyTorch has threads and each by one thread: several threads to an image cost up to
+        seven times the CPU, and features would depend on their number.
         """
         if self._backbone is None:
             self._backbone = fingerprint(backbone)
-        content = hashlib.sha256(image.contiguous().view(-1).numpy().data)
-        content.update(repr((self._backbone, tuple(image.shape))).encode())
-        key = content.digest()
-        found = self._known.get(key)
-        if found is None:
-            file = self._shared_file()
-            found = file.get(self._backbone, key) if file else None
-            if found is None:
-                found = backbone.describe(image[None])[0].clone()
-                if file:
-                    file.put(self._backbone, key, found)
-            while len(self._known) >= self.capacity:
-                del self._known[next(iter(self._known))]
-            self._known[key] = found
+        file = self._shared_file()
+        keys, found = [], dict[bytes, Tensor]()
+        for image in images:
+            content = hashlib.sha256(image.contiguous().view(-1).numpy().data)
+            content.update(repr((self._backbone, tuple(image.shape))).encode())
+            keys.append(key := content.digest())
+            row = self._known.get(key)
+            if row is None and file:
+                row = file.get(self._backbone, key)
+            if row is not None:
+                found[key] = row
+        missing = {key: image for key, image in zip(keys, images, strict=True) if key not in found}
+        found |= self._compute(backbone, missing, file)
+        for key, row in found.items():
+            if key not in self._known:
+                while len(self._known) >= self.capacity:
+                    del self._known[next(iter(self._known))]
+                self._known[key] = row
+        return [found[key] for key in keys]
+
+    def _compute(self, backbone: Any, images: dict[bytes, Tensor], file: FeatureFile | None) -> dict[bytes, Tensor]:
+        def one(image: Tensor) -> Tensor:
+            with torch.no_grad():  # which each thread sets for itself
+                return backbone.describe(image[None])[0].clone()  # type: ignore[no-any-return]
+
+        found: dict[bytes, Tensor] = {}
+        workers = max(1, min(torch.get_num_threads(), len(images)))
+        with self._lock, ThreadPoolExecutor(workers) as pool:
+            before = torch.get_num_threads()
+            torch.set_num_threads(1)  # which threads that are started now take over
+            try:
+                for key, row in zip(images, pool.map(one, images.values()), strict=True):
+                    found[key] = row
+                    FeatureCache.computed += 1
+                    if file:
+                        file.put(self._backbone or b"", key, row)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+            finally:
+                torch.set_num_threads(before)
         return found
 
     def forget(self) -> None:

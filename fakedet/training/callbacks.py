@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import resource
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from fakedet.errors import UserError
-from fakedet.utils import write_json
+from fakedet.utils import Bar, write_json
 
 log = logging.getLogger("fakedet")
 
@@ -93,7 +94,7 @@ class Throughput(Callback):
 
 
 class RunProgress(Callback):
-    """Log one line an epoch, and keep the number of steps done and of all steps in a JSON file, if one is named.
+    """Log a line an epoch, more in long ones, and keep the steps done and of all steps in a JSON file, if one is named.
 
     Lightning's own bar serves an interactive terminal; this serves log files and clusters.
     """
@@ -102,12 +103,19 @@ class RunProgress(Callback):
         self.file = Path(file) if file else None
         self._last_write = self._epoch_start = 0.0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record when the first epoch began; one that is resumed has no start."""
+        self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record when the epoch began."""
         self._epoch_start = time.perf_counter()
+        self._bar = Bar(f"epoch {trainer.current_epoch + 1}, steps", int(trainer.num_training_batches))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Write the progress, at most twice a second."""
+        """Show the progress, and write it, at most twice a second."""
+        if trainer.is_global_zero and not sys.stdout.isatty():
+            self._bar.show(batch_idx + 1)
         if time.perf_counter() - self._last_write > 0.5:
             self._write(trainer, batch_idx + 1)
 

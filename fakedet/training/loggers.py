@@ -8,36 +8,59 @@ import os
 import secrets
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, WandbLogger
 
 from fakedet.config import build, target_of
-from fakedet.data.decode import DecodeError, read_image
-from fakedet.data.manifest import Manifest
+from fakedet.data.datamodule import DataModule
+from fakedet.data.decode import DecodeError, decode_image
 from fakedet.errors import UserError
-from fakedet.utils import is_main_process
+from fakedet.evaluation.plots import read_curves
+from fakedet.evaluation.predictions import confident_errors
+from fakedet.utils import is_main_process, provenance
 
 log = logging.getLogger("fakedet")
 
+MLFLOW_RUN = "mlflow_run.txt"  # holds the id of a run, so that a resumed one goes on in it
+
 
 def resolve_logger(config: dict[str, Any], folder: Path) -> list[Logger]:
-    """Build the logger of a run's plain config, which wandb shows; CSV is always written and needs no other logger."""
+    """Build the logger of a run's plain config and give it all of that; CSV is always written, beside any other."""
     settings: Any = config.get("logger")
     kind = target_of(settings, "logger") if settings else CSVLogger
     if kind is CSVLogger:
         return []
-    if isinstance(kind, type) and issubclass(kind, WandbLogger):
-        settings = _wandb_settings(settings, config, folder)
+    # What the run's folder is called says in a sweep what was changed, and else when the run began.
+    run = folder.parent if folder.name == "stage1" else folder
+    name = f"{config['name']}-seed{config['seed']} {run.absolute().name}"[:128]  # wandb takes no more
+    is_wandb, is_mlflow = (isinstance(kind, type) and issubclass(kind, known) for known in (WandbLogger, MLFlowLogger))
+    key = "name" if is_wandb else "run_name"
+    if is_wandb or is_mlflow:
+        settings = {**settings, key: name if settings.get(key) is None else settings[key]}
+    facts = provenance([])
+    told = {**config, **{key: facts[key] for key in ("git", "fakedet", "packages", "python")}}
+    if is_wandb:
+        # Not recursive: the config that wandb shows names classes, which are not to be built.
+        settings |= {**_wandb_settings(settings, folder), "config": told, "_recursive_": False}
+    elif is_mlflow and find_spec("mlflow") is None:
+        raise UserError('logger=mlflow needs the package mlflow: pip install "fakedet[mlflow]"')
+    elif is_mlflow and (folder / MLFLOW_RUN).is_file():
+        settings["run_id"] = (folder / MLFLOW_RUN).read_text(encoding="utf-8").strip()
     logger = build(settings, "logger")
     if not isinstance(logger, Logger):
         raise UserError(f"logger._target_: {settings['_target_']} made no Lightning logger")
+    if is_main_process() and not is_wandb:
+        logger.log_hyperparams(told)
+        if is_mlflow:
+            (folder / MLFLOW_RUN).write_text(str(logger.version), encoding="utf-8")
     return [logger]
 
 
-def _wandb_settings(settings: dict[str, Any], config: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _wandb_settings(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     import wandb
 
     if (offline := settings.get("offline")) is None:
@@ -46,16 +69,15 @@ def _wandb_settings(settings: dict[str, Any], config: dict[str, Any], folder: Pa
         log.info("wandb: offline; upload later with `wandb sync %s/wandb/offline-run-*`", folder)
     # wandb's own default for reaching the server is 90 seconds; a run should not wait that long.
     told = wandb.Settings(init_timeout=20.0, silent=True, console="off")
-    # Not recursive: the config that wandb shows names classes, which are not to be built.
-    settings = {**settings, "offline": bool(offline), "settings": told, "config": config, "_recursive_": False}
+    found = {"offline": bool(offline), "settings": told}
     # Rank zero alone talks to wandb; a file of another rank could make it find its folder occupied.
     if is_main_process():
         # The run's id is kept in its folder: a resumed run goes on in the same place on the dashboard.
         path = folder / "wandb_id.txt"
         if not path.is_file():
             path.write_text(secrets.token_hex(4), encoding="utf-8")
-        settings |= {"id": path.read_text(encoding="utf-8").strip(), "resume": "allow"}
-    return settings
+        found |= {"id": path.read_text(encoding="utf-8").strip(), "resume": "allow"}
+    return found
 
 
 def has_wandb_key() -> bool:
@@ -77,15 +99,38 @@ def finish_loggers(loggers: Sequence[Logger]) -> None:
             logger.experiment.finish()
 
 
-def log_dashboard(
-    loggers: Sequence[Logger], frame: pd.DataFrame, metrics: dict[str, Any], manifest: Manifest,
-    figures: dict[str, Path],
-) -> None:  # fmt: skip
-    """Send the test results to wandb, where it is the logger.
+def log_summary(loggers: Sequence[Logger], folder: Path, kept_epoch: int) -> None:
+    """Send the values of the kept epoch and of the last one, as ``best/val/map``, ``last/val/map`` and so on.
 
-    Keys: ``test/per_generator`` (table with intervals), ``test/scores_real`` and ``test/scores_fake``
-    (histograms), ``test/examples`` (images with their scores), and each of ``figures`` under its name.
+    They are read from ``logs/metrics.csv`` in the run's ``folder``; ``kept_epoch`` counts from 0.
     """
+    curves = read_curves(folder)
+    others = [logger for logger in loggers if not isinstance(logger, CSVLogger)]
+    if not others or curves.empty:
+        return
+    curves = curves.filter(regex="^(epoch|train/loss|val/.*)$")
+    rows = {"best": curves[curves["epoch"] == kept_epoch], "last": curves.tail(1)}
+    told = {f"{kind}/{name}": float(value) for kind, row in rows.items() for name, value in
+            row.assign(epoch=row["epoch"] + 1).mean().dropna().items()}  # fmt: skip
+    for logger in others:
+        logger.log_metrics(told)
+        if isinstance(logger, WandbLogger):
+            logger.experiment.summary.update(told)
+
+
+def log_dashboard(
+    loggers: Sequence[Logger], frame: pd.DataFrame, metrics: dict[str, Any], datamodule: DataModule,
+    threshold: float | None, figures: dict[str, Path],
+) -> None:  # fmt: skip
+    """Send the test results to wandb and MLflow, where they are the logger.
+
+    Keys for wandb: ``test/per_generator`` (table with intervals), ``test/scores_real`` and ``test/scores_fake``
+    (histograms), ``test/examples`` (the most confident errors, above the ``threshold`` of the logit for reals and below
+    it for fakes; without any, the images that are nearest to being errors), and each of ``figures`` under its name.
+    """
+    for logger in (logger for logger in loggers if isinstance(logger, MLFlowLogger)):
+        for path in figures.values():
+            logger.experiment.log_artifact(str(logger.run_id), str(path))
     dashboards = [logger for logger in loggers if isinstance(logger, WandbLogger)]
     if not dashboards:
         return
@@ -97,12 +142,7 @@ def log_dashboard(
         + [entry[kind][part] for kind in ("ap", "auc") for part in ("value", "low", "high")]
         for name, entry in metrics["per_generator"].items()
     ]
-    examples = []
-    for row in frame.groupby(["label", "generator"], sort=True).head(4).itertuples():
-        with suppress(DecodeError):  # it is in the quarantine list already
-            image = read_image(manifest.root / str(row.path))
-            kind = "fake" if row.label else "real"
-            examples.append(wandb.Image(image, caption=f"{row.generator} ({kind}): P(fake) = {row.score:.2f}"))
+    examples = _examples(frame, datamodule, threshold)
     table = wandb.Table(columns=columns, data=rows)
     panels: dict[str, Any] = {"test/per_generator": table, "test/examples": examples}
     for name, label in (("real", 0), ("fake", 1)):
@@ -113,3 +153,19 @@ def log_dashboard(
             panels[f"test/{key}_low"], panels[f"test/{key}_high"] = metrics[key]["low"], metrics[key]["high"]
     for dashboard in dashboards:
         dashboard.experiment.log(panels | {name: wandb.Image(str(path)) for name, path in figures.items()})
+
+
+def _examples(frame: pd.DataFrame, datamodule: DataModule, threshold: float | None) -> list[Any]:
+    import wandb
+
+    worst = pd.concat(confident_errors(frame, threshold, 8))
+    if worst.empty:
+        worst = pd.concat(confident_errors(frame, None, 8))
+    examples = []
+    for number, label, generator, score, logit in worst[["id", "label", "generator", "score", "logit"]].values.tolist():
+        told = f"{generator} ({'fake' if label else 'real'}): P(fake) = {score:.2f}"
+        if threshold is not None and (logit > threshold) != bool(label):
+            told += f", taken for {'real' if label else 'fake'}"
+        with suppress(DecodeError):  # it is in the quarantine list already
+            examples.append(wandb.Image(decode_image(datamodule.read_bytes(number)), caption=told))
+    return examples

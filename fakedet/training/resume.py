@@ -246,7 +246,8 @@ def open_or_resume(config: DictConfig) -> Path:
     folder = open_folder(folder, overwrite)
     lock_folder(folder).release()  # a run that is still training keeps its checkpoints
     # With these files, an overwritten run would seem unfinished or finished.
-    for name in ("run.json", "checkpoints/resume.ckpt", "stage1/checkpoints/resume.ckpt", "wandb_id.txt"):
+    for name in ("run.json", "checkpoints/resume.ckpt", "stage1/checkpoints/resume.ckpt", "wandb_id.txt",
+                 "mlflow_run.txt"):  # fmt: skip
         (folder / name).unlink(missing_ok=True)
     return folder
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 import fakedet
 from fakedet.data.manifest import Manifest
-from fakedet.utils import is_main_process, plain, replacing, start_name, write_json
+from fakedet.utils import is_main_process, link, plain, start_name, write_json
 
 log = logging.getLogger("fakedet")
 
@@ -87,9 +86,8 @@ class Stage1Cache:
         self.path = Path(folder) / f"{key}.ckpt"
 
     def publish(self, checkpoint: Path) -> Path:
-        """Copy a finished stage-1 checkpoint into the cache."""
-        with replacing(self.path) as temporary:
-            shutil.copyfile(checkpoint, temporary)
+        """Put a finished stage-1 checkpoint into the cache."""
+        link(checkpoint, self.path)
         return self.path
 
     def obtain(self, run: Path, train_it: Callable[[], Path]) -> Path:

@@ -60,10 +60,21 @@ from fakedet.evaluation.score import (
 )
 from fakedet.methods.base import Detector, gather_records
 from fakedet.methods.ntf import NaturalTracePretraining
-from fakedet.training.loggers import finish_loggers, log_dashboard, resolve_logger
+from fakedet.models.backbones import public_backbones
+from fakedet.training.loggers import finish_loggers, log_dashboard, log_summary, resolve_logger
 from fakedet.training.resume import lock_folder, open_or_resume, resume_point_of
 from fakedet.training.stage1 import Stage1Cache, stage1_config, stage1_key
-from fakedet.utils import FAILURE, is_main_process, log_to_file, plain, provenance, threads, write_config, write_json
+from fakedet.utils import (
+    FAILURE,
+    is_main_process,
+    link,
+    log_to_file,
+    plain,
+    provenance,
+    threads,
+    write_config,
+    write_json,
+)
 
 log = logging.getLogger("fakedet")
 
@@ -82,10 +93,12 @@ class TrainedRun:
     """Best value of what chose the weights on the validation split; None if nothing chose."""
     trust: tuple[str, ...]
     """Packages whose classes the run's config names."""
+    backbone: str | None
+    """File of the encoder's pretrained weights that the run's config names."""
 
     def load(self, device: str = "auto") -> LoadedDetector:
         """Load the trained detector; the packages that the run's config names are trusted."""
-        return load(self.checkpoint, device, self.trust)
+        return load(self.checkpoint, device, self.trust, self.backbone)
 
 
 def train(config: DictConfig, overrides: list[str] | None = None) -> TrainedRun:
@@ -178,10 +191,21 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
     if is_main_process():
         write_json(folder / "run.json", facts)
         for resume_point in folder.glob("**/checkpoints/resume.ckpt"):
-            resume_point.replace(resume_point.with_name("last.ckpt"))
+            _keep_last(resume_point)
     finish_loggers(trainer.loggers)
     trust = packages_of([plain(config.get(key)) for key in ("model", "stage1")]) - {"fakedet"}
-    return TrainedRun(folder, fitted.checkpoint, metrics, fitted.validation, tuple(sorted(trust)))
+    backbone = plain(config.model.encoder).get("weights")
+    return TrainedRun(folder, fitted.checkpoint, metrics, fitted.validation, tuple(sorted(trust)), backbone)
+
+
+def _keep_last(resume_point: Path) -> None:
+    """Name the last resume point of a finished training last.ckpt, or link that to best.ckpt of the same weights."""
+    best, last = resume_point.with_name("best.ckpt"), resume_point.with_name("last.ckpt")
+    resume_point.replace(last)
+    if best.is_file():
+        kept, after = (read_checkpoint(path)["state_dict"] for path in (best, last))
+        if kept.keys() == after.keys() and all(torch.equal(kept[name], after[name]) for name in kept):
+            link(best, last)
 
 
 def make_datamodule(config: DictConfig, same_data: DataModule | None = None) -> DataModule:
@@ -251,7 +275,9 @@ def fit(config: DictConfig, folder: Path, datamodule: DataModule, stage1_path: P
     given = plain(config)
     # Seeded here, so that a stage 1 trained in this process or taken from the cache leaves the same state.
     lightning.seed_everything(given["seed"], workers=True, verbose=False)
-    stage1 = load_stage1(stage1_path, sorted(packages_of(given["stage1"]))) if stage1_path else None
+    stage1 = None
+    if stage1_path:
+        stage1 = load_stage1(stage1_path, sorted(packages_of(given["stage1"])), given["stage1"]["encoder"])
     method = build_method(given["model"], stage1)
     method.info = {
         "format": FORMAT, "model": given["model"], "stage1": stage1.config if stage1 else None,
@@ -262,7 +288,11 @@ def fit(config: DictConfig, folder: Path, datamodule: DataModule, stage1_path: P
         "held_out": [list(datamodule.held_out[0]), datamodule.held_out[1]],
         "training_data": describe_training(datamodule), "seed": given["seed"], "name": given["name"],
         "settings": method_settings(given, datamodule.manifest.sha256, stage1.info if stage1 else None),
+        "backbones": None if given.get("embed_backbone") else public_backbones(method) or None,
     }  # fmt: skip
+    for one in {one["name"]: one for one in (method.info["backbones"] or {}).values()}.values():
+        log.info("checkpoints leave out the public backbone '%s' (sha256 %s, %s): embed_backbone=true keeps it in them",
+                 one["name"], one["sha256"][:12], one["file"] or "timm's own")  # fmt: skip
     if given["compile"]:
         encoder: Any = method.encoder  # compiled in place, so that the weights keep their names
         encoder.compile(backend="inductor" if given["compile"] is True else str(given["compile"]))
@@ -284,7 +314,10 @@ def fit(config: DictConfig, folder: Path, datamodule: DataModule, stage1_path: P
     point = resume_point_of(Path(resume["path"]), datamodule.manifest.sha256) if resume else None
     _run(trainer, method, datamodule, point)
     checkpoint = _chosen_checkpoint(trainer, checkpoints)
-    method.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+    kept = read_checkpoint(checkpoint)
+    method.load_state_dict(kept["state_dict"])
+    if trainer.is_global_zero:
+        log_summary(trainer.loggers, folder, kept["epoch"])
     best = (keeper.best_model_score for keeper in checkpoints if keeper.monitor)
     # Where the monitored value is NaN, because the split has one class, Lightning writes the worst there is.
     values = (float(score) for score in best if score is not None and math.isfinite(score))
@@ -353,7 +386,7 @@ def _test(
     figures = {"test/scores": plot_scores(frame, folder / "scores.png", seen=set(seen))}
     if share:
         figures["test/embedding"] = draw_map(frame, share, set(seen), folder / "embedding.png")
-    log_dashboard(trainer.loggers, frame, metrics, datamodule.manifest, figures)
+    log_dashboard(trainer.loggers, frame, metrics, datamodule, point.threshold if point else None, figures)
     quarantine.check(datamodule.max_quarantine)
     return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
@@ -378,6 +411,7 @@ def also_config(config: DictConfig, name: str) -> DictConfig:
     wanted.overwrite = True
     for key in ("threads", "trainer", "header_audit", "pictures", "bootstrap"):
         wanted[key] = config[key]
+    wanted.backbone = plain(config.model.encoder).get("weights")
     with open_dict(wanted):
         wanted.trust = sorted(packages_of(plain(config.model)))  # what this run itself has trained with
     return wanted

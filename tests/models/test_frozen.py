@@ -92,6 +92,29 @@ def test_an_image_is_looked_at_once_and_a_row_does_not_depend_on_its_batch() -> 
     assert torch.equal(net(images[2:3])[0], first[2])
 
 
+def test_threads_share_the_images_each_with_one_and_the_features_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads to an image cost several times the CPU of one, and change the last bits."""
+    net, images = backbone(), torch.rand(5, 3, 40, 40)
+    known, original, seen = net(images), net.describe, list[tuple[int, int]]()
+
+    def describe(image: torch.Tensor) -> torch.Tensor:
+        seen.append((torch.get_num_threads(), len(image)))
+        return original(image)
+
+    monkeypatch.setattr(net, "describe", describe)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for mode in (torch.no_grad, torch.inference_mode):
+            FeatureCache.clear()
+            with mode():
+                assert torch.equal(net(images), known)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [(1, 1)] * 10
+
+
 def test_nets_share_what_they_know_by_their_weights_alone() -> None:
     images = torch.rand(2, 3, 40, 40)
     one, same, other = backbone(0), backbone(0), backbone(1)

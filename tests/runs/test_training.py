@@ -139,7 +139,7 @@ def test_pretrained_weights_are_known_by_their_content_and_needed_once(tiny_mani
                           f"data.manifest={tiny_manifest}", "data.crop_size=32", "data.batch_size=16",
                           "model.encoder.name=test_efficientnet", f"model.encoder.weights={file}",
                           "model.encoder.input_size=null", "model.encoder.hidden=8", "model.score=logit",
-                          "stage1.epochs=1", "model.epochs=1", "trainer.max_epochs=1",
+                          "stage1.epochs=1", "model.epochs=1", "trainer.max_epochs=1", "embed_backbone=true",
                           "test_after_fit=false")  # fmt: skip
         return (train(config).folder / "stage1").exists()
 

@@ -1,16 +1,19 @@
-"""wandb, offline: the run's own file is read back to see what a dashboard would show."""
+"""wandb, offline: the run's own file is read back to see what a dashboard would show; MLflow, by its own client."""
 
+import importlib.util
 import json
 import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hydra import compose, initialize_config_module
 from wandb.proto import wandb_internal_pb2
 
-from fakedet.cli.app import register_resolvers
+from fakedet.cli.app import launch, register_resolvers
+from fakedet.evaluation.predictions import read_predictions
 from fakedet.training.loggers import has_wandb_key
 from fakedet.training.train import train
 
@@ -84,10 +87,21 @@ def test_offline_run_holds_a_readable_dashboard(
     train(config)
 
     header, keys, last = read_offline_run(tmp_path / "run")
-    assert header["name"] == "mine-seed0"
+    assert header["name"] == "mine-seed0 run", "the folder's name tells runs of one name and seed apart"
     assert (header["group"], header["tags"], header["job_type"]) == ("sweep1", ["a", "b"], "train")
     assert header["project"] == "fakedet"
-    assert json.loads(header["config"]["seed"]) == 0
+    told = {key: json.loads(value) for key, value in header["config"].items()}
+    assert told["seed"] == 0
+    assert told["data"]["crop_size"] == 32
+    assert told["augment"]["recipe"] == config.augment.recipe
+    # As text: what the config names is not built for the dashboard.
+    assert told["model"]["encoder"]["_target_"] == "fakedet.models.encoders.SmallEncoder"
+    assert set(told["git"] or {"commit", "dirty"}) == {"commit", "dirty"}
+    curves = pd.read_csv(tmp_path / "run" / "logs" / "metrics.csv")["val/map"].dropna().tolist()
+    kept = json.loads((tmp_path / "run" / "run.json").read_text())["kept_epoch"]
+    assert (last["best/epoch"], last["last/epoch"]) == (kept, 2)
+    assert last["best/val/map"] == pytest.approx(curves[kept - 1]) == pytest.approx(max(curves))
+    assert last["last/val/map"] == pytest.approx(curves[-1])
     wanted = {"train/loss", "val/loss", "val/map", "val/ap/gen_a", "test/map", "test/ap/gen_a",
               "test/ap/gen_c", "test/per_generator", "test/scores_real", "test/scores_fake",
               "test/examples", "test/embedding"}  # fmt: skip
@@ -96,6 +110,12 @@ def test_offline_run_holds_a_readable_dashboard(
     assert last["test/per_generator"]["nrows"] == 3
     assert last["test/scores_real"]["_type"] == "histogram"
     assert last["test/examples"]["_type"] == "images/separated"
+    # Errors alone, or where there are none, those nearest to one.
+    frame, info = read_predictions(tmp_path / "run" / "predictions.parquet")
+    wrong = (frame["logit"] > info["operating_point"]["threshold"]) != (frame["label"] == 1)
+    captions = last["test/examples"]["captions"]
+    assert captions
+    assert all(("taken for" in caption) == bool(wrong.any()) for caption in captions)
     # Stage 1 of the same command is a run of its own.
     stage1, stage1_keys, _ = read_offline_run(tmp_path / "run" / "stage1")
     assert stage1["name"].startswith("mine-stage1")
@@ -113,3 +133,34 @@ def test_offline_is_the_default_without_a_key(monkeypatch: pytest.MonkeyPatch, t
     assert has_wandb_key()
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert not has_wandb_key()
+
+
+def test_mlflow_is_told_where_it_is_missing(
+    tiny_manifest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if importlib.util.find_spec("mlflow"):
+        pytest.skip("mlflow is installed")
+    assert launch("train", ["model=bce", "data=manifest", "data.crop_size=32", f"data.manifest={tiny_manifest}",
+                            f"output_dir={tmp_path / 'run'}", "logger=mlflow", "header_audit=false"]) == 2  # fmt: skip
+    (said,) = capfd.readouterr().err.strip().splitlines()
+    assert 'pip install "fakedet[mlflow]"' in said
+
+
+@pytest.mark.slow
+def test_mlflow_holds_the_run(tiny_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    assert launch("train", [
+        "model=bce", "data=manifest", "data.crop_size=32", "data.batch_size=16", "trainer.max_epochs=2", "name=mine",
+        "threads=1", "bootstrap.resamples=0", "header_audit=false", f"data.manifest={tiny_manifest}",
+        f"output_dir={tmp_path / 'run'}", "logger=mlflow",
+    ]) == 0  # fmt: skip
+    client = mlflow.MlflowClient(store)
+    (run,) = client.search_runs([client.get_experiment_by_name("fakedet").experiment_id])
+    assert run.info.run_name == "mine-seed0 run"
+    assert (run.data.params["seed"], run.data.params["data/crop_size"]) == ("0", "32")
+    assert "git/commit" in run.data.params or run.data.params["git"] == "None"
+    assert {"best/val/map", "last/val/map", "test/map", "val/ap/gen_a"} <= set(run.data.metrics)
+    assert len(client.get_metric_history(run.info.run_id, "val/map")) == 2
+    assert "scores.png" in {item.path for item in client.list_artifacts(run.info.run_id)}

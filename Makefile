@@ -14,7 +14,11 @@ export NO_ALBUMENTATIONS_UPDATE = 1
 .PHONY: help setup demo study test test-slow lint bench train train-ddp submit sweep sweep-slurm resume compare evaluate lock pins clean
 
 # Ends with a line of its own where a target's variable is not given.
-need = $(if $($(1)),,$(error $(1)= is not given; `make help` shows an example))
+need = $(if $(value $(1)),,$(error $(1)= is not given; `make help` shows an example))
+
+# key=value in the shell's quotes: a path may hold any sign, a dollar sign too.
+typed = '$(1)=$(subst ','\'',$(value $(2)))'
+unexport RUN RUNS CKPT
 
 help:  ## Show these targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -79,15 +83,15 @@ sweep-slurm: $(STAMP)  ## The same on SLURM, one job of an array for each run: m
 
 resume: $(STAMP)  ## Go on with a run that was stopped: make resume RUN=runs/ntf/2026-01-01_12-00-00.
 	$(call need,RUN)
-	@$(BIN)/fakedet resume run=$(RUN) $(ARGS)
+	@$(BIN)/fakedet resume $(call typed,run,RUN) $(ARGS)
 
 compare: $(STAMP)  ## One table of all runs below a folder: make compare RUNS=runs/studies/demo.
 	$(call need,RUNS)
-	@$(BIN)/fakedet compare runs=$(RUNS) $(ARGS)
+	@$(BIN)/fakedet compare $(call typed,runs,RUNS) $(ARGS)
 
 evaluate: $(STAMP)  ## Evaluate a checkpoint: make evaluate CKPT=path ARGS="data=manifest ...".
 	$(call need,CKPT)
-	@$(BIN)/fakedet evaluate checkpoint=$(CKPT) $(ARGS)
+	@$(BIN)/fakedet evaluate $(call typed,checkpoint,CKPT) $(ARGS)
 
 lock: $(STAMP)  ## Resolve the pins anew (maintainers).
 	@PATH="$(CURDIR)/$(BIN):$$PATH" uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --upgrade --quiet -o requirements.lock

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,22 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import numpy as np
 import pandas as pd
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fakedet.config import check_command_line, expand_encoders, use_config_folder, without_hydra
+from fakedet.config import as_typed, check_command_line, expand_encoders, use_config_folder, without_hydra, written
 from fakedet.errors import UserError
 from fakedet.evaluation import evaluate as evaluation
 from fakedet.evaluation.predictions import read_predictions
 from fakedet.training import train as training
 from fakedet.training.train import TrainedRun
 from fakedet.utils import quiet_libraries
-
-PLAIN = re.compile(r"(?!(null|true|false|nan|inf)$)[a-z_/.][\w/.-]*", re.IGNORECASE)
-"""Text that Hydra's grammar reads as it is."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +54,12 @@ def compose(verb: str, *overrides: str, **settings: Any) -> DictConfig:
     Raises:
         UserError: an unknown key or option, with the nearest one, or a value of the wrong type.
     """
-    words = expand_encoders(_words(overrides, settings))
+    words = expand_encoders(as_typed(_words(overrides, settings)))
     with without_hydra():
         check_command_line(verb, words)
         folder = [word.partition("=")[2] for word in words if word.startswith("--config-dir=")]
         words = [word for word in words if not word.startswith("--")]
-        words += [f"hydra.searchpath=[file://{use_config_folder(one)}]" for one in folder]
+        words += [f"hydra.searchpath=[{written(f'file://{use_config_folder(one)}')}]" for one in folder]
         try:
             with hydra.initialize_config_module("fakedet.conf", version_base="1.3"):
                 config = hydra.compose(verb, overrides=words)
@@ -126,27 +121,6 @@ def evaluate(
 def _words(overrides: tuple[str, ...], settings: Mapping[str, Any]) -> list[str]:
     if wrong := [word for word in overrides if not isinstance(word, str)]:
         raise UserError(f"an override is text, as on the command line, not a {type(wrong[0]).__name__}")
-    return [*overrides, *(f"{key.replace('__', '.')}={_written(value)}" for key, value in settings.items())]
-
-
-def _written(value: Any) -> str:
-    """Write a value in the grammar of Hydra's overrides."""
-    if isinstance(value, pd.DataFrame):
+    if any(isinstance(value, pd.DataFrame) for value in settings.values()):
         raise UserError("a DataFrame cannot stand in a config; write it to a .parquet or .csv file and give its name")
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_written(one)}" for key, one in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(_written, value)) + "]"
-    text = str(value)
-    if PLAIN.fullmatch(text):
-        return text
-    # Within quotes Hydra reads backslashes as they are, unless a quote follows.
-    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
+    return [*overrides, *(f"{key.replace('__', '.')}={written(value)}" for key, value in settings.items())]

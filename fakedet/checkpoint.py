@@ -304,7 +304,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def locate(checkpoint: str | Path) -> Path:
     """Return the file of a checkpoint: a path, or the name of one that comes with fakedet."""
     shipped = SHIPPED.get(str(checkpoint))
-    return shipped if shipped is not None and not Path(checkpoint).is_file() else Path(checkpoint)
+    path = Path(os.path.expanduser(checkpoint))
+    return shipped if shipped is not None and not path.is_file() else path
 
 
 def _unpickle(path: Path) -> dict[str, Any]:

@@ -6,17 +6,20 @@ can be imported; a checkpoint may not (:mod:`fakedet.checkpoint`).
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import re
+import shlex
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra import compose, initialize_config_module
 from hydra._internal.utils import _locate, get_args_parser
@@ -197,8 +200,8 @@ def packages_of(config: Any) -> set[str]:
 def use_config_folder(folder: str) -> Path:
     """Make packages beside a ``--config-dir`` importable, also in child processes; UserError for a missing folder."""
     path = Path(folder).absolute()
-    if not path.is_dir():
-        raise UserError(f"--config-dir={folder}: there is no such folder")
+    if not os.path.isdir(path) or not os.access(path, os.R_OK | os.X_OK):
+        raise UserError(f"--config-dir={folder}: there is no such folder that can be read")
     beside = str(path.parent)
     if beside not in sys.path:
         sys.path.insert(0, beside)
@@ -262,6 +265,152 @@ def without_hydra() -> Iterator[None]:
         GlobalHydra.instance().hydra = outer
 
 
+# Keys whose values are files, folders or names, whatever node they stand in; those of NAMED_LISTS also take lists.
+NAMED_LISTS = ("source", "predictions", "runs", "reals", "fakes", "unseen")
+NAMED = (
+    *NAMED_LISTS, "manifest", "root", "cache", "shard_cache", "checkpoint", "stage1_checkpoint", "stage1_cache", "run",
+    "output_dir", "output", "heatmaps", "weights", "head", "dir", "save_dir", "dirpath", "path", "file", "baseline",
+    "title", "group",
+)  # fmt: skip
+# Text that Hydra's grammar reads as it is, and text that stands for itself as the value of such a key.
+PLAIN = re.compile(r"(?!(null|true|false|nan|inf)$)([a-z_/]|\.{1,2}/)[\w/.-]*", re.ASCII | re.IGNORECASE)
+LITERAL = re.compile(r"(?!(null|true|false|\?\?\?)$)[^~'\"\[\\$\s]([^'\"\\$\n]*[^'\"\\$\s])?")
+QUOTED = re.compile(r"""(?P<quote>['"])(?:\\.|(?!(?P=quote)|\\).)*(?P=quote)""", re.DOTALL)
+CLOSED = re.compile(r"([^\[\],:]*:\s*)?\[[^\[\]]*\]|\$\{[^{}]*\}", re.DOTALL)
+SWEPT_BY = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag)\(.*\)", re.DOTALL)
+
+
+def written(value: Any) -> str:
+    """Write a value in the grammar of Hydra's overrides."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{written(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(written, value)) + "]"
+    text = str(value)
+    if PLAIN.fullmatch(text):
+        return text
+    # Within quotes Hydra reads backslashes as they are, unless a quote follows.
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
+
+
+def shown_command(verb: str, *words: str, **names: object) -> str:
+    """Write a command that a shell takes as it is printed; ``names`` are values of keys of :data:`NAMED`."""
+    for key, value in names.items():
+        text = str(value)
+        text = f"./{text}" if text.startswith("~") else text  # a relative path, and nobody's home folder
+        words = (*words, f"{key}={text if LITERAL.fullmatch(text) else written(text)}")
+    return shlex.join(["fakedet", verb, *words])
+
+
+def again(command: Iterable[str]) -> str:
+    """Write a command for a shell that makes once more, in the same folder, what it has made."""
+    words = list(command)
+    replaces = any(word.startswith("output_dir=") for word in words) and "overwrite=true" not in words
+    return shlex.join([*words, *(["overwrite=true"] if replaces else [])])
+
+
+def as_typed(arguments: Iterable[str], multirun: bool = False) -> list[str]:
+    """Quote the values of :data:`NAMED` keys for Hydra, whose grammar takes few signs in text, and expand ``~``.
+
+    Such a value is taken as it was typed, commas and all, unless quotes enclose it, it is a list in brackets, or
+    ``${...}`` is in it. Of what can be read in two ways, a list or one name with commas, say, an existing file decides.
+    """
+    return [_typed(argument, multirun) for argument in arguments]
+
+
+def _typed(argument: str, multirun: bool) -> str:
+    key, equals, value = argument.partition("=")
+    if key == "--config-dir":
+        return f"{key}{equals}{os.path.expanduser(value)}"
+    name = key.lstrip("+").rpartition(".")[2]
+    if name not in NAMED or key.startswith(("-", "~", "columns.")) or value in ("", "null", "true", "false", "???"):
+        return argument
+    if not os.path.lexists(value):
+        several = multirun and key != "hydra.sweep.dir"
+        is_list = name in NAMED_LISTS and value.startswith("[") and value.endswith("]")
+        if is_list and not (several and len(_split(value)) > 1):
+            return f"{key}={_listed(value)}"
+        if name in ("predictions", "runs") and value.startswith("{") and value.endswith("}"):
+            entries = [one.partition(":") for one in _split(value[1:-1])]
+            return f"{key}={{{','.join(f'{label}:{_listed(given.strip())}' for label, _, given in entries)}}}"
+        if several:
+            if SWEPT_BY.fullmatch(value):
+                return argument
+            swept = [_typed(f"{key}={one}", False) for one in _split(value)]
+            return f"{key}={','.join(one.partition('=')[2] for one in swept)}"
+    return f"{key}={_named(value)}"
+
+
+def _split(text: str) -> list[str]:
+    """Split a list at its commas, but not within an existing path, quotes or brackets."""
+    parts, found = text.split(","), list[str]()
+    while parts and text.strip():
+        joined = [",".join(parts[:count]).strip() for count in range(1, min(len(parts), 20) + 1)]
+        paths = [one for one in joined if os.path.lexists(one) or os.path.lexists(one.partition(":")[2].strip())]
+        closed = [one for one in joined if CLOSED.fullmatch(one) or QUOTED.fullmatch(one)]
+        found.append([*paths[-1:], *closed, joined[0]][0])
+        del parts[: joined.index(found[-1]) + 1]
+    return found
+
+
+def _listed(text: str) -> str:
+    """Write one file or name, or a list of them, for Hydra."""
+    is_list = text.startswith("[") and text.endswith("]") and not os.path.lexists(text)
+    return f"[{','.join(map(_named, _split(text[1:-1])))}]" if is_list else _named(text)
+
+
+def _named(text: str) -> str:
+    """Write one file or name for Hydra."""
+    there = os.path.lexists(text)
+    if "${" in text:
+        if there:
+            raise UserError(f"{text}: a name with ${{ cannot be given, because configs read ${{...}} as the value of a "
+                            "key; rename it, or make a link to it")  # fmt: skip
+        return text
+    if not there and (QUOTED.fullmatch(text) or "\\" in text):
+        try:
+            value = OverridesParser.create().parse_override(f"x={text}").value()
+        except HydraException:
+            value = text
+        if isinstance(value, str) and (QUOTED.fullmatch(text) or os.path.lexists(value)):
+            text = value
+    home = os.path.expanduser(text)
+    return written(text if os.path.lexists(text) and not os.path.lexists(home) else home)
+
+
+def refusal(error: OSError, config: DictConfig) -> UserError | None:
+    """Say which file was refused and which key named it or its folder; None for an error that does not refuse one."""
+    forbidden = error.errno in (errno.EACCES, errno.EPERM)
+    if not forbidden and error.errno not in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP):
+        return None
+    if not isinstance(error.filename, str | bytes):
+        return None
+    given = [("", "", ""), *_places(OmegaConf.to_container(config, resolve=False))]
+    file = os.fsdecode(error.filename)
+    key, value, place = max((one for one in given if f"{os.path.abspath(file)}/".startswith(one[2])),
+                            key=lambda one: len(one[2]))  # fmt: skip
+    where = f"{key}={value}" if place == f"{os.path.abspath(file)}/" else f"{key}={value}: {file}" if key else file
+    written_there = key.rpartition(".")[2] in ("output", "output_dir", "heatmaps", "dir", "save_dir", "dirpath")
+    why = f"no permission to {'write' if written_there else 'read'} it" if forbidden else error.strerror
+    return UserError(f"{where}: {why}")
+
+
+def _places(node: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yield each path of a config: its key, itself, and its absolute place with a slash behind it."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        yield from _places(value, f"{prefix}{key}.")
+        for one in (value if isinstance(value, list) else [value]) if key in NAMED else ():
+            if isinstance(one, str) and one:
+                yield f"{prefix}{key}", one, f"{os.path.abspath(one)}/".replace("//", "/")
+
+
 def check_command_line(verb: str, arguments: list[str]) -> None:
     """Refuse unknown keys and options, values of the wrong type, and missing ones.
 
@@ -273,7 +422,7 @@ def check_command_line(verb: str, arguments: list[str]) -> None:
     overrides = _parse(flags.overrides)
     search = [str(item.input_line) for item in overrides if item.key_or_group == "hydra.searchpath"]
     if flags.config_dir:
-        search.append(f"hydra.searchpath=[file://{use_config_folder(flags.config_dir)}]")
+        search.append(f"hydra.searchpath=[{written(f'file://{use_config_folder(flags.config_dir)}')}]")
     with without_hydra(), initialize_config_module("fakedet.conf", version_base="1.3"):
 
         def options(group: str) -> list[str]:

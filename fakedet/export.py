@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import io
 import json
+import shlex
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -201,7 +202,7 @@ def model_card(detector: Detector, name: str) -> str:
     if run := _of_run(detector.path, "run.json"):
         # Without the folders that it was trained in.
         places = ("output_dir=", "stage1_cache=", "stage1_checkpoint=", "data.root=")
-        command = " ".join(word for word in run["command"] if not word.startswith(places))
+        command = shlex.join(word for word in run["command"] if not word.startswith(places))
         more += f"\n\nTrained by `{command}`" + (f", at commit {run['git']['commit'][:12]}." if run.get("git") else ".")
     data = info["training_data"]
     lines = [f"Manifest `{data['manifest']}`, sha256 {info['manifest_sha256']}.", "", "| | images |", "|---|---:|"]

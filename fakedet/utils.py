@@ -181,7 +181,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A reader never sees half a file. UserError if it cannot be written; the old file is then still there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name[:50]}.{os.getpid()}.tmp")  # a name has at most 255 bytes
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -281,7 +281,7 @@ def _git_state() -> dict[str, Any] | None:
 
 def log_to_file(folder: Path) -> logging.Handler:
     """Copy the log to ``run.log`` in the folder; the caller removes the handler."""
-    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    handler = logging.FileHandler(folder / "run.log", encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     if log.getEffectiveLevel() > logging.INFO:

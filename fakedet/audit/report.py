@@ -22,6 +22,7 @@ from fakedet.audit.checks import (
 )
 from fakedet.audit.features import Looks, Read, look, sample_rows
 from fakedet.audit.shortcuts import WARN, GeneratorAudit, Shortcut, audit_generators
+from fakedet.config import again, shown_command
 from fakedet.data.datamodule import DataModule
 from fakedet.metrics.pairing import Pairs
 from fakedet.pages import PALETTE, REAL_COLOUR, WIDTH, Drawing, new_figure, render, save
@@ -107,7 +108,10 @@ def audit_manifest(
             frame, manifest.digests, datamodule.pairs, datamodule.read_bytes, sample, seed,
             lambda done, total: shown.show(done, f"of {total:,}"),
         )  # fmt: skip
-    findings = [replace(finding, mend=finding.mend.replace("MANIFEST", str(source))) for finding in audit.findings]
+    places = {"data.manifest": source, "data.root": manifest.root}
+    match = shown_command("match", **{key: place for key, place in places.items() if place != source.parent})
+    findings = [replace(finding, mend=finding.mend.replace("fakedet match data.manifest=MANIFEST", match))
+                for finding in audit.findings]  # fmt: skip
     audit = replace(audit, findings=findings)
     made = provenance(command)
     origin = {"manifest": str(source), "manifest_sha256": manifest.sha256, "run": made}
@@ -137,7 +141,7 @@ def audit_manifest(
              "manifest sha256": manifest.sha256, "made": made["started"]}  # fmt: skip
     render(
         "fakedet.audit", "audit.html", folder / "report.html", title=f"Audit of {source.name}", audit=audit,
-        figures=figures, facts=facts, command=" ".join(made["command"]), unreadable=unreadable,
+        figures=figures, facts=facts, command=again(made["command"]), unreadable=unreadable,
         levels={"problem": "Problems", "warning": "Warnings", "note": "Notes"},
     )  # fmt: skip
     return audit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import fakedet
@@ -39,12 +40,20 @@ Every verb is a Hydra app: `fakedet <verb> --help` shows its config, `-m key=a,b
 """
 
 
+def _end_at_once(number: int, _: object) -> None:
+    # An exception could be taken for a failed import, or turned into one.
+    os.write(2, b"fakedet: interrupted\n")
+    os._exit(128 + number)
+
+
 def main() -> int:
     """Run the verb that the command line names and return its exit status."""
     if JOB in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0:
         from fakedet.cli.app import join
 
         return join(os.environ[JOB])
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end_at_once)  # until everything is imported, which takes seconds
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP.format(verbs="\n".join(f"  {verb:<10}{what}" for verb, what in VERBS.items())))
@@ -59,6 +68,8 @@ def main() -> int:
     # Imported late: Hydra and PyTorch take seconds that `fakedet --help` need not.
     from fakedet.cli.app import launch
 
+    if signal.getsignal(signal.SIGINT) is _end_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return launch(verb, arguments[1:])
     except BrokenPipeError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import logging
 import multiprocessing
 import os
@@ -32,7 +33,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fakedet.cli import JOB
-from fakedet.config import check_command_line, expand_encoders
+from fakedet.config import as_typed, check_command_line, expand_encoders, refusal, shown_command, written
 from fakedet.errors import Preempted, UserError
 from fakedet.evaluation.report import ENDED, ended_jobs
 from fakedet.training import sweep
@@ -48,6 +49,14 @@ class _Console(logging.StreamHandler[Any]):
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
+        self._told: set[tuple[Any, str]] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Leave out what is to be told ``once`` of a file, however often that is read."""
+        fact = getattr(record, "once", None), record.getMessage()
+        is_new = fact[0] is None or fact not in self._told
+        self._told.add(fact)
+        return is_new and bool(super().filter(record))
 
     @property
     def stream(self) -> Any:  # type: ignore[override]
@@ -56,6 +65,9 @@ class _Console(logging.StreamHandler[Any]):
 
 def set_up_logging(job: int | None = None) -> None:
     """Let fakedet's log write plain lines to the console; each begins with the number of a sweep's job, if given."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal's encoding may lack signs that names hold
     if not log.handlers:
         log.addHandler(_Console())
     for handler in log.handlers:
@@ -80,19 +92,25 @@ def run_verb(verb: str, config: DictConfig, overrides: list[str]) -> Any:
     from fakedet.cli import verbs  # late: --help and --cfg need none of what it imports
 
     quiet_libraries()
-    if (key := OUTPUTS.get(verb)) is None or not is_main_process():
-        return getattr(verbs, f"run_{verb}")(config, overrides)
-    path = Path(config[key] or config.source)  # `index` writes into its source
-    # A folder of shards is replaced as a whole, with all that lies in it.
-    with alone(path, key, within=path.is_dir() and verb != "shard"):
-        return getattr(verbs, f"run_{verb}")(config, overrides)
+    try:
+        if (key := OUTPUTS.get(verb)) is None or not is_main_process():
+            return getattr(verbs, f"run_{verb}")(config, overrides)
+        path = Path(config[key] or config.source)  # `index` writes into its source
+        # A folder of shards is replaced as a whole, with all that lies in it.
+        with alone(path, key, within=path.is_dir() and verb != "shard"):
+            return getattr(verbs, f"run_{verb}")(config, overrides)
+    except OSError as error:
+        if mistake := refusal(error, config):
+            raise mistake from error
+        raise
 
 
-def end_by_signal(stop: Preempted) -> None:
+def end_by_signal(stop: Preempted, config: DictConfig) -> None:
     """End this process by the signal that it was sent; submitit's own handler puts the job back into the queue here."""
     if not is_main_process():
         return  # rank zero tells the cluster; an exit status of ours could end it before it has
-    print(f"fakedet: {stop}; give the same command again, or `fakedet resume`, to go on", file=sys.stderr, flush=True)
+    command = shown_command("resume", run=config.get("run") or config.output_dir)
+    print(f"fakedet: {stop}; give the same command again, or `{command}`, to go on", file=sys.stderr, flush=True)
     signal.raise_signal(stop.signal)
     raise SystemExit(128 + stop.signal)  # another handler caught the signal and did nothing
 
@@ -120,8 +138,9 @@ class SweepSummary(Callback):
         if failed_jobs and not config.get("study"):  # a study's comparison names each
             numbers = ", ".join(str(row["job"]) for row in failed_jobs)
             words = "job of this sweep has" if len(failed_jobs) == 1 else "jobs of this sweep have"
-            print(f"{len(failed_jobs)} {words} failed ({numbers}); `fakedet compare runs={config.hydra.sweep.dir}` "
-                  "gives each cause and the command that runs it alone")  # fmt: skip
+            command = shown_command("compare", runs=config.hydra.sweep.dir)
+            print(f"{len(failed_jobs)} {words} failed ({numbers}); `{command}` gives each cause and the command that "
+                  "runs it alone")  # fmt: skip
 
 
 def starts_processes(config: DictConfig) -> bool:
@@ -217,7 +236,7 @@ def _alone(verb: str, content: dict[str, Any], overrides: list[str], send: Conne
         with _console(config), job_for_further_ranks(verb, config, overrides):
             value = run_verb(verb, config, overrides)
     except Preempted as stop:
-        end_by_signal(stop)
+        end_by_signal(stop, config)
     except UserError as error:
         sys.exit(fail(str(error), 2))
     except KeyboardInterrupt:
@@ -241,28 +260,34 @@ def launch(verb: str, arguments: list[str]) -> int:
     try:
         if verb == "study":
             verb, arguments = "train", study_as_multirun(arguments)
-        arguments = expand_encoders(arguments)
+        arguments = expand_encoders(as_typed(arguments, _flags(arguments)[0].multirun))
         check_command_line(verb, arguments)
         return _launch(verb, arguments)
     except UserError as error:
         return fail(str(error), 2)
     except (HydraException, OmegaConfBaseException) as error:
         return fail(_config_error(error), 2)
-    except (NotADirectoryError, PermissionError, FileExistsError) as error:
-        # Hydra makes the output folder before the verb runs.
-        return fail(f"{error.filename}: {error.strerror}; name an output_dir that can be written", 2)
     except ValueError as error:
         if not str(error).startswith("Only one of --run"):
             raise
         return fail("-m and --cfg do not go together; leave -m out to see the config of one job", 2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise
-        return fail(f"{error.filename or 'a file of this run'} cannot be written: {error.strerror}; what was written "
-                     "before is whole", 1)  # fmt: skip
+        return _fail_on_file(error)
     except KeyboardInterrupt:
         more = ", and the same command goes on" if "study=" in " ".join(arguments) else ""
         return fail(f"interrupted; what was written so far is kept{more}", 130)
+
+
+def _fail_on_file(error: OSError) -> int:
+    # Hydra makes the output folder before the verb runs.
+    if traceback.extract_tb(error.__traceback__)[-1].name in ("makedirs", "mkdir"):
+        return fail(f"{error.filename}: {error.strerror}; name an output_dir that can be written", 2)
+    if mistake := refusal(error, OmegaConf.create()):
+        return fail(str(mistake), 2)
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        raise error
+    return fail(f"{error.filename or 'a file of this run'} cannot be written: {error.strerror}; what was written "
+                "before is whole", 1)  # fmt: skip
 
 
 def study_as_multirun(arguments: list[str]) -> list[str]:
@@ -341,8 +366,7 @@ def _run_study(
         jobs = f"{len(study.jobs)} jobs" + (f", {finished} of them trained before" if finished else "")
         log.info("study '%s': %s, into %s", study.settings["name"], jobs, study.folder)
         with sweep.watch(study), stoppable():
-            folder = str(study.folder).replace("'", "\\'")
-            run_hydra(f"hydra.sweep.dir='{folder}'")
+            run_hydra(f"hydra.sweep.dir={written(study.folder)}")
             set_up_logging()  # without the number of a job that ran in this process
         verbs.compare_study(study, arguments)
     log.info("time    %.0f s", time.perf_counter() - started)
@@ -376,7 +400,7 @@ def _task(verb: str, mistakes: list[UserError]) -> Any:
             with job_for_further_ranks(verb, config, overrides):
                 return run_verb(verb, config, overrides)
         except Preempted as stop:
-            end_by_signal(stop)
+            end_by_signal(stop, config)
         except UserError as error:
             # Told here: Hydra would print a page of its own.
             mistakes.append(error)
@@ -415,13 +439,13 @@ def _run_job(verb: str, config: DictConfig, settings: Any, overrides: list[str])
     def ended(error: BaseException | None = None, kept: bool = False) -> None:
         if error is not None or is_main_process():
             seconds = time.perf_counter() - started
-            sweep.note_end(settings.sweep.dir, settings.job.num, config.get("output_dir", ""), seconds, error, kept)
+            sweep.note_end(settings, config.get("output_dir", ""), seconds, error, kept)
 
     with sweep.busy(), _console(config):
         try:
             value, kept = _do(verb, config, overrides)
         except Preempted as stop:
-            _end_stopped_job(stop)
+            _end_stopped_job(stop, config)
         except Exception as error:
             ended(error)
             if isinstance(error, UserError):
@@ -439,11 +463,11 @@ def _console(config: DictConfig) -> AbstractContextManager[None]:
     return sweep.console_of(config.output_dir) if config.get("study") else nullcontext()
 
 
-def _end_stopped_job(stop: Preempted) -> None:
+def _end_stopped_job(stop: Preempted, config: DictConfig) -> None:
     if not sweep.stop_is_asked():
         if sweep.Here.is_worker:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        end_by_signal(stop)
+        end_by_signal(stop, config)
     elif not sweep.Here.is_worker:
         raise KeyboardInterrupt
 

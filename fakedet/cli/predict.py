@@ -7,6 +7,7 @@ rows were made with, and a run with other settings does not add rows to them.
 from __future__ import annotations
 
 import csv
+import errno
 import glob
 import hashlib
 import io
@@ -14,6 +15,7 @@ import json
 import logging
 import math
 import os
+import stat
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,8 +77,9 @@ def list_images(sources: Sequence[str]) -> Iterator[str]:
                 yield path
     if left_out:
         listed = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common(6))
-        log.warning("%d files in the folders are not named like images that can be read, and were left out: %s",
-                    sum(left_out.values()), listed)  # fmt: skip
+        heic = "; HEIC is not supported yet: convert it to JPEG or PNG" if {".heic", ".heif"} & set(left_out) else ""
+        log.warning("%d files in the folders are not named like images that can be read, and were left out: %s%s",
+                    sum(left_out.values()), listed, heic)  # fmt: skip
     if left := describe_left_behind(left_behind):
         log.warning("%s", left)
     if not seen:
@@ -87,10 +90,16 @@ def _paths(source: str, left_out: Counter[str], left_behind: Counter[str]) -> It
     if source == "-":
         # A listed file that does not exist gets a row with its error; the others go on.
         yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
-    elif Path(source).is_dir():
-        yield from images_below(source, left_out, left_behind)
-    elif Path(source).exists():
-        yield source
+        return
+    try:
+        found = os.stat(source)
+    except OSError as error:
+        found = None
+        refused = error.errno in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
+    if found is None and refused and not glob.has_magic(source):
+        yield source  # a row with the reason; the other sources go on
+    elif found is not None:
+        yield from images_below(source, left_out, left_behind) if stat.S_ISDIR(found.st_mode) else [source]
     elif glob.has_magic(source):
         named = next(number for number, part in enumerate(Path(source).parts) if glob.has_magic(part))
         for path in sorted(path for path in glob.glob(source, recursive=True) if Path(path).is_file()):

@@ -21,7 +21,7 @@ from fakedet.audit.shortcuts import WARN
 from fakedet.build import build_augmentation, build_datamodule
 from fakedet.cli.predict import ERROR, Writer, open_detector, predict_source
 from fakedet.cli.serve import check_host, import_gradio, serve_page
-from fakedet.config import check_config
+from fakedet.config import check_config, shown_command
 from fakedet.data.datamodule import DataModule
 from fakedet.data.index import Indexed, index_source
 from fakedet.data.index import Settings as IndexSettings
@@ -91,7 +91,7 @@ def run_index(config: DictConfig, overrides: list[str]) -> None:
     if found.reasons:
         log.info("left out  %s", found.rejected)
     log.info("manifest  %s", found.manifest)
-    log.info("next      fakedet audit data.manifest=%s", found.manifest)
+    log.info("next      %s", shown_command("audit", **{"data.manifest": found.manifest}))
 
 
 def _names(value: str | Iterable[object] | None) -> list[str]:
@@ -169,7 +169,7 @@ def run_match(config: DictConfig, overrides: list[str]) -> None:
     log.info("%d images of %d pixels", matched.written, matched.matcher.size)
     log.info("manifest  %s/manifest.parquet", folder)
     log.info("evidence  %s/match.json", folder)
-    log.info("next      fakedet audit data.manifest=%s/manifest.parquet", folder)
+    log.info("next      %s", shown_command("audit", **{"data.manifest": folder / "manifest.parquet"}))
 
 
 def _datamodule(settings: dict[str, Any]) -> DataModule:
@@ -187,7 +187,8 @@ def run_shard(config: DictConfig, overrides: list[str]) -> None:
         log.info("left out  %s/rejected.csv", written.folder)
     log.info("%d images in %d shards, %.1f MB", written.rows, written.shards, written.bytes / 1e6)
     log.info("manifest  %s/manifest.parquet", written.folder)
-    log.info("next      fakedet train experiment=ntf data.manifest=%s/manifest.parquet", written.folder)
+    manifest = written.folder / "manifest.parquet"
+    log.info("next      %s", shown_command("train", "experiment=ntf", **{"data.manifest": manifest}))
 
 
 def run_train(config: DictConfig, overrides: list[str]) -> float | None:
@@ -201,7 +202,7 @@ def run_train(config: DictConfig, overrides: list[str]) -> float | None:
     log.info("checkpoint %s", done.checkpoint)
     log.info("run       %s", done.folder)
     if done.metrics is not None:
-        log.info("next      fakedet report predictions=%s/predictions.parquet", done.folder)
+        log.info("next      %s", shown_command("report", predictions=done.folder / "predictions.parquet"))
     return done.validation
 
 
@@ -237,7 +238,7 @@ def run_evaluate(config: DictConfig, overrides: list[str]) -> float | None:
         log.info("%-24s %s", key, means)
     log.info("predictions %s/predictions.parquet", config.output_dir)
     log.info("metrics     %s/metrics.json", config.output_dir)
-    log.info("next        fakedet report predictions=%s/predictions.parquet", config.output_dir)
+    log.info("next        %s", shown_command("report", predictions=Path(config.output_dir, "predictions.parquet")))
     value = metrics["map"]["value"]
     return None if value is None else float(value)
 

@@ -204,7 +204,7 @@ class ImageDataModule(LightningDataModule):
         """The manifest before generators are held out."""
         manifest = self.read_manifest()
         for note in manifest.notes:
-            log.info("%s: %s", manifest.path.name, note)
+            log.info("%s: %s", manifest.path.name, note, extra={"once": manifest.path})
         if self.num_workers > cores():
             log.info("data.num_workers=%d on %d cores: rarely faster", self.num_workers, cores())
         return manifest

@@ -40,6 +40,7 @@ TRIED = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
 FORMATS = tuple(name for name in TRIED if name in Image.OPEN)
 JPEG = ("JPEG", "MPO")
 PNG = b"\x89PNG\r\n\x1a\n"
+HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # brands in a file's first box
 PNG_DEPTH_BYTE = 24  # Place of a PNG's bit depth, which PIL does not tell
 ORIENTATION = 0x0112  # an EXIF tag
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF tags and a value
@@ -130,7 +131,8 @@ def read_bytes(path: str | os.PathLike[str], count: int | None = None) -> bytes:
     try:
         found = os.stat(path)
         if stat.S_ISDIR(found.st_mode):
-            raise DecodeError("a folder, not a file")
+            may_enter = os.access(path, os.R_OK | os.X_OK)
+            raise DecodeError("a folder, not a file" if may_enter else "a folder without permission to read it")
         if not stat.S_ISREG(found.st_mode):
             raise DecodeError("not a regular file")
         if found.st_size > MAX_BYTES:
@@ -143,7 +145,9 @@ def read_bytes(path: str | os.PathLike[str], count: int | None = None) -> bytes:
         raise DecodeError("no such file") from None
     except PermissionError:
         raise DecodeError("no permission to read it") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+    except OSError as error:  # a name that is too long, say
+        raise DecodeError(f"cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a NUL byte in the name
         raise DecodeError(f"cannot be read: {_one_line(error)}") from None
 
 
@@ -223,6 +227,9 @@ def _open(data: bytes, max_pixels: int, max_memory: int, each: float = 0.0) -> t
     """Open an image; also give its bytes as they are to be decoded, without metadata that decoders stumble over."""
     if not data:
         raise DecodeError("empty file")
+    brands = data[8 : min(int.from_bytes(data[:4], "big"), 64)] if data[4:8] == b"ftyp" else b""
+    if any(brand in brands for brand in HEIC) and b"avif" not in brands:
+        raise DecodeError("HEIC is not supported yet: convert it to JPEG or PNG, without making it smaller")
     data = _bare_png(data)
     try:
         try:

@@ -102,7 +102,9 @@ class DemoDataModule(ImageDataModule):
 
 def default_cache() -> Path:
     """Return the folder that demo data are kept in."""
-    return Path(os.environ.get("FAKEDET_CACHE") or Path.home() / ".cache" / "fakedet")
+    if not (given := os.environ.get("FAKEDET_CACHE")) and os.path.expanduser("~") == "~":
+        raise UserError("this user has no home folder to keep the demo data in: set FAKEDET_CACHE or data.cache")
+    return Path(given or Path.home() / ".cache" / "fakedet")
 
 
 def demo_data(cache: Path, seed: int = 0, recipe: DemoRecipe | None = None) -> Path:

@@ -136,8 +136,10 @@ def index_source(
     the column of the table or of the files that hold images. A UserError if the source, a setting or the place for the
     manifest is wrong.
     """
-    if not os.path.exists(source):
-        raise UserError(f"source={source}: there is no such folder or file, or no permission to see it")
+    try:
+        os.stat(source)
+    except FileNotFoundError as error:
+        raise UserError(f"source={source}: there is no such folder or file") from error
     manifest = _manifest_path(source, output)
     deep = settings.layout == Embedded.name
     parts = find_parts(source, columns, deep) if settings.layout in ("auto", Embedded.name) else []

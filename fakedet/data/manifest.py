@@ -89,7 +89,7 @@ def load_manifest(
         allow_group_leak: accept a group of images that is in several splits.
         split_seed: of the split by groups that a table without a split gets.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     table = read_table(path)
     metadata = table.schema.metadata or {}
     written = metadata.get(SHARDS_KEY, metadata.get(ROOT_KEY))

@@ -177,14 +177,15 @@ def read_table(path: Path) -> pa.Table:
     Commas, tabs, semicolons or bars may part the columns of a CSV; the first line tells which. Every value of it stays
     text: pandas would read a generator "NA" or "null" as missing, a group "007" as a number.
     """
-    if path.is_dir():
-        raise UserError(f"data.manifest={path}: this is a folder; give the table in it")
     try:
         data = path.read_bytes()
+    except IsADirectoryError:
+        raise UserError(f"data.manifest={path}: this is a folder; give the table in it") from None
     except FileNotFoundError:
         raise UserError(f"data.manifest={path}: there is no such file") from None
     except OSError as error:
-        raise UserError(f"data.manifest={path}: cannot be read: {error.strerror}") from error
+        why = "no permission to read it" if isinstance(error, PermissionError) else f"cannot be read: {error.strerror}"
+        raise UserError(f"data.manifest={path}: {why}") from error
     if not data.strip():
         raise UserError(f"{path}: the file is empty")
     if data[:4] == b"PAR1":

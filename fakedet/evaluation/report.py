@@ -8,7 +8,7 @@ import logging
 import re
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from fakedet.config import check_config
+from fakedet.config import again, check_config, shown_command
 from fakedet.data import demo
 from fakedet.errors import UserError, nearest
 from fakedet.evaluation.comparison import TITLES, Comparison, compare, opening, rows, verdict, write_csv, write_markdown
@@ -303,7 +303,7 @@ def write_report(
         figures=figures(folder, comparison, first, pairs, bootstrap, _reals(read), trained),
         galleries=galleries(first, comparison, {name for one in read for name in one.seen}),
         provenance=provenance_of(read), caveats=[*caveats, *noted],
-        facts=_facts(facts, read, runs, time.perf_counter() - started), command=" ".join(facts["command"]),
+        facts=_facts(facts, read, runs, time.perf_counter() - started), command=again(facts["command"]),
     )  # fmt: skip
     write_page(page, folder / "report.html")
     return Report(str(config.title), comparison, folder / "report.html", noted)
@@ -517,6 +517,14 @@ def _planned(root: Path, study: Mapping[str, Any]) -> list[Run]:
     return runs
 
 
+def _not_begun(root: Path, method: str) -> Iterator[Run]:
+    """Yield the jobs of a multirun that failed before they had a folder."""
+    for job in ended_jobs(root):
+        if job["error"] and not Path(job["folder"], "config.yaml").is_file():
+            run = Run(Path(job["folder"]), method, job["overrides"], 0, {}, job["error"], job["flags"])
+            yield replace(run, seed=int(run.overrides.get("seed", 0)))
+
+
 def _found(given: Any) -> list[Run]:
     """Find the runs below a folder, several, or method → its folder or folders.
 
@@ -540,6 +548,7 @@ def _found(given: Any) -> list[Run]:
             run = Run(folder, method, listed, 0, facts, (_json(folder / FAILURE) or {}).get("error", ""))
             seed = int(facts.get("seed", run.overrides.get("seed", 0)))
             found.setdefault(folder.resolve(), replace(run, seed=seed))
+        found |= {run.folder: run for run in _not_begun(root, method)}
     runs = list(found.values())
     if isinstance(given, Mapping):
         return runs
@@ -547,7 +556,9 @@ def _found(given: Any) -> list[Run]:
     differing = [key for key in keys if len({run.overrides.get(key) for run in runs if run.facts}) > 1]
     for place, run in enumerate(runs):
         label = method_label({key: run.overrides[key] for key in differing if key in run.overrides})
-        runs[place] = replace(run, method=label or str(OmegaConf.load(run.folder / "config.yaml").name))
+        if not label and (run.folder / "config.yaml").is_file():
+            label = str(OmegaConf.load(run.folder / "config.yaml").name)
+        runs[place] = replace(run, method=label)
     files = {place: run.folder / "predictions.parquet" for place, run in enumerate(runs) if run.facts}
     files = {place: path for place, path in files.items() if path.is_file()}
     names = name_methods([(runs[place].method, runs[place].seed, path, read_info(path))
@@ -570,8 +581,8 @@ def _describe(run: Run) -> str:
     if run.facts and not run.failure:
         return ""
     cause = f"failed: {run.failure}" if run.failure else "has not finished"
-    again = f"fakedet resume run={shlex.quote(str(run.folder))}"
+    command = shlex.join([*shlex.split(shown_command("resume", run=run.folder)), *run.flags])
     if not (run.folder / "config.yaml").is_file():
         cause = cause if run.failure else "has not begun"
-        again = f"fakedet train {shlex.join([*run.flags, *run.given, f'output_dir={run.folder}'])}"
-    return f"{run.folder.name} {cause}. Alone: {again}"
+        command = shown_command("train", *run.flags, *run.given, output_dir=run.folder)
+    return f"{run.folder.name} {cause}. Alone: {command}"

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fakedet.errors import UserError
+from fakedet.errors import UserError, one_line
+from fakedet.utils import replacing
 
 log = logging.getLogger("fakedet")
 
@@ -113,6 +114,27 @@ class FeatureCache:
         cls._known.clear()
 
     @classmethod
+    def keep(cls, path: Path) -> None:
+        """Write what this process has computed into the shared file, or else into ``path`` for :meth:`restore`."""
+        if file := cls._shared_file():
+            file.flush()
+        elif cls._known:
+            parts: dict[int, dict[str, Tensor]] = {}
+            for key, row in cls._known.items():
+                parts.setdefault(len(row), {})[key.hex()] = row
+            with replacing(path) as temporary:
+                torch.save([(list(part), torch.stack(list(part.values()))) for part in parts.values()], temporary)
+
+    @classmethod
+    def restore(cls, path: Path) -> None:
+        """Take over what a process that was stopped has kept in a file."""
+        try:
+            for keys, rows in torch.load(path, weights_only=True) if path.is_file() else ():
+                cls._known.update(zip(map(bytes.fromhex, keys), rows, strict=True))
+        except Exception as error:  # whatever a damaged file makes the reader raise
+            log.warning("%s cannot be read, and its features are computed again: %s", path, one_line(error))
+
+    @classmethod
     def _shared_file(cls) -> FeatureFile | None:
         name = os.environ.get(VARIABLE)
         if name and (cls._file is None or cls._file.path != Path(name)):
@@ -178,16 +200,16 @@ class FeatureFile:
 
     def flush(self) -> None:
         """Write the features that have not been written yet."""
-        rows, self._waiting = self._waiting, []
-        if not rows or not self._writable:
-            return
+        rows = list(self._waiting)
         try:
-            # A row that was damaged is replaced.
-            self._execute("INSERT OR REPLACE INTO features VALUES (?, ?, ?)", rows)
+            if rows and self._writable:  # a row that was damaged is replaced
+                self._execute("INSERT OR REPLACE INTO features VALUES (?, ?, ?)", rows)
+            del self._waiting[: len(rows)]  # not before: a signal may end the process meanwhile
         except UserError as error:  # a full disk, say: what it holds can still be read
             self._give_up(error)
 
     def _give_up(self, error: UserError) -> None:
+        self._waiting.clear()
         if self._writable:
             log.warning("%s; features are no longer kept there", error)
         self._writable = False

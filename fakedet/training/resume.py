@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,24 @@ class ResumePoint(Checkpoint):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Let a signal that tells a run to stop end the block at once, wherever no :class:`ResumePoint` listens to it."""
+
+    def stop(number: int, _: Any) -> None:
+        raise Preempted(number, "what was computed")
+
+    in_main = threading.current_thread() is threading.main_thread()
+    ours = [number for number in SIGNALS if in_main and signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _random_state() -> dict[str, Any]:

@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fakedet.build import build_encoder
-from fakedet.config import check_command_line, check_config, plain
+from fakedet.config import check_command_line, check_config, plain, written
 from fakedet.errors import Preempted, UserError
 from fakedet.evaluation.report import ENDED, STUDY, ended_jobs, method_label
 from fakedet.training.resume import differences
@@ -83,7 +83,7 @@ def plan(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> 
     Raises:
         UserError: SLURM is asked for where there is none, or a job's overrides do not compose.
     """
-    search = [f"hydra.searchpath=['file://{Path(config_dir).absolute()}']"] if config_dir else []
+    search = [f"hydra.searchpath=[{written(f'file://{Path(config_dir).absolute()}')}]"] if config_dir else []
     with initialize_config_module("fakedet.conf", version_base="1.3"):
         parser = OverridesParser.create(GlobalHydra.instance().config_loader())
         parsed = parser.parse_overrides(list(overrides))
@@ -226,14 +226,14 @@ def _stale(job: Job, manifest: str) -> str:
     return ""
 
 
-def note_end(
-    root: str | Path, number: int, folder: str, seconds: float, error: BaseException | None, kept: bool = False
-) -> None:
-    """Record in the multirun's folder how a job ended; jobs may run on any machine."""
+def note_end(settings: Any, folder: str, seconds: float, error: BaseException | None, kept: bool = False) -> None:
+    """Record in the multirun's folder how a job ended, given its node ``hydra``; jobs may run on any machine."""
     cause = None if error is None else (" ".join(str(error).split())[:500] or type(error).__name__)
-    row = {"job": number, "folder": folder, "seconds": seconds, "error": cause, "kept": kept,
-           "mistake": isinstance(error, UserError)}  # fmt: skip
-    with (Path(root) / ENDED).open("a", encoding="utf-8") as file:
+    config_dir = next((one.path for one in settings.runtime.config_sources if one.provider == "command-line"), None)
+    row = {"job": settings.job.num, "folder": folder, "seconds": seconds, "error": cause, "kept": kept,
+           "mistake": isinstance(error, UserError), "overrides": [str(one) for one in settings.overrides.task],
+           "flags": [f"--config-dir={config_dir}"] if config_dir else []}  # fmt: skip
+    with (Path(settings.sweep.dir) / ENDED).open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 

@@ -61,8 +61,9 @@ from fakedet.evaluation.score import (
 from fakedet.methods.base import Detector, gather_records
 from fakedet.methods.ntf import NaturalTracePretraining
 from fakedet.models.backbones import public_backbones
+from fakedet.models.features import FeatureCache
 from fakedet.training.loggers import finish_loggers, log_dashboard, log_summary, resolve_logger
-from fakedet.training.resume import lock_folder, open_or_resume, resume_point_of
+from fakedet.training.resume import lock_folder, open_or_resume, resume_point_of, stoppable
 from fakedet.training.stage1 import Stage1Cache, stage1_config, stage1_key
 from fakedet.utils import (
     FAILURE,
@@ -133,11 +134,15 @@ def _taken(folder: Path) -> Iterator[None]:
     lock = lock_folder(folder)
     for leftover in folder.glob("**/.*.tmp"):  # of a run that was killed while it wrote
         leftover.unlink(missing_ok=True)
-    handler = log_to_file(folder)
+    handler, kept = log_to_file(folder), "features.pt"
+    FeatureCache.restore(folder / kept)
     try:
-        yield
-        (folder / FAILURE).unlink(missing_ok=True)
+        with stoppable():
+            yield
+        for name in (FAILURE, kept):
+            (folder / name).unlink(missing_ok=True)
     except (Preempted, KeyboardInterrupt):
+        FeatureCache.keep(folder / kept)
         raise
     except BaseException as error:
         # A sweep's comparison reads the cause here; a full disk must not hide it from the console.

@@ -31,7 +31,8 @@ from fakedet.errors import UserError, choose, one_line
 from fakedet.methods.base import TRAINING_KEYS, Detector
 from fakedet.methods.ntf import NaturalTracePretraining, TraceSource
 from fakedet.metrics.decisions import OperatingPoint
-from fakedet.models.backbones import VARIABLES, MissingWeights, check_backbones, public_backbones
+from fakedet.models.backbones import VARIABLES, MissingWeights, public_backbones
+from fakedet.models.features import check_backbones
 from fakedet.utils import replacing
 
 FORMAT = 2

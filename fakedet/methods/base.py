@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from fakedet.errors import UserError, choose
 from fakedet.metrics.average_precision import GeneratorAveragePrecision
 from fakedet.metrics.decisions import OperatingPoint
-from fakedet.models.backbones import check_backbones
-from fakedet.models.features import FeatureCache
+from fakedet.models.features import FeatureCache, check_backbones
 from fakedet.utils import Bar, bar
 
 Record = TypeVar("Record")

@@ -184,23 +184,6 @@ def public_backbones(module: nn.Module) -> dict[str, dict[str, str | None]]:
     return found
 
 
-def check_backbones(wanted: Mapping[str, Any], found: Mapping[str, Any], path: str | Path, setting: str) -> None:
-    """Raise UserError if a backbone that a checkpoint leaves out has other weights here.
-
-    Both infos hold ``backbones`` as :func:`public_backbones` gives them; ``setting`` names a file of weights.
-    """
-    for place, one in (wanted.get("backbones") or {}).items():
-        if not isinstance(one, dict) or not all(str(one.get(key, "\n")).isprintable() for key in ("name", "sha256")):
-            raise UserError(f"{path} is damaged: a backbone in it has no name and sha256")
-        here = (found.get("backbones") or {}).get(place) or {"sha256": "none"}
-        if here["sha256"] != one["sha256"]:
-            file = f", from a file '{one['file']}'" if str(one.get("file") or "\n").isprintable() else ""
-            raise UserError(
-                f"{path}: it was trained over other weights of its backbone '{one['name']}' (sha256 "
-                f"{str(one['sha256'])[:12]}{file}) than those here ({here['sha256'][:12]}); pass {setting}=FILE"
-            )
-
-
 def load_linear_head(classifier: Classifier, file: str | Path) -> None:
     """Load a published linear classifier: a state dict with ``weight`` (1, D) and ``bias`` (1).
 

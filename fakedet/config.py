@@ -274,7 +274,7 @@ NAMED = (
 )  # fmt: skip
 # Text that Hydra's grammar reads as it is, and text that stands for itself as the value of such a key.
 PLAIN = re.compile(r"(?!(null|true|false|nan|inf)$)([a-z_/]|\.{1,2}/)[\w/.-]*", re.ASCII | re.IGNORECASE)
-LITERAL = re.compile(r"(?!(null|true|false|\?\?\?)$)[^~'\"\[\\$\s]([^'\"\\$\n]*[^'\"\\$\s])?")
+LITERAL = re.compile(r"(?!(null|true|false|\?\?\?)$)[^~'\"\[{\\$\s]([^'\"\\$\n]*[^'\"\\$\s])?")
 QUOTED = re.compile(r"""(?P<quote>['"])(?:\\.|(?!(?P=quote)|\\).)*(?P=quote)""", re.DOTALL)
 CLOSED = re.compile(r"([^\[\],:]*:\s*)?\[[^\[\]]*\]|\$\{[^{}]*\}", re.DOTALL)
 SWEPT_BY = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag)\(.*\)", re.DOTALL)
@@ -337,7 +337,7 @@ def _typed(argument: str, multirun: bool) -> str:
         is_list = name in NAMED_LISTS and value.startswith("[") and value.endswith("]")
         if is_list and not (several and len(_split(value)) > 1):
             return f"{key}={_listed(value)}"
-        if name in ("predictions", "runs") and value.startswith("{") and value.endswith("}"):
+        if name in ("predictions", "runs") and ":" in value and value.startswith("{") and value.endswith("}"):
             entries = [one.partition(":") for one in _split(value[1:-1])]
             return f"{key}={{{','.join(f'{label}:{_listed(given.strip())}' for label, _, given in entries)}}}"
         if several:

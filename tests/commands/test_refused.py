@@ -66,7 +66,7 @@ def test_a_file_without_permission_is_named_with_what_it_was_for(tmp_path: Path)
         f"checkpoint={long}: File name too long": ["predict", "source=good.png", "output=p.csv"],
         "source=secret/x: no permission to read it": ["index", "output=m.parquet"],
         "predictions=secret/p.parquet: no permission to read it": ["report", "output_dir=3"],
-        "run=secret/run: no permission to read it": ["resume"],
+        "run=secret/run: secret/run/config.yaml: no permission to read it": ["resume"],
         "output=secret/p.csv: no permission to write it": ["predict", "checkpoint=demo", "source=good.png"],
         "output=locked/p.csv cannot be written: Permission denied": ["predict", "checkpoint=demo", "source=good.png"],
         "locked/x: Permission denied; name an output_dir that can be written": [

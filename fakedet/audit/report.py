@@ -25,10 +25,8 @@ from fakedet.audit.shortcuts import WARN, GeneratorAudit, Shortcut, audit_genera
 from fakedet.config import again, shown_command
 from fakedet.data.datamodule import DataModule
 from fakedet.metrics.pairing import Pairs
-from fakedet.pages import PALETTE, REAL_COLOUR, WIDTH, Drawing, new_figure, render, save
+from fakedet.pages import FAKE_COLOUR, PALETTE, REAL_COLOUR, TYPE, WIDTH, Drawing, new_figure, plain, render, save
 from fakedet.utils import bar, provenance, write_json
-
-FAKE_COLOUR = PALETTE[1]
 
 
 @dataclass(frozen=True)
@@ -134,8 +132,8 @@ def audit_manifest(
         labels = frame.loc[readable.index, "label"].to_numpy()
         figures.append(Drawing(
             plot_headers(readable, labels, folder / "headers.png"),
-            "Formats, sizes and compression of the images looked at. Where the two classes differ, a detector "
-            "has something to cheat on.",
+            "Formats, sizes in pixels and compression of the images looked at, as shares of each class. Where the two "
+            "classes differ, a detector has something to cheat on.",
         ))  # fmt: skip
     facts = {"manifest": source, "root": manifest.root, "fakedet": made["fakedet"],
              "manifest sha256": manifest.sha256, "made": made["started"]}  # fmt: skip
@@ -149,7 +147,9 @@ def audit_manifest(
 
 def plot_shortcuts(audits: Sequence[GeneratorAudit], path: Path) -> Path:
     """Draw each generator's header and content AUC with their intervals."""
-    figure = new_figure(WIDTH, 1.4 + 0.34 * len(audits))
+    names = [plain(audit.generator, 18) for audit in audits]
+    longest = max(name.count("\n") for name in names)
+    figure = new_figure(WIDTH, 1.4 + (0.34 + 0.16 * longest) * len(audits))
     axes = figure.subplots()
     rows = np.arange(len(audits))[::-1]
 
@@ -164,18 +164,19 @@ def plot_shortcuts(audits: Sequence[GeneratorAudit], path: Path) -> Path:
         draw(contents, rows - 0.12, PALETTE[4], "s", "thumbnail and colours")
     axes.axvline(0.5, color=REAL_COLOUR, linewidth=1)
     axes.axvline(WARN, color=FAKE_COLOUR, linewidth=1, linestyle="--")
-    axes.set_yticks(rows, [audit.generator for audit in audits])
+    axes.set_yticks(rows, names)
     axes.set_xlim(0.2, 1.02)
-    axes.set_xlabel("AUC without seeing a trace (0.5 is chance, dashed is the warning)")
+    axes.set_xlabel("AUC without seeing a trace", fontsize=TYPE)
+    axes.tick_params(labelsize=TYPE)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper left", ncols=2, frameon=False)
+    figure.legend(loc="outside upper left", frameon=False, fontsize=TYPE)
     return save(figure, path)
 
 
 def plot_headers(facts: pd.DataFrame, labels: np.ndarray, path: Path) -> Path:
     """Draw formats, sizes, JPEG qualities and bytes per pixel of reals and of fakes from the facts of readable rows."""
-    figure = new_figure(2 * WIDTH, 5.6)
+    figure = new_figure(WIDTH, 4.4)
     formats, sizes, qualities, densities = figure.subplots(2, 2).ravel()
     kinds = facts["format"].value_counts().index[:6].tolist()
     for label, name, colour in ((0, "real", REAL_COLOUR), (1, "fake", FAKE_COLOUR)):
@@ -195,10 +196,10 @@ def plot_headers(facts: pd.DataFrame, labels: np.ndarray, path: Path) -> Path:
                 axes.stairs(heights, edges, color=colour, fill=True, alpha=0.35)
                 axes.stairs(heights, edges, color=colour)
     formats.set_xticks(range(len(kinds)), kinds)
-    titles = ("format", "width × height, pixels", "JPEG quality", "log2 of bytes per pixel")
+    titles = ("format", "width × height", "JPEG quality", "log2 bytes per pixel")
     for axes, title in zip((formats, sizes, qualities, densities), titles, strict=True):
-        axes.set_title(title, loc="left", fontsize=10)
-        axes.set_ylabel("" if axes is sizes else "share of the class")
+        axes.set_title(title, loc="left", fontsize=TYPE)
+        axes.tick_params(labelsize=TYPE)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*formats.get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
+    figure.legend(*formats.get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False, fontsize=TYPE)
     return save(figure, path)

@@ -75,11 +75,14 @@ class FeatureCache:
         missing = {key: image for key, image in zip(keys, images, strict=True) if key not in found}
         found |= self._compute(backbone, missing, file)
         for key, row in found.items():
-            if key not in self._known:
-                while len(self._known) >= self.capacity:
-                    del self._known[next(iter(self._known))]
-                self._known[key] = row
+            self._remember(key, row)
         return [found[key] for key in keys]
+
+    def _remember(self, key: bytes, row: Tensor) -> None:
+        if key not in self._known:
+            while len(self._known) >= self.capacity:
+                del self._known[next(iter(self._known))]
+            self._known[key] = row
 
     def _compute(self, backbone: Any, images: dict[bytes, Tensor], file: FeatureFile | None) -> dict[bytes, Tensor]:
         def one(image: Tensor) -> Tensor:
@@ -94,6 +97,7 @@ class FeatureCache:
             try:
                 for key, row in zip(images, pool.map(one, images.values()), strict=True):
                     found[key] = row
+                    self._remember(key, row)  # at once: a signal may end the run before the others are done
                     FeatureCache.computed += 1
                     if file:
                         file.put(self._backbone or b"", key, row)

@@ -124,6 +124,7 @@ def test_two_ranks_learn_what_one_process_with_their_batch_learns(
             assert one == pytest.approx(other, rel=1e-3), column
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line_and_status_2(tmp_path: Path) -> None:
     done = fakedet("train", "modle=trace", cwd=tmp_path)
     assert done.returncode == 2

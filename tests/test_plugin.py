@@ -73,9 +73,12 @@ def run(verb: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     shutil.copytree(PLUGIN, tmp_path / "plugin")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "own_forensics"]:
+        del sys.modules[name]  # another test's copy
     return tmp_path
 
 
+@pytest.mark.slow
 def test_everything_of_ones_own_at_once(folder: Path, tiny_manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = f"data.manifest={tiny_manifest}"
     done = run("train", "experiment=own", manifest, *SMALL, "output_dir=run", "trainer.log_every_n_steps=1",
@@ -114,6 +117,7 @@ def test_data_and_augmentation_of_ones_own_make_the_batches(
         np.testing.assert_array_equal(image[0].numpy().transpose(1, 2, 0), crop)
 
 
+@pytest.mark.slow
 def test_a_method_from_the_base_class_with_an_optimiser_of_torchs(folder: Path, tiny_manifest: Path) -> None:
     done = run("train", "model=hinge", "data=manifest", f"data.manifest={tiny_manifest}", *SMALL, "output_dir=run",
                folder=folder)  # fmt: skip
@@ -156,7 +160,6 @@ def test_what_a_part_lacks_is_said_before_data_are_read(
     monkeypatch.setenv("PYTHONPATH", "")
     (folder / "none.csv").write_text("path,label,generator\nnone.png,0,x\n")
     (folder / "plugin" / "own_forensics" / "wrong.py").write_text(WRONG)
-    monkeypatch.delitem(sys.modules, "own_forensics.wrong", raising=False)
     status = launch("train", ["--config-dir", str(folder / "plugin" / "conf"), "experiment=own",
                               "data.manifest=none.csv", *SMALL, "output_dir=run", override])  # fmt: skip
     said = capfd.readouterr().err
@@ -174,7 +177,6 @@ def test_what_a_part_returns_is_checked(
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("PYTHONPATH", "")
     (folder / "plugin" / "own_forensics" / "wrong.py").write_text(WRONG)
-    monkeypatch.delitem(sys.modules, "own_forensics.wrong", raising=False)
     for words, told in (
         (["model=hinge", "model._target_=own_forensics.wrong.OneColumn"],
          r"OneColumn.forward returned \[\(\d+, 1\), .*Scores: logit"),
@@ -204,6 +206,7 @@ def test_a_config_folder_of_ones_own_from_python(
     assert str(folder / "plugin") in sys.path
 
 
+@pytest.mark.slow
 def test_a_misspelt_class_is_told_in_one_line_by_a_process_of_its_own(folder: Path, tiny_manifest: Path) -> None:
     done = run("train", "experiment=own", f"data.manifest={tiny_manifest}", *SMALL, "output_dir=run",
                "model.encoder._target_=own_forensics.encoder.DifferenceEncoders", folder=folder)  # fmt: skip

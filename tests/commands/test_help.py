@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 
+@pytest.mark.slow
 def test_help_into_a_pipe_that_is_closed_says_nothing_more() -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "fakedet", "train", "--help"],

@@ -232,6 +232,7 @@ def test_without_litdata_the_extra_is_named(sharded: Path, monkeypatch: pytest.M
         ImageDataModule(str(sharded)).read_bytes(0)
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_folder(tiny_manifest: Path, tmp_path: Path) -> None:
     script = f"""
 import os

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 
 @pytest.mark.slow
 def test_help_into_a_pipe_that_is_closed_says_nothing_more() -> None:

@@ -38,6 +38,7 @@ from fakedet.training.train import also_config, also_sha256, make_datamodule
 from fakedet.utils import bar, write_json
 
 SWEPT = "FAKEDET_SWEPT"  # the keys that a command line sweeps, for the processes of its jobs, which do not see it
+PARENT = "FAKEDET_PARENT"  # the process that started a multirun on this machine
 STOP = "FAKEDET_STOP"  # names the file that tells the processes of a multirun to stop
 
 
@@ -289,6 +290,7 @@ def interruptible() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="fakedet-") as folder:
         flag = Path(folder) / "stop"
         os.environ[STOP] = str(flag)
+        os.environ[PARENT] = str(os.getpid())
 
         def stop(number: int, frame: Any) -> None:
             if flag.exists():
@@ -308,7 +310,7 @@ def interruptible() -> Iterator[None]:
                 raise KeyboardInterrupt
         finally:
             signal.signal(signal.SIGINT, before)
-            del os.environ[STOP]
+            del os.environ[STOP], os.environ[PARENT]
 
 
 class Here:
@@ -327,7 +329,8 @@ def become_worker() -> None:
     if Here.is_worker:
         return
     Here.is_worker = True
-    parent = os.getppid()
+    # The parent may have ended while this process was importing.
+    parent = int(os.environ.get(PARENT, os.getppid()))
 
     def terminate(number: int, frame: Any) -> None:
         if Here.busy:

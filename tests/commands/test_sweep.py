@@ -89,8 +89,8 @@ def started(arguments: list[str], folder: Path) -> Iterator[subprocess.Popen[str
         run.communicate()
 
 
-def processes_of(folder: Path) -> list[str]:
-    """Give the command lines of the processes that run in a folder."""
+def processes_of(folder: Path, library: str = "") -> list[str]:
+    """Give the command lines of the processes that run in a folder, and have loaded a library."""
     found = []
     for process in Path("/proc").iterdir():
         try:
@@ -98,6 +98,7 @@ def processes_of(folder: Path) -> list[str]:
                 process.name.isdigit()
                 and (process / "cwd").resolve() == folder
                 and (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+                and library in (process / "maps").read_text()
             ):
                 found.append((process / "cmdline").read_text().replace("\0", " "))
         except OSError:  # it ended meanwhile
@@ -121,6 +122,30 @@ def test_a_parallel_sweep_that_is_told_to_stop_leaves_points_and_no_workers(
     points = list(tmp_path.glob("sweep/*/checkpoints/resume.ckpt"))
     assert points, "a worker that was training writes its point"
     assert all(torch.load(point, weights_only=True)["global_step"] > 0 for point in points)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the workers in /proc")
+def test_workers_that_are_still_starting_end_with_their_parent(tiny_manifest: Path, tmp_path: Path) -> None:
+    sweep = ["-m", *SMALL, f"data.manifest={tiny_manifest}", "seed=0,1", "hydra/launcher=local"]
+    run = subprocess.Popen([sys.executable, "-m", "fakedet", "train", *sweep, "data.steps_per_epoch=100000"],
+                           cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                           start_new_session=True)  # fmt: skip
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not any("LokyProcess" in line for line in processes_of(tmp_path, "libtorch")):
+            assert run.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        run.terminate()
+        run.wait(timeout=PATIENCE)
+        deadline = time.monotonic() + PATIENCE
+        while processes_of(tmp_path):
+            assert time.monotonic() < deadline, processes_of(tmp_path)
+            time.sleep(0.2)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
 
 
 @pytest.mark.slow

@@ -220,8 +220,8 @@ class _Card:
             for entry in _mappings(config.get("data_files")):
                 given = entry.get("path")
                 if any(fnmatchcase(str(name), str(one)) for one in (given if isinstance(given, list) else [given])):
-                    config_name = str(config.get("config_name", "default"))
-                    return config_name.replace("default", ""), SPLITS.get(str(entry.get("split")).lower(), "")
+                    own = str(config.get("config_name", "default"))
+                    return "" if own == "default" else own, SPLITS.get(str(entry.get("split")).lower(), "")
         words = [word for part in (name.stem, *reversed(name.parts[:-1])) for word in re.split("[^a-z]+", part.lower())]
         split = next((SPLITS[word] for word in words if word in SPLITS), "")
         return "/".join(part for part in name.parts[:-1] if part.lower() not in {*SPLITS, "data", "default"}), split

@@ -465,10 +465,10 @@ def test_each_config_of_a_card_has_its_own_files_splits_and_names(tmp_path: Path
     (hub / "README.md").write_text("""---
 configs:
 - {config_name: big, data_files: [{split: train, path: one/part-a*}, {split: test, path: [one/part-b*]}]}
-- {config_name: small, data_files: [{split: validation, path: "two/*"}]}
+- {config_name: default_small, data_files: [{split: validation, path: "two/*"}]}
 dataset_info:
 - {config_name: big, features: [{name: label, dtype: {class_label: {names: {'0': fake, '1': real}}}}]}
-- {config_name: small, features: [{name: label, dtype: {class_label: {names: {'0': real, '1': fake}}}}]}
+- {config_name: default_small, features: [{name: label, dtype: {class_label: {names: {'0': real, '1': fake}}}}]}
 ---
 """)
     expected = dict(zip(map(sha, images), [1, 0, 0, 1] * 2 + [0, 1, 1, 0], strict=True))
@@ -476,7 +476,7 @@ dataset_info:
     assert labels_of(found.manifest) == expected
     frame = pd.read_parquet(found.manifest)
     assert set(zip(frame["generator"], frame["split"], strict=True)) == {
-        ("big", "train"), ("big", "test"), ("small", "val"),
+        ("big", "train"), ("big", "test"), ("default_small", "val"),
     }  # fmt: skip
     # One config alone has the names of the card above its folder.
     alone = labels_of(index(hub / "one", tmp_path / "m.parquet").manifest)

@@ -340,6 +340,8 @@ def _typed(argument: str, multirun: bool) -> str:
         if name in ("predictions", "runs") and ":" in value and value.startswith("{") and value.endswith("}"):
             entries = [one.partition(":") for one in _split(value[1:-1])]
             return f"{key}={{{','.join(f'{label}:{_listed(given.strip())}' for label, _, given in entries)}}}"
+        if name not in NAMED_LISTS and re.fullmatch(r"\[.*\]|\{.*:.*\}", value, re.DOTALL):
+            return argument  # a list or a mapping for a class of the user's own
         if several:
             if SWEPT_BY.fullmatch(value):
                 return argument

@@ -73,6 +73,8 @@ def test_hydras_own_grammar_still_counts_in_values_of_paths(tmp_path: Path, monk
     assert compose("report", "predictions=['c,d',\"e\", f]").predictions == ["c,d", "e", "f"]
     assert compose("train", "stage1_cache=null").stage1_cache is None
     assert compose("train", "model=bce", "stage1_cache=${name}/x").stage1_cache == "bce/x"
+    assert value_of("data.path=[1, 2]") == [1, 2], "a list for a class of one's own"
+    assert value_of("data.file={a: 1}") == {"a": 1}
     (tmp_path / "${name}").touch()
     with pytest.raises(UserError, match="rename it, or make a link"):
         compose("report", "predictions=${name}")

@@ -21,6 +21,7 @@ from fakedet.cli.app import launch, register_resolvers
 from fakedet.errors import Preempted, UserError
 from fakedet.evaluation.predictions import read_predictions
 from fakedet.methods.ntf import NaturalTraceForensics
+from fakedet.models.features import FeatureCache
 from fakedet.training.train import train
 
 NAME = "test_efficientnet"
@@ -48,6 +49,7 @@ def composed(folder: Path, manifest: Path, file: Path, *more: str) -> DictConfig
 @pytest.fixture(scope="module")
 def run(tiny_manifest_module: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("left_out")
+    FeatureCache.clear()  # another test of this process may have computed the same images
     trained = train(composed(root / "run", tiny_manifest_module, weights(root / "w.safetensors"),
                              "model.residual={weight:1,dims:2,neighbours:2,size:8}"))  # fmt: skip
     assert trained.load("cpu").info["backbones"]  # its own config names the file

@@ -64,4 +64,4 @@ def test_installed_wheel_trains_from_another_folder(wheel: Path, tmp_path: Path,
         env={**os.environ, "FAKEDET_CACHE": str(demo_cache)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert list(elsewhere.glob("runs/transfer/*/metrics.json"))
+    assert list(elsewhere.glob("runs/ntf/*/metrics.json"))

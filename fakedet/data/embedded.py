@@ -1,8 +1,4 @@
-"""Datasets whose files hold the images themselves: parquet, and what Hugging Face's datasets save to disk as Arrow.
-
-:func:`find_parts` finds the files and reads what they say of themselves, :func:`decide` what their labels mean,
-:func:`extract` writes the images.
-"""
+"""Datasets whose files hold the images themselves: parquet, and what Hugging Face's datasets save to disk as Arrow."""
 
 from __future__ import annotations
 
@@ -31,8 +27,6 @@ from fakedet.utils import replacing
 
 log = logging.getLogger("fakedet")
 
-DEPTH = 5  # Folders below the source that are searched; a cache of Hugging Face's datasets has four
-DEEP = 20  # The same where the layout is named
 # Columns by what they hold; the first that is there counts.
 NAMES: dict[str, tuple[str, ...]] = {
     "image": ("image_data", "image", "bytes", "img", "picture", "jpg", "png"),
@@ -58,11 +52,6 @@ class Part:
     clear: bool  # Whether the files beside the data do not contradict each other about these names
     # Label → (0 real or 1 fake, the reason), as :func:`decide` finds it
     meaning: dict[str, tuple[int, str]] = field(default_factory=dict)
-
-    @property
-    def label(self) -> str:
-        """The column of labels."""
-        return self.columns["label"]
 
 
 class Embedded(Layout):
@@ -92,8 +81,7 @@ def find_parts(source: Path, columns: Mapping[str, str], deep: bool = False) -> 
         elif (image := _image_column(schema, columns.get("image"))) is not None:
             own = _columns(schema, path, {"image": image, **columns})
             config, split = card.place(path)
-            names = class_names(features_of(schema), own["label"])
-            clear = True
+            names, clear = class_names(features_of(schema), own["label"]), True
             if names is None:
                 names, clear = card.names(config, path.parent, own["label"])
             name = path.relative_to(base).as_posix()
@@ -135,8 +123,8 @@ def _files(source: Path, deep: bool) -> Iterator[Path]:
             below.clear()
             continue
         visited.add(os.path.realpath(folder))
-        depth = len(Path(folder).relative_to(source).parts)
-        below[:] = [name for name in below if not is_left_behind(name) and depth < (DEEP if deep else DEPTH)]
+        depth = len(Path(folder).relative_to(source).parts)  # a cache of Hugging Face's datasets has four folders
+        below[:] = [name for name in below if not is_left_behind(name) and depth < (20 if deep else 5)]
         found = {name for name in names if name.endswith((".parquet", ".arrow")) and not is_left_behind(name)}
         if "state.json" in names:  # a dataset saved to disk; other Arrow files there are caches of computations
             state = _json(Path(folder, "state.json"))
@@ -266,14 +254,15 @@ def decide(parts: list[Part], reals: Collection[str], fakes: Collection[str]) ->
     everything = {label for own in counts.values() for _, label in own if label}
     named_classes(everything, reals, fakes, f"label of {parts[0].path}")  # a pattern may be of one part only
     for part in parts:
-        alike = [own for other, own in counts.items() if (other.label, other.names) == (part.label, part.names)]
+        column = part.columns["label"]
+        alike = [own for other, own in counts.items() if (other.columns["label"], other.names) == (column, part.names)]
         values = {label for own in alike for _, label in own if label}
         own_reals, own_fakes = (
             [pattern for pattern in patterns if any(fnmatchcase(value.lower(), pattern.lower()) for value in values)]
             for patterns in (reals, fakes)
         )
         values |= {name for name in part.names if class_of(name) is not None}
-        part.meaning.update(classes(values, part.label, part.path, own_reals, own_fakes, part.clear))
+        part.meaning.update(classes(values, column, part.path, own_reals, own_fakes, part.clear))
     _check_numbers(parts)
     shown: dict[tuple[str, str, str], tuple[int, str]] = {}
     for part, own in counts.items():

@@ -1,10 +1,4 @@
-"""Indexing: a folder of images, a table of paths, or files that hold images, to a manifest.
-
-:func:`index_source` decides which of the three it is; the last are the business of :mod:`fakedet.data.embedded`. The
-module follows the order of the work: scan (:mod:`fakedet.data.scan`), recognise the layout
-(:mod:`fakedet.data.layouts`), give every file its label, generator, split and group, decide what happens to copies,
-write.
-"""
+"""Indexing: make a manifest of a folder of images, a table of paths, or files that hold images."""
 
 from __future__ import annotations
 
@@ -22,7 +16,7 @@ from functools import lru_cache
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 import pyarrow as pa
@@ -60,7 +54,7 @@ SCHEMA = pa.schema([
     ("jpeg_quality", pa.int16()), ("jpeg_tables", NAMES), ("bytes", pa.int64()), ("sha256", pa.string()),
 ])  # fmt: skip
 described = attrgetter(*FACTS[:7])  # The columns of a manifest that describe a file, of its Facts
-ROWS_WRITTEN = 1 << 16  # Rows of a manifest that are in memory at a time
+Row: TypeAlias = tuple[tuple[Any, ...], str, Facts]  # Values of COLUMNS, what the label follows from, the file
 TABLES = (".csv", ".tsv", ".tab", ".txt", ".parquet")
 GROUP_RULES = ("auto", "file", "stem")
 
@@ -142,13 +136,11 @@ def index_source(
         raise UserError(f"source={source}: there is no such folder or file") from error
     manifest = _manifest_path(source, output)
     deep = settings.layout == Embedded.name
-    parts = find_parts(source, columns, deep) if settings.layout in ("auto", Embedded.name) else []
-    if parts:
+    if (deep or settings.layout == "auto") and (parts := find_parts(source, columns, deep)):
         return index_embedded(parts, manifest, settings)
     if deep:
-        raise UserError(
-            f"layout={Embedded.name}: {source} holds no parquet or Arrow files with a column of image bytes"
-        )
+        what = "parquet or Arrow files with a column of image bytes"
+        raise UserError(f"layout={Embedded.name}: {source} holds no {what}")
     with bar("reading headers") as shown:
 
         def seen(state: Scan) -> None:
@@ -243,11 +235,9 @@ def index_store(
                         "photographs, pass reals=[NAME,...]", ", ".join(doubtful))  # fmt: skip
     files = Placement(layout, settings, counts, store.rows())
     copies = resolve_copies(store, files)
-    rejected: list[tuple[str, str]] = list(state.problems)
-    placed: Counter[tuple[int, str, str]] = Counter()
-    why: dict[tuple[int, str], str] = {}
+    rejected = list(state.problems)
 
-    def rows() -> Iterator[tuple[Any, ...]]:
+    def rows() -> Iterator[Row]:
         for fact in store.rows():
             place = files.place(fact.folder)
             # What is known of a folder that cannot be read now is kept, and not used.
@@ -259,11 +249,9 @@ def index_store(
                 continue
             split, group = files.split(fact.folder, fact.name), files.group(fact.folder, fact.name)
             generator = place.generator.strip() or "unnamed"  # as the manifest is read
-            placed[(place.label, generator, split)] += 1
-            why.setdefault((place.label, generator), place.reason)
-            yield (fact.path, place.label, generator, place.source, split, group, *described(fact))
+            yield (fact.path, place.label, generator, place.source, split, group), place.reason, fact
 
-    return _write(manifest, root, layout.name, settings, state, copies, rows(), rejected, placed, why)
+    return _write(manifest, root, layout.name, settings, state, copies, rows(), rejected)
 
 
 def _parts(folder: str) -> tuple[str, ...]:
@@ -390,22 +378,17 @@ def index_table(
     problems = dict(state.problems)
     copies = _contradictions(frame, facts)
     rejected: list[tuple[str, str]] = []
-    placed: Counter[tuple[int, str, str]] = Counter()
-    why: dict[tuple[int, str], str] = {}
 
-    def rows() -> Iterator[tuple[Any, ...]]:
-        for row, word in zip(frame[list(COLUMNS)].itertuples(index=False), words, strict=True):
-            path, label, generator, source, split, group = row
-            fact = facts.get(path)
+    def rows() -> Iterator[Row]:
+        for row, word in zip(frame[list(COLUMNS)].itertuples(index=False, name=None), words, strict=True):
+            path, fact = row[0], facts.get(row[0])
             reason = (fact.problem if fact else problems.get(path, "no such file")) or copies.dropped.get(path, "")
             if reason or fact is None:
                 rejected.append((path, reason))
-                continue
-            placed[(label, generator, split)] += 1
-            why.setdefault((label, generator), meaning[word][1])
-            yield (path, label, generator, source, split, group, *described(fact))
+            else:
+                yield row, meaning[word][1], fact
 
-    return _write(manifest, root, "table", settings, state, copies, rows(), rejected, placed, why)
+    return _write(manifest, root, "table", settings, state, copies, rows(), rejected)
 
 
 def _renamed(
@@ -462,19 +445,28 @@ def _contradictions(frame: pd.DataFrame, facts: Mapping[str, Facts]) -> Copies:
 
 def _write(
     manifest: Path, root: Path, layout: str, settings: Settings, state: Scan, copies: Copies,
-    rows: Iterator[tuple[Any, ...]], rejected: list[tuple[str, str]], placed: Counter[tuple[int, str, str]],
-    why: dict[tuple[int, str], str],
+    found: Iterator[Row], rejected: list[tuple[str, str]],
 ) -> Indexed:  # fmt: skip
-    """Write the rows; reading them fills ``rejected``, ``placed`` and ``why``."""
+    """Write the rows; reading them fills ``rejected``."""
+    counts: Counter[tuple[int, str, str]] = Counter()
+    why: dict[tuple[int, str], str] = {}
+
+    def rows() -> Iterator[tuple[Any, ...]]:
+        for row, reason, fact in found:
+            _, label, generator, _, split, _ = row
+            counts[(label, generator, split)] += 1
+            why.setdefault((label, generator), reason)
+            yield (*row, *described(fact))
+
     how = {key: getattr(settings, key) for key in ("split", "unseen", "group", "split_seed")}
     made = json.dumps({"layout": layout, **how}, default=list)
     relative = os.fsencode(os.path.relpath(root, manifest.parent.resolve()))
-    written = write_manifest(manifest, rows, {ROOT_KEY: relative, b"fakedet.index": made.encode()})
+    written = write_manifest(manifest, rows(), {ROOT_KEY: relative, b"fakedet.index": made.encode()})
     path = manifest.with_suffix(".rejected.csv")
     write_rejected(path, sorted(rejected))
     # What follows a colon or names another file belongs to one file only.
     reasons = Counter(reason.split(" as ")[0].split(":")[0] for _, reason in rejected)
-    return Indexed(manifest, path, layout, written, state, copies, reasons, placed, why)
+    return Indexed(manifest, path, layout, written, state, copies, reasons, counts, why)
 
 
 def write_manifest(path: Path, rows: Iterable[tuple[Any, ...]], metadata: dict[bytes, bytes]) -> int:
@@ -484,7 +476,7 @@ def write_manifest(path: Path, rows: Iterable[tuple[Any, ...]], metadata: dict[b
     """
     written, source = 0, iter(rows)
     with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA.with_metadata(metadata)) as writer:
-        while piece := list(islice(source, ROWS_WRITTEN)):
+        while piece := list(islice(source, 1 << 16)):  # rows in memory at a time
             arrays = [pa.array(column, one.type) for column, one in zip(zip(*piece, strict=True), SCHEMA, strict=True)]
             writer.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA))
             written += len(piece)

@@ -12,12 +12,10 @@ import os
 import stat
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import product
-from pathlib import Path
 from threading import Condition
 from typing import Any
 
@@ -25,6 +23,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
+from PIL.ExifTags import Base as Tag
 
 MAX_PIXELS = 100_000_000  # Images with more pixels are refused before they are decoded
 MAX_BYTES = 256 * 2**20  # Larger files are refused before they are read
@@ -33,7 +32,7 @@ STRIP = 1 << 20  # Pixels of a decoded image that are converted at a time
 HEADER_BYTES = 1 << 18  # Of a file's beginning; most headers fit
 # PIL registers some of its readers only when a file needs them; the list must not depend on that.
 Image.init()
-# One block for an image: those above 32 MB go back to the system when they are freed, what is smaller may not.
+# One block for an image: blocks above 32 MB go back to the system when they are freed, smaller ones may not.
 Image.core.set_block_size(1 << 30)
 # What PIL may try. Its other readers are rare, slow, or run programs (EPS).
 TRIED = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
@@ -42,10 +41,7 @@ JPEG = ("JPEG", "MPO")
 PNG = b"\x89PNG\r\n\x1a\n"
 HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # brands in a file's first box
 PNG_DEPTH_BYTE = 24  # Place of a PNG's bit depth, which PIL does not tell
-ORIENTATION = 0x0112  # an EXIF tag
-BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF tags and a value
-# TIFF tags of the sizes of strips and tiles, which are decoded as a whole.
-SAMPLES_PER_PIXEL, ROWS_PER_STRIP, TILE_WIDTH, TILE_LENGTH = 277, 278, 322, 323
+ORIENTATION = Tag.Orientation
 
 
 class DecodeError(Exception):
@@ -65,7 +61,7 @@ def _one_line(error: Exception) -> str:
 
 
 class Budget:
-    """An amount of memory that threads share: who asks for more than is left waits, and for all of it, works alone."""
+    """An amount of memory that threads share: a thread that asks for more than is left waits until it is free."""
 
     def __init__(self, total: int) -> None:
         self.total = self._left = total
@@ -73,7 +69,7 @@ class Budget:
 
     @contextmanager
     def take(self, count: int) -> Iterator[None]:
-        """Take so many bytes while the block runs; more than there are in all counts as all."""
+        """Take ``count`` bytes while the block runs; with more than the total, the block runs alone."""
         count = min(count, self.total)
         with self._changed:
             self._changed.wait_for(lambda: self._left >= count)
@@ -104,29 +100,29 @@ def memory_to_read(source: str | os.PathLike[str] | bytes, budget: Budget, each:
 
 
 def memory_to_decode(image: Image.Image, each: float = 0.0) -> int:
-    """Return how many bytes of memory decoding an opened image takes at most, beside its file (measured).
+    """Return the most bytes of memory that decoding an opened image takes, apart from its file (measured).
 
-    ``each`` is what the decoded image is needed for afterwards, bytes for a pixel.
+    ``each``: bytes per pixel that the use of the decoded image takes.
     """
-    tags = getattr(image, "tag_v2", None)
     decoding = {"WEBP": 17, "AVIF": 20, "TIFF": 9, "PPM": 16}.get(str(image.format), 8)
     if image.format in JPEG and "progressive" in image.info:
         decoding = 16 if image.mode == "CMYK" else 12
     need = int(max(each, decoding) * image.width * image.height)
-    if tags is not None:
-        width, length = (int(tags.get(tag) or 0) for tag in (TILE_WIDTH, TILE_LENGTH))
+    tags = getattr(image, "tag_v2", None)
+    if tags is not None:  # of a TIFF, whose strips and tiles are decoded as a whole
+        width, length = (int(tags.get(tag) or 0) for tag in (Tag.TileWidth, Tag.TileLength))
         if not width:
-            width, length = image.width, min(int(tags.get(ROWS_PER_STRIP) or image.height), image.height)
-        bits = max(tags.get(BITS_PER_SAMPLE) or (8,)) * int(tags.get(SAMPLES_PER_PIXEL) or 1)
+            width, length = image.width, min(int(tags.get(Tag.RowsPerStrip) or image.height), image.height)
+        bits = max(tags.get(Tag.BitsPerSample) or (8,)) * int(tags.get(Tag.SamplesPerPixel) or 1)
         need += width * length * (bits + 7) // 8
     return need
 
 
-def read_bytes(path: str | os.PathLike[str], count: int | None = None) -> bytes:
-    """Read a file; a DecodeError if it is missing, may not be read, is not a regular file, or is too large.
+def read_bytes(path: str | os.PathLike[str], count: int = -1) -> bytes:
+    """Read a file, or its first ``count`` bytes.
 
-    The last two are checked before anything is read, because reading a pipe would never end. With ``count``, at most so
-    many bytes are read.
+    A DecodeError if it is missing, may not be read, is not a regular file, or is too large. The last two are checked
+    before anything is read, because reading a pipe would never end.
     """
     try:
         found = os.stat(path)
@@ -137,8 +133,6 @@ def read_bytes(path: str | os.PathLike[str], count: int | None = None) -> bytes:
             raise DecodeError("not a regular file")
         if found.st_size > MAX_BYTES:
             raise DecodeError(f"too large: {found.st_size} bytes, the limit is {MAX_BYTES}")
-        if count is None:
-            return Path(path).read_bytes()
         with open(path, "rb") as file:
             return file.read(count)
     except FileNotFoundError:
@@ -151,7 +145,7 @@ def read_bytes(path: str | os.PathLike[str], count: int | None = None) -> bytes:
         raise DecodeError(f"cannot be read: {_one_line(error)}") from None
 
 
-def read_image(path: str | Path) -> NDArray[np.uint8]:
+def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     """Read an image file as 8-bit RGB; errors as for :func:`read_bytes` and :func:`decode_image`."""
     return decode_image(read_bytes(path))
 
@@ -180,14 +174,13 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS, max_memory: int = MA
         if pixels is not None and pixels.shape == (header.height, header.width, 3):
             return pixels
     pixels, orientation = _decode_pil(header, data), _orientation(header)
-    del header  # PIL's copy of the pixels goes before they are turned
+    del header  # frees PIL's copy of the pixels before they are turned
     return _turned(pixels, orientation)
 
 
 def decode_opened(image: Image.Image) -> NDArray[np.uint8]:
     """Convert an image that PIL opened or made, by the rules of :func:`decode_image`; the errors are the same."""
-    # The bytes of the file are not available: these stand for an 8-bit PNG without chunks to check.
-    return _turned(_decode_pil(image, bytes(PNG_DEPTH_BYTE) + b"\x08"), _orientation(image))
+    return _turned(_decode_pil(image), _orientation(image))
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,21 +203,33 @@ def parse_header(data: bytes, max_memory: int = MAX_MEMORY, each: float = 0.0) -
     return header_of(_open(data, MAX_PIXELS, max_memory, each)[0])
 
 
+# ITU-T T.81, Annex K, table K.1: the luminance table that the IJG library scales by its quality.
+LUMINANCE = np.array([
+    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56,
+    14, 17, 22, 29, 51, 87, 80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92,
+    49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
+])  # fmt: skip
+QUALITIES = np.arange(1, 101)
+SCALES = np.where(QUALITIES < 50, 5000 // QUALITIES, 200 - 2 * QUALITIES)
+STANDARD_TABLES = np.clip((LUMINANCE[None] * SCALES[:, None] + 50) // 100, 1, 255)
+
+
 def header_of(image: Image.Image) -> Header:
     """Return the header of an image that PIL opened; the format of one that was made in memory is ""."""
-    kind = str(image.format or "")
+    kind, quality = str(image.format or ""), 0
     if kind not in JPEG:
         return Header(kind, *image.size, 0, "")
     tables: dict[int, list[int]] = getattr(image, "quantization", None) or {}
     # PIL holds each component as (id, horizontal sampling, vertical sampling, table).
     layers = [layer[1:3] for layer in getattr(image, "layer", [])]
     name = hashlib.sha256(repr((sorted(tables.items()), layers)).encode()).hexdigest()[:12]
-    luminance = tables.get(0) or next(iter(tables.values()), None)
-    return Header(kind, *image.size, nearest_quality(tuple(luminance)) if luminance else 0, name)
+    if luminance := tables.get(0) or next(iter(tables.values()), None):
+        quality = int(np.argmin(np.abs(STANDARD_TABLES - luminance[:64]).sum(axis=1))) + 1
+    return Header(kind, *image.size, quality, name)
 
 
 def _open(data: bytes, max_pixels: int, max_memory: int, each: float = 0.0) -> tuple[Image.Image, bytes]:
-    """Open an image; also give its bytes as they are to be decoded, without metadata that decoders stumble over."""
+    """Open an image; also return its bytes as they are to be decoded, without metadata that stop decoders."""
     if not data:
         raise DecodeError("empty file")
     brands = data[8 : min(int.from_bytes(data[:4], "big"), 64)] if data[4:8] == b"ftyp" else b""
@@ -232,13 +237,14 @@ def _open(data: bytes, max_pixels: int, max_memory: int, each: float = 0.0) -> t
         raise DecodeError("HEIC is not supported yet: convert it to JPEG or PNG, without making it smaller")
     data = _bare_png(data)
     try:
-        try:
-            image = _identify(data)
-        except Exception:
-            if not data.startswith(b"\xff\xd8"):
-                raise
-            data = _bare_jpeg(data)
-            image = _identify(data)
+        with warnings.catch_warnings(action="ignore"):  # about large images; the limit here is max_pixels
+            try:
+                image = Image.open(io.BytesIO(data), formats=FORMATS)
+            except Exception:
+                if not data.startswith(b"\xff\xd8"):
+                    raise
+                data = _bare_jpeg(data)
+                image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise DecodeError(f"too many pixels: the limit is {max_pixels}") from None
     except Image.UnidentifiedImageError:
@@ -252,12 +258,6 @@ def _open(data: bytes, max_pixels: int, max_memory: int, each: float = 0.0) -> t
         raise DecodeError(f"too large: {width}x{height} pixels of this {image.format or 'image'} take up to "
                           f"{need / 1e6:.0f} MB of memory, the limit is {max_memory / 1e6:.0f} MB")  # fmt: skip
     return image, data
-
-
-def _identify(data: bytes) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about large images; the limit here is max_pixels
-        return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 def _bare_png(data: bytes) -> bytes:
@@ -293,23 +293,6 @@ def _bare_jpeg(data: bytes) -> bytes:
     return b"".join([*kept, data[last:]])
 
 
-# ITU-T T.81, Annex K, table K.1: the luminance table that the IJG library scales by its quality.
-LUMINANCE = np.array([
-    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56,
-    14, 17, 22, 29, 51, 87, 80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92,
-    49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
-])  # fmt: skip
-QUALITIES = np.arange(1, 101)
-SCALES = np.where(QUALITIES < 50, 5000 // QUALITIES, 200 - 2 * QUALITIES)
-STANDARD_TABLES = np.clip((LUMINANCE[None] * SCALES[:, None] + 50) // 100, 1, 255)
-
-
-@lru_cache(maxsize=4096)
-def nearest_quality(table: tuple[int, ...]) -> int:
-    """Return the quality, 1 ... 100, of the standard luminance table that is nearest to a table of 64."""
-    return int(np.argmin(np.abs(STANDARD_TABLES - np.asarray(table[:64])).sum(axis=1))) + 1
-
-
 def jpeg_ends(data: bytes) -> bool:
     """Return whether the end marker follows the scan; the one of an embedded thumbnail does not count."""
     # Entropy-coded data cannot hold an end marker by chance. It is almost always the last two bytes.
@@ -320,14 +303,10 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield the marker, beginning and end of each segment of a JPEG up to the first start of scan, 0xDA."""
     position = 2
     while position + 4 <= len(data):
-        if data[position] != 0xFF:  # junk between segments, which decoders skip
-            position = data.find(b"\xff", position)
-            if position < 0:
-                return
-            continue
         marker = data[position + 1]
-        if marker in (0x00, 0xFF):  # a byte of that junk, a fill byte
-            position += 1
+        if data[position] != 0xFF or marker in (0x00, 0xFF):  # junk between segments, which decoders skip; a fill byte
+            if (position := data.find(b"\xff", position + 1)) < 0:
+                return
             continue
         end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
         yield marker, position, end
@@ -337,14 +316,10 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _orientation(header: Image.Image) -> int:
-    if "exif" not in header.info:
-        return 1
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with suppress(Exception), warnings.catch_warnings(action="ignore"):  # damaged metadata say nothing about the pixels
+        if "exif" in header.info:
             return int(header.getexif().get(ORIENTATION, 1))
-    except Exception:  # damaged metadata say nothing about the pixels
-        return 1
+    return 1
 
 
 def _is_plain(header: Image.Image, data: bytes) -> bool:
@@ -364,7 +339,7 @@ def _is_plain(header: Image.Image, data: bytes) -> bool:
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Yield the kind of each chunk of a PNG up to IEND, where its kind begins, and where its data end."""
-    position = 8  # after the signature
+    position = len(PNG)
     while position + 12 <= len(data):
         end = position + 8 + int.from_bytes(data[position : position + 4], "big")
         kind = data[position + 4 : position + 8]
@@ -376,8 +351,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 def _decode_opencv(data: bytes) -> NDArray[np.uint8] | None:
     """Decode with OpenCV; None where it cannot, so that PIL finds the reason."""
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
@@ -387,30 +361,33 @@ def _decode_opencv(data: bytes) -> NDArray[np.uint8] | None:
     return None if pixels is None else pixels.astype(np.uint8, copy=False)
 
 
-def _decode_pil(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
-    """Decode an opened image by the rules of :func:`decode_image`, except for its orientation."""
+def _decode_pil(image: Image.Image, data: bytes = b"") -> NDArray[np.uint8]:
+    """Decode an opened image by the rules of :func:`decode_image`, except for its orientation; ``data`` is its file."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about damaged metadata
+        with warnings.catch_warnings(action="ignore"):  # about damaged metadata
             image.load()
     except Exception as error:  # truncated or damaged in any of the ways that PIL's readers know
         reason = _one_line(error)
         raise DecodeError(reason if "truncated" in reason else f"truncated or damaged: {reason}") from None
     depth, view = 8, memoryview(data)
-    if image.format == "PNG":
+    if image.format == "PNG" and data:
         depth = data[PNG_DEPTH_BYTE]
         for kind, start, end in _png_chunks(data):  # libpng checks the pixels' checksums too, when OpenCV decodes
             if kind == b"IDAT" and zlib.crc32(view[start:end]) != int.from_bytes(view[end : end + 4], "big"):
                 raise DecodeError("damaged PNG: the checksum of its pixels is wrong")
     try:
-        convert = _converter(image, depth)
+        colour = image.info.get("transparency")
+        if depth != 8 and colour is not None and image.mode in ("L", "RGB"):  # PIL converts the samples, but not this
+            is_rgb = image.mode == "RGB"  # of 16 bits, of which the high byte stays
+            colour = tuple(sample >> 8 for sample in colour) if is_rgb else colour * 255 // (2**depth - 1)
+            image.info["transparency"] = colour
         width, height = image.size
         pixels = np.empty((height, width, 3), np.uint8)
         columns = min(width, STRIP)
         rows = max(1, STRIP // columns)  # part by part: a whole copy for each step would take gigabytes
         for top, left in product(range(0, height, rows), range(0, width, columns)):
             part = pixels[top : top + rows, left : left + columns]
-            part[:] = convert(image.crop((left, top, left + part.shape[1], top + part.shape[0])))
+            part[:] = _to_rgb(image, image.crop((left, top, left + part.shape[1], top + part.shape[0])))
         return pixels
     except DecodeError:
         raise
@@ -418,62 +395,38 @@ def _decode_pil(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
         raise DecodeError(f"cannot be converted to RGB: {_one_line(error)}") from None
 
 
-def _converter(image: Image.Image, png_depth: int) -> Callable[[Image.Image], NDArray[np.uint8]]:
-    """Return what converts parts of a decoded image to RGB."""
+def _to_rgb(image: Image.Image, part: Image.Image) -> NDArray[np.uint8]:
+    """Convert a part of a decoded image to RGB."""
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-        return _deep_grey_converter(image)
-    # Only Adobe writes inks inverted; PIL takes all files for Adobe's.
-    inverted = image.mode == "CMYK" and image.format in JPEG and "adobe" not in image.info
-    transparent = image.info.get("transparency")
-    is_layered = "A" in image.mode or "a" in image.mode or transparent is not None
-    if is_layered and image.format == "PNG" and png_depth != 8 and image.mode in ("L", "RGB"):
-        image.info["transparency"] = _to_8_bit(transparent, png_depth)
-
-    def convert(strip: Image.Image) -> NDArray[np.uint8]:
-        if inverted:
-            strip = ImageChops.invert(strip)
-        if is_layered:
-            layered = strip.convert("RGBA")
-            strip = Image.alpha_composite(Image.new("RGBA", layered.size, (255, 255, 255, 255)), layered)
-        return np.asarray(strip.convert("RGB"))
-
-    return convert
+        return np.repeat(_deep_to_grey(image, np.asarray(part))[..., None], 3, axis=2)
+    if image.mode == "CMYK" and image.format in JPEG and "adobe" not in image.info:
+        part = ImageChops.invert(part)  # only Adobe writes inks inverted; PIL takes all files for Adobe's
+    if "A" in image.mode or "a" in image.mode or image.info.get("transparency") is not None:
+        layered = part.convert("RGBA")
+        part = Image.alpha_composite(Image.new("RGBA", layered.size, (255, 255, 255, 255)), layered)
+    return np.asarray(part.convert("RGB"))
 
 
-def _to_8_bit(colour: Any, depth: int) -> Any:
-    """Convert a PNG's transparent colour as PIL does its samples: of 16 bits the high byte stays."""
-    if isinstance(colour, tuple):
-        return tuple(_to_8_bit(sample, depth) for sample in colour)
-    return colour >> 8 if depth == 16 else colour * 255 // (2**depth - 1)
-
-
-def _deep_grey_converter(image: Image.Image) -> Callable[[Image.Image], NDArray[np.uint8]]:
-    """Return what reduces grey samples of 9 to 16 bits to 8 bits."""
+def _deep_to_grey(image: Image.Image, values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Reduce grey samples of 9 to 16 bits, a part of an image, to 8 bits."""
     if image.mode == "F":
         raise DecodeError("floating-point pixels: their range is not known")
-    tags, is_tiff, transparent = getattr(image, "tag_v2", {}), image.format == "TIFF", image.info.get("transparency")
-    bits = int(tags.get(BITS_PER_SAMPLE, (16,))[0]) if is_tiff else 16
-    unknown = bits > 16 or (is_tiff and image.mode == "I")
-
-    def convert(strip: Image.Image) -> NDArray[np.uint8]:
-        values = np.asarray(strip)
-        if unknown or values.min() < 0 or values.max() > 0xFFFF:
-            raise DecodeError("32-bit or signed pixels: their range is not known")
-        grey = (values >> (bits - 8)).astype(np.uint8)
-        if is_tiff and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
-            grey = 255 - grey
-        if transparent is not None:  # of a 16-bit grey PNG
-            grey[values == transparent] = 255
-        return np.repeat(grey[..., None], 3, axis=2)
-
-    return convert
+    is_tiff, transparent = image.format == "TIFF", image.info.get("transparency")
+    tags = getattr(image, "tag_v2", {}) if is_tiff else {}
+    bits = int(tags.get(Tag.BitsPerSample, (16,))[0])
+    if bits > 16 or (is_tiff and image.mode == "I") or values.min() < 0 or values.max() > 0xFFFF:
+        raise DecodeError("32-bit or signed pixels: their range is not known")
+    grey = (values >> (bits - 8)).astype(np.uint8)
+    if tags.get(Tag.PhotometricInterpretation) == 0:  # white is zero
+        grey = 255 - grey
+    if transparent is not None:  # of a 16-bit grey PNG
+        grey[values == transparent] = 255
+    return grey
 
 
 def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """Apply an EXIF orientation: 5 to 8 swap rows and columns; mirroring comes after."""
-    if not 2 <= orientation <= 8:
-        return pixels
-    if orientation >= 5:
+    if 5 <= orientation <= 8:
         pixels = pixels.transpose(1, 0, 2)
     rows = -1 if orientation in (3, 4, 7, 8) else 1
     columns = -1 if orientation in (2, 3, 6, 7) else 1

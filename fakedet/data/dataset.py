@@ -11,7 +11,6 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, TypedDict
 
 import cv2
@@ -33,7 +32,7 @@ from fakedet.errors import UserError, choose
 log = logging.getLogger("fakedet")
 
 TRIES = 20  # Images tried for one draw before training gives up
-IDLE = -1
+IDLE = -1  # Of a worker that reads no row
 
 
 class Batch(TypedDict):
@@ -78,10 +77,9 @@ class _Images(Dataset[dict[str, Any]]):
         """Return the full path of a row's file, for messages."""
         return f"{self.root}/{self.paths[row].as_py()}"
 
-    @property
-    def collate(self) -> partial[Batch]:
-        """The collate function of this dataset's items."""
-        return partial(collate, views=self.views, size=self.size)
+    def collate(self, items: list[dict[str, Any]]) -> Batch:
+        """Stack items of this dataset; see :func:`collate`."""
+        return collate(items, self.views, self.size)
 
     def read(self, row: int) -> NDArray[np.uint8] | dict[str, Any]:
         """Return the pixels (H, W, 3) of a row, or its record for the quarantine."""
@@ -93,21 +91,16 @@ class _Images(Dataset[dict[str, Any]]):
 
     def item(self, row: int, views: list[NDArray[np.uint8]], quarantined: list[dict[str, Any]]) -> dict[str, Any]:
         """Return an item for :func:`collate`."""
-        return {"id": row, "label": int(self.labels[row]), "generator": int(self.codes[row]),
-                "views": views, "quarantined": quarantined}  # fmt: skip
+        codes = {"id": row, "label": int(self.labels[row]), "generator": int(self.codes[row])}
+        return {**codes, "views": views, "quarantined": quarantined}
 
 
 class ImageDataset(_Images):
     """Training images: augmented random crops, any number of views.
 
-    An image that cannot be read is reported, and replaced by another training image of its generator or collection,
-    or else of its class. The draw's seed chooses the replacement.
-
-    Args:
-        manifest, source: the table of images, and what gives the bytes of a row.
-        codes: (n,) cell of each row; see :class:`fakedet.data.manifest.Cells`.
-        augment, size, views: makes one view of an image; its side; number of views of each image.
-        pool: rows that may replace others.
+    An image that cannot be read is reported, and replaced by another image of its cell in ``pool`` (rows), or else of
+    its class. The draw's seed chooses the replacement. ``source`` gives the bytes of a row, ``codes`` (n,) are the rows'
+    cells (see :class:`fakedet.data.manifest.Cells`), and ``augment`` makes each of the ``views``, of side ``size``.
     """
 
     def __init__(
@@ -121,12 +114,10 @@ class ImageDataset(_Images):
         """Read one draw, whose seed all randomness comes from; a UserError if none of those tried can be read."""
         quarantined: list[dict[str, Any]] = []
         for row in self._candidates(draw):
-            image = self.read(row)
-            if isinstance(image, dict):
-                quarantined.append(image)
-                continue
-            seeds = np.random.SeedSequence(draw.seed).generate_state(self.views, np.uint64)
-            return self.item(row, [self.augment(image, self.size, int(seed)) for seed in seeds], quarantined)
+            if not isinstance(image := self.read(row), dict):
+                seeds = np.random.SeedSequence(draw.seed).generate_state(self.views, np.uint64)
+                return self.item(row, [self.augment(image, self.size, int(seed)) for seed in seeds], quarantined)
+            quarantined.append(image)
         files = "; ".join(f"{record['path']} ({record['reason']})" for record in quarantined[:5])
         more = f" and {len(quarantined) - 5} more" if len(quarantined) > 5 else ""
         raise UserError(
@@ -158,8 +149,7 @@ class EvaluationDataset(_Images):
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         """Read one row."""
-        image = self.read(draw.id)
-        if isinstance(image, dict):
+        if isinstance(image := self.read(draw.id), dict):
             return self.item(draw.id, [], [image])
         return self.item(draw.id, evaluation_views(image, self.size, self.policy), [])
 
@@ -181,8 +171,7 @@ class RobustDataset(Dataset[dict[str, Any]]):
             crops = [degraded_views(image, view, self.size, self.policy, draw.id) for view in self.views]
         except DecodeError:
             return {"id": draw.id, "image": None}
-        pixels = np.asarray(crops, dtype=np.uint8).transpose(0, 1, 4, 2, 3)
-        return {"id": draw.id, "image": np.ascontiguousarray(pixels)}
+        return {"id": draw.id, "image": np.ascontiguousarray(np.asarray(crops, np.uint8).transpose(0, 1, 4, 2, 3))}
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         """Stack items: image (B·V, P, 3, H, W), id and number of the view (B·V,); unreadable images are left out."""
@@ -204,7 +193,7 @@ class Reading:
     def of(self, row: int) -> Iterator[None]:
         """Note that this process reads a row."""
         worker = get_worker_info()
-        slot = 0 if worker is None or worker.id >= len(self.rows) else worker.id
+        slot = min(worker.id if worker else 0, len(self.rows) - 1)
         self.rows[slot] = row
         try:
             yield
@@ -256,18 +245,14 @@ class ImageLoader(DataLoader[Any]):
 def make_loader(dataset: Any, sampler: Any, num_workers: int, seed: int) -> ImageLoader:
     """Load the batches that a batch sampler draws from one of this module's datasets."""
     dataset.reading = Reading(num_workers)
+    # Without a generator of its own, each new iterator would draw from the global one, and how often there is a new
+    # iterator depends on the number of workers.
+    generator = torch.Generator().manual_seed(seed)
     return ImageLoader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=num_workers,
-        collate_fn=dataset.collate,
-        worker_init_fn=_start_worker,
-        persistent_workers=num_workers > 0,
+        dataset, batch_sampler=sampler, collate_fn=dataset.collate, generator=generator,
+        num_workers=num_workers, persistent_workers=num_workers > 0, worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
-        # Without a generator of its own, each new iterator would draw from the global one, and how often there is
-        # a new iterator depends on the number of workers.
-        generator=torch.Generator().manual_seed(seed),
-    )
+    )  # fmt: skip
 
 
 def _start_worker(_: int) -> None:

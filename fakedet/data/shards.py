@@ -8,7 +8,6 @@ import os
 import shutil
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -95,22 +94,39 @@ def _check_folder(folder: Path, overwrite: bool) -> Path:
 
 
 def _write(datamodule: DataModule, folder: Path, size: int, rejected: list[tuple[str, str]]) -> None:
-    """Write shards and manifest.parquet into a new folder."""
+    """Write shards and manifest.parquet into a new folder; threads read ahead."""
+
+    def read(row: int) -> tuple[bytes, Header] | str:
+        try:
+            data = datamodule.read_bytes(row)
+            return data, parse_header(data)
+        except DecodeError as error:
+            return error.reason
+
     folder.mkdir(parents=True)
-    frame = datamodule.manifest.frame
+    frame, threads = datamodule.manifest.frame, 4 * cores()
     # Rows of one stratum lie together: a shard then serves one stratum, and is done with when that has passed.
     order = frame.sort_values(["split", "label", "generator", "source", "path"], kind="stable").index.tolist()
     described = frame[list(COLUMNS)].to_numpy(object)  # by id, which is the position
     rows: list[tuple[Any, ...]] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from litdata.streaming import Cache
-
-        cache = Cache(str(folder), chunk_bytes=size)
-        for row, data, header in _images(datamodule, order, rejected):
-            cache[len(rows)] = data
-            facts = (header.width, header.height, header.format, header.jpeg_quality, header.jpeg_tables)
-            rows.append((*described[row], *facts, len(data), hashlib.sha256(data).hexdigest()))
+    ahead: deque[Future[tuple[bytes, Header] | str]] = deque()
+    todo = iter(order)
+    with (
+        warnings.catch_warnings(action="ignore"), bar("writing shards", len(order)) as shown,
+        ThreadPoolExecutor(threads) as pool,
+    ):  # fmt: skip
+        cache = import_litdata().streaming.Cache(str(folder), chunk_bytes=size)
+        for number, row in enumerate(order, start=1):
+            ahead.extend(pool.submit(read, later) for later in islice(todo, 4 * threads - len(ahead)))
+            found = ahead.popleft().result()
+            if isinstance(found, str):
+                rejected.append((str(frame.at[row, "path"]), found))
+            else:
+                data, header = found
+                cache[len(rows)] = data
+                facts = (header.width, header.height, header.format, header.jpeg_quality, header.jpeg_tables)
+                rows.append((*described[row], *facts, len(data), hashlib.sha256(data).hexdigest()))
+            shown.show(number)
         if not rows:
             raise UserError(f"none of the {len(frame)} images can be read; the first: {', '.join(rejected[0])}")
         cache.done()
@@ -121,29 +137,3 @@ def _write(datamodule: DataModule, folder: Path, size: int, rejected: list[tuple
     arrays = [pa.array(column, field.type) for column, field in zip(columns, SHARDS, strict=True)]
     table = pa.Table.from_arrays(arrays, schema=SHARDS.with_metadata({SHARDS_KEY: b"."}))
     pq.write_table(table, folder / "manifest.parquet")
-
-
-def _images(
-    datamodule: DataModule, order: list[int], rejected: list[tuple[str, str]]
-) -> Iterator[tuple[int, bytes, Header]]:
-    """Yield the images that can be read, in order; threads read ahead."""
-
-    def read(row: int) -> tuple[bytes, Header] | str:
-        try:
-            data = datamodule.read_bytes(row)
-            return data, parse_header(data)
-        except DecodeError as error:
-            return error.reason
-
-    frame, threads = datamodule.manifest.frame, 4 * cores()
-    ahead: deque[Future[tuple[bytes, Header] | str]] = deque()
-    todo = iter(order)
-    with bar("writing shards", len(order)) as shown, ThreadPoolExecutor(threads) as pool:
-        for number, row in enumerate(order):
-            ahead.extend(pool.submit(read, later) for later in islice(todo, 4 * threads - len(ahead)))
-            found = ahead.popleft().result()
-            if isinstance(found, str):
-                rejected.append((str(frame.at[row, "path"]), found))
-            else:
-                yield row, *found
-            shown.show(number + 1)

@@ -108,10 +108,8 @@ def check_data_module(module: object) -> DataModule:
     loaders = ("train_dataloader", "val_dataloader", "test_dataloader")
     missing += [loader for loader in loaders if getattr(type(module), loader) is getattr(LightningDataModule, loader)]
     if missing:
-        raise UserError(
-            f"{name} has no {', '.join(missing)}; see fakedet.data.datamodule.DataModule, or make it a subclass of "
-            "fakedet.data.datamodule.ImageDataModule, which has them all"
-        )
+        raise UserError(f"{name} has no {', '.join(missing)}; see fakedet.data.datamodule.DataModule, or make it a "
+                        "subclass of fakedet.data.datamodule.ImageDataModule, which has them all")  # fmt: skip
     return cast(DataModule, module)
 
 
@@ -124,8 +122,7 @@ class ImageDataModule(LightningDataModule):
         manifest: the table; see :func:`fakedet.data.manifest.load_manifest`.
         root: folder that the table's paths are relative to; None: the table's own folder.
         pairs: generator → the reals it is compared with; see :mod:`fakedet.metrics.pairing`.
-        crop_size: side of the square that the detector sees, in pixels.
-        eval_policy: "crop", "multi-crop" or "resize".
+        crop_size, eval_policy: side of the square that the detector sees, in pixels; "crop", "multi-crop" or "resize".
         batch_size, eval_batch_size: images of a training batch over all ranks, and of an evaluation batch on each.
         num_workers: processes that load images.
         steps_per_epoch: training steps of an epoch; None: as many as one pass over the training rows takes.
@@ -137,8 +134,7 @@ class ImageDataModule(LightningDataModule):
         shard_window: shards of each stratum that are open at a time; see :class:`BalancedBatchSampler`.
         shard_cache: folder for shards of an object store; None: litdata's own.
         augment, views: makes the training views (None: random crops only); number of views of each training image.
-        real_only: serve only reals in training (stage 1).
-        seed: of sampling and augmentation.
+        real_only, seed: serve only reals in training (stage 1); seed of sampling and augmentation.
     """
 
     def __init__(
@@ -150,15 +146,13 @@ class ImageDataModule(LightningDataModule):
         augment: Augment | None = None, views: int = 1, real_only: bool = False, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.table, self.root, self.allow_group_leak = manifest, root, allow_group_leak
-        self.pairs, self.crop_size, self.eval_policy = pairs, crop_size, eval_policy
+        self.table, self.root, self.allow_group_leak, self.pairs = manifest, root, allow_group_leak, pairs
+        self.crop_size, self.eval_policy, self.max_quarantine = crop_size, eval_policy, max_quarantine
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.steps_per_epoch, self.held_out = steps_per_epoch, (tuple(hold_out), measure)
-        self.max_quarantine = max_quarantine
         self.matcher = Matcher(**match) if match and match.get("size") else None
-        self.shard_window, self.shard_cache = shard_window, shard_cache
-        self.augment, self.views = augment or Augmentation("none"), views
-        self.real_only, self.seed = real_only, seed
+        self.shard_window, self.shard_cache, self.seed = shard_window, shard_cache, seed
+        self.augment, self.views, self.real_only = augment or Augmentation("none"), views, real_only
         self.test_split, self._measured = "test", "val"
         self._training: ImageLoader | None = None
         self._position: dict[str, int] = {}
@@ -169,29 +163,23 @@ class ImageDataModule(LightningDataModule):
                 raise UserError(f"data.{name}={size}: must be a whole number, at least 1")
         most = 4 * cores()  # more only cost memory; a larger number is taken for a typing error
         if not isinstance(num_workers, int) or not 0 <= num_workers <= most:
-            raise UserError(
-                f"data.num_workers={num_workers}: this machine has {cores()} cores; valid: 0 (load in the main "
-                f"process) to {most}, best about one a core"
-            )
+            raise UserError(f"data.num_workers={num_workers}: this machine has {cores()} cores; valid: 0 (load in the "
+                            f"main process) to {most}, best about one a core")  # fmt: skip
         choose(self.eval_policy, POLICIES, "data.eval_policy")
         if not 0 <= self.max_quarantine <= 1:
             raise UserError(f"data.max_quarantine={self.max_quarantine}: must be a share between 0 and 1")
         if self.matcher is not None and self.matcher.size < self.crop_size:
-            raise UserError(
-                f"data.crop_size={self.crop_size} is larger than data.match.size={self.matcher.size}; crops are cut "
-                "from matched images"
-            )
-
-    # --- what a subclass may override ------------------------------------------------------------------
+            raise UserError(f"data.crop_size={self.crop_size} is larger than data.match.size={self.matcher.size}; crops "
+                            "are cut from matched images")  # fmt: skip
 
     def read_manifest(self) -> Manifest:
-        """Return the manifest; called once."""
+        """Return the manifest; called once. A subclass may override it."""
         # A URL of shards is no path: Path would remove a slash.
         root = self.root if self.root is None or "://" in self.root else Path(self.root)
         return load_manifest(self.table, root, self.allow_group_leak)
 
     def make_source(self) -> Source:
-        """Return what reads the bytes of a row of the manifest; called once, before matching."""
+        """Return what reads the bytes of a row of the manifest; called once. A subclass may override it."""
         manifest = self.manifest
         if manifest.shards is None:
             return FileSource(manifest.root, manifest.frame["path"].tolist())
@@ -286,9 +274,8 @@ class ImageDataModule(LightningDataModule):
             ids, rows["label"].to_numpy(), rows["generator"].tolist(), rows["source"].tolist(),
             self.batch_size, steps, self.seed, self.real_only, *_rank_and_world_size(), shards,
         )  # fmt: skip
-        dataset = ImageDataset(
-            self.manifest, self.cells.codes, self.image_source, self.augment, self.crop_size, self.views, ids
-        )
+        codes, source = self.cells.codes, self.image_source
+        dataset = ImageDataset(self.manifest, codes, source, self.augment, self.crop_size, self.views, ids)
         if self._position:
             sampler.set_epoch(self._position["epoch"])
             sampler.set_start_step(self._position["step"])

@@ -169,8 +169,8 @@ class ImageDataModule(LightningDataModule):
         if not 0 <= self.max_quarantine <= 1:
             raise UserError(f"data.max_quarantine={self.max_quarantine}: must be a share between 0 and 1")
         if self.matcher is not None and self.matcher.size < self.crop_size:
-            raise UserError(f"data.crop_size={self.crop_size} is larger than data.match.size={self.matcher.size}; crops "
-                            "are cut from matched images")  # fmt: skip
+            raise UserError(f"data.crop_size={self.crop_size} is larger than data.match.size={self.matcher.size}; "
+                            "crops are cut from matched images")  # fmt: skip
 
     def read_manifest(self) -> Manifest:
         """Return the manifest; called once. A subclass may override it."""

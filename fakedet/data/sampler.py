@@ -39,13 +39,11 @@ class _Walk:
     shuffle of everything would need all shards at once.
     """
 
-    def __init__(
-        self, rows: Ints, strata: Ints, n_strata: int, entropy: tuple[int, ...], shards: Shards | None = None
-    ) -> None:
+    def __init__(self, rows: Ints, strata: Ints, n_strata: int, seed: tuple[int, ...], shards: Shards | None) -> None:
+        self.rows, self.strata, self.n_strata, self.seed = rows, strata, n_strata, seed
         self.window = shards.window if shards else 0
         # Numbered from 0 among the shards that hold a row of this walk.
         self.shard = np.unique(shards.of_row[rows], return_inverse=True)[1] if shards else None
-        self.rows, self.strata, self.n_strata, self.entropy = rows, strata, n_strata, entropy
         self._totals = np.bincount(strata, minlength=n_strata)
         self._round, self._order = -1, rows
 
@@ -55,15 +53,15 @@ class _Walk:
 
     def counts(self, position: int) -> Ints:
         """Count the rows of each stratum before a position: (n_strata,)."""
-        number, offset = divmod(position, len(self.rows))
         if self.n_strata == 1:
-            return np.array([position], dtype=np.int64)
+            return np.array([position])
+        number, offset = divmod(position, len(self.rows))
         begun = np.bincount(self.strata[self._permutation(number)[:offset]], minlength=self.n_strata)
-        return (number * self._totals + begun).astype(np.int64)
+        return number * self._totals + begun
 
     def _permutation(self, number: int) -> Ints:
         if number != self._round:
-            rng = np.random.default_rng((*self.entropy, number))
+            rng = np.random.default_rng((*self.seed, number))
             self._round, self._order = number, rng.permutation(len(self.rows))
             if self.shard is not None:
                 window = rng.permutation(int(self.shard.max()) + 1) // self.window
@@ -86,10 +84,8 @@ class BalancedBatchSampler(Sampler[list[Draw]]):
         ids, labels: (n,) rows of the manifest; (n,) 0 = real, 1 = fake.
         generators, sources: (n,) names; a source is "" where unknown.
         batch_size, steps: images of a step over all ranks; batches of an epoch.
-        seed: of all random choices.
-        real_only: draw only reals, for stage 1; one permutation is walked.
-        rank, world_size: of this process, and the number of processes.
-        shards: where the rows are, if they are read from shards; see :class:`_Walk`.
+        seed, real_only: seed of all random choices; draw only reals, for stage 1, where one permutation is walked.
+        rank, world_size, shards: of this process; number of processes; where the rows are, if they are in shards.
     """
 
     def __init__(
@@ -102,31 +98,25 @@ class BalancedBatchSampler(Sampler[list[Draw]]):
         unit = world_size if real_only else 2 * world_size
         if batch_size < unit or batch_size % unit:
             halves = "equal shares for" if real_only else "half reals and half fakes on each of"
-            raise UserError(
-                f"data.batch_size: {batch_size} does not divide into {halves} {world_size} process(es); "
-                f"take a multiple of {unit}, such as {max(unit, batch_size // unit * unit)}"
-            )
+            raise UserError(f"data.batch_size: {batch_size} does not divide into {halves} {world_size} process(es); "
+                            f"take a multiple of {unit}, such as {max(unit, batch_size // unit * unit)}")  # fmt: skip
+        fake = label == 1
         for value, name in ((0, "real"), (1, "fake")):
             if not (label == value).any() and not (real_only and value):
                 raise UserError(f"there are no {name} images (label {value}) to train on")
-        self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
-        self.real_only, self.steps = real_only, steps
-        fake = label == 1
+        self.batch_size, self.steps, self.seed, self.real_only = batch_size, steps, seed, real_only
+        self.rank, self.world_size, self.epoch, self.start_step = rank, world_size, 0, 0
         matched = [] if real_only else sorted((set(places[fake]) & set(places[~fake])) - {""})
         # Stratum 0 is all reals; the others are the sources that fakes and reals share.
         stratum = {name: code for code, name in enumerate(matched, start=1)}
         codes = np.array([stratum.get(place, 0) for place in places], dtype=np.int64)
         pools = [rows[~fake]] + [rows[~fake & (codes == code)] for code in stratum.values()]
-        self._reals = [
-            _Walk(pool, np.zeros(len(pool), dtype=np.int64), 1, (seed, 0, code), shards)
-            for code, pool in enumerate(pools)
-        ]
+        self._reals = [_Walk(pool, 0 * pool, 1, (seed, 0, code), shards) for code, pool in enumerate(pools)]
         self._fakes = [] if real_only else [
             _Walk(rows[fake & (names == name)], codes[fake & (names == name)], len(pools), (seed, 1, code), shards)
             for code, name in enumerate(sorted(set(names[fake])))
         ]  # fmt: skip
         self._stratum = dict(zip(rows[fake].tolist(), codes[fake].tolist(), strict=True))
-        self.epoch, self.start_step = 0, 0
         # Lightning calls set_epoch on `batch_sampler.sampler`, never on the batch sampler itself.
         self.sampler = self
 
@@ -146,8 +136,7 @@ class BalancedBatchSampler(Sampler[list[Draw]]):
         return self.steps
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        # A generator: the epoch is read at the first batch, because Lightning makes the first iterator of a
-        # run before it sets the epoch.
+        # A generator: the epoch is read at the first batch, as Lightning sets it after making a run's first iterator.
         epoch, size = self.epoch, self.batch_size // self.world_size
         for step in range(self.start_step, self.steps):
             yield self.batch(epoch, step)[self.rank * size : (self.rank + 1) * size]

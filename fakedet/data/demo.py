@@ -14,9 +14,11 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +48,9 @@ PHOTOS: dict[str, dict[str, tuple[tuple[str, str], str]]] = {
     "train": {
         "astronaut": (SKIMAGE, "astronaut.png"), "coffee": (SKIMAGE, "coffee.png"),
         "motorcycle": (SKIMAGE, "motorcycle_left.png"), "grass": (SKIMAGE, "grass.png"),
-        "brick": (SKIMAGE, "brick.png"),
-        "hubble": (SKIMAGE, "hubble_deep_field.jpg"), "clock": (SKIMAGE, "clock_motion.png"),
-        "cell": (SKIMAGE, "cell.png"), "grace_hopper": (MATPLOTLIB, "grace_hopper.jpg"),
+        "brick": (SKIMAGE, "brick.png"), "hubble": (SKIMAGE, "hubble_deep_field.jpg"),
+        "clock": (SKIMAGE, "clock_motion.png"), "cell": (SKIMAGE, "cell.png"),
+        "grace_hopper": (MATPLOTLIB, "grace_hopper.jpg"),
     },
     "val": {
         "flower": (SKLEARN, "flower.jpg"), "moon": (SKIMAGE, "moon.png"), "ihc": (SKIMAGE, "ihc.png"),
@@ -67,6 +69,7 @@ UNSEEN = ("bilinear", "bicubic", "quantised", "denoiser")
 CHANNELS = 24
 
 Generate = Callable[[Tensor], Tensor]
+Crops = Iterator[tuple[str, Pixels]]  # Name of a photograph, crop
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,8 @@ class DemoRecipe:
 class DemoDataModule(ImageDataModule):
     """The demo data; they are made once and kept.
 
-    Args:
-        cache: folder that they are kept in; None: ``FAKEDET_CACHE`` or ``~/.cache/fakedet``.
-        recipe_seed: seed of the data themselves, apart from the run's seed.
-        **settings: see :class:`fakedet.data.datamodule.ImageDataModule`.
+    ``cache`` is the folder that they are kept in, None: ``FAKEDET_CACHE`` or ``~/.cache/fakedet``; ``recipe_seed`` is
+    that of the data themselves, apart from the run's; on ``settings`` see :class:`ImageDataModule`.
     """
 
     def __init__(self, cache: str | None = None, recipe_seed: int = 0, **settings: Any) -> None:
@@ -122,10 +123,8 @@ def demo_data(cache: Path, seed: int = 0, recipe: DemoRecipe | None = None) -> P
                 if not _is_whole(folder):
                     _fill_cache(folder, seed, recipe)
     except OSError as error:
-        raise UserError(
-            f"the demo data cannot be kept in {cache}: {error.strerror or error}; set FAKEDET_CACHE or "
-            "data.cache to a folder that can be written"
-        ) from error
+        raise UserError(f"the demo data cannot be kept in {cache}: {error.strerror or error}; set FAKEDET_CACHE or "
+                        "data.cache to a folder that can be written") from error  # fmt: skip
     return folder / "manifest.csv"
 
 
@@ -146,10 +145,9 @@ def _fill_cache(folder: Path, seed: int, recipe: DemoRecipe) -> None:
 
 def _is_whole(folder: Path) -> bool:
     """Compare names and sizes with what was written: cheap, and notices what was cut or deleted."""
-    try:
+    with suppress(OSError, UnicodeDecodeError):
         return (folder / "files.txt").read_text(encoding="utf-8") == _listing(folder)
-    except (OSError, UnicodeDecodeError):
-        return False
+    return False
 
 
 def _listing(folder: Path) -> str:
@@ -170,31 +168,28 @@ def make_demo_data(folder: Path, seed: int = 0, recipe: DemoRecipe | None = None
     def rng_of(stage: int, *names: str) -> np.random.Generator:
         return np.random.default_rng([seed, stage, *(zlib.crc32(name.encode()) for name in names)])
 
-    def write(
-        label: int, generator: str, split: str, count: int, rng: np.random.Generator, make: Callable[[Pixels], Pixels]
-    ) -> None:
+    def write(kind: str, split: str, count: int, rng: np.random.Generator, make: Callable[[Pixels], Pixels]) -> None:
+        (folder / split / kind).mkdir(parents=True, exist_ok=True)
         stream = crops(photos[split], recipe.size, rng, recipe.margin)
-        for number in range(count):
-            photo, crop = next(stream)
-            path = f"{split}/{generator}/{photo}_{number:04d}.jpg"
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        for number, (photo, crop) in enumerate(islice(stream, count)):
+            path, label = f"{split}/{kind}/{photo}_{number:04d}.jpg", int(kind != "real")
             (folder / path).write_bytes(postprocess(make(crop), rng))
-            rows.append({"path": path, "label": label, "generator": generator, "split": split, "group": photo})
+            rows.append({"path": path, "label": label, "generator": kind, "split": split, "group": photo})
 
     # Weights are drawn from the global random state, which the caller gets back. With several threads, sums depend on
     # how they were divided, and small networks gain nothing.
     with torch.random.fork_rng(devices=[]), threads(1), bar("demo data", len(SEEN + UNSEEN)) as shown:
         torch.manual_seed(seed)
         for split, count in recipe.real:
-            write(0, "real", split, count, rng_of(0, split), partial(middle, margin=recipe.margin))
+            write("real", split, count, rng_of(0, split), partial(middle, margin=recipe.margin))
         for place, kind in enumerate(SEEN + UNSEEN):
             shown.show(place, f"simulated generator '{kind}'")
             noise = torch.Generator().manual_seed(seed)
             generate = train_generator(kind, crops(photos["train"], 48, rng_of(1, kind)), recipe, noise)
             for split, count in recipe.fake:
                 if kind in SEEN or split == "test":
-                    remade = partial(_remade, generate=generate, recipe=recipe)
-                    write(1, kind, split, count, rng_of(2, kind, split), remade)
+                    remade = partial(_remade, generate=generate, margin=recipe.margin)
+                    write(kind, split, count, rng_of(2, kind, split), remade)
     path = folder / "manifest.csv"
     pd.DataFrame(rows).to_csv(path, index=False)
     return path
@@ -210,16 +205,13 @@ def load_photos(split: str) -> dict[str, Pixels]:
             # Another version of the package may have dropped it: the data then differ from those of the docs.
             log.warning("demo data: %s is not in the installed %s; going on without it", file, package)
     if len(found) < LEAST_PHOTOS[split]:
-        raise UserError(
-            f"demo data: only {len(found)} of {len(PHOTOS[split])} photographs for '{split}' are in the installed "
-            "scikit-image, scikit-learn and matplotlib; install the versions of requirements.lock"
-        )
+        raise UserError(f"demo data: only {len(found)} of {len(PHOTOS[split])} photographs for '{split}' are in the "
+                        "installed scikit-image, scikit-learn and matplotlib; install the versions of "
+                        "requirements.lock")  # fmt: skip
     return found
 
 
-def crops(
-    photos: dict[str, Pixels], size: int, rng: np.random.Generator, margin: int = 0
-) -> Iterator[tuple[str, Pixels]]:
+def crops(photos: dict[str, Pixels], size: int, rng: np.random.Generator, margin: int = 0) -> Crops:
     """Yield (name, crop) endlessly: random crops, photograph after photograph, whose middle is not flat.
 
     A crop is (size + 2 margin, size + 2 margin, 3); an image will show its middle, of side ``size``. The places and the
@@ -229,8 +221,7 @@ def crops(
     while True:
         for name, photo in photos.items():
             for _ in range(50):
-                top = int(rng.integers(photo.shape[0] - side + 1))
-                left = int(rng.integers(photo.shape[1] - side + 1))
+                top, left = (int(rng.integers(length - side + 1)) for length in photo.shape[:2])
                 crop = photo[top : top + side, left : left + side]
                 if middle(crop, margin).std() >= LEAST_STD:
                     break
@@ -264,7 +255,7 @@ def postprocess(image: Pixels, rng: np.random.Generator) -> bytes:
     return jpeg[:head] + b"\xff\xfe" + (left - 2).to_bytes(2) + bytes(left - 4) + jpeg[head:]
 
 
-def _remade(crop: Pixels, generate: Generate, recipe: DemoRecipe) -> Pixels:
+def _remade(crop: Pixels, generate: Generate, margin: int) -> Pixels:
     """Re-make a crop, keep its statistics, and cut the margin off."""
     source = _tensor([crop])
     with torch.no_grad():
@@ -272,7 +263,7 @@ def _remade(crop: Pixels, generate: Generate, recipe: DemoRecipe) -> Pixels:
     # A grey photograph has three equal channels, a network's output never quite: the tint would tell the class.
     if bool((source == source[:, :1]).all()):
         made = made.mean(1, keepdim=True).expand_as(made)
-    inner = slice(recipe.margin, recipe.margin + recipe.size)
+    inner = slice(margin, len(crop) - margin)
     fake = match_statistics(made[..., inner, inner], source[..., inner, inner])
     return np.asarray((fake[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
 
@@ -288,9 +279,7 @@ def _tensor(images: list[Pixels]) -> Tensor:
     return torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).astype(np.float32) / 255.0)
 
 
-def train_generator(
-    kind: str, stream: Iterator[tuple[str, Pixels]], recipe: DemoRecipe, noise: torch.Generator
-) -> Generate:
+def train_generator(kind: str, stream: Crops, recipe: DemoRecipe, noise: torch.Generator) -> Generate:
     """Train one simulated generator on a stream of crops; return the function that re-makes images (N, 3, H, W).
 
     The denoiser draws from ``noise``, weights from the global random state.
@@ -362,10 +351,8 @@ class Denoiser(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(4, CHANNELS, 3, 1, 1, padding_mode="reflect")]
-        for _ in range(2):
-            layers += [nn.LeakyReLU(0.1), _conv(CHANNELS)]
-        self.layers = nn.Sequential(*layers, nn.LeakyReLU(0.1), _conv(3))
+        first, relu = nn.Conv2d(4, CHANNELS, 3, 1, 1, padding_mode="reflect"), nn.LeakyReLU(0.1)
+        self.layers = nn.Sequential(first, relu, _conv(CHANNELS), relu, _conv(CHANNELS), relu, _conv(3))
 
     def forward(self, noisy: Tensor, level: Tensor) -> Tensor:
         """Remove noise of standard deviations (N,) from images (N, 3, H, W)."""

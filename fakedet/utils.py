@@ -29,8 +29,7 @@ from fakedet.errors import UserError
 
 log = logging.getLogger("fakedet")
 
-FAILURE = "failure.json"
-"""File in the folder of a run that ended with an error."""
+FAILURE = "failure.json"  # In the folder of a run that ended with an error
 
 
 def is_main_process() -> bool:
@@ -62,8 +61,7 @@ def was_requeued() -> bool:
 def threads(count: int | None) -> Iterator[None]:
     """Limit PyTorch to ``count`` CPU threads inside the block; None keeps its own choice."""
     before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
+    torch.set_num_threads(before if count is None else count)
     try:
         yield
     finally:
@@ -75,8 +73,7 @@ SILENCED = (
     r".*module\(s\) in eval mode at the start of training.*",  # stage 2's frozen source keeps its statistics
     r".*isinstance\(treespec, LeafSpec\).*",  # Lightning's own use of a PyTorch name that PyTorch has renamed.
     r".*does not have many workers.*",  # The user chooses the number of workers; on small data none is best.
-    # An epoch has fewer steps than log_every_n_steps: its end is logged in any case.
-    r".*The number of training batches .* is smaller than the logging interval.*",
+    r".*The number of training batches .* is smaller than the logging interval.*",  # an epoch's end is always logged
     r".*Checkpoint directory .* exists and is not empty.*",  # fakedet opened the folder; stage 1 leaves files in it.
     r".*It is recommended to use `self.log.*sync_dist=True.*",  # every rank has the rows of all ranks
     r".*Using `DistributedSampler` with the dataloaders.*",  # our sampler splits the rows without padding
@@ -102,8 +99,7 @@ class Bar:
 
     def __init__(self, what: str, total: int | None) -> None:
         self.what, self.total = what, total
-        self._live = sys.stdout.isatty()
-        self._began = time.monotonic()
+        self._live, self._began = sys.stdout.isatty(), time.monotonic()
         self._said = self._began - 25
         self._first: tuple[int, float] | None = None  # work that is resumed does not begin at 0
         self.progress = Progress(
@@ -127,8 +123,7 @@ class Bar:
         """Say how many items are done, how fast, and how long the others will take."""
         before, since = self._first if self._first and self._first[0] < done else (0, self._began)
         rate = (done - before) / max(1e-9, time.monotonic() - since)
-        text = f"{done:,}" if self.total is None else f"{done:,} of {self.total:,}"
-        text += f", {note}" if note else ""
+        text = (f"{done:,}" if self.total is None else f"{done:,} of {self.total:,}") + (f", {note}" if note else "")
         text += f", {rate:,.{0 if rate >= 10 else 1 if rate >= 1 else 3}f} a second"
         if self.total is None or not done or done >= self.total:
             return text
@@ -249,10 +244,9 @@ def provenance(command: list[str]) -> dict[str, Any]:
     """Describe what made a result: versions, git state, machine, command and time."""
 
     def installed(name: str) -> str | None:
-        try:
+        with suppress(PackageNotFoundError):
             return version(name)
-        except PackageNotFoundError:
-            return None
+        return None
 
     packages = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "albumentations", "numpy",
                 "opencv-python-headless", "hydra-core")  # fmt: skip
@@ -271,12 +265,10 @@ def _git_state() -> dict[str, Any] | None:
         command = ["git", "-C", str(root), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
-    try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
-            return None
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
-        return None
+    with suppress(OSError, subprocess.SubprocessError):
+        if Path(git("rev-parse", "--show-toplevel")).resolve() == root.resolve():
+            return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    return None
 
 
 def log_to_file(folder: Path) -> logging.Handler:

@@ -38,13 +38,10 @@ def _compress(
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB), dtype=np.uint8)
 
 
-def _blur(image: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:
-    return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101), dtype=np.uint8)
-
-
-def _resize(image: Pixels, factor: float, rng: np.random.Generator) -> Pixels:
+def _resize(image: Pixels, factor: float, rng: np.random.Generator, interpolation: int | None = None) -> Pixels:
     height, width = (max(1, round(side * factor)) for side in image.shape[:2])
-    interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    if interpolation is None:
+        interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(image, (width, height), interpolation=interpolation), dtype=np.uint8)
 
 
@@ -55,10 +52,6 @@ def _noise(image: Pixels, sigma: float, rng: np.random.Generator) -> Pixels:
     return noisy
 
 
-def _brightness(image: Pixels, factor: float, rng: np.random.Generator) -> Pixels:
-    return np.asarray(cv2.convertScaleAbs(image, alpha=factor), dtype=np.uint8)
-
-
 def _contrast(image: Pixels, factor: float, rng: np.random.Generator) -> Pixels:
     # About middle grey, so that it depends on no other part of the image.
     changed = np.clip(np.rint((np.arange(256, dtype=np.float32) - 128) * factor + 128), 0, 255)
@@ -67,9 +60,8 @@ def _contrast(image: Pixels, factor: float, rng: np.random.Generator) -> Pixels:
 
 def _screenshot(image: Pixels, factor: float, rng: np.random.Generator) -> Pixels:
     """Show the image scaled and save the screen: bilinear scaling, a slight change of gamma, no compression."""
-    height, width = (max(1, round(side * factor)) for side in image.shape[:2])
-    shown = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.asarray(cv2.LUT(shown, np.rint(255 * (np.arange(256) / 255.0) ** 0.95).astype(np.uint8)), dtype=np.uint8)
+    gamma = np.rint(255 * (np.arange(256) / 255.0) ** 0.95).astype(np.uint8)
+    return np.asarray(cv2.LUT(_resize(image, factor, rng, cv2.INTER_LINEAR), gamma), dtype=np.uint8)
 
 
 def _social(image: Pixels, factor: float, rng: np.random.Generator) -> Pixels:
@@ -101,11 +93,12 @@ class Family(NamedTuple):
 
 
 FAMILIES: dict[str, Family] = {
-    "jpeg": Family(_compress, 1, 100), "blur": Family(_blur, 0.1, 20),
+    "jpeg": Family(_compress, 1, 100),
+    "blur": Family(lambda image, sigma, rng: np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), np.uint8), 0.1, 20),
     "webp": Family(partial(_compress, ending=".webp", flag=cv2.IMWRITE_WEBP_QUALITY), 1, 100),
     "resize": Family(_resize, 0.1, 8, lambda factor: factor), "noise": Family(_noise, 0.1, 100),
-    "brightness": Family(_brightness, 0.1, 5), "contrast": Family(_contrast, 0.1, 5),
-    "screenshot": Family(_screenshot, 0.1, 4, lambda factor: factor),
+    "brightness": Family(lambda image, by, rng: np.asarray(cv2.convertScaleAbs(image, alpha=by), np.uint8), 0.1, 5),
+    "contrast": Family(_contrast, 0.1, 5), "screenshot": Family(_screenshot, 0.1, 4, lambda factor: factor),
     "social": Family(_social, 0.1, 2, lambda factor: factor),
     "forwarded": Family(_forwarded, 1, 10, lambda times: 0.9 ** int(times)),
     "crop": Family(_keep_corner, 0.1, 1),

@@ -52,7 +52,14 @@ def shard_manifest(datamodule: DataModule, output_dir: str | Path, overwrite: bo
         raise UserError(f"shard_mb={shard_mb}: must be above 0")
     import_litdata()
     frame = datamodule.manifest.frame
-    folder = _check_folder(Path(output_dir), overwrite)
+    folder = Path(output_dir).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output_dir={output_dir} is a file; name a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not overwrite:
+            raise UserError(f"output_dir={output_dir} is not empty; name another one, or pass overwrite=true to replace it")
+        if not (folder / INDEX).is_file():
+            raise UserError(f"output_dir={output_dir} holds no shards; only shards are replaced by overwrite=true")
     temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     rejected: list[tuple[str, str]] = []
     try:
@@ -69,28 +76,13 @@ def shard_manifest(datamodule: DataModule, output_dir: str | Path, overwrite: bo
             raise
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        what = f"{folder} cannot be written: {error.strerror or error}"
+        what = f"output_dir={output_dir} cannot be written: {error.strerror or error}"
         raise UserError(f"{what}; what was there is unchanged") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     left = frame[frame["path"].isin([path for path, _ in rejected])]
     lost = Counter(zip(left["label"].map({0: "real", 1: "fake"}), left["generator"], strict=True))
     return Sharded(folder, len(frame) - len(rejected), len(sizes), sum(sizes), lost)
-
-
-def _check_folder(folder: Path, overwrite: bool) -> Path:
-    if folder.is_dir() and any(folder.iterdir()):
-        if not overwrite:
-            raise UserError(f"output_dir={folder} is not empty; name another one, or pass overwrite=true to replace it")
-        if not (folder / INDEX).is_file():
-            raise UserError(f"output_dir={folder} holds no shards; only shards are replaced by overwrite=true")
-    elif folder.exists() and not folder.is_dir():
-        raise UserError(f"output_dir={folder} is a file; name a folder")
-    try:
-        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output_dir={folder} cannot be written: {error.strerror}") from error
-    return folder.absolute()
 
 
 def _write(datamodule: DataModule, folder: Path, size: int, rejected: list[tuple[str, str]]) -> None:

@@ -127,9 +127,8 @@ RECIPES: dict[str, Recipe] = {
     "none": Recipe(),
     "light": Recipe(flip=0.5),
     "views": Recipe(colour=0.8, blur=0.2, blur_sigma=(0.1, 0.6), jpeg=0.3, jpeg_quality=(70, 100), flip=0.5),
-    # Wang et al. 2020, section 3.2: blur, JPEG, crop, flip.
+    # Wang et al. 2020, section 3.2: blur, JPEG, crop, flip; its two published models.
     "cnndet": Recipe(blur=0.5, jpeg=0.5, flip=0.5, whole_image=True),
-    # Its other published model: blur and JPEG with probability 0.1.
     "cnndet01": Recipe(blur=0.1, jpeg=0.1, flip=0.5, whole_image=True),
     # Li et al., KDD 2025: crop, flip, rotation by ±180°, colour jitter, masked patches.
     "safe": Recipe(flip=0.5, rotate=1.0, colour=1.0, colour_strength=(0.5, 0.0), mask=0.5),
@@ -204,13 +203,12 @@ class Augmentation:
         rng = np.random.default_rng(seed)
         if self._compose is None:
             return random_crop(image, size, size, rng)
-        if self.settings.whole_image:
-            if max(image.shape) > JPEG_SIDE:
-                height, width = (min(side, JPEG_SIDE) for side in image.shape[:2])
-                image = random_crop(image, height, width, rng)
-        else:
-            margin = MARGIN if self.settings.blur or self.settings.jpeg else 0
+        margin = MARGIN if self.settings.blur or self.settings.jpeg else 0
+        if not self.settings.whole_image:
             height, width = (min(size + margin, max(size, side)) for side in image.shape[:2])
+            image = random_crop(image, height, width, rng)
+        elif max(image.shape) > JPEG_SIDE:
+            height, width = (min(side, JPEG_SIDE) for side in image.shape[:2])
             image = random_crop(image, height, width, rng)
         self._compose.set_random_state(rng, random.Random(int(rng.integers(2**63))))
         augmented: Pixels = self._compose(image=np.ascontiguousarray(image))["image"]
@@ -222,21 +220,16 @@ class Augmentation:
 
 def _transforms(recipe: Recipe) -> list[Any]:
     strength, hue = recipe.colour_strength
-    made: list[Any] = []
-    if recipe.colour:
-        made.append(A.ColorJitter(strength, strength, strength, hue, p=recipe.colour))
-    if recipe.blur:
+    made: list[Any] = [
+        recipe.colour and A.ColorJitter(strength, strength, strength, hue, p=recipe.colour),
         # blur_limit 0: the kernel is as wide as its σ needs.
-        made.append(A.GaussianBlur(blur_limit=0, sigma_limit=recipe.blur_sigma, p=recipe.blur))
-    if recipe.jpeg:
-        made.append(JpegCompression(quality_range=recipe.jpeg_quality, p=recipe.jpeg))
-    if recipe.flip:
-        made.append(A.HorizontalFlip(p=recipe.flip))
-    if recipe.rotate:
-        made.append(A.Rotate(limit=180, interpolation=cv2.INTER_NEAREST, fill=0, p=recipe.rotate))
-    if recipe.mask:
-        made.append(PatchMask(recipe.mask_ratio, p=recipe.mask))
-    return made
+        recipe.blur and A.GaussianBlur(blur_limit=0, sigma_limit=recipe.blur_sigma, p=recipe.blur),
+        recipe.jpeg and JpegCompression(quality_range=recipe.jpeg_quality, p=recipe.jpeg),
+        recipe.flip and A.HorizontalFlip(p=recipe.flip),
+        recipe.rotate and A.Rotate(limit=180, interpolation=cv2.INTER_NEAREST, fill=0, p=recipe.rotate),
+        recipe.mask and PatchMask(recipe.mask_ratio, p=recipe.mask),
+    ]
+    return [transform for transform in made if transform]
 
 
 def _check(recipe: Recipe) -> None:

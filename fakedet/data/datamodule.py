@@ -257,11 +257,9 @@ class ImageDataModule(LightningDataModule):
 
     def describe(self) -> str:
         """Return the numbers of reals and fakes of each split in one line."""
-        parts = []
-        for split in ("train", "val", "test"):
-            labels = (self._training_rows() if split == "train" else self.manifest.rows(split))["label"]
-            parts.append(f"{split} {int((labels == 0).sum())} real + {int((labels == 1).sum())} fake")
-        return ", ".join(parts)
+        parts = {"train": self._training_rows(), "val": self.manifest.rows("val"), "test": self.manifest.rows("test")}
+        counts = {split: [int((rows["label"] == label).sum()) for label in (0, 1)] for split, rows in parts.items()}
+        return ", ".join(f"{split} {real} real + {fake} fake" for split, (real, fake) in counts.items())
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Load balanced batches; stage 1 gets reals only."""

@@ -154,9 +154,8 @@ def degraded_views(image: Pixels, view: View, size: int, policy: str, seed: int)
         window = np.ascontiguousarray(image[top : top + side, left : left + side])
         return evaluation_views(family.apply(window, view.severity, rng), size, policy)
     # A window that begins at a block of the JPEG grid. Cut, then pad: a single row may have a million pixels.
-    crops = [max(0, length - size) // 2 for length in image.shape[:2]]
-    starts = [max(0, crop - MARGIN) // BLOCK * BLOCK for crop in crops]
-    rows, columns = (slice(start, crop + size + MARGIN) for start, crop in zip(starts, crops, strict=True))
-    done = family.apply(np.ascontiguousarray(pad_to(image[rows, columns], size, size)), view.severity, rng)
-    top, left = (crop - start for start, crop in zip(starts, crops, strict=True))
-    return [done[top : top + size, left : left + size]]
+    top, left = (max(0, length - size) // 2 for length in image.shape[:2])
+    first, begin = (max(0, start - MARGIN) // BLOCK * BLOCK for start in (top, left))
+    window = pad_to(image[first : top + size + MARGIN, begin : left + size + MARGIN], size, size)
+    done = family.apply(np.ascontiguousarray(window), view.severity, rng)
+    return [done[top - first :, left - begin :][:size, :size]]

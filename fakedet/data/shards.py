@@ -52,14 +52,14 @@ def shard_manifest(datamodule: DataModule, output_dir: str | Path, overwrite: bo
         raise UserError(f"shard_mb={shard_mb}: must be above 0")
     import_litdata()
     frame = datamodule.manifest.frame
-    folder = Path(output_dir).absolute()
+    folder, place = Path(output_dir).absolute(), f"output_dir={output_dir}"
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"output_dir={output_dir} is a file; name a folder")
+        raise UserError(f"{place} is a file; name a folder")
     if folder.is_dir() and any(folder.iterdir()):
         if not overwrite:
-            raise UserError(f"output_dir={output_dir} is not empty; name another one, or pass overwrite=true to replace it")
+            raise UserError(f"{place} is not empty; name another one, or pass overwrite=true to replace it")
         if not (folder / INDEX).is_file():
-            raise UserError(f"output_dir={output_dir} holds no shards; only shards are replaced by overwrite=true")
+            raise UserError(f"{place} holds no shards; only shards are replaced by overwrite=true")
     temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     rejected: list[tuple[str, str]] = []
     try:
@@ -76,8 +76,8 @@ def shard_manifest(datamodule: DataModule, output_dir: str | Path, overwrite: bo
             raise
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        what = f"output_dir={output_dir} cannot be written: {error.strerror or error}"
-        raise UserError(f"{what}; what was there is unchanged") from error
+        why = error.strerror or error
+        raise UserError(f"{place} cannot be written: {why}; what was there is unchanged") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     left = frame[frame["path"].isin([path for path, _ in rejected])]

@@ -235,9 +235,8 @@ def write_config(folder: Path, config: DictConfig, overrides: list[str] | None =
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write indented JSON; ValueError for NaN and infinite values: the caller writes None instead."""
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def provenance(command: list[str]) -> dict[str, Any]:

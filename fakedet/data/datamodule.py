@@ -37,9 +37,10 @@ class DataModule(Protocol):
     """What training and evaluation need of a data module, besides being a ``LightningDataModule``.
 
     It is built from the config's ``data`` node, and must also accept the keywords ``augment``, ``views``, ``real_only``
-    and ``seed``, as :class:`ImageDataModule` does. Its loaders yield :class:`fakedet.data.dataset.Batch`. For a run
-    that is resumed within an epoch, Lightning's hooks ``state_dict`` and ``load_state_dict`` carry the position in the
-    training data.
+    and ``seed``, as :class:`ImageDataModule` does. Its loaders yield :class:`fakedet.data.dataset.Batch`: Lightning's
+    ``train_dataloader``, whose batch sampler is seeded and draws by epoch, and ``val_dataloader`` and
+    ``test_dataloader``, which give each image of "val" and of ``test_split`` once over all ranks. For a run that is
+    resumed within an epoch, the hooks ``state_dict`` and ``load_state_dict`` carry the position in the training data.
     """
 
     manifest: Manifest  # The images: labels, generators, splits, groups; the row number is a batch's ``id``
@@ -75,15 +76,6 @@ class DataModule(Protocol):
 
     def read_bytes(self, row: int) -> bytes:
         """Return the bytes of a row's image file; raise a DecodeError if that is impossible."""
-
-    def train_dataloader(self) -> Any:
-        """Return the loader of training batches; its batch sampler is seeded and draws by epoch."""
-
-    def val_dataloader(self) -> Any:
-        """Return the loader of the split "val": each image once over all ranks."""
-
-    def test_dataloader(self) -> Any:
-        """Return the loader of ``test_split``: each image once over all ranks."""
 
     def bank_dataloader(self, limit: int, label: int = 0) -> Any:
         """Return a loader of at most ``limit`` training images of a class, as evaluation sees them."""

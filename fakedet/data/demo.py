@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,6 @@ SEEN = ("transposed", "nearest", "shuffle")
 UNSEEN = ("bilinear", "bicubic", "quantised", "denoiser")
 CHANNELS = 24
 
-Generate = Callable[[Tensor], Tensor]
 Crops = Iterator[tuple[str, Pixels]]  # Name of a photograph, crop
 
 
@@ -255,7 +254,7 @@ def postprocess(image: Pixels, rng: np.random.Generator) -> bytes:
     return jpeg[:head] + b"\xff\xfe" + (left - 2).to_bytes(2) + bytes(left - 4) + jpeg[head:]
 
 
-def _remade(crop: Pixels, generate: Generate, margin: int) -> Pixels:
+def _remade(crop: Pixels, generate: nn.Module, margin: int) -> Pixels:
     """Re-make a crop, keep its statistics, and cut the margin off."""
     source = _tensor([crop])
     with torch.no_grad():
@@ -279,39 +278,22 @@ def _tensor(images: list[Pixels]) -> Tensor:
     return torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).astype(np.float32) / 255.0)
 
 
-def train_generator(kind: str, stream: Crops, recipe: DemoRecipe, noise: torch.Generator) -> Generate:
-    """Train one simulated generator on a stream of crops; return the function that re-makes images (N, 3, H, W).
+def train_generator(kind: str, stream: Crops, recipe: DemoRecipe, noise: torch.Generator) -> nn.Module:
+    """Train one simulated generator on a stream of crops; return the network that re-makes images (N, 3, H, W).
 
     The denoiser draws from ``noise``, weights from the global random state.
     """
-    net: nn.Module = Denoiser() if kind == "denoiser" else AutoEncoder(kind)
+    net = Denoiser(noise) if kind == "denoiser" else AutoEncoder(kind)
     optimiser = torch.optim.Adam(net.parameters(), lr=4e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.steps)
     for _ in range(recipe.steps):
         images = _tensor([next(stream)[1] for _ in range(recipe.batch)])
-        if kind == "denoiser":
-            level = 0.25 * torch.rand(len(images), generator=noise)
-            added = torch.randn(images.shape, generator=noise) * level.view(-1, 1, 1, 1)
-            made = net(images + added, level)
-        else:
-            made = net(images)
-        loss = F.l1_loss(made, images)
+        loss = F.l1_loss(net(images), images)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
-    net.eval()
-    return (lambda images: _denoise(net, images, noise)) if kind == "denoiser" else net
-
-
-def _denoise(net: nn.Module, images: Tensor, noise: torch.Generator) -> Tensor:
-    """Add noise to images, then remove it step by step; each step keeps some for the next."""
-    levels = [0.15, 0.10, 0.06, 0.03]
-    made = images + levels[0] * torch.randn(images.shape, generator=noise)
-    for level, following in zip(levels, [*levels[1:], 0.012], strict=True):
-        clean = net(made, torch.full((len(images),), level))
-        made = clean + following * torch.randn(images.shape, generator=noise)
-    return made
+    return net.eval()
 
 
 def _conv(out: int) -> nn.Conv2d:
@@ -324,9 +306,8 @@ class AutoEncoder(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind = kind
-        self.encoder = nn.Sequential(
-            nn.Conv2d(3, CHANNELS, 5, 2, 2, padding_mode="reflect"), nn.LeakyReLU(0.1), _conv(CHANNELS)
-        )
+        first = nn.Conv2d(3, CHANNELS, 5, 2, 2, padding_mode="reflect")
+        self.encoder = nn.Sequential(first, nn.LeakyReLU(0.1), _conv(CHANNELS))
         upsampling: list[nn.Module]
         if kind == "shuffle":
             upsampling = [_conv(12), nn.PixelShuffle(2)]
@@ -347,14 +328,27 @@ class AutoEncoder(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """Predict the clean image from a noisy one and its noise level."""
+    """Add noise to images, and predict the clean images from the noisy ones and the noise level."""
 
-    def __init__(self) -> None:
+    def __init__(self, noise: torch.Generator) -> None:
         super().__init__()
+        self.noise = noise
         first, relu = nn.Conv2d(4, CHANNELS, 3, 1, 1, padding_mode="reflect"), nn.LeakyReLU(0.1)
         self.layers = nn.Sequential(first, relu, _conv(CHANNELS), relu, _conv(CHANNELS), relu, _conv(3))
 
-    def forward(self, noisy: Tensor, level: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
+        """Re-make images (N, 3, H, W) in [0, 1]: in training once, of any level; else in steps, with less noise each."""
+        if self.training:
+            level = 0.25 * torch.rand(len(images), generator=self.noise)
+            added = torch.randn(images.shape, generator=self.noise) * level.view(-1, 1, 1, 1)
+            return self._clean(images + added, level)
+        made = images + 0.15 * torch.randn(images.shape, generator=self.noise)
+        for before, after in pairwise((0.15, 0.10, 0.06, 0.03, 0.012)):
+            clean = self._clean(made, torch.full((len(images),), before))
+            made = clean + after * torch.randn(images.shape, generator=self.noise)
+        return made
+
+    def _clean(self, noisy: Tensor, level: Tensor) -> Tensor:
         """Remove noise of standard deviations (N,) from images (N, 3, H, W)."""
         plane = level.view(-1, 1, 1, 1).expand(-1, 1, *noisy.shape[-2:])
         return noisy - self.layers(torch.cat([noisy - 0.5, plane], dim=1))

@@ -337,7 +337,7 @@ class Denoiser(nn.Module):
         self.layers = nn.Sequential(first, relu, _conv(CHANNELS), relu, _conv(CHANNELS), relu, _conv(3))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Re-make images (N, 3, H, W) in [0, 1]: in training once, of any level; else in steps, with less noise each."""
+        """Re-make images (N, 3, H, W) in [0, 1]: in training once, of any level; else in steps of less noise."""
         if self.training:
             level = 0.25 * torch.rand(len(images), generator=self.noise)
             added = torch.randn(images.shape, generator=self.noise) * level.view(-1, 1, 1, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 # Before the import: albumentations asks the network for its newest version otherwise.
@@ -193,7 +193,7 @@ class Augmentation:
                 raise UserError(f"augment: there is no '{key}'; {nearest(key, known)}")
             if isinstance(value, Sequence) and not isinstance(value, str):
                 changes[key] = tuple(value)
-        self.recipe, self.settings = recipe, replace(RECIPES[recipe], **changes)
+        self.settings = replace(RECIPES[recipe], **changes)
         _check(self.settings)
         transforms = _transforms(self.settings)
         self._compose = A.Compose(transforms) if transforms else None
@@ -213,9 +213,6 @@ class Augmentation:
         self._compose.set_random_state(rng, random.Random(int(rng.integers(2**63))))
         augmented: Pixels = self._compose(image=np.ascontiguousarray(image))["image"]
         return random_crop(augmented, size, size, rng)
-
-    def __repr__(self) -> str:
-        return f"Augmentation({self.recipe!r}, {asdict(self.settings)})"
 
 
 def _transforms(recipe: Recipe) -> list[Any]:

@@ -412,7 +412,7 @@ def _deep_to_grey(image: Image.Image, values: NDArray[Any]) -> NDArray[np.uint8]
     if image.mode == "F":
         raise DecodeError("floating-point pixels: their range is not known")
     is_tiff, transparent = image.format == "TIFF", image.info.get("transparency")
-    tags = getattr(image, "tag_v2", {}) if is_tiff else {}
+    tags: Any = getattr(image, "tag_v2", {}) if is_tiff else {}
     bits = int(tags.get(Tag.BitsPerSample, (16,))[0])
     if bits > 16 or (is_tiff and image.mode == "I") or values.min() < 0 or values.max() > 0xFFFF:
         raise DecodeError("32-bit or signed pixels: their range is not known")

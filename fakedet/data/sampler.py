@@ -54,10 +54,10 @@ class _Walk:
     def counts(self, position: int) -> Ints:
         """Count the rows of each stratum before a position: (n_strata,)."""
         if self.n_strata == 1:
-            return np.array([position])
+            return np.array([position], dtype=np.int64)
         number, offset = divmod(position, len(self.rows))
         begun = np.bincount(self.strata[self._permutation(number)[:offset]], minlength=self.n_strata)
-        return number * self._totals + begun
+        return (number * self._totals + begun).astype(np.int64)
 
     def _permutation(self, number: int) -> Ints:
         if number != self._round:
@@ -111,7 +111,7 @@ class BalancedBatchSampler(Sampler[list[Draw]]):
         stratum = {name: code for code, name in enumerate(matched, start=1)}
         codes = np.array([stratum.get(place, 0) for place in places], dtype=np.int64)
         pools = [rows[~fake]] + [rows[~fake & (codes == code)] for code in stratum.values()]
-        self._reals = [_Walk(pool, 0 * pool, 1, (seed, 0, code), shards) for code, pool in enumerate(pools)]
+        self._reals = [_Walk(pool, np.zeros_like(pool), 1, (seed, 0, code), shards) for code, pool in enumerate(pools)]
         self._fakes = [] if real_only else [
             _Walk(rows[fake & (names == name)], codes[fake & (names == name)], len(pools), (seed, 1, code), shards)
             for code, name in enumerate(sorted(set(names[fake])))

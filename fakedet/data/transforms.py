@@ -238,9 +238,10 @@ def _check(recipe: Recipe) -> None:
         raise UserError(f"augment.whole_image: {recipe.whole_image!r} is neither true nor false")
     for key, low, high in (("blur_sigma", 0, 100), ("mask_ratio", 0, 1), ("jpeg_quality", 1, 100)):
         value = getattr(recipe, key)
-        types, kind = (int, "whole numbers") if key == "jpeg_quality" else ((int, float), "numbers")
+        types: tuple[type, ...] = (int,) if key == "jpeg_quality" else (int, float)
         ok = isinstance(value, tuple) and len(value) == 2 and all(isinstance(v, types) for v in value)
         if not ok or not low <= value[0] <= value[1] <= high:
+            kind = "whole numbers" if types == (int,) else "numbers"
             raise UserError(f"augment.{key}: {value!r} is not a range [from, to] of {kind} in {low} to {high}")
     if recipe.blur and recipe.blur_sigma[1] == 0:
         raise UserError("augment.blur_sigma: [0, 0] blurs nothing; set augment.blur=0 instead")

@@ -99,8 +99,8 @@ class ImageDataset(_Images):
     """Training images: augmented random crops, any number of views.
 
     An image that cannot be read is reported, and replaced by another image of its cell in ``pool`` (rows), or else of
-    its class. The draw's seed chooses it. ``source`` gives the bytes of a row, ``codes`` (n,) are the rows'
-    cells (see :class:`fakedet.data.manifest.Cells`), and ``augment`` makes each of the ``views``, of side ``size``.
+    its class. The draw's seed chooses it. ``source`` gives the bytes of a row, ``codes`` (n,) are the cells of the rows
+    (see :class:`fakedet.data.manifest.Cells`), and ``augment`` makes each of the ``views``, of side ``size``.
     """
 
     def __init__(

@@ -29,16 +29,10 @@ from fakedet.utils import replacing
 
 log = logging.getLogger("fakedet")
 
+# Of methods: Okabe and Ito's colours, which colour-blind readers can tell apart, without the yellow: it is too light.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Of methods: Okabe and Ito's colours, which colour-blind readers can tell apart, without the yellow, too light."""
-MARKERS = ("o", "s", "^", "D")
-"""Of methods, one for each round of the palette, since the seventh line repeats the first colour."""
-GENERATOR_COLOURS = ("#CC6677", "#332288", "#999933", "#117733", "#88CCEE", "#882255", "#44AA99", "#AA4499", "#DDAA33")
-GENERATOR_MARKERS = ("s", "^", "D", "v", "P", "X", "*", "p", "<", ">", "h")
-"""Of generators, whose colours are Tol's muted ones; no two of the first 99 share colour and marker."""
 REAL_COLOUR, FAKE_COLOUR = "#4D4D4D", "#D55E00"
-WIDTH = 4.0
-"""Inches of a figure: on a page of 400 pixels an inch has 88, and type of 9 points 11 pixels."""
+WIDTH = 4.0  # inches of a figure: on a page of 400 pixels an inch has 88, and type of 9 points 11 pixels
 DPI = 220
 TYPE = 9  # points
 
@@ -83,25 +77,23 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG and return its path; names pass :func:`plain` before, and are drawn in any script."""
+    """Write a figure as PNG and return its path; names have passed :func:`plain`, and are drawn in any script."""
     painted = []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.draw_without_rendering()  # makes the texts of the ticks
-    for text in figure.findobj(lambda one: isinstance(one, Text) and one.get_visible()):
-        assert isinstance(text, Text)
-        if families := _families(text.get_text()):
-            text.set_fontfamily([*text.get_fontfamily(), *families])
-        elif _missing(text.get_text()):
-            painted.append((text, mcolors.to_rgb(text.get_color())))
-            text.set_alpha(0)  # it keeps its place
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")
+        for text in figure.findobj(lambda one: isinstance(one, Text) and one.get_visible()):
+            assert isinstance(text, Text)
+            if families := _families(text.get_text()):
+                text.set_fontfamily([*text.get_fontfamily(), *families])
+            elif _missing(text.get_text()):
+                painted.append((text, [round(255 * part) for part in mcolors.to_rgb(text.get_color())]))
+                text.set_alpha(0)  # it keeps its place
         figure.savefig(path)
     if painted:
         pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()  # type: ignore[attr-defined]
         for text, colour in painted:
-            _paint(pixels, text, [round(255 * part) for part in colour])
+            _paint(pixels, text, colour)
         Image.fromarray(pixels).save(path)
     return path
 
@@ -109,10 +101,8 @@ def save(figure: Figure, path: Path) -> Path:
 def plain(name: str, width: int | None = None) -> str:
     """Prepare a name for a figure: signs that no font has spelled out, matplotlib's markup escaped, lines broken.
 
-    Args:
-        name: in any script.
-        width: cells of a line, of which a Chinese sign takes two; lines end after a space, comma, hyphen or the like
-            where they can. None: one line.
+    ``width``: cells of a line, of which a Chinese sign takes two; None: one line. Lines end after a space, comma,
+    hyphen or the like where they can.
     """
     name = _spell("".join(" " if unicodedata.category(sign) in ("Cc", "Zl", "Zp") else sign for sign in name))
     lines = [""]
@@ -222,8 +212,7 @@ def _paint(pixels: NDArray[np.uint8], text: Text, colour: list[int]) -> None:
     box, lines = text.get_window_extent(), text.get_text().replace(r"\$", "$").split("\n")
     for number, line in enumerate(lines):
         width = cv2.getTextSize((0, 0), line, (0, 0), face, size)[2]
-        left = {"left": box.x0, "right": box.x1 - width}.get(
-            text.get_horizontalalignment(), (box.x0 + box.x1 - width) / 2
-        )
+        sides = {"left": box.x0, "right": box.x1 - width}
+        left = sides.get(text.get_horizontalalignment(), (box.x0 + box.x1 - width) / 2)
         foot = len(pixels) - box.y1 + box.height * (number + 0.8) / len(lines)
         cv2.putText(pixels, line, (round(left), round(foot)), colour, face, size)  # type: ignore[call-overload]

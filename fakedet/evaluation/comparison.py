@@ -1,7 +1,4 @@
-"""Comparing methods over seeds: paired differences with intervals, a verdict in sentences, and tables.
-
-:func:`compare` resamples groups of images and seeds together; :func:`verdict` words the result, the others lay it out.
-"""
+"""Comparing methods over seeds: paired differences with intervals, a verdict in sentences, and tables."""
 
 from __future__ import annotations
 
@@ -20,16 +17,19 @@ from fakedet.errors import UserError, nearest
 from fakedet.evaluation.predictions import align, called_fake
 from fakedet.metrics.bootstrap import Interval, percentile_interval, share_interval
 from fakedet.metrics.decisions import Accuracy, accuracies
-from fakedet.metrics.pairing import Pairs, against, group_cells, real_counterparts
+from fakedet.metrics.pairing import Counterparts, Pairs, against, group_cells, real_counterparts
 from fakedet.metrics.per_generator import METRICS, GeneratorSummary, bootstrap_statistics, mean_members
 
 MEANS = {"map_seen": "mean, seen", "map_unseen": "mean, unseen", "map": "mean, all"}  # mean -> its name in tables
+WHERE = {"map_seen": "seen generators", "map_unseen": "unseen generators", "map": "all generators"}  # in sentences
 TITLES = {"ap": "AP", "auc": "AUC", "accuracy": "Accuracy at the stored threshold"}  # metric -> its name in tables
+SECTIONS = {True: "seen", False: "unseen", None: "unknown"}  # GeneratorSummary.seen -> section of tables
 FEW_GROUPS = 20  # with fewer groups, a bootstrap over groups is known to give intervals that are too narrow
 # The same for seeds: the bootstrap over k seeds finds (k − 1) / k of their variance, and none with one seed.
 FEW_SEEDS = 5
 
 Run = tuple[int, int]  # a run of a method: its seed, and the number of earlier runs with this seed
+Statistic = tuple[float, NDArray[np.float64]]  # of a run: its value, and (R,) of the resamples
 Runs = Mapping[str, Sequence[tuple[int, pd.DataFrame]]]
 Values = dict[str, dict[str, dict[str, Interval]]]
 Differences = dict[str, dict[str, dict[str, "Difference"]]]
@@ -54,8 +54,7 @@ class Difference:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        p = None if np.isnan(self.p) else self.p
-        return {**self.interval.to_dict(), "p": p, "exceeds": self.exceeds}
+        return {**self.interval.to_dict(), "p": None if np.isnan(self.p) else self.p, "exceeds": self.exceeds}
 
 
 @dataclass(frozen=True)
@@ -145,89 +144,85 @@ def compare(
     Raises:
         UserError: a method without runs, an unknown baseline, or frames of different data.
     """
-    ordered = {method: sorted(own, key=lambda row: row[0]) for method, own in runs.items()}
-    if not ordered.get(baseline):
-        finished = [method for method, own in ordered.items() if own]
+    if not runs.get(baseline):
+        finished = [method for method, own in runs.items() if own]
         raise UserError(f"the baseline '{baseline}' has no finished run; {nearest(baseline, finished)}")
-    if empty := [method for method, own in ordered.items() if not own]:
+    if empty := [method for method, own in runs.items() if not own]:
         raise UserError(f"no finished run of {', '.join(empty)}; leave such methods out of the comparison")
-    frames = {f"{method}#{i}": frame for method, own in ordered.items() for i, (_, frame) in enumerate(own)}
+    frames: dict[str, pd.DataFrame] = {}
+    keys: dict[str, dict[Run, str]] = {method: {} for method in runs}
+    for method, listed in runs.items():
+        for number, frame in sorted(listed, key=lambda row: row[0]):
+            key = f"{method}#{len(keys[method])}"
+            earlier = sum(other == number for other, _ in keys[method])
+            keys[method][int(number), earlier], frames[key] = key, frame
     frame, aligned, left_out = align(frames)
     logits = {key: own["logit"].to_numpy(dtype=np.float64) for key, own in aligned.items()}
+    called = {key: called_fake(own) for key, own in aligned.items()}
     table = bootstrap_statistics(frame, logits, pairs, seen, n_resamples, seed, known_reals)
-    seeds = {method: [int(number) for number, _ in own] for method, own in ordered.items()}
-    keys: dict[str, dict[Run, str]] = {
-        method: {(number, own[:i].count(number)): f"{method}#{i}" for i, number in enumerate(own)}
-        for method, own in seeds.items()
-    }
-    classes = accuracies(frame, {key: called_fake(own) for key, own in aligned.items()}, n_resamples, seed)
-
-    def collect(by_key: dict[str, tuple[float, NDArray[np.float64]]]) -> dict[str, _OverSeeds]:
-        return {method: _OverSeeds({run: by_key[key] for run, key in own.items()}) for method, own in keys.items()}
-
-    found: dict[str, dict[str, dict[str, _OverSeeds]]] = {}
+    classes = accuracies(frame, called, n_resamples, seed)
+    # Metric → generator, mean or class → key of a run → its value, and (R,) of the resamples.
+    found: dict[str, dict[str, dict[str, Statistic]]] = {}
     for metric in METRICS if mean_members(table.generators, "map")[0] else ():
         found[metric] = {
-            name: collect({key: (table.value(key, metric, name), table.samples(key, metric, name)) for key in logits})
+            name: {key: (table.value(key, metric, name), table.samples(key, metric, name)) for key in logits}
             for name in (*table.generators, *MEANS)
         }
-    if not found or not all(np.isnan(called_fake(own)).all() for own in aligned.values()):
-        found["accuracy"] = {
-            name: collect({key: (row.points[key], row.samples[key]) for key in logits}) for name, row in classes.items()
-        }
+    if not found or not all(np.isnan(calls).all() for calls in called.values()):
+        found["accuracy"] = {name: {key: (row.points[key], row.samples[key]) for key in logits}
+                             for name, row in classes.items()}  # fmt: skip
     values: Values = {metric: {} for metric in found}
     differences: Differences = {metric: {} for metric in found}
     for metric, by_name in found.items():
-        for name, by_method in by_name.items():
-            means = {method: one.mean(list(one.runs), seed) for method, one in by_method.items()}
+        for name, by_key in by_name.items():
+            by_run = {method: {run: by_key[key] for run, key in own.items()} for method, own in keys.items()}
+            means = {method: _mean(list(own.values()), seed) for method, own in by_run.items()}
             values[metric][name] = {
                 method: share_interval(*mean, classes[name].n_groups, level) if metric == "accuracy"
                 else percentile_interval(*mean, level) for method, mean in means.items()
             }  # fmt: skip
-            differences[metric][name] = {
-                method: one.difference(by_method[baseline], seed, level)
-                for method, one in by_method.items()
-                if method != baseline
-            }
-    groups = group_cells(frame)[0]
-    counterparts = real_counterparts(frame, pairs, known_reals)
-    support = {}
-    for mean in MEANS:
-        own = [counterparts[name] for name in mean_members(table.generators, mean)[0]]
-        sides = ([row.real_rows for row in own], [row.fake_rows for row in own])
-        support[mean] = min(len(set(groups[np.concatenate(side)])) if side else 0 for side in sides)
+            differences[metric][name] = {method: _difference(own, by_run[baseline], seed, level)
+                                         for method, own in by_run.items() if method != baseline}  # fmt: skip
     return Comparison(
-        list(ordered), baseline, seeds, table.generators, classes, values, differences, len(frame), left_out,
-        len(set(groups)), support, n_resamples, level,
+        list(runs), baseline, {method: [number for number, _ in own] for method, own in keys.items()},
+        table.generators, classes, values, differences, len(frame), left_out, len(set(group_cells(frame)[0])),
+        _support(frame, real_counterparts(frame, pairs, known_reals), table.generators), n_resamples, level,
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _OverSeeds:
-    """A statistic of a method in each of its runs: its value, and (R,) of the resamples."""
+def _support(
+    frame: pd.DataFrame, counterparts: Mapping[str, Counterparts], generators: Mapping[str, GeneratorSummary]
+) -> dict[str, int]:
+    """Count, for each mean, the groups that its rarer class comes from."""
+    groups, support = group_cells(frame)[0], {}
+    for mean in MEANS:
+        own = [counterparts[name] for name in mean_members(generators, mean)[0]]
+        sides = ([row.real_rows for row in own], [row.fake_rows for row in own])
+        support[mean] = min(len(set(groups[np.concatenate(side)])) if side else 0 for side in sides)
+    return support
 
-    runs: dict[Run, tuple[float, NDArray[np.float64]]]
 
-    def mean(self, runs: Sequence[Run], seed: int, stream: int = 0) -> tuple[float, NDArray[np.float64]]:
-        """Return the mean over these runs, and the (R,) means over as many drawn with replacement in each resample."""
-        by_seed = np.stack([self.runs[run][1] for run in runs], axis=1)
-        # Methods with equally many seeds get the same draw; another stream is an independent one.
-        rng = np.random.default_rng([seed, len(runs), *([stream] if stream else [])])
-        drawn = np.take_along_axis(by_seed, rng.integers(len(runs), size=by_seed.shape), axis=1).mean(axis=1)
-        return float(np.mean([self.runs[run][0] for run in runs])), drawn
+def _mean(runs: Sequence[Statistic], seed: int, stream: int = 0) -> Statistic:
+    """Return the mean over runs, and the (R,) means over as many drawn with replacement in each resample."""
+    by_seed = np.stack([samples for _, samples in runs], axis=1)
+    # Methods with equally many seeds get the same draw; another stream is an independent one.
+    rng = np.random.default_rng([seed, len(runs), *([stream] if stream else [])])
+    drawn = np.take_along_axis(by_seed, rng.integers(len(runs), size=by_seed.shape), axis=1).mean(axis=1)
+    return float(np.mean([value for value, _ in runs])), drawn
 
-    def difference(self, base: _OverSeeds, seed: int, level: float) -> Difference:
-        """Subtract the baseline, over the seeds that both have."""
-        shared = [run for run in self.runs if run in base.runs]
-        value, samples = self.mean(shared or list(self.runs), seed)
-        base_value, base_samples = base.mean(shared or list(base.runs), seed, stream=0 if shared else 1)
-        samples = samples - base_samples
-        interval = percentile_interval(value - base_value, samples, level)
-        if np.isnan(interval.low):
-            return Difference(interval, float("nan"))
-        known = samples[~np.isnan(samples)]
-        beyond = min(int((known <= 0).sum()), int((known >= 0).sum()))
-        return Difference(interval, min(1.0, 2 * (beyond + 1) / (len(known) + 1)))
+
+def _difference(own: Mapping[Run, Statistic], base: Mapping[Run, Statistic], seed: int, level: float) -> Difference:
+    """Subtract the baseline, over the seeds that both have."""
+    shared = [run for run in own if run in base]
+    value, samples = _mean([own[run] for run in shared or own], seed)
+    base_value, base_samples = _mean([base[run] for run in shared or base], seed, stream=0 if shared else 1)
+    samples = samples - base_samples
+    interval = percentile_interval(value - base_value, samples, level)
+    if np.isnan(interval.low):
+        return Difference(interval, float("nan"))
+    known = samples[~np.isnan(samples)]
+    beyond = min(int((known <= 0).sum()), int((known >= 0).sum()))
+    return Difference(interval, min(1.0, 2 * (beyond + 1) / (len(known) + 1)))
 
 
 def opening(comparison: Comparison) -> list[str]:
@@ -238,14 +233,12 @@ def opening(comparison: Comparison) -> list[str]:
     told = f"{len(methods)} methods ({', '.join(methods)}) were compared" if methods[1:] else f"{base} was tested"
     compared = f"{told} on {comparison.n_rows - fakes:,} real images"
     if fakes:
-        compared += (
-            f" and {fakes:,} fakes by {len(comparison.generators)} generator{'s' * (len(comparison.generators) > 1)}"
-        )
+        count = len(comparison.generators)
+        compared += f" and {fakes:,} fakes by {count} generator{'s' * (count > 1)}"
         compared += f", of which {unseen or 'none'} {'were' if unseen > 1 else 'was'} kept out of training"
     if (mean := comparison.leading_mean) is None:
         return [f"{compared}.", *verdict(comparison)[:2]]
-    where = {"map_unseen": "unseen generators", "map_seen": "seen generators", "map": "all generators"}[mean]
-    values, gaps = comparison.values["ap"][mean], comparison.differences["ap"][mean]
+    where, values, gaps = WHERE[mean], comparison.values["ap"][mean], comparison.differences["ap"][mean]
     better = sorted((name for name, gap in gaps.items() if gap.way == "above"), key=lambda name: -values[name].value)
     worse = [name for name, gap in gaps.items() if gap.way == "below"]
     value, guess = values[base].value, comparison.chance(mean)
@@ -279,17 +272,11 @@ def _and(names: Sequence[str]) -> str:
 
 def verdict(comparison: Comparison) -> list[str]:
     """Say in sentences whether differences exceed their intervals, and what the intervals do not cover."""
-    told = [
-        *_sentences(comparison, "map_unseen", "unseen generators"),
-        *_sentences(comparison, "map_seen", "seen generators"),
-    ] or _sentences(comparison, "map", "all generators")
-    if not told:
-        told = _sentences_of_accuracy(comparison)
-    if comparison.few_groups:
-        told.append(
-            f"The intervals rest on only {comparison.few_groups} photographs or prompts: with so few, they are too "
-            "narrow, and a difference that exceeds its interval is a hint and no result."
-        )
+    told = [*_sentences(comparison, "map_unseen"), *_sentences(comparison, "map_seen")]
+    told = told or _sentences(comparison, "map") or _sentences_of_accuracy(comparison)
+    if few := comparison.few_groups:
+        told.append(f"The intervals rest on only {few} photographs or prompts: with so few, they are too narrow, and a "
+                    "difference that exceeds its interval is a hint and no result.")  # fmt: skip
     fewest = min(len(seeds) for seeds in comparison.seeds.values())
     if fewest == 1:
         told.append("With one seed per method, the intervals leave out how much training varies.")
@@ -306,7 +293,7 @@ def verdict(comparison: Comparison) -> list[str]:
     return told
 
 
-def _sentences(comparison: Comparison, mean: str, words: str) -> list[str]:
+def _sentences(comparison: Comparison, mean: str) -> list[str]:
     members = comparison.members(mean)
     if not members:
         return []
@@ -314,7 +301,7 @@ def _sentences(comparison: Comparison, mean: str, words: str) -> list[str]:
     aps, aucs = (comparison.values[metric][mean] for metric in METRICS)
     ap_gaps, auc_gaps = (comparison.differences[metric][mean] for metric in METRICS)
     base = aps[comparison.baseline].text(".3f")
-    told = [f"On {words} ({len(members)}, with {fakes} fakes), {comparison.baseline} reaches mAP {base}."]
+    told = [f"On {WHERE[mean]} ({len(members)}, with {fakes} fakes), {comparison.baseline} reaches mAP {base}."]
     hint = ", which is too narrow here" if comparison.support[mean] < FEW_GROUPS else ""
     for method, gap in ap_gaps.items():
         says = f"is {gap.way} it" if gap.way else "does not differ from it"
@@ -349,17 +336,23 @@ def _sentences_of_accuracy(comparison: Comparison) -> list[str]:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table: a generator, a mean or a class.
-
-    The section is "seen", "unseen" or "unknown" for generators, "mean"; for accuracy also "real" for a collection of
-    reals and "all" for all images of a class.
-    """
+    """One row of a table: a generator, a mean or a class."""
 
     name: str
-    key: str
-    section: str
+    key: str  # in ``Comparison.values``
+    section: str  # of SECTIONS, or "mean"; for accuracy "real" (a collection of reals) or "all" (images of a class)
     counts: str
     cells: dict[str, Interval]
+
+    @property
+    def below(self) -> str:
+        """What stands below the name: the section of a generator, and the counts."""
+        return f"{self.section}, {self.counts}" if self.section in SECTIONS.values() else self.counts
+
+    @property
+    def sums_up(self) -> bool:
+        """Whether it stands for several rows."""
+        return self.section in ("mean", "all")
 
 
 def rows(comparison: Comparison, metric: str = "ap") -> list[Row]:
@@ -369,10 +362,9 @@ def rows(comparison: Comparison, metric: str = "ap") -> list[Row]:
         return _rows_of_accuracy(comparison)
     listed = [
         Row(name, name, section, f"{row.n_real} real ({against(row.rule, row.reals)}), {row.n_fake} fake", values[name])
-        for section, wanted in (("seen", True), ("unseen", False), ("unknown", None))
-        for name, row in comparison.generators.items()
-        if row.seen is wanted
-    ]
+        for seen, section in SECTIONS.items()
+        for name, row in comparison.generators.items() if row.seen is seen
+    ]  # fmt: skip
     for key, name in MEANS.items():
         members, left_out = mean_members(comparison.generators, key)
         if members:
@@ -384,19 +376,18 @@ def rows(comparison: Comparison, metric: str = "ap") -> list[Row]:
 
 def _rows_of_accuracy(comparison: Comparison) -> list[Row]:
     values, classes = comparison.values["accuracy"], comparison.classes
-    seen = {name: {True: "seen", False: "unseen", None: "unknown"}[row.seen]
-            for name, row in comparison.generators.items()}  # fmt: skip
+    sections = {name: SECTIONS[row.seen] for name, row in comparison.generators.items()}
     listed = []
     for key, row in classes.items():
         kind = ("real", "fake")[row.label]
         members = [other for other in classes.values() if other.label == row.label and other.name]
         # ForenSynths names the reals as the generator that was trained on them.
         twice = f" ({kind})" if sum(other.name == row.name for other in classes.values()) > 1 else ""
-        section = "all" if not row.name else "real" if row.label == 0 else seen.get(row.name, "unknown")
+        section = "all" if not row.name else "real" if row.label == 0 else sections.get(row.name, "unknown")
         if row.name or len(members) != 1:
-            listed.append(Row(row.name + twice if row.name else f"all {kind}s", key, section, f"{row.n} {kind}",
-                              values[key]))  # fmt: skip
-    return sorted(listed, key=lambda one: ("real", "seen", "unseen", "unknown", "all").index(one.section))
+            name = row.name + twice if row.name else f"all {kind}s"
+            listed.append(Row(name, key, section, f"{row.n} {kind}", values[key]))
+    return sorted(listed, key=lambda one: ("real", *SECTIONS.values(), "all").index(one.section))
 
 
 def console_table(comparison: Comparison, title: str) -> Table:
@@ -412,8 +403,7 @@ def console_table(comparison: Comparison, title: str) -> Table:
         if section and row.section != section:
             table.add_section()
         section = row.section
-        below = f"{section}, {row.counts}" if section in ("seen", "unseen", "unknown") else row.counts
-        cells = [Text.assemble((row.name, "bold" if section in ("mean", "all") else ""), "\n", (below, "dim"))]
+        cells = [Text.assemble((row.name, "bold" if row.sums_up else ""), "\n", (row.below, "dim"))]
         for method in comparison.methods:
             value, _, interval = row.cells[method].text().partition(" ")
             cell = Text(value)
@@ -444,19 +434,12 @@ def write_csv(comparison: Comparison, path: Path) -> None:
 def markdown(comparison: Comparison, metric: str = "ap", differences: bool = False) -> str:
     """Write the table in Markdown: each method's values, or the other methods' paired differences to the baseline."""
     methods = [method for method in comparison.methods if not (differences and method == comparison.baseline)]
-    head = " | ".join(["generator", *map(_escape, methods)])
-    lines = [f"| {head} |", "|---|" + "---:|" * len(methods)]
+    lines = ["| " + " | ".join(["generator", *map(_escape, methods)]) + " |", "|---|" + "---:|" * len(methods)]
     for row in rows(comparison, metric):
-        name, counts = _escape(row.name), _escape(row.counts)
-        if row.section in ("seen", "unseen", "unknown"):
-            counts = f"{row.section}, {counts}"
-        head = f"**{name}** ({counts})" if row.section in ("mean", "all") else f"{name} ({counts})"
-        if differences:
-            gaps = comparison.differences[metric][row.key]
-            cells = [gaps[method].interval.text("+.3f") for method in methods]
-        else:
-            cells = [row.cells[method].text() for method in methods]
-        lines.append(f"| {head} | " + " | ".join(cells) + " |")
+        name = f"**{_escape(row.name)}**" if row.sums_up else _escape(row.name)
+        gaps = comparison.differences[metric][row.key]
+        cells = [gaps[method].interval.text("+.3f") if differences else row.cells[method].text() for method in methods]
+        lines.append(f"| {name} ({_escape(row.below)}) | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -465,7 +448,7 @@ def write_markdown(comparison: Comparison, path: Path) -> None:
     parts = []
     for metric in comparison.values:
         parts.append(f"{TITLES[metric]}\n\n{markdown(comparison, metric)}")
-        if len(comparison.methods) > 1:
+        if comparison.methods[1:]:
             head = f"{TITLES[metric]}: paired differences to {comparison.baseline}"
             parts.append(f"{head}\n\n{markdown(comparison, metric, differences=True)}")
     path.write_text("\n".join(parts), encoding="utf-8")

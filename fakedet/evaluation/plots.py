@@ -20,19 +20,12 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from fakedet.evaluation.predictions import MAP
 from fakedet.metrics.bootstrap import Interval
 from fakedet.metrics.calibration import BINS, balanced_weights, bin_of, calibration_error
-from fakedet.pages import (
-    GENERATOR_COLOURS,
-    GENERATOR_MARKERS,
-    MARKERS,
-    PALETTE,
-    REAL_COLOUR,
-    TYPE,
-    WIDTH,
-    new_figure,
-    plain,
-    save,
-)
+from fakedet.pages import PALETTE, REAL_COLOUR, TYPE, WIDTH, new_figure, plain, save
 
+MARKERS = ("o", "s", "^", "D")  # of methods: one for each round of the palette, where its colours repeat
+# Of generators: Tol's muted colours; no two of the first 99 share colour and marker.
+GENERATOR_COLOURS = ("#CC6677", "#332288", "#999933", "#117733", "#88CCEE", "#882255", "#44AA99", "#AA4499", "#DDAA33")
+GENERATOR_MARKERS = ("s", "^", "D", "v", "P", "X", "*", "p", "<", ">", "h")
 PANELS_A_ROW = 2
 CELLS = 50  # of a line of a name across a figure
 LINE = 0.16  # inches
@@ -49,8 +42,8 @@ def plot_curves(runs: Mapping[str, pd.DataFrame], path: Path) -> Path:
         for number, (name, table) in enumerate(runs.items()):
             if key in table and table[key].notna().any():
                 rows = table[["epoch", key]].dropna()
-                (line,) = axes.plot(rows["epoch"] + 1, rows[key], label=plain(name, CELLS), color=colour_of(number),
-                                    marker=marker_of(number), markersize=3, linewidth=1.5)  # fmt: skip
+                (line,) = axes.plot(rows["epoch"] + 1, rows[key], markersize=3, linewidth=1.5, **_style(number))
+                line.set_label(plain(name, CELLS))
                 handles.setdefault(name, line)
         dress(axes, title, "epoch", "", grid="both")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -108,14 +101,9 @@ def _write_name(axes: Axes, at: float, text: str, style: tuple[str, str] | None)
     return at + LINE * (text.count("\n") + 1) + 0.03
 
 
-def colour_of(number: int) -> str:
-    """Return the colour of the n-th line or point."""
-    return PALETTE[number % len(PALETTE)]
-
-
-def marker_of(number: int) -> str:
-    """Return the marker of the n-th line or point; it changes where the colours repeat."""
-    return MARKERS[number // len(PALETTE) % len(MARKERS)]
+def _style(number: int) -> dict[str, Any]:
+    """Return colour and marker of the n-th method."""
+    return {"color": PALETTE[number % len(PALETTE)], "marker": MARKERS[number // len(PALETTE) % len(MARKERS)]}
 
 
 def known(name: str, label: int, seen: set[str] | None) -> str:
@@ -164,8 +152,8 @@ def plot_intervals(
     height = sum(LINE * (text.count("\n") + 1) + 0.13 * len(methods) + 0.15 for text in names.values())
     figure = new_figure(WIDTH, height + 0.5)
     axes, foot, before = figure.subplots(), 0.0, ""
-    handles = [axes.plot([], [], marker_of(i) + "-", color=colour_of(i), markersize=5, label=plain(method, CELLS))[0]
-               for i, method in enumerate(methods)]  # fmt: skip
+    handles = [axes.plot([], [], markersize=5, label=plain(method, CELLS), **_style(number))[0]
+               for number, method in enumerate(methods)]  # fmt: skip
     for name, values in rows.items():
         if foot:
             parted = sections.get(name, "") != before
@@ -175,9 +163,8 @@ def plot_intervals(
         for number, method in enumerate(methods):
             _draw(axes, values[method], top + 0.07 + 0.13 * number, number)
         if (guess := 0.5 if chance is None else chance.get(name)) is not None:
-            (tick,) = axes.plot([guess] * 2, [top, foot - 0.06], color="#555555", linewidth=1.2, linestyle=":",
-                                label="chance")  # fmt: skip
-            handles = [handle for handle in handles if handle.get_label() != "chance"] + [tick]
+            style: dict[str, Any] = {"color": "#555555", "linewidth": 1.2, "linestyle": ":", "label": "chance"}
+            handles[len(methods) :] = axes.plot([guess] * 2, [top, foot - 0.06], **style)
     axes.set_ylim(max(foot, 1), 0)
     axes.set_yticks([])
     dress(axes, plain(title, CELLS), "", "")
@@ -197,8 +184,7 @@ def _panels(
     for place, (axes, (name, values)) in enumerate(zip(grid.flat, rows.items(), strict=False)):
         for number, method in enumerate(methods):
             _draw(axes, values[method], number, number)
-        guess = 0.5 if chance is None else chance.get(name)
-        if guess is not None:
+        if (guess := 0.5 if chance is None else chance.get(name)) is not None:
             axes.axvline(guess, color="#777777", linewidth=1.2, linestyle=":")
         dress(axes, "   " * (name in styles) + plain(shown[name], 28), "", "", grid="both")
         if name in styles:
@@ -216,34 +202,32 @@ def _draw(axes: Axes, entry: Mapping[str, Any], at: float, number: int) -> None:
     if entry["value"] is None:
         return
     if entry["low"] is not None:
-        axes.plot([entry["low"], entry["high"]], [at, at], color=colour_of(number), linewidth=1.6)
-    axes.plot(entry["value"], at, marker_of(number), color=colour_of(number), markersize=5)
+        axes.plot([entry["low"], entry["high"]], [at, at], color=_style(number)["color"], linewidth=1.6)
+    axes.plot(entry["value"], at, linestyle="", markersize=5, **_style(number))
 
 
 def plot_matrix(
     cells: Mapping[str, Mapping[str, Interval]], seen: Mapping[str, Collection[str]], title: str, path: Path
 ) -> Path:
-    """Draw a value for each detector (row) and generator (column); frames mark what a detector was not trained on.
+    """Draw ``cells``, generator → detector → value, a row per detector; frames mark what it was not trained on.
 
-    Args:
-        cells: generator → detector → value with its interval.
-        seen: detector → generators whose fakes it was trained on.
+    ``seen``: detector → generators whose fakes it was trained on.
     """
     generators, methods = list(cells), list(next(iter(cells.values())))
     values = np.array([[cells[generator][method].value for generator in generators] for method in methods])
     columns, names = [plain(name, 12) for name in generators], [plain(name, 20) for name in methods]
-    figure = new_figure(max(WIDTH, 1.7 + 0.95 * len(generators)),
-                        0.7 + LINE * max((text.count("\n") for text in columns), default=0)
-                        + sum(max(0.45, LINE * (text.count("\n") + 1.5)) for text in names))  # fmt: skip
+    head = 0.7 + LINE * max((text.count("\n") for text in columns), default=0)
+    height = head + sum(max(0.45, LINE * (text.count("\n") + 1.5)) for text in names)
+    figure = new_figure(max(WIDTH, 1.7 + 0.95 * len(generators)), height)
     axes = figure.subplots()
     # The colours diverge around 0.5; red ranks fakes below reals.
     axes.imshow(values, cmap="RdBu", vmin=0.0, vmax=1.0, aspect="auto")
     for row, method in enumerate(methods):
         for column, generator in enumerate(generators):
             cell = cells[generator][method]
-            pale = 0.2 < cell.value < 0.8
-            axes.text(column, row, cell.text().replace(" ", "\n", 1), ha="center", va="center", fontsize=TYPE,
-                      color="black" if pale or np.isnan(cell.value) else "white")  # fmt: skip
+            ink = "black" if 0.2 < cell.value < 0.8 or np.isnan(cell.value) else "white"
+            text = cell.text().replace(" ", "\n", 1)
+            axes.text(column, row, text, ha="center", va="center", fontsize=TYPE, color=ink)
             if generator not in seen.get(method, ()):
                 axes.add_patch(Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, fill=False, linewidth=2.2))
     axes.set_xticks(range(len(generators)), columns)
@@ -256,8 +240,7 @@ def plot_matrix(
 def project(embedding: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Project (N, D) embeddings, any N and D >= 1, onto their first two principal components.
 
-    Returns:
-        (N, 2) places, NaN for rows that are not finite, and the (2,) shares of variance.
+    Returns (N, 2) places, NaN for rows that are not finite, and the (2,) shares of variance.
     """
     given = np.asarray(embedding, dtype=np.float64)
     kept = np.isfinite(given).all(axis=1)
@@ -290,8 +273,7 @@ def draw_map(frame: pd.DataFrame, share: ArrayLike, seen: set[str], path: Path) 
                      facecolors=colour if name in seen else "none",
                      label=plain(f"{name}{known(name, 1, seen)} (n={rows.sum()})", CELLS))  # fmt: skip
     first, second = np.asarray(share, dtype=np.float64)
-    dress(axes, "", f"component 1 ({first:.0%} of variance)",
-          f"component 2 ({second:.0%})", grid="both")  # fmt: skip
+    dress(axes, "", f"component 1 ({first:.0%} of variance)", f"component 2 ({second:.0%})", grid="both")
     add_legend(figure, axes.get_legend_handles_labels()[0])
     return save(figure, path)
 
@@ -304,14 +286,12 @@ def plot_reliability(frames: Mapping[str, pd.DataFrame], path: Path) -> Path:
     for number, (method, frame) in enumerate(frames.items()):
         scores, labels = frame["score"].to_numpy(dtype=float), frame["label"].to_numpy()
         weights, bins = balanced_weights(labels), bin_of(scores)
-        count = np.bincount(bins, minlength=BINS)
-        total = np.bincount(bins, weights=weights, minlength=BINS)
-        drawn = (count >= 5) & (total > 0)  # the share of fewer images means little
-        mean = np.bincount(bins, weights=weights * scores, minlength=BINS)[drawn] / total[drawn]
-        share = np.bincount(bins, weights=weights * labels, minlength=BINS)[drawn] / total[drawn]
-        error = calibration_error(scores, labels)
-        handles += axes.plot(mean, share, color=colour_of(number), marker=marker_of(number), markersize=5,
-                             label=plain(f"{method} (ECE {error:.2f})", CELLS))  # fmt: skip
+        total, scored, fakes = (np.bincount(bins, weights=one, minlength=BINS)
+                                for one in (weights, weights * scores, weights * labels))  # fmt: skip
+        drawn = (np.bincount(bins, minlength=BINS) >= 5) & (total > 0)  # the share of fewer images means little
+        label = plain(f"{method} (ECE {calibration_error(scores, labels):.2f})", CELLS)
+        mean, share = scored[drawn] / total[drawn], fakes[drawn] / total[drawn]
+        handles += axes.plot(mean, share, markersize=5, label=label, **_style(number))
     axes.set(xlim=(0, 1), ylim=(0, 1))
     dress(axes, "", "score = P(fake)", "share of fakes", grid="both")
     add_legend(figure, handles)
@@ -328,28 +308,24 @@ def plot_curves_of_decision(frames: Mapping[str, pd.DataFrame], path: Path) -> P
         labels, logits = frame["label"].to_numpy(), frame["logit"].to_numpy()
         if len(set(labels.tolist())) < 2:
             continue
-        false, true, _ = roc_curve(labels, logits)
-        handles += roc.plot(false, true, color=colour_of(number), label=plain(method, CELLS))
-        precise, found, _ = precision_recall_curve(labels, logits)
-        recall.plot(found, precise, color=colour_of(number))
+        (false, true, _), (precise, found, _) = roc_curve(labels, logits), precision_recall_curve(labels, logits)
+        colour = _style(number)["color"]
+        handles += roc.plot(false, true, color=colour, label=plain(method, CELLS))
+        recall.plot(found, precise, color=colour)
         recall.axhline(labels.mean(), color=REAL_COLOUR, linewidth=1, linestyle=":")
     for axes in (roc, recall):
         axes.set(xlim=(0, 1), ylim=(0, 1.01))
     dress(roc, "ROC", "share of reals called fake", "share of fakes called fake", grid="both")
-    dress(recall, "precision and recall", "share of fakes called fake (recall)", "fakes among\nthose called fake",
-          grid="both")  # fmt: skip
+    words = ("precision and recall", "share of fakes called fake (recall)", "fakes among\nthose called fake")
+    dress(recall, *words, grid="both")
     add_legend(figure, handles)
     return save(figure, path)
 
 
 def plot_robustness(content: Mapping[str, Any], path: Path) -> Path:
-    """Draw a panel per family of views with the content of robustness.json.
-
-    The lines are mAP of seen and of unseen generators; of one class alone, its accuracy.
-    """
+    """Draw robustness.json's content, a panel per family of views: mAP of seen and unseen generators, else accuracy."""
     original = {key: entry["value"] for key, entry in content["original"].items() if entry["value"] is not None}
-    words = {"map_seen": "seen generators", "map_unseen": "unseen generators"}
-    measured = "mAP"
+    words, measured = {"map_seen": "seen generators", "map_unseen": "unseen generators"}, "mAP"
     if not words.keys() & original.keys():
         words, measured = {"acc_real": "reals called real", "acc_fake": "fakes called fake"}, "accuracy"
     families: dict[str, list[tuple[float, str]]] = {}
@@ -367,8 +343,7 @@ def plot_robustness(content: Mapping[str, Any], path: Path) -> Path:
             entries = pd.DataFrame([content[name][key] for _, name in views])[["value", "low", "high"]]
             known = entries.astype(float).dropna(subset="value")
             panel.axhline(original[key], color=colour, linewidth=1, linestyle="--", alpha=0.7)
-            panel.plot(known.index, known["value"], marker=marker, color=colour,
-                       label=said, markersize=5)  # fmt: skip
+            panel.plot(known.index, known["value"], marker=marker, color=colour, label=said, markersize=5)
             bounded = known.dropna(subset="low")
             panel.vlines(bounded.index, bounded["low"], bounded["high"], color=colour, alpha=0.6)
         panel.axhline(0.5, color=REAL_COLOUR, linewidth=0.8, linestyle=":")

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from fakedet.errors import UserError
+from fakedet.metrics.pairing import column
 from fakedet.utils import replacing
 
 ORIGINAL = "original"
@@ -36,17 +37,13 @@ SHARED = 0.9
 def write_predictions(
     frame: pd.DataFrame, path: str | Path, info: dict[str, Any], pictures: Mapping[str, bytes] | None = None
 ) -> None:
-    """Write a predictions frame with the run's info in its metadata.
+    """Write a frame with the columns of SCHEMA (those of MAP may be missing), and the run's info in its metadata.
 
-    Args:
-        frame: the columns of SCHEMA; those of MAP may be missing.
-        info: plain values.
-        pictures: path of an image → a small JPEG of it, for reports.
+    ``info`` has plain values; ``pictures``: path of an image → a small JPEG of it, for reports.
     """
     path = Path(path)
     frame = frame.assign(**{name: np.nan for name in MAP if name not in frame})
-    missing = [name for name in SCHEMA if name not in frame]
-    if missing:
+    if missing := [name for name in SCHEMA if name not in frame]:
         raise UserError(f"{path}: predictions without the column {', '.join(missing)} cannot be written")
     table = pa.Table.from_pandas(frame[list(SCHEMA)].astype(SCHEMA), preserve_index=False)
     shown = {name: base64.b64encode(jpeg).decode() for name, jpeg in (pictures or {}).items()}
@@ -70,33 +67,9 @@ def read_predictions(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is not a parquet file: {' '.join(str(error).split())[:200]}") from error
     frame = table.to_pandas(ignore_metadata=True)  # a stranger may have written it
-    missing = [name for name in ("path", "label", "generator", "logit") if name not in frame]
-    if missing:
+    if missing := [name for name in ("path", "label", "generator", "logit") if name not in frame]:
         raise UserError(f"{path}: not a predictions file, it has no column {', '.join(missing)}")
     _check(frame, path)
-    return _completed(frame, path), read_info(path)
-
-
-def read_info(path: Path) -> dict[str, Any]:
-    """Read the info of the run that wrote a predictions file; an empty one for a file without any."""
-    try:
-        info = json.loads((pq.read_schema(path).metadata or {}).get(METADATA_KEY, b"{}"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: the run's info in its metadata is not JSON; write it anew") from error
-    kinds = {"seed": int, "seen_generators": list, "operating_point": dict, "shortcut": dict, "map_share": list,
-             "pairs": dict, "training_pairs": dict, "known_reals": list, "pairing_notes": list,
-             "settings": dict}  # fmt: skip
-    wrong = "info" if not isinstance(info, dict) else next(
-        (key for key, kind in kinds.items() if not isinstance(info.get(key, kind()), kind | None)), None
-    )  # fmt: skip
-    if wrong:
-        raise UserError(f"{path}: '{wrong}' in its metadata is not what fakedet writes; write the file anew")
-    pairs = ("pairs", "training_pairs")  # None stands for the default rules
-    return {key: value for key, value in info.items() if value is not None or key not in kinds or key in pairs}
-
-
-def _completed(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Convert the columns to their types; a missing score is computed from the logit."""
     frame = frame.assign(label=frame["label"].astype(np.int8), generator=frame["generator"].astype(str))
     for name in frame.columns.intersection(["score", "p_value", "trace_distance", *MAP]):
         try:
@@ -105,10 +78,28 @@ def _completed(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
             raise UserError(f"{path}: the column {name} holds values that are not numbers") from error
     if "score" not in frame or frame["score"].isna().any():
         frame["score"] = 1 / (1 + np.exp(-frame["logit"].clip(-700, 700)))
-    return frame
+    return frame, read_info(path)
 
 
-def read_pictures(path: str | Path) -> dict[str, bytes]:
+def read_info(path: Path) -> dict[str, Any]:
+    """Read the info of the run that wrote a predictions file; an empty one for a file without any."""
+    try:
+        info = json.loads((pq.read_schema(path).metadata or {}).get(METADATA_KEY, b"{}"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: the run's info in its metadata is not JSON; write it anew") from error
+    lists = ("seen_generators", "map_share", "known_reals", "pairing_notes")
+    mappings = ("operating_point", "shortcut", "pairs", "training_pairs", "settings")
+    kinds: dict[str, type] = {"seed": int, **dict.fromkeys(lists, list), **dict.fromkeys(mappings, dict)}
+    wrong = ["info"]
+    if isinstance(info, dict):
+        wrong = [key for key, kind in kinds.items() if not isinstance(info.get(key), kind | None)]
+    if wrong:
+        raise UserError(f"{path}: '{wrong[0]}' in its metadata is not what fakedet writes; write the file anew")
+    pairs = ("pairs", "training_pairs")  # None stands for the default rules
+    return {key: value for key, value in info.items() if value is not None or key not in kinds or key in pairs}
+
+
+def read_pictures(path: Path) -> dict[str, bytes]:
     """Read the small JPEGs of a predictions file: path of an image → JPEG; entries that are no JPEG are left out."""
     try:
         content = json.loads((pq.read_schema(path).metadata or {}).get(PICTURES_KEY, b"{}"))
@@ -139,9 +130,7 @@ def _check(frame: pd.DataFrame, path: Path) -> None:
 
 
 def align(frames: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], int]:
-    """Restrict the predictions of several runs to the images that all of them scored.
-
-    Images are identified by their path.
+    """Restrict the predictions of several runs to the images, known by their paths, that all of them scored.
 
     Returns:
         The shared rows in the order of the first frame, those of each run in the same order, and how many images are
@@ -152,9 +141,8 @@ def align(frames: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[str, p
     """
     for key, frame in frames.items():
         if len(twice := frame["path"][frame["path"].duplicated()]):
-            raise UserError(
-                f"{key}: {len(twice)} images are there twice, first: {twice.iloc[0]}; compare one view at a time"
-            )
+            words = f"{len(twice)} images are there twice, first: {twice.iloc[0]}"
+            raise UserError(f"{key}: {words}; compare one view at a time")
     indexed = {key: frame.set_index("path") for key, frame in frames.items()}
     first, *others = indexed.values()
     shared, union = first.index, first.index
@@ -169,13 +157,12 @@ def align(frames: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[str, p
     aligned = {}
     for key, frame in indexed.items():
         own = frame.loc[shared]
-        for name in [name for name in ("label", "generator", "group", "split") if name in own and name in base]:
+        for name in own.columns.intersection(base.columns).intersection(["label", "generator", "group", "split"]):
             other = (own[name] != base[name]) & ~(own[name].isna() & base[name].isna())
             if other.any():
-                raise UserError(
-                    f"{key}: {int(other.sum())} images have other {name}s than in the first run, first: "
-                    f"{own.index[other.to_numpy()][0]}; compare runs over the same manifest"
-                )
+                words = f"{other.sum()} images have other {name}s than in the first run"
+                first_one = own.index[other.to_numpy()][0]
+                raise UserError(f"{key}: {words}, first: {first_one}; compare runs over the same manifest")
         aligned[key] = own.reset_index()
     return base.reset_index(), aligned, len(union) - len(shared)
 
@@ -208,22 +195,25 @@ class Read:
         return set(self.info.get("seen_generators", []))
 
 
-def read_files(given: Any) -> list[Read]:
-    """Read predictions files, given as one path, several, or method → its path or paths.
+def read_file(path: Path, method: str = "", seed: int | None = None) -> Read:
+    """Read a predictions file; what is not given of method and seed is taken from its info."""
+    frame, info = read_predictions(path)
+    frame = frame if "view" in frame else frame.assign(view=ORIGINAL)
+    name, seed = method or str(info.get("name", path.parent.name)), int(info.get("seed", 0)) if seed is None else seed
+    return Read(name, seed, path, frame, info, read_pictures(path))
 
-    Where the methods are not named by the user, they are by :func:`name_methods`.
+
+def read_files(given: Any) -> list[Read]:
+    """Read predictions files, given as one path, several (:func:`name_methods` names them), or method → its path(s).
 
     Raises:
         UserError: a file is no predictions file or stands there twice, or there is none.
     """
     named = given if isinstance(given, Mapping) else {"": given}
-    read = []
+    read: list[Read] = []
     for method, files in named.items():
-        for path in map(Path, [str(files)] if isinstance(files, str | Path) else map(str, files or ())):
-            frame, info = read_predictions(path)
-            frame = frame if "view" in frame else frame.assign(view=ORIGINAL)
-            name, seed = str(method or info.get("name", path.parent.name)), int(info.get("seed", 0))
-            read.append(Read(name, seed, path, frame, info, read_pictures(path)))
+        listed = [files] if isinstance(files, str | Path) else files or ()
+        read += [read_file(Path(str(path)), str(method)) for path in listed]
     if not read:
         raise UserError("predictions: name at least one predictions.parquet")
     if twice := [str(path) for path, count in Counter(one.path.resolve() for one in read).items() if count > 1]:
@@ -248,12 +238,9 @@ ASIDE = (
 def method_settings(
     config: Mapping[str, Any], manifest_sha256: str, stage1: Mapping[str, Any] | None
 ) -> dict[str, str]:
-    """Flatten what tells a training's method apart from others: its config without what differs between its seeds.
+    """Flatten what tells a training's method apart from others: its resolved config less what its seeds differ in.
 
-    Args:
-        config: of the training, resolved.
-        manifest_sha256: of its manifest.
-        stage1: the info of the stage 1 that it was trained over; None for none.
+    ``manifest_sha256`` is its manifest's; ``stage1`` the info of the stage 1 that it was trained over, None for none.
     """
     unused = "augment" if config["model"]["batch"]["real_only"] else "view_augment"
     flat = {
@@ -282,24 +269,15 @@ def name_methods(runs: Sequence[tuple[str, int, Path, Mapping[str, Any]]]) -> li
     """Name the method of each run so that only runs of one config share a name.
 
     Methods that would share one are told apart by what differs in their configs; runs that still share name and seed,
-    by their folders.
-
-    Args:
-        runs: the name it would have, seed, path of its predictions and their info.
+    by their folders. ``runs``: the name it would have, seed, path of its predictions and their info.
     """
-    names = [name for name, *_ in runs]
-    for name in dict.fromkeys(names):
-        places = [place for place, other in enumerate(names) if other == name]
-        own = differences([runs[place][3] for place in places])
-        for place, label in zip(places, own, strict=True):
-            names[place] = f"{name}, {label}" if label else name
-    for name in dict.fromkeys(names):
-        places = [place for place, other in enumerate(names) if other == name]
-        seeds = [runs[place][1] for place in places]
-        if len(set(seeds)) < len(seeds):
-            for place, label in zip(places, _folders([runs[place][2] for place in places], seeds), strict=True):
-                names[place] = f"{name} ({label})"
-    return names
+    table = pd.DataFrame(runs, columns=["name", "seed", "path", "info"])
+    for name, own in table.groupby("name", sort=False):
+        table.loc[own.index, "name"] = [f"{name}, {label}" if label else name for label in differences(own["info"])]
+    for name, own in table.groupby("name", sort=False):
+        if own["seed"].duplicated().any():
+            table.loc[own.index, "name"] = [f"{name} ({label})" for label in _folders(own["path"], own["seed"])]
+    return table["name"].tolist()
 
 
 def differences(infos: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -335,27 +313,22 @@ def _folders(paths: Sequence[Path], seeds: Sequence[int]) -> list[str]:
 
 
 def confident_errors(frame: pd.DataFrame, threshold: float | None, count: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Choose the reals with the highest and the fakes with the lowest logits, at most one of each group.
+    """Choose reals taken for fakes and fakes taken for reals, most confident first, at most one of each group.
 
     Args:
         frame: predictions of one view.
         threshold: images on the right side of it are no errors; None: the most wrong images are chosen anyway.
         count: number of each, at most.
-
-    Returns:
-        Reals taken for fakes and fakes taken for reals, most confident first.
     """
-
-    def worst(rows: pd.DataFrame, sign: int) -> pd.DataFrame:
+    chosen = []
+    for label in (0, 1):
+        rows = frame[frame["label"] == label]
         if threshold is not None:
-            rows = rows[rows["logit"] > threshold if sign > 0 else rows["logit"] <= threshold]
+            rows = rows[(rows["logit"] > threshold) != bool(label)]
         # Ties are ordered by path, so that the same predictions show the same pictures.
-        rows = rows.assign(_order=-sign * rows["logit"]).sort_values(["_order", "path"], kind="stable")
-        named = rows.get("group", rows["path"])
-        group = named.where(named.astype(str) != "", rows["path"])
-        return rows[~group.duplicated()].head(count).drop(columns="_order")
-
-    return worst(frame[frame["label"] == 0], 1), worst(frame[frame["label"] == 1], -1)
+        rows = rows.sort_values(["logit", "path"], ascending=[label == 1, True], kind="stable")
+        chosen.append(rows[~_photographs(rows).duplicated()].head(count))
+    return chosen[0], chosen[1]
 
 
 def examples(frame: pd.DataFrame) -> pd.DataFrame:
@@ -363,8 +336,13 @@ def examples(frame: pd.DataFrame) -> pd.DataFrame:
 
     At most 60 in all, so with many generators fewer of each.
     """
-    kinds = frame.groupby(["label", "generator"])
-    group = frame.get("group", frame["path"]).astype(str)
-    named = frame.assign(_group=group.where(group != "", frame["path"])).sort_values(["_group", "path"], kind="stable")
-    chosen = named.drop_duplicates(["label", "generator", "_group"]).groupby(["label", "generator"])
-    return chosen.head(max(1, min(6, 60 // kinds.ngroups))).head(60).drop(columns="_group")
+    kinds = ["label", "generator"]
+    named = frame.assign(_group=_photographs(frame)).sort_values(["_group", "path"], kind="stable")
+    chosen = named.drop_duplicates([*kinds, "_group"]).groupby(kinds)
+    return chosen.head(max(1, min(6, 60 // frame.groupby(kinds).ngroups))).head(60).drop(columns="_group")
+
+
+def _photographs(frame: pd.DataFrame) -> pd.Series:
+    """Return the group of each row; of a row without one, its path."""
+    group = pd.Series(column(frame, "group"), index=frame.index, dtype=object)
+    return group.where(group != "", frame["path"])

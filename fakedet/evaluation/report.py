@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
 import re
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 from fakedet.config import again, check_config, shown_command
 from fakedet.data import demo
 from fakedet.errors import UserError, nearest
+from fakedet.evaluation import plots, predictions
 from fakedet.evaluation.comparison import TITLES, Comparison, compare, opening, rows, verdict, write_csv, write_markdown
 from fakedet.evaluation.evaluate import measure_robustness
-from fakedet.evaluation.plots import (
-    draw_map,
-    known,
-    plot_curves,
-    plot_curves_of_decision,
-    plot_intervals,
-    plot_matrix,
-    plot_reliability,
-    plot_robustness,
-    plot_scores,
-    read_curves,
-    styles_of,
-)
-from fakedet.evaluation.predictions import (
-    MAP,
-    Read,
-    confident_errors,
-    differences,
-    examples,
-    name_methods,
-    read_files,
-    read_info,
-    read_pictures,
-    read_predictions,
-)
+from fakedet.evaluation.predictions import MAP, Read
 from fakedet.metrics.bootstrap import Interval
 from fakedet.metrics.pairing import Pairs, pairing_notes, real_counterparts
 from fakedet.pages import REAL_COLOUR, Drawing, render
@@ -64,25 +41,11 @@ SHORTCUT = 0.7  # AUC of a classifier that sees only headers, above which the re
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A small picture with what is said of it."""
-
-    jpeg: bytes
-    path: str
-    caption: str = ""
-
-    @property
-    def data(self) -> str:
-        """The picture as a data URI."""
-        return "data:image/jpeg;base64," + base64.b64encode(self.jpeg).decode()
-
-
-@dataclass(frozen=True)
 class Gallery:
     """Small pictures under one title."""
 
     title: str
-    pictures: Sequence[Shown]
+    pictures: Sequence[dict[str, str]]  # data (a URI), path and caption
     mark: tuple[str, str] | None = None  # colour and sign, of examples
     method: str = ""  # of errors
 
@@ -107,11 +70,15 @@ class Page:
 
 def write_page(page: Page, path: Path) -> None:
     """Render a page into one self-contained HTML file; whatever it shows is escaped."""
+    generators = page.comparison.generators
+    # What the glossary explains: methods by the words of their names, and generators if all are the demo's.
+    words = {word for method in page.comparison.methods for word in re.findall(r"\w+", method)}
+    words |= set(generators) if {*generators} <= {*demo.SEEN, *demo.UNSEEN} else set()
     render(
         "fakedet.evaluation", "report/report.html", path, page=page, comparison=page.comparison,
         opening=opening(page.comparison), verdict=verdict(page.comparison), marks_of=_marks(page.comparison),
-        words=_words(page), spelled={name: told for name in (*page.comparison.generators, *page.comparison.methods)
-                                     if (told := legible(name).replace("\\$", "$").strip()) != name.strip()},
+        words=words, spelled={name: told for name in (*generators, *page.comparison.methods)
+                              if (told := legible(name).replace("\\$", "$").strip()) != name.strip()},
         columns=list(dict.fromkeys(name for run in page.runs for name in run)),
         tables=[(TITLES[metric], metric, rows(page.comparison, metric)) for metric in page.comparison.values],
         probability=lambda p: "" if p != p else "p < 0.01" if p < 0.01 else f"p = {p:.2f}",
@@ -120,18 +87,11 @@ def write_page(page: Page, path: Path) -> None:
 
 def _marks(comparison: Comparison) -> dict[str, tuple[str, str]]:
     """Return each generator's colour and sign in text, those of the figures."""
-    styles = styles_of(comparison.generators)
+    styles = plots.styles_of(comparison.generators)
     return {name: (colour, SIGNS[marker]) for name, (colour, marker) in styles.items()}
 
 
-def _words(page: Page) -> set[str]:
-    """Return the names that the glossary may explain: of methods, and of generators if all are the demo's."""
-    generators = set(page.comparison.generators)
-    simulated = generators if generators <= {*demo.SEEN, *demo.UNSEEN} else set()
-    return {word for method in page.comparison.methods for word in re.findall(r"\w+", method)} | simulated
-
-
-def figures(
+def _figures(
     folder: Path, comparison: Comparison, first: dict[str, Read], pairs: Any, bootstrap: dict[str, int],
     reals: set[str], trained: bool,
 ) -> list[Drawing]:  # fmt: skip
@@ -145,39 +105,39 @@ def figures(
     if len(set(seen_by.values()) - {()}) > 1 and "auc" in comparison.values:
         cells = {name: comparison.values["auc"][name] for name in comparison.generators}
         title = "AUC; a frame: fakes that this detector never saw"
-        drawn.append(Drawing(plot_matrix(cells, seen_by, title, folder / "matrix.png"),
+        drawn.append(Drawing(plots.plot_matrix(cells, seen_by, title, folder / "matrix.png"),
                              "AUC of each detector (row) on each generator (column). Compare a framed cell, of fakes "
                              "that this detector never saw, with the others of its column."))  # fmt: skip
     if trained:
-        curves = {method: read_curves(one.path.parent) for method, one in first.items()}
-        drawn.append(Drawing(plot_curves(curves, folder / "curves.png"),
+        curves = {method: plots.read_curves(one.path.parent) for method, one in first.items()}
+        drawn.append(Drawing(plots.plot_curves(curves, folder / "curves.png"),
                              "Training, first seed of each method. The loss should fall and level off; losses of "
                              "different methods are not comparable. The weights of the best validation mAP are kept: "
                              "where it jumps from epoch to epoch, that choice is luck."))  # fmt: skip
     drawn += [] if "auc" not in comparison.values else [
-        Drawing(plot_curves_of_decision(shown, folder / "roc_pr.png"),
+        Drawing(plots.plot_curves_of_decision(shown, folder / "roc_pr.png"),
                 "ROC and precision-recall of all fakes against all photographs; first seed of each method. Nearer to "
                 "the upper left corner (above) and the upper right one (below) is better; dotted: a guess."),
-        Drawing(plot_reliability(shown, folder / "reliability.png"),
+        Drawing(plots.plot_reliability(shown, folder / "reliability.png"),
                 "Can scores be read as probabilities? On the diagonal, of images scored 0.8 four in five are fakes; "
                 "above it scores are too low, below it too high. Photographs and fakes weigh one half each."),
     ]  # fmt: skip
     for number, (method, one) in enumerate(first.items()):
         medians = one.original[one.original["label"] == 1].groupby("generator")["logit"].median()
         nearest_one = f"; nearest: {medians.idxmin()}" if len(medians) > 1 else ""
-        drawn.append(Drawing(plot_scores(one.original, folder / f"scores_{number}.png", seen=one.seen),
+        drawn.append(Drawing(plots.plot_scores(one.original, folder / f"scores_{number}.png", seen=one.seen),
                              f"{method}: logits of photographs (grey) and of each generator's fakes; bar: median. The "
                              "further a generator lies to the right of grey, the better it is detected"
                              f"{nearest_one}."))  # fmt: skip
         share = one.info.get("map_share")
         if share and set(MAP) <= set(one.original) and one.original[MAP].notna().any(axis=None):
-            drawn.append(Drawing(draw_map(one.original, share, one.seen, folder / f"map_{number}.png"),
+            drawn.append(Drawing(plots.draw_map(one.original, share, one.seen, folder / f"map_{number}.png"),
                                  f"{method}: test images on the two main directions of its embedding; hollow: not seen "
                                  "in training. Generators that lie among the grey photographs are hard to "
                                  "detect."))  # fmt: skip
         if one.frame["view"].nunique() > 1:
             content = measure_robustness(one.frame, pairs, sorted(one.seen), bootstrap, reals)
-            drawn.append(Drawing(plot_robustness(content, folder / f"robustness_{number}.png"),
+            drawn.append(Drawing(plots.plot_robustness(content, folder / f"robustness_{number}.png"),
                                  f"{method}: mAP of degraded images; dashed: as they are. A line that falls towards "
                                  "0.5 shows what hides the fakes."))  # fmt: skip
     return drawn
@@ -189,54 +149,52 @@ def _intervals(folder: Path, comparison: Comparison, metric: str) -> Drawing:
     sections = {row.name: row.section for row in found}
     chance = {row.name: comparison.chance(row.key) if metric == "ap" else 0.5 for row in found if metric != "accuracy"}
     title = f"{TITLES[metric]} with 95 % intervals"
-    picture = plot_intervals(listed, title, folder / f"{metric}.png", sections, chance)
+    picture = plots.plot_intervals(listed, title, folder / f"{metric}.png", sections, chance)
     if metric == "accuracy":
         return Drawing(picture, "Share of reals called real, for each collection, and of fakes called fake")
     dotted = "a guess, the share of fakes" if metric == "ap" else "a guess"
-    means = {
-        row.name: sum(cell.value for cell in row.cells.values())
-        for row in found
-        if row.section not in ("mean", "all", "real")
-    }
-    known_means = {name: value for name, value in means.items() if value == value}
-    hardest = f"; hardest here: {min(known_means, key=known_means.__getitem__)}" if len(known_means) > 1 else ""
+    sums = {row.name: sum(cell.value for cell in row.cells.values()) for row in found if row.section != "mean"}
+    known = pd.Series(sums, dtype=float).dropna()
+    hardest = f"; hardest here: {known.idxmin()}" if len(known) > 1 else ""
     return Drawing(picture, f"{metric.upper()} of each generator and means, a line for each method. Further right is "
                             f"better, and lines that overlap hardly differ{hardest}. Dotted: {dotted}.")  # fmt: skip
 
 
-def galleries(first: dict[str, Read], comparison: Comparison, seen: set[str]) -> list[Gallery]:
+def _galleries(first: dict[str, Read], comparison: Comparison, seen: set[str]) -> list[Gallery]:
     """Collect the small pictures: real images, fakes of each generator, the most confident errors of each method."""
-    one, styles, found = first[comparison.baseline], styles_of(comparison.generators), []
-    for (label, kind), group in examples(one.original).groupby(["label", "generator"], sort=True):
+    one, marks, found = first[comparison.baseline], _marks(comparison), []
+    for (label, kind), group in predictions.examples(one.original).groupby(["label", "generator"], sort=True):
         name = str(kind)
-        title = f"fakes of {name}{known(name, 1, seen)}" if label else f"real images ({name})".replace(" (real)", "")
-        colour, marker = styles[name] if label else (REAL_COLOUR, "o")
-        pictures = [Shown(one.pictures[path], path) for path in group["path"] if path in one.pictures]
-        found += [Gallery(title, pictures, (colour, SIGNS[marker]))] if pictures else []
+        title = f"real images ({name})".replace(" (real)", "")
+        title = f"fakes of {name}{plots.known(name, 1, seen)}" if label else title
+        pictures = [_picture(one, path) for path in group["path"] if path in one.pictures]
+        mark = marks[name] if label else (REAL_COLOUR, SIGNS["o"])
+        found += [Gallery(title, pictures, mark)] if pictures else []
     for method in dict.fromkeys([comparison.best, *comparison.methods]):
         one = first[method]
         threshold = (one.info.get("operating_point") or {}).get("threshold")
-        for title, table in zip(("real images taken for fakes", "fakes taken for real"),
-                                confident_errors(one.original, threshold, len(one.original)), strict=True):  # fmt: skip
+        errors = predictions.confident_errors(one.original, threshold, len(one.original))
+        for title, table in zip(("real images taken for fakes", "fakes taken for real"), errors, strict=True):
             pictures = []
-            for _, row in table.iterrows():
-                if row["path"] not in one.pictures:  # only the first ones of this order have pictures
+            for path, generator, score in table[["path", "generator", "score"]].itertuples(index=False):
+                if path not in one.pictures:  # only the first ones of this order have pictures
                     break
-                score = f", score {row['score']:.2f}" if row["score"] == row["score"] else ""
-                pictures.append(Shown(one.pictures[row["path"]], row["path"], f"{row['generator']}{score}"))
+                pictures.append(_picture(one, path, generator + (f", score {score:.2f}" if score == score else "")))
             found += [Gallery(f"{method}: {title}", pictures, method=method)] if pictures else []
     return found
 
 
-def provenance_of(read: list[Read]) -> dict[str, str]:
-    """Format the info of each file's run as text, without the scores that its operating point holds."""
-    told = {}
-    for one in read:
-        info = dict(one.info)
-        if point := info.get("operating_point"):
-            info["operating_point"] = {k: value for k, value in point.items() if not isinstance(value, dict | list)}
-        told[f"{one.method}, seed {one.seed}: {one.path}"] = json.dumps(info, indent=2, ensure_ascii=False)
-    return told
+def _picture(one: Read, path: str, caption: str = "") -> dict[str, str]:
+    data = "data:image/jpeg;base64," + b64encode(one.pictures[path]).decode()
+    return {"data": data, "path": path, "caption": caption}
+
+
+def _provenance(one: Read) -> str:
+    """Format the info of a file's run as text, without the scores that its operating point holds."""
+    point = one.info.get("operating_point") or {}
+    short = {key: value for key, value in point.items() if not isinstance(value, dict | list)}
+    info = {**one.info, "operating_point": short} if point else one.info
+    return json.dumps(info, indent=2, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -250,28 +208,23 @@ class Report:
 
 
 def report_on(config: DictConfig, overrides: list[str]) -> Report:
-    """Write report.html, summary.json, table.csv, table.md and figures from predictions files.
-
-    Raises:
-        UserError: a file is no predictions file, or they are of different data.
-    """
+    """Write report.html, summary.json, table.csv, table.md and figures; UserError for no or unlike predictions."""
     check_config(config)
-    return write_report(read_files(plain(config.predictions)), config, ["fakedet", "report", *overrides])
+    return write_report(predictions.read_files(plain(config.predictions)), config, ["fakedet", "report", *overrides])
 
 
 def write_report(
     read: list[Read], config: DictConfig, command: list[str], runs: Sequence[Run] = (), failures: Sequence[str] = (),
     caveats: Sequence[str] = (), trained: bool = False,
 ) -> Report:  # fmt: skip
-    """Write the report of predictions that have been read.
+    """Write the report of at least one predictions file.
 
     Args:
-        read: at least one.
+        read: the files; ``trained``: they lie in the folders of their training runs.
         config: output_dir, overwrite, baseline, pairs, title and bootstrap.
         command: how to make it again.
         runs: that wrote the predictions, in the same order; empty where only the files are known.
         failures, caveats: jobs without a result, one line each; sentences that the page shows before its numbers.
-        trained: whether the predictions lie in the folders of the runs.
 
     Raises:
         UserError: the files are of different data, or there is no such baseline.
@@ -280,7 +233,7 @@ def write_report(
     if config.pairs is not None and not OmegaConf.is_dict(config.pairs):
         raise UserError(f"pairs={config.pairs}: a mapping of generators to their reals, such as {{gan: real}}")
     pairs = pairs_of(read) if config.pairs is None else plain(config.pairs)
-    bootstrap: dict[str, int] = OmegaConf.to_container(config.bootstrap)  # type: ignore[assignment]
+    bootstrap, reals = plain(config.bootstrap), _reals(read)
     comparison = _compare(read, config.baseline, pairs, bootstrap)
     first = {one.method: one for one in reversed(read)}
     folder = open_folder(config.output_dir, config.overwrite)
@@ -289,10 +242,8 @@ def write_report(
     unseen = comparison.members("map_unseen")
     of_runs = [_run_row(run, one, unseen) for run, one in zip(runs, read, strict=bool(runs))]
     table = of_runs or [_row(one) for one in read]
-    summary = {**comparison.to_dict(), "opening": opening(comparison), "verdict": verdict(comparison),
-               "failures": list(failures), "runs": table,
-               "provenance": facts}  # fmt: skip
-    write_json(folder / "summary.json", summary)
+    words = {"opening": opening(comparison), "verdict": verdict(comparison), "failures": list(failures)}
+    write_json(folder / "summary.json", {**comparison.to_dict(), **words, "runs": table, "provenance": facts})
     write_csv(comparison, folder / "table.csv")
     write_markdown(comparison, folder / "table.md")
     headers = read[0].info.get("shortcut") or {}
@@ -300,9 +251,10 @@ def write_report(
     noted = [*_pairing(read, pairs, given=config.pairs is not None), *_caveats(read, shortcuts)]
     page = Page(
         title=str(config.title), comparison=comparison, runs=table, failures=failures, shortcuts=shortcuts,
-        figures=figures(folder, comparison, first, pairs, bootstrap, _reals(read), trained),
-        galleries=galleries(first, comparison, {name for one in read for name in one.seen}),
-        provenance=provenance_of(read), caveats=[*caveats, *noted],
+        figures=_figures(folder, comparison, first, pairs, bootstrap, reals, trained),
+        galleries=_galleries(first, comparison, {name for one in read for name in one.seen}),
+        provenance={f"{one.method}, seed {one.seed}: {one.path}": _provenance(one) for one in read},
+        caveats=[*caveats, *noted],
         facts=_facts(facts, read, runs, time.perf_counter() - started), command=again(facts["command"]),
     )  # fmt: skip
     write_page(page, folder / "report.html")
@@ -341,14 +293,12 @@ def _pairing(read: list[Read], pairs: Pairs | None, given: bool) -> list[str]:
     """Say what a reader would not expect of the reals that generators are compared with; ``given``: by the user."""
     reals = _reals(read)
     told: dict[str, dict[str, None]] = {}
+    keys = {"in its metrics.json": "pairs", "in training": "training_pairs"}
     for one in read:
-        notes = one.info.get("pairing_notes", [])
-        if given:
-            keys = {"in its metrics.json": "pairs", "in training": "training_pairs"}
-            others = {words: one.info.get(key) for words, key in keys.items() if key in one.info}
+        notes = one.info.get("pairing_notes")
+        if given or notes is None:  # None: another program's file
+            others = {words: one.info.get(key) for words, key in keys.items() if given and key in one.info}
             notes = pairing_notes(one.original, pairs, others, reals)
-        elif "pairing_notes" not in one.info:  # another program's file
-            notes = pairing_notes(one.original, pairs, None, reals)
         for note in notes:
             told.setdefault(str(note), {})[one.method] = None
     methods = len({one.method for one in read})
@@ -368,11 +318,10 @@ def _facts(facts: Mapping[str, Any], read: list[Read], runs: Sequence[Run], seco
         "fakedet": facts["fakedet"],
         "git": git["commit"][:12] + " with uncommitted changes" * git["dirty"] if git else "not a checkout",
         "packages": ", ".join(f"{name} {version}" for name, version in facts["packages"].items()),
-        "machine": f"{facts['cpus']} CPUs, {facts['platform']}, Python {facts['python']}",
-        "made": facts["started"],
+        "machine": f"{facts['cpus']} CPUs, {facts['platform']}, Python {facts['python']}", "made": facts["started"],
         "trained on": ", ".join(sorted({name for one in read for name in one.seen})) or "no fakes",
         "time": f"{seconds:.1f} s for this page",
-    }
+    }  # fmt: skip
     if runs:
         told["manifest (sha256)"] = runs[0].facts["manifest_sha256"]
         trained = {method: sum(run.facts["seconds"]["all"] for run in runs if run.method == method)
@@ -392,7 +341,7 @@ def _caveats(read: list[Read], shortcuts: Mapping[str, Interval]) -> list[str]:
         told.append(f"Format, size and compression alone tell {', '.join(by_headers)} (AUC above {SHORTCUT}): the "
                     "detectors' numbers there may be this shortcut.")  # fmt: skip
     for method in dict.fromkeys(one.method for one in read):
-        own = dict.fromkeys(differences([one.info for one in read if one.method == method]))
+        own = dict.fromkeys(predictions.differences([one.info for one in read if one.method == method]))
         if len(own) > 1:
             told.append(f"{method} stands for runs of different configs: {'; '.join(own)}.")
     return list(dict.fromkeys(told))
@@ -423,14 +372,13 @@ def _run_row(run: Run, one: Read, unseen: Sequence[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
-    """One run's folder; ``given`` are its overrides as they were given."""
+    """One run's folder."""
 
     folder: Path
     method: str
-    given: Sequence[str]
-    seed: int
+    given: Sequence[str]  # its overrides as they were given
     facts: dict[str, Any]  # content of run.json; empty for a run that has not finished
     failure: str  # why it failed; "" for a run that did not, was stopped or is under way
     flags: Sequence[str] = ()  # of the command line that trains it, besides its overrides
@@ -439,6 +387,16 @@ class Run:
     def overrides(self) -> dict[str, str]:
         """Key → value of what it overrides."""
         return dict(str(item).lstrip("+~").partition("=")[::2] for item in self.given)
+
+    @property
+    def seed(self) -> int:
+        """The seed of a finished run, else the one that its overrides name."""
+        return int(self.facts.get("seed", self.overrides.get("seed", 0)))
+
+    @property
+    def has_result(self) -> bool:
+        """Whether it has finished and left predictions."""
+        return bool(self.facts) and (self.folder / "predictions.parquet").is_file()
 
 
 def ended_jobs(root: str | Path) -> list[dict[str, Any]]:
@@ -460,13 +418,9 @@ def method_label(overrides: Mapping[str, str]) -> str:
 def compare_runs(config: DictConfig, overrides: list[str], command: list[str] | None = None) -> list[Report]:
     """Compare all finished runs below some folders, seeds of the same overrides taken together.
 
-    A study's folder knows its methods, their order, its baseline, title and caveats. Each manifest of ``also`` that
-    runs were scored on gets a report of its own, in on_NAME below the output folder.
-
-    ``command`` makes the report again; None stands for `fakedet compare` with these overrides.
-
-    Returns:
-        The report on the runs' own test split, then one for each further manifest.
+    A study's folder knows its methods, their order, its baseline, title and caveats. The first report is on the runs'
+    own test split; each manifest of ``also`` that runs were scored on gets another one, in on_NAME below the output
+    folder. ``command`` makes them again; None stands for `fakedet compare` with these overrides.
 
     Raises:
         UserError: there is no finished run, or they were evaluated on different data.
@@ -478,7 +432,7 @@ def compare_runs(config: DictConfig, overrides: list[str], command: list[str] | 
     failures = [line for run in runs if (line := _describe(run))]
     for line in failures:
         log.warning("%s", line)
-    done = [run for run in runs if run.facts and (run.folder / "predictions.parquet").is_file()]
+    done = [run for run in runs if run.has_result]
     if not done:
         raise UserError(f"runs={given}: there is no finished run with predictions.parquet below")
     config = config.copy()
@@ -497,8 +451,7 @@ def compare_runs(config: DictConfig, overrides: list[str], command: list[str] | 
                 log.warning("no comparison on %s: the baseline '%s' has not been scored on it", name, config.baseline)
                 continue
         files = [run.folder / place / "predictions.parquet" for run in scored]
-        read = [Read(run.method, run.seed, path, *read_predictions(path), read_pictures(path))
-                for run, path in zip(scored, files, strict=True)]  # fmt: skip
+        read = [predictions.read_file(path, run.method, run.seed) for run, path in zip(scored, files, strict=True)]
         caveats = study.get("caveats") or ()
         reports.append(write_report(read, config, command, scored, failures, caveats, trained=not place))
     return reports
@@ -513,24 +466,12 @@ def _planned(root: Path, study: Mapping[str, Any]) -> list[Run]:
         folder = root / job["folder"]
         failure = (_json(folder / FAILURE) or {}).get("error") or ended.get(number) or ""
         facts = _json(folder / "run.json") or {}
-        runs.append(Run(folder, job["method"], job["overrides"], job["seed"], facts, failure, flags))
+        runs.append(Run(folder, job["method"], job["overrides"], facts, failure, flags))
     return runs
 
 
-def _not_begun(root: Path, method: str) -> Iterator[Run]:
-    """Yield the jobs of a multirun that failed before they had a folder."""
-    for job in ended_jobs(root):
-        if job["error"] and not Path(job["folder"], "config.yaml").is_file():
-            run = Run(Path(job["folder"]), method, job["overrides"], 0, {}, job["error"], job["flags"])
-            yield replace(run, seed=int(run.overrides.get("seed", 0)))
-
-
 def _found(given: Any) -> list[Run]:
-    """Find the runs below a folder, several, or method → its folder or folders.
-
-    Where the user does not name the methods, they are named by the overrides that differ, then by what else differs in
-    their configs, and sorted by name and seed.
-    """
+    """Find the runs below a folder, several, or method → its folder(s); sorted where the user names no methods."""
     named = given if isinstance(given, Mapping) else {"": given}
     found: dict[Path, Run] = {}
     roots = [(str(method), Path(str(root))) for method, listed in named.items()
@@ -543,29 +484,34 @@ def _found(given: Any) -> list[Run]:
             # Stage 1 has no config of its own, and reports and evaluations have no model.
             if not (folder / "overrides.yaml").is_file() or "model" not in OmegaConf.load(path):
                 continue
-            facts = _json(folder / "run.json") or {}
-            listed: Any = OmegaConf.to_container(OmegaConf.load(folder / "overrides.yaml"))
-            run = Run(folder, method, listed, 0, facts, (_json(folder / FAILURE) or {}).get("error", ""))
-            seed = int(facts.get("seed", run.overrides.get("seed", 0)))
-            found.setdefault(folder.resolve(), replace(run, seed=seed))
-        found |= {run.folder: run for run in _not_begun(root, method)}
+            facts, failure = _json(folder / "run.json") or {}, (_json(folder / FAILURE) or {}).get("error", "")
+            given_here: Any = OmegaConf.to_container(OmegaConf.load(folder / "overrides.yaml"))
+            found.setdefault(folder.resolve(), Run(folder, method, given_here, facts, failure))
+        for job in ended_jobs(root):
+            folder = Path(job["folder"])
+            if job["error"] and not (folder / "config.yaml").is_file():  # it failed before it had a folder
+                found[folder] = Run(folder, method, job["overrides"], {}, job["error"], job["flags"])
     runs = list(found.values())
-    if isinstance(given, Mapping):
-        return runs
+    if not isinstance(given, Mapping):
+        _name(runs)
+        runs.sort(key=lambda run: (run.method, run.seed))
+    return runs
+
+
+def _name(runs: list[Run]) -> None:
+    """Name the methods of runs by the overrides that differ, then by what else differs in their configs."""
     keys = dict.fromkeys(key for run in runs if run.facts for key in run.overrides if not key.startswith(NOT_COMPARED))
     differing = [key for key in keys if len({run.overrides.get(key) for run in runs if run.facts}) > 1]
-    for place, run in enumerate(runs):
-        label = method_label({key: run.overrides[key] for key in differing if key in run.overrides})
-        if not label and (run.folder / "config.yaml").is_file():
-            label = str(OmegaConf.load(run.folder / "config.yaml").name)
-        runs[place] = replace(run, method=label)
-    files = {place: run.folder / "predictions.parquet" for place, run in enumerate(runs) if run.facts}
-    files = {place: path for place, path in files.items() if path.is_file()}
-    names = name_methods([(runs[place].method, runs[place].seed, path, read_info(path))
-                          for place, path in files.items()])  # fmt: skip
-    for place, name in zip(files, names, strict=True):
-        runs[place] = replace(runs[place], method=name)
-    return sorted(runs, key=lambda run: (run.method, run.seed))
+    for run in runs:
+        run.method = method_label({key: run.overrides[key] for key in differing if key in run.overrides})
+        if not run.method and (run.folder / "config.yaml").is_file():
+            run.method = str(OmegaConf.load(run.folder / "config.yaml").name)
+    done = [run for run in runs if run.has_result]
+    paths = [run.folder / "predictions.parquet" for run in done]
+    names = predictions.name_methods([(run.method, run.seed, path, predictions.read_info(path))
+                                      for run, path in zip(done, paths, strict=True)])  # fmt: skip
+    for run, name in zip(done, names, strict=True):
+        run.method = name
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -25,23 +25,12 @@ from fakedet.data.degrade import ORIGINAL, View, make_views
 from fakedet.data.manifest import Quarantine
 from fakedet.data.sampler import EvaluationSampler
 from fakedet.errors import UserError
+from fakedet.evaluation import score
 from fakedet.evaluation.plots import plot_robustness
 from fakedet.evaluation.predictions import MAP, called_fake
-from fakedet.evaluation.score import (
-    apply_operating_point,
-    info_of,
-    known_reals,
-    map_embeddings,
-    measure_predictions,
-    predict,
-    score_split,
-    small_pictures,
-    used_for_fitting,
-    write_results,
-)
 from fakedet.methods.base import Detector, gather_records
 from fakedet.metrics.bootstrap import Interval, percentile_interval
-from fakedet.metrics.decisions import Accuracy, accuracies
+from fakedet.metrics.decisions import accuracies
 from fakedet.metrics.pairing import real_counterparts
 from fakedet.metrics.per_generator import bootstrap_statistics
 from fakedet.utils import is_main_process, open_folder, plain, provenance, threads, write_config, write_json
@@ -57,8 +46,7 @@ def score_views(
 ) -> pd.DataFrame:
     """Score all views of a split; each image is decoded once for all of them.
 
-    Returns:
-        Columns id, view, logit, trace_distance: a row per image and view, in manifest order; the rows of all ranks.
+    Returns id, view, logit, trace_distance: a row per image and view, in manifest order; the rows of all ranks.
     """
     dataset = RobustDataset(datamodule.image_source, views, datamodule.eval_policy, datamodule.crop_size)
     images = max(1, 256 // (len(views) * dataset.crops))  # at most 256 crops at a time
@@ -66,7 +54,7 @@ def score_views(
     sampler = EvaluationSampler(ids, images, trainer.global_rank, trainer.world_size)
     loader = make_loader(dataset, sampler, datamodule.num_workers, datamodule.seed)
     columns = ("id", "view", "logit", "trace_distance")
-    own = pd.DataFrame(predict(trainer, method, loader, columns, f"{len(views)} views"))
+    own = pd.DataFrame(score.predict(trainer, method, loader, columns, f"{len(views)} views"))
     frame = pd.concat(gather_records([own]), ignore_index=True).sort_values("id", kind="stable", ignore_index=True)
     names = np.asarray([view.name for view in views], dtype=object)
     return frame.assign(view=names[frame["view"].astype(int)])
@@ -94,31 +82,27 @@ def measure_robustness(
     table = bootstrap_statistics(original, logits, pairs, seen, resamples, seed, known_reals)
     alone = accuracies(original, {name: called_fake(rows) for name, rows in views.items()}, resamples, seed)
 
-    def entry(name: str, place: str) -> dict[str, Any]:
-        drop = table.difference(ORIGINAL, name, "ap", place)
-        return {**table.interval(name, "ap", place).to_dict(), "drop": drop.to_dict()}
+    def with_drop(found: Interval, drop: Interval) -> dict[str, Any]:
+        return {**found.to_dict(), "drop": drop.to_dict()}
 
-    def share(name: str, row: Accuracy) -> dict[str, Any]:
-        value = row.points[name] - row.points[ORIGINAL]
-        drop = percentile_interval(value, row.samples[name] - row.samples[ORIGINAL])
-        return {**row.interval(name).to_dict(), "drop": drop.to_dict()}
-
-    places = ("map", "map_seen", "map_unseen", *table.generators)
-    classes = {kind: alone[key] for key, kind in (("reals", "acc_real"), ("fakes", "acc_fake")) if key in alone}
-    return {
-        name: {place: entry(name, place) for place in places}
-        | {kind: share(name, row) for kind, row in classes.items()} for name in logits
-    }  # fmt: skip
+    content: dict[str, Any] = {}
+    for name in logits:
+        content[name] = {
+            place: with_drop(table.interval(name, "ap", place), table.difference(ORIGINAL, name, "ap", place))
+            for place in ("map", "map_seen", "map_unseen", *table.generators)
+        }
+        for key, kind in (("reals", "acc_real"), ("fakes", "acc_fake")):
+            if row := alone.get(key):
+                value = row.points[name] - row.points[ORIGINAL]
+                drop = percentile_interval(value, row.samples[name] - row.samples[ORIGINAL])
+                content[name][kind] = with_drop(row.interval(name), drop)
+    return content
 
 
 def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
-    """Score one split of a manifest and write predictions.parquet and metrics.json.
+    """Score one split of a manifest, write predictions.parquet and metrics.json, and return the latter's content.
 
-    Returns:
-        metrics.json's content; None on ranks other than zero.
-
-    Raises:
-        UserError: anything wrong with checkpoint, manifest, split or folder.
+    None on ranks other than zero. UserError for anything wrong with checkpoint, manifest, split or folder.
     """
     facts = provenance(["fakedet", "evaluate", *overrides])
     check_config(config)
@@ -128,41 +112,39 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
     datamodule.require(split)
     if datamodule.pairs is None and method.info["pairs"]:
         datamodule.pairs = _training_pairs(method.info["pairs"], datamodule, split)
-    used = used_for_fitting(method, datamodule, split)
+    used = score.used_for_fitting(method, datamodule, split)
     _check_split(used, method, datamodule, split, config.force)
     folder = Path(config.output_dir)
     if is_main_process():
         folder = open_folder(folder, config.overwrite)
         write_config(folder, config, overrides)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
-    trainer = build_trainer(
-        plain(config.trainer), enable_progress_bar=sys.stdout.isatty(), logger=False, enable_checkpointing=False
-    )
+    shown = sys.stdout.isatty()
+    trainer = build_trainer(plain(config.trainer), enable_progress_bar=shown, logger=False, enable_checkpointing=False)
     views = make_views(plain(config.robustness))
     point, seen = method.operating_point, method.info["seen_generators"]
     with threads(config.threads):
-        frame = apply_operating_point(point, score_split(trainer, method, datamodule, split))
+        frame = score.apply_operating_point(point, score.score_split(trainer, method, datamodule, split))
         records = gather_records(method.quarantined)
         degraded = score_views(trainer, method, datamodule, split, views) if len(views) > 1 else None
-        frame, share = map_embeddings(trainer, method, datamodule, frame)
+        frame, share = score.map_embeddings(trainer, method, datamodule, frame)
         if not trainer.is_global_zero:
             return None
-        metrics = measure_predictions(frame, datamodule, method, bootstrap)
-        pictures = small_pictures(datamodule, frame, point, config.pictures)
+        metrics = score.measure_predictions(frame, datamodule, method, bootstrap)
+        pictures = score.small_pictures(datamodule, frame, point, config.pictures)
         if degraded is not None:
             described = frame[[name for name in frame if name == "id" or name not in SCORED]]
-            degraded = apply_operating_point(point, degraded.merge(described, on="id", how="inner"))
+            degraded = score.apply_operating_point(point, degraded.merge(described, on="id", how="inner"))
             _write_robustness(folder, degraded, datamodule, seen, bootstrap)
             frame = pd.concat([frame, degraded[degraded["view"] != ORIGINAL]], ignore_index=True)
     metrics["data_was_used_for"] = used or None
     info = {
-        **info_of(method, datamodule, metrics), "checkpoint": str(config.checkpoint), "split": split,
-        "data_was_used_for": used or None,
-        "run": facts, "map_share": share,
+        **score.info_of(method, datamodule, metrics), "checkpoint": str(config.checkpoint), "split": split,
+        "data_was_used_for": used or None, "run": facts, "map_share": share,
         "shortcut": header_audit(datamodule, split) if config.header_audit else {},
     }  # fmt: skip
     quarantine = Quarantine.from_records(records, datamodule.manifest, (split,))
-    write_results(folder, frame, metrics, quarantine, info, pictures)
+    score.write_results(folder, frame, metrics, quarantine, info, pictures)
     write_json(folder / "run.json", {**facts, "manifest_sha256": datamodule.manifest.sha256})
     quarantine.check(datamodule.max_quarantine)
     return metrics
@@ -171,7 +153,7 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
 def _write_robustness(
     folder: Path, frame: pd.DataFrame, datamodule: DataModule, seen: list[str], bootstrap: Mapping[str, int]
 ) -> None:
-    content = measure_robustness(frame, datamodule.pairs, seen, bootstrap, known_reals(datamodule))
+    content = measure_robustness(frame, datamodule.pairs, seen, bootstrap, score.known_reals(datamodule))
     images = int(frame["id"].nunique())
     write_json(folder / "robustness.json", {"views": content, "n_images": images, "decoded": images})
     plot_robustness(content, folder / "robustness.png")
@@ -191,10 +173,8 @@ def _write_robustness(
 def _check_split(used: str, method: Detector, datamodule: DataModule, split: str, force: bool) -> None:
     """Refuse a split that the detector was trained or fitted on, unless forced; log which split is scored."""
     if used and not force:
-        raise UserError(
-            f"split={split}: this split was used for {used} this detector, so results on it flatter; take "
-            "another one, or pass force=true and have it marked in every output"
-        )
+        raise UserError(f"split={split}: this split was used for {used} this detector, so results on it flatter; take "
+                        "another one, or pass force=true and have it marked in every output")  # fmt: skip
     if used:
         log.warning("this split was used for %s this detector: its results flatter", used)
     elif method.operating_point is None:
@@ -225,7 +205,7 @@ def _training_pairs(pairs: Mapping[str, Any], datamodule: DataModule, split: str
     fakes = rows.loc[rows["label"] == 1, "generator"].unique().tolist()
     kept = {key: value for key, value in pairs.items() if any(fnmatchcase(name, key) for name in fakes)}
     try:
-        real_counterparts(rows, kept, known_reals(datamodule))
+        real_counterparts(rows, kept, score.known_reals(datamodule))
     except UserError as error:
         log.warning("the training's data.pairs are not used, because they do not fit these data: %s", error)
         return None

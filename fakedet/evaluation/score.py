@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from fakedet.data.decode import DecodeError, decode_image
 from fakedet.data.manifest import Quarantine, hold_out
 from fakedet.errors import UserError
 from fakedet.evaluation.plots import project
-from fakedet.evaluation.predictions import MAP, called_fake, confident_errors, examples, write_predictions
+from fakedet.evaluation.predictions import MAP, ORIGINAL, called_fake, confident_errors, examples, write_predictions
 from fakedet.methods.base import Detector
 from fakedet.metrics.calibration import KINDS
 from fakedet.metrics.decisions import OperatingPoint, accuracies, decision_statistics, fit_operating_point
@@ -36,8 +37,7 @@ MAPPED = 800  # images in the embedding map: enough to see clusters, few enough 
 def score_split(trainer: Trainer, method: Detector, datamodule: DataModule, split: str) -> pd.DataFrame:
     """Score every image of a split once, by ``trainer.validate`` for "val" and ``trainer.test`` for others.
 
-    Returns:
-        One row per readable image, in the order of the manifest; the rows of all ranks, on every rank.
+    Returns one row per readable image, in the order of the manifest; the rows of all ranks, on every rank.
     """
     if split == "val":
         trainer.validate(method, datamodule=datamodule, verbose=False)  # type: ignore[arg-type]
@@ -46,26 +46,18 @@ def score_split(trainer: Trainer, method: Detector, datamodule: DataModule, spli
         trainer.test(method, datamodule=datamodule, verbose=False)  # type: ignore[arg-type]
     assert method.metric is not None
     rows = {key: value.cpu().numpy() for key, value in method.metric.rows().items()}
-    return datamodule.manifest.frame.loc[rows["id"]].reset_index(names="id").assign(
-        view="original",
-        crop=f"{datamodule.eval_policy}{datamodule.crop_size}",
-        logit=rows["logit"].astype(np.float64),
-        trace_distance=rows["distance"].astype(np.float64),
-    )  # fmt: skip
+    scores = {"logit": rows["logit"].astype(np.float64), "trace_distance": rows["distance"].astype(np.float64)}
+    frame = datamodule.manifest.frame.loc[rows["id"]].reset_index(names="id")
+    return frame.assign(view=ORIGINAL, crop=f"{datamodule.eval_policy}{datamodule.crop_size}", **scores)
 
 
 def predict(
     trainer: Trainer, method: Detector, loader: Any, columns: tuple[str, ...], what: str
 ) -> dict[str, NDArray[Any]]:
-    """Score the images of a loader by ``trainer.predict``; call it on every rank.
+    """Score this rank's images of a loader by ``trainer.predict``; call it on every rank.
 
-    Args:
-        loader: gives this rank's batches.
-        columns: entries of the batch or of :class:`fakedet.methods.base.Scores`.
-        what: name of the work, for the progress bar.
-
-    Returns:
-        Each column, (N, ...), on the CPU, floats as float64; N may be 0.
+    ``columns`` are entries of the batch or of :class:`fakedet.methods.base.Scores`, ``what`` names the work in the
+    progress bar. Returns each column, (N, ...), on the CPU, floats as float64; N may be 0.
     """
     collector = _Collector(columns)
     trainer.callbacks.append(collector)  # type: ignore[attr-defined]
@@ -116,13 +108,10 @@ def check_operating_point(rate: float, calibration: str) -> None:
 def fit_on_validation(
     trainer: Trainer, method: Detector, datamodule: DataModule, rate: float, calibration: str, checkpoint: Path
 ) -> None:
-    """Fit the operating point on the validation split and write it into the checkpoint and the method.
+    """Fit the operating point on the validation split and write it into the method and the checkpoint.
 
-    Args:
-        trainer, method, datamodule: of the training; the method has the chosen weights.
-        rate: share of reals that may be called fake.
-        calibration: one of :data:`fakedet.metrics.calibration.KINDS`.
-        checkpoint: of the chosen weights; it is rewritten.
+    ``method`` has the chosen weights, ``checkpoint`` holds them; ``rate`` is the share of reals that may be called
+    fake, ``calibration`` one of :data:`fakedet.metrics.calibration.KINDS`.
     """
     # limit_val_batches shortens the validation of an epoch; the operating point is fitted on all images. Without
     # loggers, because the curves show the training and end with it.
@@ -156,14 +145,10 @@ def used_for_fitting(method: Detector, datamodule: DataModule, split: str) -> st
     """
     if method.info.get("manifest_sha256") != datamodule.manifest.sha256:
         return ""
-    rows = datamodule.manifest.rows(split).index
-    held_out = method.info.get("held_out", ((), "test"))
-    made_with = hold_out(datamodule.as_read, *held_out).frame["split"].loc[rows]
-    point = method.operating_point
-    fitted = () if point is None else (point.split,)
-    if (made_with.isin(("train", "val")) & ~made_with.isin(fitted)).any():
-        return "training"
-    return "fitting" if made_with.isin(fitted).any() else ""
+    made_with = hold_out(datamodule.as_read, *method.info.get("held_out", ((), "test"))).frame["split"]
+    found = set(made_with.loc[datamodule.manifest.rows(split).index])
+    fitted = {method.operating_point.split} if method.operating_point else set()
+    return "training" if found & ({"train", "val"} - fitted) else "fitting" if found & fitted else ""
 
 
 def apply_operating_point(point: OperatingPoint | None, frame: pd.DataFrame) -> pd.DataFrame:
@@ -171,29 +156,24 @@ def apply_operating_point(point: OperatingPoint | None, frame: pd.DataFrame) -> 
     logits = frame["logit"].to_numpy(dtype=np.float64)
     if point is None:
         return frame.assign(score=1 / (1 + np.exp(-np.clip(logits, -700, 700))), p_value=np.nan, verdict="")
-    p_values = np.full(len(frame), np.nan)
-    if point.reference is not None:
-        p_values = point.reference.p_values(logits, frame["trace_distance"].to_numpy(dtype=np.float64))
+    p_values = point.reference.p_values(logits, frame["trace_distance"]) if point.reference else np.nan
     verdict = np.where(logits > point.threshold, "fake", "real")
     return frame.assign(score=point.calibration(logits), p_value=p_values, verdict=verdict)
 
 
 def known_reals(datamodule: DataModule) -> set[str]:
     """Return the names of all reals of a manifest: pairs may name reals that are in another split."""
-    everything = datamodule.manifest.frame
-    reals = everything[everything["label"] == 0]
+    reals = datamodule.manifest.frame.query("label == 0")
     return (set(reals["generator"]) | set(reals["source"])) - {""}
 
 
 def measure_predictions(
     frame: pd.DataFrame, datamodule: DataModule, method: Detector, bootstrap: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Compute metrics.json's content from a predictions frame of the data module's manifest.
+    """Compute metrics.json's content from a predictions frame of the data module's manifest, a row per image.
 
-    Args:
-        frame: one row per image, with the scores of :func:`apply_operating_point`.
-        method: that scored them; without an operating point, there are no accuracies and no calibration.
-        bootstrap: resamples and seed.
+    It has the scores of :func:`apply_operating_point`. Where the method that scored it has no operating point, there
+    are no accuracies and no calibration. ``bootstrap``: resamples and seed.
     """
     resamples, seed, reals = int(bootstrap["resamples"]), int(bootstrap["seed"]), known_reals(datamodule)
     seen, trained, point = method.info["seen_generators"], method.info["pairs"], method.operating_point
@@ -238,9 +218,8 @@ def map_embeddings(
 ) -> tuple[pd.DataFrame, list[float]]:
     """Embed some images of a frame that has one row per image; call it on every rank.
 
-    Returns:
-        The frame with the images' places on the embedding map, and the share of variance on its two components
-        (empty where there are too few images for a map).
+    Returns the frame with the images' places on the embedding map, and the shares of variance on its two components
+    (empty where there are too few images for a map).
     """
     ids = frame["id"].to_numpy()
     if len(ids) > MAPPED:
@@ -265,19 +244,14 @@ def small_pictures(
     """
     threshold = point.threshold if point is not None and math.isfinite(point.threshold) else None
     worst = pd.concat([*confident_errors(frame, threshold, count), examples(frame).head(60 * count)])
-    worst = worst.drop_duplicates("path")
     pictures = {}
-    for path, row in zip(worst["path"].tolist(), worst["id"].tolist(), strict=True):
-        try:
+    for path, row in worst.drop_duplicates("path")[["path", "id"]].itertuples(index=False):
+        with suppress(DecodeError):  # it could be read a moment ago
             image = decode_image(datamodule.read_bytes(row))
-        except DecodeError:
-            continue  # it could be read a moment ago
-        scale = min(1.0, 224 / max(image.shape[:2]))
-        size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
-        small = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
-        done, jpeg = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])
-        if done:
-            pictures[str(path)] = jpeg.tobytes()
+            scale = min(1.0, 224 / max(image.shape[:2]))
+            size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
+            small = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
+            pictures[str(path)] = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
     return pictures
 
 
@@ -285,12 +259,9 @@ def write_results(
     folder: Path, frame: pd.DataFrame, metrics: dict[str, Any], quarantine: Quarantine, info: Mapping[str, Any],
     pictures: Mapping[str, bytes],
 ) -> None:  # fmt: skip
-    """Write predictions.parquet, metrics.json and, where images were unreadable, quarantine.csv.
+    """Write predictions.parquet (of all views), metrics.json and, where images were unreadable, quarantine.csv.
 
-    Args:
-        frame: the predictions of all views.
-        metrics, pictures: from :func:`measure_predictions` and :func:`small_pictures`.
-        info: of the detector and the run, for the predictions file; it has ``split`` and ``shortcut``.
+    ``info`` is of the detector and the run; the other arguments are what the functions above return.
     """
     write_predictions(frame, folder / "predictions.parquet", dict(info), pictures)
     lost = quarantine.lost(str(info["split"]), frame)

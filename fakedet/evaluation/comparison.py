@@ -134,12 +134,10 @@ def compare(
     none, their seeds are drawn independently.
 
     Args:
-        runs: method → (seed, predictions frame) of each of its runs.
-        baseline: one of the methods.
-        pairs: as for :func:`fakedet.metrics.pairing.real_counterparts`, like ``known_reals``.
+        runs: method → (seed, predictions frame) of each of its runs; ``baseline`` is one of the methods.
+        pairs, known_reals: as for :func:`fakedet.metrics.pairing.real_counterparts`.
         seen: generators seen in training; None where nobody knows.
-        n_resamples: of the bootstrap, like ``seed``.
-        level: of the intervals, in (0, 1).
+        n_resamples, seed, level: of the bootstrap and its intervals; the level is in (0, 1).
 
     Raises:
         UserError: a method without runs, an unknown baseline, or frames of different data.
@@ -255,11 +253,11 @@ def opening(comparison: Comparison) -> list[str]:
 
 def _sure(comparison: Comparison, different: Sequence[str]) -> str:
     seeds = min(len(own) for own in comparison.seeds.values())
-    times = f"{seeds} training run{'s' if seeds > 1 else ''} of each method"
-    if comparison.few_groups:
+    times = f"{seeds} training run{'s' * (seeds > 1)} of each method"
+    if few := comparison.few_groups:
         hint = f"; the difference of {_and(different)} to {comparison.baseline} is a hint only" if different else ""
-        return (f"How sure: not very. It rests on {comparison.few_groups} photographs or prompts and {times}, too few "
-                f"to trust the intervals{hint}.")  # fmt: skip
+        told = f"How sure: not very. It rests on {few} photographs or prompts and {times}"
+        return f"{told}, too few to trust the intervals{hint}."
     told = f"How sure: the {comparison.level:.0%} intervals are over {comparison.n_groups:,} photographs or prompts"
     if seeds < FEW_SEEDS:
         return f"{told}, but only {times}: they understate how much training varies."
@@ -326,11 +324,11 @@ def _sentences_of_accuracy(comparison: Comparison) -> list[str]:
         told.append(f"Of {row.n} " + what.format(comparison.baseline, values[comparison.baseline].text(".3f")) + ".")
         for method, gap in comparison.differences["accuracy"][key].items():
             says = f"is {gap.way} it" if gap.way else "does not differ from it"
-            told.append(f"{method} ({values[method].text('.3f')}) {says} by more than the interval: "
-                        f"{gap.interval.text('+.3f')}.")  # fmt: skip
+            interval = gap.interval.text("+.3f")
+            told.append(f"{method} ({values[method].text('.3f')}) {says} by more than the interval: {interval}.")
         if without := [method for method, value in values.items() if np.isnan(value.value)]:
-            told.append(f"{', '.join(without)}: without a threshold, so its scores alone are known; train with a "
-                        "validation split that has reals.")  # fmt: skip
+            told.append(f"{', '.join(without)}: without a threshold, so only scores are known; train with a validation "
+                        "split that has reals.")  # fmt: skip
     return told
 
 
@@ -360,15 +358,14 @@ def rows(comparison: Comparison, metric: str = "ap") -> list[Row]:
     values = comparison.values[metric]
     if metric == "accuracy":
         return _rows_of_accuracy(comparison)
-    listed = [
-        Row(name, name, section, f"{row.n_real} real ({against(row.rule, row.reals)}), {row.n_fake} fake", values[name])
-        for seen, section in SECTIONS.items()
-        for name, row in comparison.generators.items() if row.seen is seen
-    ]  # fmt: skip
+    listed = []
+    for name, row in sorted(comparison.generators.items(), key=lambda item: list(SECTIONS).index(item[1].seen)):
+        counts = f"{row.n_real} real ({against(row.rule, row.reals)}), {row.n_fake} fake"
+        listed.append(Row(name, name, SECTIONS[row.seen], counts, values[name]))
     for key, name in MEANS.items():
         members, left_out = mean_members(comparison.generators, key)
         if members:
-            counts = f"{len(members)} generator{'s' if len(members) > 1 else ''}"
+            counts = f"{len(members)} generator{'s' * (len(members) > 1)}"
             counts += f", without {', '.join(left_out)}" if left_out else ""
             listed.append(Row(name, key, "mean", counts, values[key]))
     return listed
@@ -406,10 +403,8 @@ def console_table(comparison: Comparison, title: str) -> Table:
         cells = [Text.assemble((row.name, "bold" if row.sums_up else ""), "\n", (row.below, "dim"))]
         for method in comparison.methods:
             value, _, interval = row.cells[method].text().partition(" ")
-            cell = Text(value)
-            if interval:
-                cell.append("\n").append(interval.strip("[]").replace(", ", "–"), "dim")
-            cells.append(cell)
+            below = ["\n", (interval.strip("[]").replace(", ", "–"), "dim")] if interval else []
+            cells.append(Text.assemble(value, *below))
         table.add_row(*cells)
     over = "(bootstrap over photographs or prompts, and seeds)" + "; means over generators" * (metric == "ap")
     table.caption = Text(f"{TITLES[metric]} with {comparison.level:.0%} interval {over}")
@@ -423,7 +418,7 @@ def write_csv(comparison: Comparison, path: Path) -> None:
         for row in rows(comparison, metric):
             for method, cell in row.cells.items():
                 line = {"metric": metric, "name": row.key, "section": row.section, "counts": row.counts,
-                        "method": method, "value": cell.value, "low": cell.low, "high": cell.high}  # fmt: skip
+                        "method": method, **vars(cell)}  # fmt: skip
                 if gap := by_name[row.key].get(method):
                     line |= {"difference": gap.interval.value, "difference_low": gap.interval.low,
                              "difference_high": gap.interval.high, "p": gap.p, "exceeds": gap.exceeds}  # fmt: skip

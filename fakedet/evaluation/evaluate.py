@@ -63,7 +63,7 @@ def score_views(
 def measure_robustness(
     frame: pd.DataFrame, pairs: Any, seen: list[str], bootstrap: Mapping[str, int], known_reals: set[str]
 ) -> dict[str, Any]:
-    """Measure mAP and accuracies of every view and their paired drop from the original.
+    """Measure mAP and accuracies of every view and their paired drop from the original, for robustness.json.
 
     Args:
         frame: the manifest's columns, view, logit and verdict, for all views.
@@ -72,8 +72,8 @@ def measure_robustness(
         bootstrap: resamples and seed.
 
     Returns:
-        robustness.json's content: view → {"map": {"value", "low", "high", "drop": ...}, ...}. "acc_real" and "acc_fake"
-        are the shares of all reals and all fakes that are classified correctly.
+        View → {"map": {"value", "low", "high", "drop": ...}, ...}; "acc_real" and "acc_fake" are the shares of all
+        reals and of all fakes that are classified correctly.
     """
     original = frame[frame["view"] == ORIGINAL].drop(columns="view").reset_index(drop=True)
     views = {str(name): rows.set_index("id").loc[original["id"]] for name, rows in frame.groupby("view", sort=False)}

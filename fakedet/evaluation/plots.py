@@ -55,30 +55,24 @@ def plot_curves(runs: Mapping[str, pd.DataFrame], path: Path) -> Path:
 
 
 def plot_scores(frame: pd.DataFrame, path: Path, seen: set[str] | None = None) -> Path:
-    """Draw a histogram of logits for the reals of each collection and the fakes of each generator.
-
-    ``seen`` are the generators seen in training; None where nobody knows.
-    """
-    groups = [
-        (str(name), label, rows["logit"].to_numpy(dtype=np.float64))
-        for label in (0, 1)
-        for name, rows in frame[frame["label"] == label].groupby("generator", sort=True)
-    ]
+    """Draw a histogram of logits for each collection and generator; ``seen``: in training, None where nobody knows."""
+    groups = [(str(name), label, own.to_numpy(dtype=np.float64))
+              for (label, name), own in frame.groupby(["label", "generator"], sort=True)["logit"]]  # fmt: skip
     styles = styles_of(name for name, label, _ in groups if label)
-    finite = [logits[np.isfinite(logits)] for _, _, logits in groups]
-    everything = np.concatenate([*finite, np.zeros(0)])
+    everything = frame["logit"].to_numpy(dtype=np.float64)
+    everything = everything[np.isfinite(everything)]
     low, high = np.percentile(everything, [0.2, 99.8]) if len(everything) else (-1.0, 1.0)
     edges = np.linspace(low, max(high, low + 1e-6), 49)
     names = [plain(f"{name}{known(name, label, seen)} (n={len(logits)})", CELLS) for name, label, logits in groups]
     figure = new_figure(WIDTH, 1.0 + sum(LINE * text.count("\n") + 0.7 for text in names))
     axes, foot = figure.subplots(), 0.0
-    for text, (name, label, _), logits in zip(names, groups, finite, strict=True):
-        foot = _write_name(axes, foot, text, styles[name] if label else (REAL_COLOUR, "o")) + 0.45
-        if len(logits):
-            counts, _ = np.histogram(np.clip(logits, edges[0], edges[-1]), edges)
-            colour = styles[name][0] if label else REAL_COLOUR
-            axes.stairs(foot - 0.4 * counts / counts.max(), edges, baseline=foot, fill=True, color=colour, alpha=0.8)
-            axes.plot([np.median(logits)] * 2, [foot, foot - 0.4], color="black", linewidth=1.4)
+    for text, (name, label, logits) in zip(names, groups, strict=True):
+        style = styles[name] if label else (REAL_COLOUR, "o")
+        foot = _write_name(axes, foot, text, style) + 0.45
+        if len(finite := logits[np.isfinite(logits)]):
+            counts, _ = np.histogram(np.clip(finite, edges[0], edges[-1]), edges)
+            axes.stairs(foot - 0.4 * counts / counts.max(), edges, baseline=foot, fill=True, color=style[0], alpha=0.8)
+            axes.plot([np.median(finite)] * 2, [foot, foot - 0.4], color="black", linewidth=1.4)
         foot += 0.06
     axes.set_ylim(foot, 0)
     axes.set_yticks([])
@@ -256,10 +250,7 @@ def project(embedding: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float
 
 
 def draw_map(frame: pd.DataFrame, share: ArrayLike, seen: set[str], path: Path) -> Path:
-    """Draw the images of a predictions frame that have a place on the embedding map (:data:`MAP`).
-
-    ``share`` are the (2,) shares of variance; fakes of generators that are not among the ``seen`` are hollow.
-    """
+    """Draw images at their places (:data:`MAP`), hollow for fakes not ``seen``; ``share``: (2,) of variance."""
     styles = styles_of(frame.loc[frame["label"] == 1, "generator"])
     mapped = frame[np.isfinite(frame[MAP]).all(axis=1)]
     x, y = mapped[MAP].to_numpy(dtype=np.float64).T
@@ -329,10 +320,9 @@ def plot_robustness(content: Mapping[str, Any], path: Path) -> Path:
     if not words.keys() & original.keys():
         words, measured = {"acc_real": "reals called real", "acc_fake": "fakes called fake"}, "accuracy"
     families: dict[str, list[tuple[float, str]]] = {}
-    for name in content:
-        if "/" in name:
-            family, severity = name.split("/")
-            families.setdefault(family, []).append((float(severity), name))
+    for name in [name for name in content if "/" in name]:
+        family, severity = name.split("/")
+        families.setdefault(family, []).append((float(severity), name))
     rows = max(1, math.ceil(len(families) / PANELS_A_ROW))
     figure = new_figure(WIDTH, 1.9 * rows)
     panels = figure.subplots(rows, PANELS_A_ROW, sharey=True, squeeze=False).ravel()

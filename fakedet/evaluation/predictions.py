@@ -123,10 +123,9 @@ def _check(frame: pd.DataFrame, path: Path) -> None:
         more = f"first: {infinite.iloc[0]}; the detector diverged on them"
         raise UserError(f"{path}: {len(infinite)} logits are infinite, {more}")
     if len(nan := frame.loc[frame["logit"].isna(), "path"]):
-        raise UserError(
-            f"{path}: {len(nan)} of {len(frame)} logits are NaN, first: {', '.join(map(str, nan.head(3)))}; the "
-            "detector diverged on them, evaluate another checkpoint"
-        )
+        first = ", ".join(map(str, nan.head(3)))
+        raise UserError(f"{path}: {len(nan)} of {len(frame)} logits are NaN, first: {first}; the detector diverged on "
+                        "them, evaluate another checkpoint")  # fmt: skip
 
 
 def align(frames: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], int]:
@@ -149,10 +148,8 @@ def align(frames: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[str, p
     for frame in others:
         shared, union = shared.intersection(frame.index, sort=False), union.union(frame.index, sort=False)
     if len(shared) < SHARED * len(union):
-        raise UserError(
-            f"the runs scored different data: they share {len(shared)} of {len(union)} images; compare runs "
-            "that were evaluated on the same manifest and split"
-        )
+        raise UserError(f"the runs scored different data: they share {len(shared)} of {len(union)} images; compare "
+                        "runs that were evaluated on the same manifest and split")  # fmt: skip
     base = first.loc[shared]
     aligned = {}
     for key, frame in indexed.items():
@@ -206,8 +203,7 @@ def read_file(path: Path, method: str = "", seed: int | None = None) -> Read:
 def read_files(given: Any) -> list[Read]:
     """Read predictions files, given as one path, several (:func:`name_methods` names them), or method → its path(s).
 
-    Raises:
-        UserError: a file is no predictions file or stands there twice, or there is none.
+    UserError where a file is no predictions file or stands there twice, or there is none.
     """
     named = given if isinstance(given, Mapping) else {"": given}
     read: list[Read] = []
@@ -266,10 +262,10 @@ def _flat(tree: Any, above: str = "") -> dict[str, str]:
 
 
 def name_methods(runs: Sequence[tuple[str, int, Path, Mapping[str, Any]]]) -> list[str]:
-    """Name the method of each run so that only runs of one config share a name.
+    """Name the method of each run, given its own name, seed, path of its predictions and their info.
 
-    Methods that would share one are told apart by what differs in their configs; runs that still share name and seed,
-    by their folders. ``runs``: the name it would have, seed, path of its predictions and their info.
+    Runs of different configs that share a name are told apart by what differs in their configs; runs that still share
+    name and seed, by their folders.
     """
     table = pd.DataFrame(runs, columns=["name", "seed", "path", "info"])
     for name, own in table.groupby("name", sort=False):
@@ -313,12 +309,10 @@ def _folders(paths: Sequence[Path], seeds: Sequence[int]) -> list[str]:
 
 
 def confident_errors(frame: pd.DataFrame, threshold: float | None, count: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Choose reals taken for fakes and fakes taken for reals, most confident first, at most one of each group.
+    """Choose, from one view, at most ``count`` reals taken for fakes, and fakes taken for reals, one of each group.
 
-    Args:
-        frame: predictions of one view.
-        threshold: images on the right side of it are no errors; None: the most wrong images are chosen anyway.
-        count: number of each, at most.
+    The most confident come first. Images on the right side of the threshold are no errors; without a threshold, the
+    most wrong images are chosen anyway.
     """
     chosen = []
     for label in (0, 1):

@@ -266,12 +266,10 @@ def _compare(read: list[Read], baseline: str | None, pairs: Any, bootstrap: dict
     baseline = baseline or methods[0]
     if baseline not in methods:
         raise UserError(f"baseline={baseline}: {nearest(baseline, methods)}")
-    runs: dict[str, Any] = {}
-    for one in read:
-        runs.setdefault(one.method, []).append((one.seed, one.original))
+    runs = {method: [(one.seed, one.original) for one in read if one.method == method] for method in methods}
     # Stage 1 saw no fakes at all. Where detectors saw different generators, none is seen or unseen for all of them.
-    sets = {tuple(sorted(one.seen)) for one in read} - {()}
-    seen: list[str] | None = None if len(sets) > 1 else [name for names in sets for name in names]
+    sets = {frozenset(one.seen) for one in read if one.seen}
+    seen = None if len(sets) > 1 else frozenset[str]().union(*sets)
     return compare(runs, baseline, pairs, seen, bootstrap["resamples"], bootstrap["seed"], known_reals=_reals(read))
 
 
@@ -282,10 +280,9 @@ def pairs_of(read: list[Read]) -> Pairs | None:
     for one in {str(one.info.get("pairs")): one for one in reversed(read)}.values():
         for name, own in real_counterparts(first.original, one.info.get("pairs"), reals).items():
             if own.real_rows.tolist() != wanted[name].real_rows.tolist():
-                raise UserError(
-                    f"{first.path} compares {name} with {wanted[name].words}, and {one.path} with {own.words}; a "
-                    "table compares all alike: give pairs=..., or pairs={} for reals by name and source"
-                )
+                words = f"{first.path} compares {name} with {wanted[name].words}, and {one.path} with {own.words}"
+                raise UserError(f"{words}; a table compares all alike: give pairs=..., or pairs={{}} for reals by name "
+                                "and source")  # fmt: skip
     return first.info.get("pairs")
 
 
@@ -427,7 +424,7 @@ def compare_runs(config: DictConfig, overrides: list[str], command: list[str] | 
     """
     command = command or ["fakedet", "compare", *overrides]
     given = plain(config.runs)
-    study = (_json(Path(given) / STUDY) if isinstance(given, str) else None) or {}
+    study = _json(Path(given) / STUDY) if isinstance(given, str) else {}
     runs = _planned(Path(given), study) if study else _found(given)
     failures = [line for run in runs if (line := _describe(run))]
     for line in failures:
@@ -464,9 +461,8 @@ def _planned(root: Path, study: Mapping[str, Any]) -> list[Run]:
     runs = []
     for number, job in enumerate(study["jobs"]):
         folder = root / job["folder"]
-        failure = (_json(folder / FAILURE) or {}).get("error") or ended.get(number) or ""
-        facts = _json(folder / "run.json") or {}
-        runs.append(Run(folder, job["method"], job["overrides"], facts, failure, flags))
+        failure = _json(folder / FAILURE).get("error") or ended.get(number) or ""
+        runs.append(Run(folder, job["method"], job["overrides"], _json(folder / "run.json"), failure, flags))
     return runs
 
 
@@ -484,9 +480,9 @@ def _found(given: Any) -> list[Run]:
             # Stage 1 has no config of its own, and reports and evaluations have no model.
             if not (folder / "overrides.yaml").is_file() or "model" not in OmegaConf.load(path):
                 continue
-            facts, failure = _json(folder / "run.json") or {}, (_json(folder / FAILURE) or {}).get("error", "")
-            given_here: Any = OmegaConf.to_container(OmegaConf.load(folder / "overrides.yaml"))
-            found.setdefault(folder.resolve(), Run(folder, method, given_here, facts, failure))
+            overrides = plain(OmegaConf.load(folder / "overrides.yaml"))
+            run = Run(folder, method, overrides, _json(folder / "run.json"), _json(folder / FAILURE).get("error", ""))
+            found.setdefault(folder.resolve(), run)
         for job in ended_jobs(root):
             folder = Path(job["folder"])
             if job["error"] and not (folder / "config.yaml").is_file():  # it failed before it had a folder
@@ -514,21 +510,20 @@ def _name(runs: list[Run]) -> None:
         run.method = name
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def _json(path: Path) -> dict[str, Any]:
+    """Read a JSON file; {} where it is missing or broken."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     except (OSError, ValueError):
-        return None
-    return content
+        return {}
 
 
 def _describe(run: Run) -> str:
     """Say why a run has no result, and how to run it alone; "" if it has one."""
     if run.facts and not run.failure:
         return ""
-    cause = f"failed: {run.failure}" if run.failure else "has not finished"
-    command = shlex.join([*shlex.split(shown_command("resume", run=run.folder)), *run.flags])
-    if not (run.folder / "config.yaml").is_file():
-        cause = cause if run.failure else "has not begun"
-        command = shown_command("train", *run.flags, *run.given, output_dir=run.folder)
-    return f"{run.folder.name} {cause}. Alone: {command}"
+    begun = (run.folder / "config.yaml").is_file()
+    cause = f"failed: {run.failure}" if run.failure else "has not finished" if begun else "has not begun"
+    resume = shlex.join([*shlex.split(shown_command("resume", run=run.folder)), *run.flags])
+    train = shown_command("train", *run.flags, *run.given, output_dir=run.folder)
+    return f"{run.folder.name} {cause}. Alone: {resume if begun else train}"

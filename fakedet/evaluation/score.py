@@ -237,10 +237,8 @@ def small_pictures(
 ) -> dict[str, bytes]:
     """Make small JPEGs (path → JPEG, longer side 224 pixels) of the most confident errors and of examples.
 
-    Args:
-        datamodule, frame: the frame has one row per image, scored with the data module.
-        point: the detector's operating point; None: the most wrong images are shown whatever their logit.
-        count: greatest number of each kind of error; 0: no pictures at all.
+    ``frame`` has one row per image, scored with the data module; without an operating point the most wrong images are
+    shown whatever their logit. ``count`` is the greatest number of each kind of error; 0: no pictures at all.
     """
     threshold = point.threshold if point is not None and math.isfinite(point.threshold) else None
     worst = pd.concat([*confident_errors(frame, threshold, count), examples(frame).head(60 * count)])

@@ -153,7 +153,8 @@ def compare(
         for number, frame in sorted(listed, key=lambda row: row[0]):
             key = f"{method}#{len(keys[method])}"
             earlier = sum(other == number for other, _ in keys[method])
-            keys[method][int(number), earlier], frames[key] = key, frame
+            keys[method][int(number), earlier] = key
+            frames[key] = frame
     frame, aligned, left_out = align(frames)
     logits = {key: own["logit"].to_numpy(dtype=np.float64) for key, own in aligned.items()}
     called = {key: called_fake(own) for key, own in aligned.items()}

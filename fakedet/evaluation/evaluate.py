@@ -157,11 +157,10 @@ def _write_robustness(
     images = int(frame["id"].nunique())
     write_json(folder / "robustness.json", {"views": content, "n_images": images, "decoded": images})
     plot_robustness(content, folder / "robustness.png")
-    if content[ORIGINAL]["map"]["value"] is not None:
-        shown = {"map_seen": "mAP, seen", "map_unseen": "mAP, unseen"}
-    else:
+    words = {"map_seen": "mAP, seen", "map_unseen": "mAP, unseen"}
+    if content[ORIGINAL]["map"]["value"] is None:
         words = {"acc_real": "reals called real", "acc_fake": "fakes called fake"}
-        shown = {key: said for key, said in words.items() if key in content[ORIGINAL]}
+    shown = {key: said for key, said in words.items() if key in content[ORIGINAL]}
     last = list(shown)[-1]
     log.info("%-16s" + " %-22s" * (len(shown) + 1), "view", *shown.values(), f"drop, {shown[last]}")
     for name, entry in content.items():

@@ -480,7 +480,7 @@ def _found(given: Any) -> list[Run]:
             # Stage 1 has no config of its own, and reports and evaluations have no model.
             if not (folder / "overrides.yaml").is_file() or "model" not in OmegaConf.load(path):
                 continue
-            overrides = plain(OmegaConf.load(folder / "overrides.yaml"))
+            overrides: Any = OmegaConf.to_container(OmegaConf.load(folder / "overrides.yaml"))  # ${...} stays as given
             run = Run(folder, method, overrides, _json(folder / "run.json"), _json(folder / FAILURE).get("error", ""))
             found.setdefault(folder.resolve(), run)
         for job in ended_jobs(root):
@@ -502,11 +502,9 @@ def _name(runs: list[Run]) -> None:
         run.method = method_label({key: run.overrides[key] for key in differing if key in run.overrides})
         if not run.method and (run.folder / "config.yaml").is_file():
             run.method = str(OmegaConf.load(run.folder / "config.yaml").name)
-    done = [run for run in runs if run.has_result]
-    paths = [run.folder / "predictions.parquet" for run in done]
-    names = predictions.name_methods([(run.method, run.seed, path, predictions.read_info(path))
-                                      for run, path in zip(done, paths, strict=True)])  # fmt: skip
-    for run, name in zip(done, names, strict=True):
+    done = {run.folder / "predictions.parquet": run for run in runs if run.has_result}
+    told = [(run.method, run.seed, path, predictions.read_info(path)) for path, run in done.items()]
+    for run, name in zip(done.values(), predictions.name_methods(told), strict=True):
         run.method = name
 
 

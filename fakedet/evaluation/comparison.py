@@ -404,8 +404,8 @@ def console_table(comparison: Comparison, title: str) -> Table:
         cells = [Text.assemble((row.name, "bold" if row.sums_up else ""), "\n", (row.below, "dim"))]
         for method in comparison.methods:
             value, _, interval = row.cells[method].text().partition(" ")
-            below = ["\n", (interval.strip("[]").replace(", ", "–"), "dim")] if interval else []
-            cells.append(Text.assemble(value, *below))
+            below = (interval.strip("[]").replace(", ", "–"), "dim")
+            cells.append(Text.assemble(value, "\n", below) if interval else Text(value))
         table.add_row(*cells)
     over = "(bootstrap over photographs or prompts, and seeds)" + "; means over generators" * (metric == "ap")
     table.caption = Text(f"{TITLES[metric]} with {comparison.level:.0%} interval {over}")

@@ -196,8 +196,9 @@ def read_file(path: Path, method: str = "", seed: int | None = None) -> Read:
     """Read a predictions file; what is not given of method and seed is taken from its info."""
     frame, info = read_predictions(path)
     frame = frame if "view" in frame else frame.assign(view=ORIGINAL)
-    name, seed = method or str(info.get("name", path.parent.name)), int(info.get("seed", 0)) if seed is None else seed
-    return Read(name, seed, path, frame, info, read_pictures(path))
+    method = method or str(info.get("name", path.parent.name))
+    seed = int(info.get("seed", 0)) if seed is None else seed
+    return Read(method, seed, path, frame, info, read_pictures(path))
 
 
 def read_files(given: Any) -> list[Read]:

@@ -1,9 +1,8 @@
 """Checkpoints: what one holds, written whole, read as data. No class that a file names is called before it is judged.
 
 A checkpoint (``.ckpt``, or ``.safetensors`` as ``fakedet export`` writes) holds weights and, under the key
-``fakedet``, a :class:`CheckpointInfo` of plain values: the model's config, what it was trained on, how it looks at
-images, its operating point. :func:`load_detector` builds the detector from these alone. Its classes must be defined in
-fakedet, or in a package that the user trusts by name; they are found and judged before anything is called.
+``fakedet``, a :class:`CheckpointInfo` of plain values. :func:`load_detector` builds the detector from these alone. Its
+classes must be defined in fakedet, or in a package that the user trusts by name.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,44 +34,33 @@ from fakedet.models.backbones import VARIABLES, MissingWeights, public_backbones
 from fakedet.models.features import check_backbones
 from fakedet.utils import replacing
 
-FORMAT = 2
-"""Of checkpoints; version 0.1 of fakedet wrote 1."""
+FORMAT = 2  # of checkpoints; version 0.1 of fakedet wrote 1
 SAFETENSORS = ".safetensors"
+# Names that stand for a checkpoint wherever one is asked for.
 SHIPPED = {"demo": Path(__file__).parent / "weights" / f"demo{SAFETENSORS}"}
-"""Names that stand for a checkpoint wherever one is asked for."""
 
 
 @dataclass
 class CheckpointInfo:
     """What a checkpoint says about itself; plain values only, so that it loads without running code."""
 
-    model: dict[str, Any]
-    """The resolved model config."""
-    stage1: dict[str, Any] | None
-    """The model config of the stage 1 that it was trained over; None for none."""
-    seen_generators: list[str]
-    """Generators whose fakes it was trained on."""
-    crop_size: int
-    """Side of its crops in pixels."""
-    eval_policy: str
-    """How evaluation takes crops: see :func:`fakedet.data.transforms.evaluation_views`."""
-    match: dict[str, Any] | None
-    """How images were matched while they were loaded; None if they were not."""
+    model: dict[str, Any]  # the resolved model config
+    stage1: dict[str, Any] | None  # the model config of the stage 1 that it was trained over
+    seen_generators: list[str]  # generators whose fakes it was trained on
+    crop_size: int  # side of its crops in pixels
+    eval_policy: str  # how evaluation takes crops: see fakedet.data.transforms.evaluation_views
+    match: dict[str, Any] | None  # how images were matched while they were loaded; None if they were not
     manifest_sha256: str
-    pairs: dict[str, Any] | None
-    """Which reals each generator is compared with; None: all."""
-    held_out: list[Any]
-    """Generators left out of training, and what measures them."""
-    training_data: dict[str, Any]
-    """Manifest, images of each class and generator, sizes and JPEG qualities."""
+    pairs: dict[str, Any] | None  # which reals each generator is compared with; None: all
+    held_out: list[Any]  # generators left out of training, and what measures them
+    training_data: dict[str, Any]  # manifest, images of each class and generator, sizes and JPEG qualities
     seed: int
     name: str
-    operating_point: dict[str, Any] | None = None
-    """See :class:`fakedet.metrics.decisions.OperatingPoint`; None before it is fitted."""
+    operating_point: dict[str, Any] | None = None  # see OperatingPoint; None before it is fitted
+    # What tells its method apart from others: see fakedet.evaluation.predictions.method_settings.
     settings: dict[str, Any] | None = None
-    """What tells its method apart from others: see :func:`fakedet.evaluation.predictions.method_settings`."""
+    # Frozen backbones with public weights that the file leaves out: place → name, file and sha256; None for none.
     backbones: dict[str, Any] | None = None
-    """Frozen backbones with public weights that the file leaves out: place → name, file and sha256; None for none."""
     format: int = FORMAT
 
     @classmethod
@@ -126,9 +114,8 @@ def load_detector(path: str | Path, trust: Sequence[str] = (), backbone: str | P
         backbone: file with the public weights that the checkpoint leaves out; None: the one that
             :data:`fakedet.models.backbones.VARIABLES` names, else timm's cache or the network.
 
-    Raises:
-        UserError: no such file, not a checkpoint of fakedet, a class that it may not name, weights that do not fit, or
-            a backbone that is not here or has another sha256.
+    Raises UserError for no such file, not a checkpoint of fakedet, a class that it may not name, weights that do not
+    fit, and a backbone that is not here or has another sha256.
     """
     try:
         return detector_of(read_checkpoint(path), path, trust, backbone)
@@ -158,10 +145,10 @@ def detector_of(
     """Build the detector of a checkpoint that :func:`read_checkpoint` has read; see :func:`load_detector`."""
     info = CheckpointInfo.from_dict(checkpoint["fakedet"], Path(path))
     # Everything is judged before anything is built.
-    left_out = {str(place).partition(".")[0] for place in info.backbones or ()}
-    make_model, make_stage1 = _judge_model(info.model, "model", path, trust, "encoder" in left_out, backbone), None
+    judge, left_out = _Judge(path, trust), {str(place).partition(".")[0] for place in info.backbones or ()}
+    make_model, make_stage1 = judge.model(info.model, "model", "encoder" in left_out, backbone), None
     if info.stage1 is not None:
-        make_stage1 = _judge_model(info.stage1, "stage1", path, trust, "source" in left_out, backbone)
+        make_stage1 = judge.model(info.stage1, "stage1", "source" in left_out, backbone)
     parts: dict[str, Any] = {}
     if make_stage1 is not None and getattr(make_model.target, "needs_stage1", False):
         stage1 = make_stage1()
@@ -182,18 +169,17 @@ def detector_of(
 
 @dataclass
 class _Judged:
-    """A class that may be called, with plain keyword values and further judged classes among them."""
+    """A class that may be called, with keyword values that are plain or judged themselves."""
 
     target: type
     values: dict[str, Any]
     path: str | Path
     place: str
-    nested: dict[str, _Judged] = field(default_factory=dict)
 
     def __call__(self, **parts: Any) -> Any:
-        built = {name: one() for name, one in self.nested.items()}
+        values = {name: one() if isinstance(one, _Judged) else one for name, one in self.values.items()}
         try:
-            return self.target(**self.values, **built, **parts)
+            return self.target(**values, **parts)
         except MissingWeights as error:
             raise UserError(f"{self.path}: it leaves out its backbone '{error.name}', and there are "
                             f"{error.told('backbone')}") from error  # fmt: skip
@@ -204,85 +190,82 @@ class _Judged:
             raise UserError(f"{self.path}: {self.place} cannot be built: {one_line(error)}") from error
 
 
-def _judge_model(
-    config: Any, place: str, path: str | Path, trust: Sequence[str], public: bool, backbone: str | Path | None
-) -> _Judged:
-    """Judge a model config without what only training needs: optimiser, loss, destroyed copies, pretrained weights.
+@dataclass(frozen=True)
+class _Judge:
+    """Finds the classes that a checkpoint names, and judges them and their values; nothing is called."""
 
-    ``public`` says that the checkpoint leaves out the encoder's pretrained weights: they are loaded from the file
-    ``backbone``, never from one that the checkpoint names.
-    """
-    if not isinstance(config, dict) or not isinstance(config.get("encoder"), dict):
-        raise UserError(f"{path} is damaged: '{place}' in it is no model config")
-    model = {key: value for key, value in config.items() if key not in TRAINING_KEYS}
-    for key, without in (("optimizer", {}), ("loss", None), ("copies", None), ("head", None)):
-        if key in model:
-            model[key] = without
-    if "copies_per_real" in model:
-        model["copies_per_real"] = 0.0
-    encoder = {key: value for key, value in model["encoder"].items() if key != "cache_dir"}  # of timm's downloads
-    if "pretrained" in encoder:  # else the weights come from the checkpoint
-        file = backbone or os.environ.get(VARIABLES.get(str(encoder.get("name")), ""))
-        encoder |= {"pretrained": public, "weights": str(file) if public and file else None}
-    return _judge({**model, "encoder": encoder}, place, Detector, path, trust)
+    path: str | Path
+    trust: Sequence[str]
 
+    def model(self, config: Any, place: str, public: bool, backbone: str | Path | None) -> _Judged:
+        """Judge a model config without what only training needs: optimiser, loss, destroyed copies, pretrained weights.
 
-def _judge(node: dict[Any, Any], place: str, kind: type, path: str | Path, trust: Sequence[str]) -> _Judged:
-    """Find the class that a node names and judge it and its values; nothing is called."""
-    target = _find(node.get("_target_"), place, kind, path, trust)
-    judged = _Judged(target, {}, path, place)
-    for key, value in node.items():
-        where = f"{place}.{key}"
-        if key == "_target_":
-            continue
-        if not isinstance(key, str) or not key.isidentifier() or key.startswith("_"):
-            raise _not_plain(where, path)
-        if isinstance(value, dict) and "_target_" in value:
-            judged.nested[key] = _judge(value, where, nn.Module, path, trust)
-        else:
-            judged.values[key] = _plain(value, where, path)
-    return judged
+        ``public`` says that the checkpoint leaves out the encoder's pretrained weights: they are loaded from the file
+        ``backbone``, never from one that the checkpoint names.
+        """
+        if not isinstance(config, dict) or not isinstance(config.get("encoder"), dict):
+            raise UserError(f"{self.path} is damaged: '{place}' in it is no model config")
+        model = {key: value for key, value in config.items() if key not in TRAINING_KEYS}
+        without = {"optimizer": {}, "loss": None, "copies": None, "head": None, "copies_per_real": 0.0}
+        model |= {key: value for key, value in without.items() if key in model}
+        encoder = {key: value for key, value in model["encoder"].items() if key != "cache_dir"}  # of timm's downloads
+        if "pretrained" in encoder:  # else the weights come from the checkpoint
+            file = backbone or os.environ.get(VARIABLES.get(str(encoder.get("name")), ""))
+            encoder |= {"pretrained": public, "weights": str(file) if public and file else None}
+        return self.node({**model, "encoder": encoder}, place, Detector)
 
+    def node(self, node: dict[Any, Any], place: str, kind: type) -> _Judged:
+        """Judge the class that a node names, which must be a ``kind``, and its values."""
+        judged = _Judged(self.find(node.get("_target_"), place, kind), {}, self.path, place)
+        for key, value in node.items():
+            where = f"{place}.{key}"
+            if key == "_target_":
+                continue
+            if not isinstance(key, str) or not key.isidentifier() or key.startswith("_"):
+                raise self.not_plain(where)
+            is_nested = isinstance(value, dict) and "_target_" in value
+            judged.values[key] = self.node(value, where, nn.Module) if is_nested else self.plain(value, where)
+        return judged
 
-def _find(name: Any, place: str, kind: type, path: str | Path, trust: Sequence[str]) -> type:
-    def refused(why: str) -> UserError:
-        return UserError(f"{path}: {place} names {name!r}, which is refused: {why}")
+    def find(self, name: Any, place: str, kind: type) -> type:
+        """Find the class of a name."""
 
-    if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
-        raise refused("it is not of the form package.module.Class")
-    module, _, attribute = name.rpartition(".")
-    package = module.partition(".")[0]
-    if package != "fakedet" and package not in trust:
-        raise refused("a checkpoint may name classes of fakedet, and of packages that you trust by "
-                      f"trust=[{package or name}]")  # fmt: skip
-    if module.endswith("__main__"):
-        raise refused("it is no module of classes")
-    try:
-        # Of a package that is trusted: importing runs no code of the checkpoint's.
-        found = vars(importlib.import_module(module)).get(attribute)
-    except Exception as error:  # a module that does not exist, or a trusted one that fails
-        raise refused(f"there is no module {module} ({one_line(error)})") from error
-    if not isinstance(found, type) or found.__module__.partition(".")[0] != package:
-        raise refused(f"it is not a class that is defined in {package}")
-    if not issubclass(found, kind):
-        raise refused(f"it is no {kind.__name__}")
-    return found
+        def refused(why: str) -> UserError:
+            return UserError(f"{self.path}: {place} names {name!r}, which is refused: {why}")
 
+        if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
+            raise refused("it is not of the form package.module.Class")
+        module, _, attribute = name.rpartition(".")
+        package = module.partition(".")[0]
+        if package != "fakedet" and package not in self.trust:
+            raise refused("a checkpoint may name classes of fakedet, and of packages that you trust by "
+                          f"trust=[{package or name}]")  # fmt: skip
+        if module.endswith("__main__"):
+            raise refused("it is no module of classes")
+        try:
+            # Of a package that is trusted: importing runs no code of the checkpoint's.
+            found = vars(importlib.import_module(module)).get(attribute)
+        except Exception as error:  # a module that does not exist, or a trusted one that fails
+            raise refused(f"there is no module {module} ({one_line(error)})") from error
+        if not isinstance(found, type) or found.__module__.partition(".")[0] != package:
+            raise refused(f"it is not a class that is defined in {package}")
+        if not issubclass(found, kind):
+            raise refused(f"it is no {kind.__name__}")
+        return found
 
-def _not_plain(where: str, path: str | Path) -> UserError:
-    return UserError(f"{path}: {where} is refused: a checkpoint holds plain keyword values")
+    def plain(self, value: Any, where: str) -> Any:
+        """Return a value of lists, mappings, numbers and text; UserError for anything else."""
+        if isinstance(value, dict) and all(isinstance(key, str) and not key.startswith("_") for key in value):
+            return {key: self.plain(one, f"{where}.{key}") for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.plain(one, where) for one in value]
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        raise self.not_plain(where)
 
-
-def _plain(value: Any, where: str, path: str | Path) -> Any:
-    if isinstance(value, dict):
-        if not all(isinstance(key, str) and not key.startswith("_") for key in value):
-            raise _not_plain(where, path)
-        return {key: _plain(one, f"{where}.{key}", path) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one, where, path) for one in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise _not_plain(where, path)
+    def not_plain(self, where: str) -> UserError:
+        """Return the error for a value that is refused."""
+        return UserError(f"{self.path}: {where} is refused: a checkpoint holds plain keyword values")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -339,15 +322,8 @@ def read_published(path: Path) -> dict[str, Any]:
         told = metadata.get("fakedet", "null")
         info = json.loads(told)
         weights |= {name: weights[of] for name, of in json.loads(metadata.get("same", "{}")).items()}
-    except (
-        safetensors.SafetensorError,
-        OSError,
-        ValueError,
-        RecursionError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, RecursionError, LookupError, TypeError,
+            AttributeError) as error:  # fmt: skip
         raise UserError(f"{path} cannot be read as safetensors: {one_line(error)}; copy it anew") from error
     if not isinstance(info, dict):
         raise UserError(f"{path} holds weights alone, not a detector; `fakedet export output=x{SAFETENSORS}` writes a "
@@ -360,8 +336,7 @@ def read_published(path: Path) -> dict[str, Any]:
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write checkpoints so that a kill or a full disk leaves the last one whole.
 
-    Lightning's own writes to the system's temporary folder first; from another file system that ends in a copy, which
-    a kill can cut in two.
+    Lightning's own writes to the system's temporary folder and then copies, which a kill can cut in two.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -403,8 +378,7 @@ def write_published(path: Path, weights: dict[str, Tensor], info: dict[str, Any]
 
 def _digest(weights: dict[str, Tensor], told: str) -> str:
     digest = hashlib.sha256(told.encode())
-    for name in sorted(weights):
-        tensor = weights[name]
+    for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).numpy().tobytes())
     return digest.hexdigest()

@@ -14,15 +14,7 @@ class UserError(Exception):
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """Say which of ``options`` lies nearest to a mistyped ``name``, or list them all.
-
-    Args:
-        name: what the user wrote.
-        options: the valid names.
-
-    Returns:
-        "did you mean 'x'?" or "valid: a, b, c", ready to stand at the end of a message.
-    """
+    """Say which option is nearest to a mistyped name ("did you mean 'x'?"), or list all ("valid: a, b, c")."""
     known = sorted({str(option) for option in options})
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
     if close:
@@ -31,11 +23,7 @@ def nearest(name: str, options: Iterable[str]) -> str:
 
 
 def choose(name: str, options: Iterable[str], what: str) -> str:
-    """Return ``name`` if it is one of ``options``.
-
-    Raises:
-        UserError: it is not; the message names the nearest valid one.
-    """
+    """Return ``name`` if it is one of ``options``; else raise UserError, which names the nearest valid one."""
     options = list(options)
     if name not in options:
         raise UserError(f"{what}: '{name}' is not known; {nearest(name, options)}")
@@ -48,13 +36,8 @@ def one_line(error: BaseException) -> str:
 
 
 class Preempted(Exception):
-    """A run was told to stop, and stopped at a point that it goes on from.
-
-    Args:
-        signal: number of the signal.
-        path: the checkpoint that the run goes on from.
-    """
+    """A run was told to stop by the signal of number ``signal``, and stopped; it can go on from the file ``path``."""
 
     def __init__(self, signal: int, path: object) -> None:
         super().__init__(f"stopped by signal {signal} after writing {path}")
-        self.signal, self.path = signal, path
+        self.signal = signal

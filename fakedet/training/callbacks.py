@@ -45,11 +45,10 @@ class LossGuard(Callback):
         kept = {key: item.cpu() for key, item in self._batch.items() if isinstance(item, torch.Tensor)}
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save({**kept, "step": trainer.global_step, "loss": value}, path)
-        raise UserError(
-            f"the loss is {value} at step {trainer.global_step}, epoch {trainer.current_epoch + 1}; its batch is kept "
-            f"in {path}. Try a lower model.optimizer.lr, a tighter trainer.gradient_clip_val, "
-            "trainer.precision=32-true, or trainer.detect_anomaly=true to see where it comes from"
-        )
+        raise UserError(f"the loss is {value} at step {trainer.global_step}, epoch {trainer.current_epoch + 1}; its "
+                        f"batch is kept in {path}. Try a lower model.optimizer.lr, a tighter "
+                        "trainer.gradient_clip_val, trainer.precision=32-true, or trainer.detect_anomaly=true to "
+                        "see where it comes from")  # fmt: skip
 
 
 class Throughput(Callback):
@@ -59,38 +58,31 @@ class Throughput(Callback):
     GPU or the process).
     """
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reset the counts; an epoch that is resumed has no start."""
-        self.on_train_epoch_start(trainer, pl_module)
-
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset the counts."""
-        self._images = 0
-        self._waited = self._worked = 0.0
-        self._last = time.perf_counter()
+        self._images, self._waited = 0, 0.0
+        self._start = self._step_end = time.perf_counter()
+
+    on_train_start = on_train_epoch_start  # an epoch that is resumed has no start
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Add the time spent waiting for data."""
-        now = time.perf_counter()
-        self._waited += now - self._last
-        self._last = now
+        self._waited += time.perf_counter() - self._step_end
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Add the time of the step, and log at the end of the epoch."""
-        now = time.perf_counter()
-        self._worked += now - self._last
-        self._last = now
+        """Count the images, and log at the epoch's last batch, because validation comes next."""
+        self._step_end = time.perf_counter()
         self._images += len(batch["id"])
-        seconds = self._waited + self._worked
-        # At the last batch, because validation comes next.
-        if batch_idx + 1 == trainer.num_training_batches and seconds > 0:
-            of_process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-            memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else of_process
-            speed = self._images * trainer.world_size / seconds
-            values = {"perf/images_per_second": speed, "perf/data_wait_share": self._waited / seconds,
-                      "perf/memory_gb": memory, "epoch": trainer.current_epoch}  # fmt: skip
-            for logger in trainer.loggers:
-                logger.log_metrics(dict(values), trainer.global_step)
+        if batch_idx + 1 < trainer.num_training_batches:
+            return
+        seconds = self._step_end - self._start
+        of_process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else of_process
+        speed = self._images * trainer.world_size / seconds
+        values = {"perf/images_per_second": speed, "perf/data_wait_share": self._waited / seconds,
+                  "perf/memory_gb": memory, "epoch": trainer.current_epoch}  # fmt: skip
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(values), trainer.global_step)
 
 
 class RunProgress(Callback):
@@ -100,17 +92,14 @@ class RunProgress(Callback):
     """
 
     def __init__(self, file: str | None = None) -> None:
-        self.file = Path(file) if file else None
-        self._last_write = self._epoch_start = 0.0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record when the first epoch began; one that is resumed has no start."""
-        self.on_train_epoch_start(trainer, pl_module)
+        self.file, self._last_write = Path(file) if file else None, 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record when the epoch began."""
         self._epoch_start = time.perf_counter()
         self._bar = Bar(f"epoch {trainer.current_epoch + 1}, steps", int(trainer.num_training_batches))
+
+    on_train_start = on_train_epoch_start  # an epoch that is resumed has no start
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Show the progress, and write it, at most twice a second."""

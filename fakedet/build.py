@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -18,7 +17,7 @@ from fakedet.checkpoint import AtomicCheckpointIO
 from fakedet.config import build, check_kind, target_of
 from fakedet.data.datamodule import DataModule, check_data_module
 from fakedet.data.transforms import Augment, Augmentation, CustomAugmentation
-from fakedet.errors import UserError, one_line
+from fakedet.errors import UserError
 from fakedet.methods.base import TRAINING_KEYS, Detector
 from fakedet.methods.ntf import NaturalTracePretraining, TraceSource
 from fakedet.utils import plain
@@ -27,12 +26,12 @@ log = logging.getLogger("fakedet")
 
 
 def build_method(config: Mapping[str, Any], stage1: NaturalTracePretraining | None = None) -> Detector:
-    """Build the LightningModule of a resolved ``model`` node; ``stage1`` is its source, or its encoder's first weights.
+    """Build the method of a resolved ``model`` node; ``stage1`` is its source, or has its encoder's first weights.
 
     Raises UserError for a class of the wrong kind, a wrong value, and a stage 1 with another encoder.
     """
     encoder = build_encoder(config["encoder"])
-    if starts_from_stage1(config) and stage1 is not None:
+    if _starts_from_stage1(config) and stage1 is not None:
         try:
             encoder.load_state_dict(stage1.encoder.state_dict())
         except RuntimeError as error:
@@ -41,7 +40,7 @@ def build_method(config: Mapping[str, Any], stage1: NaturalTracePretraining | No
                             f"({_describe(config['encoder'])}); choose the same model/encoder, or model.init=scratch"
                             ) from error  # fmt: skip
     parts: dict[str, Any] = {"encoder": encoder}
-    if transfers(config):
+    if _transfers(config):
         assert stage1 is not None
         parts["source"] = TraceSource(stage1.encoder, stage1.homogeneous)
     settings = {key: value for key, value in config.items() if key not in (*TRAINING_KEYS, "encoder")}
@@ -64,13 +63,11 @@ def build_encoder(config: Mapping[str, Any]) -> nn.Module:
     return encoder
 
 
-def transfers(config: Mapping[str, Any]) -> bool:
-    """Say whether the method of a model config is built over a trained stage 1."""
+def _transfers(config: Mapping[str, Any]) -> bool:
     return bool(getattr(target_of(config, "model"), "needs_stage1", False))
 
 
-def starts_from_stage1(config: Mapping[str, Any]) -> bool:
-    """Say whether a model config starts its encoder from stage 1's weights; UserError for an unknown ``init``."""
+def _starts_from_stage1(config: Mapping[str, Any]) -> bool:
     init = config.get("init", "scratch")
     if init not in ("scratch", "stage1"):
         raise UserError(f"model.init: '{init}' is not known; valid: scratch, stage1")
@@ -79,7 +76,7 @@ def starts_from_stage1(config: Mapping[str, Any]) -> bool:
 
 def needs_stage1(config: Mapping[str, Any]) -> bool:
     """Say whether a model config needs a trained stage 1, as its source or to start from."""
-    return transfers(config) or starts_from_stage1(config)
+    return _transfers(config) or _starts_from_stage1(config)
 
 
 def check_parts(config: Mapping[str, Any]) -> None:
@@ -104,13 +101,14 @@ def check_parts(config: Mapping[str, Any]) -> None:
 
 def _check_call(loss: Any, where: str) -> None:
     """Raise UserError if the forward of a class cannot be called as a contrastive loss is."""
-    if isinstance(loss, type):
-        forward = inspect.signature(loss.forward)  # type: ignore[attr-defined]
-        try:
-            forward.bind("self", "z", "labels", "traces")
-        except TypeError as error:
-            raise UserError(f"{where}: {loss.__name__}.forward takes {forward}; it is called with z, labels and "
-                            "traces; see fakedet.losses.ContrastiveLoss") from error  # fmt: skip
+    if not isinstance(loss, type):
+        return
+    forward = inspect.signature(loss.forward)  # type: ignore[attr-defined]
+    try:
+        forward.bind("self", "z", "labels", "traces")
+    except TypeError as error:
+        raise UserError(f"{where}: {loss.__name__}.forward takes {forward}; it is called with z, labels and traces; "
+                        "see fakedet.losses.ContrastiveLoss") from error  # fmt: skip
 
 
 def _check_rows(encoder: nn.Module, size: int) -> None:
@@ -129,10 +127,9 @@ def _check_rows(encoder: nn.Module, size: int) -> None:
 
 
 def build_datamodule(config: Mapping[str, Any], **settings: Any) -> DataModule:
-    """Build the data module of a resolved ``data`` node, the user's own or one of fakedet's.
+    """Build the data module of a resolved ``data`` node, with what the method asks: augment, views, real_only, seed.
 
-    ``settings`` are what the method asks of it: augment, views, real_only, seed. Raises UserError if it is no data
-    module, or lacks what :class:`fakedet.data.datamodule.DataModule` lists.
+    Raises UserError if it lacks what :class:`fakedet.data.datamodule.DataModule` lists.
     """
     return check_data_module(build(config, "data", **settings))
 
@@ -160,10 +157,7 @@ def build_trainer(config: Mapping[str, Any], **parts: Any) -> Trainer:
     plugins: list[Any] = [AtomicCheckpointIO()]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # not in the middle of a step
-    try:
-        trainer = build(settings, "trainer", **{"plugins": plugins, **parts})
-    except (MisconfigurationException, ValueError) as error:
-        raise UserError(f"trainer: {one_line(error)}") from error
+    trainer = build(settings, "trainer", **{"plugins": plugins, **parts})
     assert isinstance(trainer, Trainer)
     return trainer
 

@@ -51,10 +51,8 @@ def check_config(config: DictConfig) -> None:
     for key, least in LEAST.items():
         _at_least(config, key, least)
     seed = OmegaConf.select(config, "seed", default=0)
-    if seed is None:
-        raise UserError(f"seed=null: a whole number from 0 to {2**32 - 1}")
-    if seed >= 2**32:
-        raise UserError(f"seed={config.seed}: must be below {2**32}")
+    if seed is None or seed >= 2**32:
+        raise UserError(f"seed={written(seed)}: must be below {2**32}; valid: 0 to {2**32 - 1}")
     if OmegaConf.select(config, "model") is not None:
         _check_length(config)
         every, epochs = config.trainer.check_val_every_n_epoch, config.trainer.max_epochs
@@ -73,8 +71,7 @@ def check_config(config: DictConfig) -> None:
 
 def _check_devices(config: DictConfig) -> None:
     """Refuse more processes than CPU cores; Lightning itself refuses more GPUs than there are."""
-    devices, cores = config.trainer.devices, os.cpu_count() or 1
-    asked = config.trainer.accelerator
+    devices, asked, cores = config.trainer.devices, config.trainer.accelerator, os.cpu_count() or 1
     on_cpu = asked == "cpu" or (asked == "auto" and not torch.accelerator.is_available())
     if on_cpu and isinstance(devices, int) and not 1 <= devices <= cores:
         found = "no GPU and " if asked == "auto" else ""
@@ -86,34 +83,32 @@ def _check_length(config: DictConfig) -> None:
     if config.trainer.max_epochs is None:
         raise UserError("trainer.max_epochs=null: name a number of epochs; the learning rate's schedule needs an end")
     _at_least(config, "trainer.max_epochs", 1)
-    checkpoint = config.callbacks.get("checkpoint")
-    if checkpoint is None:
-        return
+    checkpoint = config.callbacks.get("checkpoint") or {}
     if checkpoint.get("save_top_k") == 0:
         raise UserError("callbacks.checkpoint.save_top_k=0: no weights would be kept; valid: 1")
     if checkpoint.get("monitor") and config.trainer.limit_val_batches == 0:
-        raise UserError(f"trainer.limit_val_batches=0: {checkpoint.monitor} chooses the kept epoch, and nothing would "
-                        "be validated; add callbacks.checkpoint.monitor=null to keep the last epoch's weights"
-                        )  # fmt: skip
+        raise UserError(f"trainer.limit_val_batches=0: {checkpoint.monitor} chooses the kept epoch, and nothing would be "
+                        "validated; callbacks.checkpoint.monitor=null keeps the last epoch's weights")  # fmt: skip
 
 
 def _check_model(config: DictConfig, node: str) -> None:
     if "optimizer" in config[node]:
         check_optimiser(config[node].optimizer, f"{node}.optimizer")
-    for key, value in _numbers(config[node], f"{node}."):
+    for key, value in _walk(plain(config[node]), f"{node}."):
         name = key.rpartition(".")[2]
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
         if name in POSITIVE and value <= 0:
             raise UserError(f"{key}={value}: must be above 0")
         if name in NOT_NEGATIVE and value < 0:
             raise UserError(f"{key}={value}: must not be negative")
 
 
-def _numbers(node: DictConfig, prefix: str) -> Iterator[tuple[str, float]]:
-    for key, value in node.items():
-        if isinstance(value, DictConfig):
-            yield from _numbers(value, f"{prefix}{key!s}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{prefix}{key!s}", value
+def _walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the keys of nested mappings, joined with dots, and their values."""
+    for key, value in node.items() if isinstance(node, Mapping) else ():
+        yield f"{prefix}{key}", value
+        yield from _walk(value, f"{prefix}{key}.")
 
 
 def _at_least(config: DictConfig, key: str, least: int) -> None:
@@ -125,14 +120,13 @@ def _at_least(config: DictConfig, key: str, least: int) -> None:
 def build(config: Mapping[str, Any], where: str, **parts: Any) -> Any:
     """Build the object that a user's own config names as its ``_target_``, from any package that can be imported.
 
-    Nested targets and ``_partial_`` work as Hydra's users know them. This runs the code that the config names: what a
-    checkpoint or a published file names goes through :func:`fakedet.checkpoint.load_detector` instead. ``where`` is the
-    config's place in the whole, for messages; ``parts`` are objects passed beside its values. Raises UserError for a
-    name that cannot be imported and values that the class refuses.
+    This runs the code that the config names: what a checkpoint or a published file names goes through
+    :func:`fakedet.checkpoint.load_detector` instead. ``where`` is the config's place in the whole, for messages;
+    ``parts`` are objects passed beside its values. UserError for a name that cannot be imported and refused values.
     """
-    content = {**plain(config), **parts}
+    content = {key: value for key, value in plain(config).items() if key not in parts}
     try:
-        return instantiate({key: value for key, value in content.items() if key not in parts}, **parts, _convert_="all")
+        return instantiate(content, **parts, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
@@ -205,8 +199,7 @@ def use_config_folder(folder: str) -> Path:
     beside = str(path.parent)
     if beside not in sys.path:
         sys.path.insert(0, beside)
-        known = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = beside if not known else f"{beside}{os.pathsep}{known}"
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [beside, os.environ.get("PYTHONPATH")]))
     return path
 
 
@@ -394,30 +387,26 @@ def refusal(error: OSError, config: DictConfig) -> UserError | None:
         return None
     if not isinstance(error.filename, str | bytes):
         return None
-    given = [("", "", ""), *_places(OmegaConf.to_container(config, resolve=False))]
     file = os.fsdecode(error.filename)
-    key, value, place = max((one for one in given if f"{os.path.abspath(file)}/".startswith(one[2])),
-                            key=lambda one: len(one[2]))  # fmt: skip
-    where = f"{key}={value}" if place == f"{os.path.abspath(file)}/" else f"{key}={value}: {file}" if key else file
+    place = f"{os.path.abspath(file)}/"
+    given = [("", "", ""), *_places(OmegaConf.to_container(config, resolve=False))]
+    key, value, found = max((one for one in given if place.startswith(one[2])), key=lambda one: len(one[2]))
+    where = f"{key}={value}" if place == found else f"{key}={value}: {file}" if key else file
     written_there = key.rpartition(".")[2] in ("output", "output_dir", "heatmaps", "dir", "save_dir", "dirpath")
     why = f"no permission to {'write' if written_there else 'read'} it" if forbidden else error.strerror
     return UserError(f"{where}: {why}")
 
 
-def _places(node: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+def _places(node: Any) -> Iterator[tuple[str, str, str]]:
     """Yield each path of a config: its key, itself, and its absolute place with a slash behind it."""
-    for key, value in node.items() if isinstance(node, dict) else ():
-        yield from _places(value, f"{prefix}{key}.")
-        for one in (value if isinstance(value, list) else [value]) if key in NAMED else ():
-            if isinstance(one, str) and one:
-                yield f"{prefix}{key}", one, f"{os.path.abspath(one)}/".replace("//", "/")
+    for key, value in _walk(node):
+        for one in value if isinstance(value, list) else [value]:
+            if key.rpartition(".")[2] in NAMED and isinstance(one, str) and one:
+                yield key, one, f"{os.path.abspath(one)}/".replace("//", "/")
 
 
 def check_command_line(verb: str, arguments: list[str]) -> None:
-    """Refuse unknown keys and options, values of the wrong type, and missing ones.
-
-    UserError tells the first mistake in one line, with the nearest valid name.
-    """
+    """Raise UserError for the first unknown key or option, value of the wrong type, or missing one."""
     flags = get_args_parser().parse_args(arguments)
     if flags.help or flags.hydra_help or flags.info or flags.shell_completion or flags.cfg:
         return
@@ -433,11 +422,11 @@ def check_command_line(verb: str, arguments: list[str]) -> None:
         groups = [item for item in overrides if not item.is_hydra_override() and options(item.key_or_group)]
         for override in groups:
             _check_option(override, options(override.key_or_group))
-        config = compose(verb, overrides=[*search, *(_first(override) for override in groups)])
+        config = compose(verb, overrides=[*search, *(texts_of(override)[0] for override in groups)])
         for override in overrides:
             if override not in groups:
                 _check_value(override, config)
-        given = [_first(override) for override in overrides if not override.is_hydra_override()]
+        given = [texts_of(override)[0] for override in overrides if not override.is_hydra_override()]
         for key in sorted(OmegaConf.missing_keys(compose(verb, overrides=[*search, *given]))):
             hint = f": {MISSING_HINTS[key]}" if key in MISSING_HINTS else ""
             raise UserError(f"{key} is not given; pass {key}=...{hint}")
@@ -459,16 +448,14 @@ def _values(override: Override) -> list[Any]:
     """List the value of an override, or all values that it sweeps over."""
     if not override.is_sweep_override():
         return [override.value()]
-    if not override.is_discrete_sweep():
-        return []
-    return list(override.sweep_iterator(transformer=Transformer.identity))
+    return list(override.sweep_iterator(transformer=Transformer.identity)) if override.is_discrete_sweep() else []
 
 
-def _first(override: Override) -> str:
-    """Write an override without its sweep, so that it composes into one config."""
+def texts_of(override: Override) -> list[str]:
+    """Write an override once for each value that it sweeps over, or as it is if it sweeps over none."""
     if not override.is_discrete_sweep():
-        return str(override.input_line)
-    return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
+        return [str(override.input_line)]
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
 def _check_option(override: Override, options: list[str]) -> None:
@@ -528,20 +515,11 @@ def _check_type(key: str, value: Any, default: Any) -> None:
 
 
 def _nearest_key(key: str, config: DictConfig) -> str:
-    known = [*_keys(config), *map(str, GlobalHydra.instance().config_loader().list_groups(""))]
+    groups = GlobalHydra.instance().config_loader().list_groups("")
+    known = [*(name for name, _ in _walk(OmegaConf.to_container(config, resolve=False))), *map(str, groups)]
     hint = nearest(key, known)
     if hint.startswith("did you mean"):
         return hint
     parent, _, leaf = key.rpartition(".")
     siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == parent]
     return nearest(leaf, siblings) if siblings else nearest(key, list(config))  # type: ignore[arg-type]
-
-
-def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in config:
-        name = f"{prefix}{key!s}"
-        yield name
-        if not OmegaConf.is_missing(config, key) and OmegaConf.is_dict(config._get_node(key)):
-            node = config[str(key)]
-            if isinstance(node, DictConfig):
-                yield from _keys(node, f"{name}.")

@@ -25,8 +25,6 @@ from fakedet.utils import is_main_process, provenance
 
 log = logging.getLogger("fakedet")
 
-MLFLOW_RUN = "mlflow_run.txt"  # holds the id of a run, so that a resumed one goes on in it
-
 
 def resolve_logger(config: dict[str, Any], folder: Path) -> list[Logger]:
     """Build the logger of a run's plain config and give it all of that; CSV is always written, beside any other."""
@@ -48,15 +46,15 @@ def resolve_logger(config: dict[str, Any], folder: Path) -> list[Logger]:
         settings |= {**_wandb_settings(settings, folder), "config": told, "_recursive_": False}
     elif is_mlflow and find_spec("mlflow") is None:
         raise UserError('logger=mlflow needs the package mlflow: pip install "fakedet[mlflow]"')
-    elif is_mlflow and (folder / MLFLOW_RUN).is_file():
-        settings["run_id"] = (folder / MLFLOW_RUN).read_text(encoding="utf-8").strip()
+    elif is_mlflow and (folder / "mlflow_run.txt").is_file():
+        settings["run_id"] = (folder / "mlflow_run.txt").read_text(encoding="utf-8").strip()
     logger = build(settings, "logger")
     if not isinstance(logger, Logger):
         raise UserError(f"logger._target_: {settings['_target_']} made no Lightning logger")
     if is_main_process() and not is_wandb:
         logger.log_hyperparams(told)
         if is_mlflow:
-            (folder / MLFLOW_RUN).write_text(str(logger.version), encoding="utf-8")
+            (folder / "mlflow_run.txt").write_text(str(logger.version), encoding="utf-8")
     return [logger]
 
 
@@ -100,10 +98,7 @@ def finish_loggers(loggers: Sequence[Logger]) -> None:
 
 
 def log_summary(loggers: Sequence[Logger], folder: Path, kept_epoch: int) -> None:
-    """Send the values of the kept epoch and of the last one, as ``best/val/map``, ``last/val/map`` and so on.
-
-    They are read from ``logs/metrics.csv`` in the run's ``folder``; ``kept_epoch`` counts from 0.
-    """
+    """Send the values of the kept epoch, which counts from 0, and of the last one, as ``best/val/map`` and so on."""
     curves = read_curves(folder)
     others = [logger for logger in loggers if not isinstance(logger, CSVLogger)]
     if not others or curves.empty:
@@ -126,7 +121,7 @@ def log_dashboard(
 
     Keys for wandb: ``test/per_generator`` (table with intervals), ``test/scores_real`` and ``test/scores_fake``
     (histograms), ``test/examples`` (the most confident errors, above the ``threshold`` of the logit for reals and below
-    it for fakes; without any, the images that are nearest to being errors), and each of ``figures`` under its name.
+    it for fakes, else the images nearest to being errors), and each of ``figures`` under its name.
     """
     for logger in (logger for logger in loggers if isinstance(logger, MLFlowLogger)):
         for path in figures.values():
@@ -142,9 +137,8 @@ def log_dashboard(
         + [entry[kind][part] for kind in ("ap", "auc") for part in ("value", "low", "high")]
         for name, entry in metrics["per_generator"].items()
     ]
-    examples = _examples(frame, datamodule, threshold)
-    table = wandb.Table(columns=columns, data=rows)
-    panels: dict[str, Any] = {"test/per_generator": table, "test/examples": examples}
+    panels: dict[str, Any] = {"test/per_generator": wandb.Table(columns=columns, data=rows),
+                              "test/examples": _examples(frame, datamodule, threshold)}  # fmt: skip
     for name, label in (("real", 0), ("fake", 1)):
         if scores := frame.loc[frame["label"] == label, "score"].tolist():
             panels[f"test/scores_{name}"] = wandb.Histogram(scores)

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from fakedet.checkpoint import read_checkpoint, write_whole
-from fakedet.errors import Preempted, UserError
+from fakedet.errors import Preempted, UserError, one_line
 from fakedet.methods.base import gather_records
 from fakedet.utils import is_main_process, open_folder, plain, was_requeued
 
@@ -53,16 +53,10 @@ class ResumePoint(Checkpoint):
 
     def __init__(self, path: str, every_steps: int = 200, min_seconds: float = 0.0) -> None:
         self.path, self.every_steps, self.min_seconds = Path(path), every_steps, min_seconds
-        self._saved_at, self._is_behind = -float("inf"), False
-        self._trainer: Trainer | None = None
-        self._saving, self._signal = False, 0
+        self._saved_at, self._is_behind, self._signal = -float("inf"), False, 0
+        self._saving: tuple[Trainer, list[Any]] | None = None  # while _save runs: what state_dict is not given
         self._loaded: dict[str, Any] = {}
-        self._unlogged: list[Any] = []
         self._handlers: dict[int, Any] = {}
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Keep the trainer: ``state_dict`` is not given it."""
-        self._trainer = trainer
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the unreadable files and the curves, even where no step is left to take."""
@@ -108,13 +102,10 @@ class ResumePoint(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write a checkpoint if one is due; validation has run and the epoch's other checkpoints are written."""
         stop = self._asked_to_stop(trainer, 0)
-        # Checkpoint callbacks have their turn after those that may end the training.
-        is_last = (
-            trainer.should_stop
-            or (trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= trainer.max_epochs)
-            or (trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps)
-        )
-        due = bool(is_last or time.monotonic() - self._saved_at >= self.min_seconds)
+        # Checkpoint callbacks have their turn after those that may end the training. A limit of -1 is none.
+        is_last = trainer.should_stop or 0 <= (trainer.max_epochs or -1) <= trainer.current_epoch + 1
+        is_last = is_last or 0 <= trainer.max_steps <= trainer.global_step
+        due = is_last or time.monotonic() - self._saved_at >= self.min_seconds
         self._is_behind = not (stop or trainer.strategy.broadcast(due))
         if not self._is_behind:
             self._save(trainer)
@@ -131,21 +122,26 @@ class ResumePoint(Checkpoint):
         """Stop listening to signals."""
         self._stop_listening()
 
+    def _stop_listening(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
     def state_dict(self) -> dict[str, Any]:
         """Return what Lightning does not keep; only for our own checkpoints, and collective."""
-        if not self._saving:
+        if self._saving is None:
             return {}
-        assert self._trainer is not None
-        module: Any = self._trainer.lightning_module
+        trainer, unlogged = self._saving
+        module: Any = trainer.lightning_module
         ranks = gather_records([{"random": _random_state(), "quarantined": list(module.quarantined)}])
         curves = ""
-        if (writer := _csv(self._trainer)) is not None:
+        if (writer := _csv(trainer)) is not None:
             writer.save()
             path = Path(writer.metrics_file_path)
             curves = path.read_text(encoding="utf-8") if path.is_file() else ""
         quarantined = [record for rank in ranks for record in rank["quarantined"]]
         random_states = [rank["random"] for rank in ranks]
-        return {"random": random_states, "quarantined": quarantined, "curves": curves, "unlogged": self._unlogged}
+        return {"random": random_states, "quarantined": quarantined, "curves": curves, "unlogged": unlogged}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until training starts."""
@@ -153,12 +149,12 @@ class ResumePoint(Checkpoint):
 
     def _save(self, trainer: Trainer, unlogged: list[Any] | None = None) -> None:
         """Write a checkpoint; ``unlogged`` are metrics and their step that Lightning will log only after it."""
-        self._saving, self._unlogged = True, unlogged or []
+        self._saving = trainer, unlogged or []
         try:
             trainer.save_checkpoint(self.path)
             self._saved_at, self._is_behind = time.monotonic(), False
         finally:
-            self._saving = False
+            self._saving = None
 
     def _asked_to_stop(self, trainer: Trainer, done: int) -> int:
         """Return the signal that some rank was sent, the same on all ranks; 0 for none."""
@@ -169,11 +165,6 @@ class ResumePoint(Checkpoint):
         asked = torch.tensor(self._signal, device=trainer.strategy.root_device)
         torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
         return int(asked)
-
-    def _stop_listening(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
 
 
 @contextmanager
@@ -237,36 +228,30 @@ def _csv(trainer: Trainer) -> Any:
 def open_or_resume(config: DictConfig) -> Path:
     """Create the run's folder, or continue the unfinished run in it.
 
-    Raises:
-        UserError: the folder holds a finished run, one of another config, or something else.
+    UserError if the folder holds a finished run, one of another config, or something else.
     """
-    folder = Path(config.output_dir)
-    begun = (folder / "config.yaml").is_file()
-    overwrite = config.overwrite
+    folder, overwrite = Path(config.output_dir), config.overwrite
     # A job that SLURM started again has begun its folder itself: overwriting would lose its work.
-    if begun and config.resume and not (overwrite and not was_requeued()):
+    if (folder / "config.yaml").is_file() and config.resume and (was_requeued() or not overwrite):
         if (folder / "run.json").is_file():
-            raise UserError(
-                f"output_dir={folder} holds a finished run; name another one, or pass overwrite=true to `fakedet "
-                "train` to train it anew"
-            )
+            raise UserError(f"output_dir={folder} holds a finished run; name another one, or pass overwrite=true to "
+                            "`fakedet train` to train it anew")  # fmt: skip
         differing = differences(config)
         if not differing:
             log.info("%s holds an unfinished run of this config: it goes on", folder)
             return folder
         if any(folder.glob("**/*.ckpt")):
             more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-            raise UserError(
-                f"output_dir={folder} holds an unfinished run of another config: {', '.join(differing[:3])}{more}; "
-                "name another one, or pass overwrite=true to replace it"
-            )
+            raise UserError(f"output_dir={folder} holds an unfinished run of another config: "
+                            f"{', '.join(differing[:3])}{more}; name another one, or pass overwrite=true to replace it"
+                            )  # fmt: skip
         # A mistake in the config ended it before it had learned anything: the corrected run may take its place.
         overwrite = True
     folder = open_folder(folder, overwrite)
     lock_folder(folder).release()  # a run that is still training keeps its checkpoints
     # With these files, an overwritten run would seem unfinished or finished.
-    for name in ("run.json", "checkpoints/resume.ckpt", "stage1/checkpoints/resume.ckpt", "wandb_id.txt",
-                 "mlflow_run.txt"):  # fmt: skip
+    points = ("checkpoints/resume.ckpt", "stage1/checkpoints/resume.ckpt")
+    for name in (*points, "run.json", "wandb_id.txt", "mlflow_run.txt"):
         (folder / name).unlink(missing_ok=True)
     return folder
 
@@ -287,21 +272,16 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
             continue
         if isinstance(before, dict) and isinstance(after, dict):
             yield from _differences({"output_dir": "", **before}, {"output_dir": "", **after}, f"{name}.")
-        elif before != after and not _same_place(before, after):
-            yield f"{name}: {before} → {after}"
-
-
-def _same_place(before: Any, after: Any) -> bool:
-    """Return whether two values are the same path, relative or absolute."""
-    are_paths = isinstance(before, str) and isinstance(after, str) and "/" in before
-    return are_paths and Path(before).resolve() == Path(after).resolve()
+        elif before != after:
+            are_paths = isinstance(before, str) and isinstance(after, str) and "/" in before
+            if not (are_paths and Path(before).resolve() == Path(after).resolve()):
+                yield f"{name}: {before} → {after}"
 
 
 def finished(config: DictConfig) -> dict[str, Any] | None:
     """Return the content of run.json of the finished run of this very config in its folder; None without one."""
     facts = Path(config.output_dir) / "run.json"
-    is_there = facts.is_file() and facts.with_name("config.yaml").is_file()
-    if config.overwrite or not is_there or differences(config):
+    if config.overwrite or not facts.is_file() or not facts.with_name("config.yaml").is_file() or differences(config):
         return None
     log.info("%s holds this very run, finished: it is not trained again", facts.parent)
     content: dict[str, Any] = json.loads(facts.read_text(encoding="utf-8"))
@@ -309,11 +289,7 @@ def finished(config: DictConfig) -> dict[str, Any] | None:
 
 
 def config_of(run: str) -> tuple[DictConfig, list[str]]:
-    """Return the config of the unfinished run in a folder, and the overrides that it was started with.
-
-    Raises:
-        UserError: the folder holds no training run.
-    """
+    """Return the config of the run in a folder and the overrides that started it; UserError if there is none."""
     folder = Path(run)
     if not (folder / "config.yaml").is_file():
         below = sorted(path.parent for path in folder.glob("*/config.yaml"))
@@ -334,18 +310,14 @@ def _load(folder: Path) -> DictConfig:
     try:
         config = OmegaConf.load(folder / "config.yaml")
     except (OSError, ValueError, YAMLError) as error:
-        raise UserError(f"{folder}/config.yaml cannot be read: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{folder}/config.yaml cannot be read: {one_line(error)[:200]}") from error
     if not isinstance(config, DictConfig) or not config:
         raise UserError(f"{folder}/config.yaml holds no config; pass overwrite=true to `fakedet train` to begin anew")
     return config
 
 
 def lock_folder(folder: Path, doing: str = "training") -> FileLock:
-    """Take an existing folder for this process alone; ``doing`` names its work to another process.
-
-    Raises:
-        UserError: another process has it.
-    """
+    """Take an existing folder for this process alone; UserError if another process is ``doing`` something in it."""
     taken = FileLock(folder / ".lock")
     try:
         taken.acquire(timeout=0)
@@ -355,25 +327,17 @@ def lock_folder(folder: Path, doing: str = "training") -> FileLock:
 
 
 def resume_point_of(path: Path, manifest_sha256: str) -> Path | None:
-    """Return the path of the checkpoint that a training goes on from, or None if there is none.
-
-    Raises:
-        UserError: it cannot be read, or was written on other data.
-    """
+    """Return the checkpoint that a training resumes from, or None; UserError if it is unreadable or of other data."""
     if not path.is_file():
         return None
     try:
         content = read_checkpoint(path)
     except UserError as error:
-        raise UserError(
-            f"{error}. It is this run's resume point: bring it back whole, or pass overwrite=true to `fakedet train` "
-            "to begin anew"
-        ) from error
+        raise UserError(f"{error}. It is this run's resume point: bring it back whole, or pass overwrite=true to "
+                        "`fakedet train` to begin anew") from error  # fmt: skip
     if content["fakedet"]["manifest_sha256"] != manifest_sha256:
-        raise UserError(
-            f"{path} was written on other data: the manifest has changed since this run began. Bring it back, or pass "
-            "overwrite=true to `fakedet train` to begin anew"
-        )
+        raise UserError(f"{path} was written on other data: the manifest has changed since this run began. Bring it "
+                        "back, or pass overwrite=true to `fakedet train` to begin anew")  # fmt: skip
     # Lightning's checkpoint callback forgets which epoch was best if its folder has another name now.
     states = [state for state in content["callbacks"].values() if isinstance(state, dict)]
     before = next((str(state["dirpath"]) for state in states if state.get("dirpath")), "")

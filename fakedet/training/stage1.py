@@ -79,35 +79,30 @@ def _photographs(manifest: Manifest) -> str:
     return digest.hexdigest()
 
 
-class Stage1Cache:
-    """The place of one :func:`stage1_key` in a folder of trained stage 1s that runs share."""
+def cached_stage1(config: DictConfig, manifest: Manifest) -> Path:
+    """Return where the stage 1 of ``config`` lies in the folder of trained ones that runs share."""
+    return Path(config.stage1_cache) / f"{stage1_key(config, manifest)}.ckpt"
 
-    def __init__(self, folder: str | Path, key: str) -> None:
-        self.path = Path(folder) / f"{key}.ckpt"
 
-    def publish(self, checkpoint: Path) -> Path:
-        """Put a finished stage-1 checkpoint into the cache."""
-        link(checkpoint, self.path)
-        return self.path
+def obtain_cached(path: Path, run: Path, train_it: Callable[[], Path]) -> Path:
+    """Return the checkpoint at ``path``, or train stage 1 and put it there; one process at a time, same on all ranks.
 
-    def obtain(self, run: Path, train_it: Callable[[], Path]) -> Path:
-        """Return the cached checkpoint, or train stage 1 and publish it; one process at a time, the same on all ranks.
-
-        ``train_it``, collective over the ranks, trains stage 1 for the run in the folder ``run``.
-        """
-        if not is_main_process():
-            return self.path if _told_to_reuse(run) else train_it()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path.with_suffix(".lock")):
-            reuse = self.path.is_file()
-            # Ranks that Lightning starts later read the environment, others a file.
-            os.environ["FAKEDET_STAGE1"] = "reuse" if reuse else "train"
-            if start_name():
-                write_json(run / DECISION, {"start": start_name(), "reuse": reuse})
-            if reuse:
-                log.info("stage 1 of identical config and data is reused: %s", self.path)
-                return self.path
-            return self.publish(train_it())
+    ``train_it``, collective over the ranks, trains stage 1 for the run in the folder ``run``.
+    """
+    if not is_main_process():
+        return path if _told_to_reuse(run) else train_it()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        reuse = path.is_file()
+        # Ranks that Lightning starts later read the environment, others a file.
+        os.environ["FAKEDET_STAGE1"] = "reuse" if reuse else "train"
+        if start_name():
+            write_json(run / DECISION, {"start": start_name(), "reuse": reuse})
+        if reuse:
+            log.info("stage 1 of identical config and data is reused: %s", path)
+        else:
+            link(train_it(), path)
+        return path
 
 
 def _told_to_reuse(run: Path) -> bool:

@@ -24,18 +24,17 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fakedet.build import build_encoder
-from fakedet.config import check_command_line, check_config, plain, written
-from fakedet.errors import Preempted, UserError
+from fakedet.config import check_command_line, check_config, texts_of, written
+from fakedet.errors import Preempted, UserError, one_line
 from fakedet.evaluation.report import ENDED, STUDY, ended_jobs, method_label
 from fakedet.training.resume import differences
 from fakedet.training.train import also_config, also_sha256, make_datamodule
-from fakedet.utils import bar, write_json
+from fakedet.utils import bar, plain, write_json
 
 SWEPT = "FAKEDET_SWEPT"  # the keys that a command line sweeps, for the processes of its jobs, which do not see it
 PARENT = "FAKEDET_PARENT"  # the process that started a multirun on this machine
@@ -76,13 +75,9 @@ class Study:
 
 
 def plan(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> tuple[bool, Study | None]:
-    """Compose what a multirun's command line means: the config's name, overrides, and ``--config-dir``.
+    """Compose a multirun's command line; return whether SLURM runs its jobs, and the study that it names, if any.
 
-    Returns:
-        Whether SLURM runs the jobs, and the study that is named, if any.
-
-    Raises:
-        UserError: SLURM is asked for where there is none, or a job's overrides do not compose.
+    UserError where SLURM is asked for and there is none, or a job's overrides do not compose.
     """
     search = [f"hydra.searchpath=[{written(f'file://{Path(config_dir).absolute()}')}]"] if config_dir else []
     with initialize_config_module("fakedet.conf", version_base="1.3"):
@@ -91,13 +86,11 @@ def plan(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> 
         fixed = [*search, *(item.input_line or "" for item in parsed if item.is_hydra_override())]
         given = [item for item in parsed if not item.is_hydra_override()]
         single = [item for item in given if not item.is_sweep_override() or item.is_discrete_sweep()]
-        root = compose(verb, [*fixed, *(_texts(item)[0] for item in single)], return_hydra_config=True)
+        root = compose(verb, [*fixed, *(texts_of(item)[0] for item in single)], return_hydra_config=True)
         slurm = str(root.hydra.launcher._target_).endswith("SlurmLauncher")
         if slurm and (missing := [name for name in ("sbatch", "srun") if shutil.which(name) is None]):
-            raise UserError(
-                f"hydra/launcher=slurm: this machine has no {' and no '.join(missing)}; start it where SLURM is "
-                "installed, or pass hydra/launcher=local"
-            )
+            raise UserError(f"hydra/launcher=slurm: this machine has no {' and no '.join(missing)}; start it where "
+                            "SLURM is installed, or pass hydra/launcher=local")  # fmt: skip
         if root.get("study") is None:
             return slurm, None
         if root.hydra.runtime.choices["hydra/sweeper"] != "basic":
@@ -105,7 +98,7 @@ def plan(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> 
         lines = [f"{key}={value}" for key, value in (root.hydra.sweeper.params or {}).items()]
         swept = [*parser.parse_overrides(lines), *given]
         # As Hydra's sweeper does: a key that is given again replaces the former values in their place.
-        values = {item.get_key_element(): _texts(item) for item in swept}
+        values = {item.get_key_element(): texts_of(item) for item in swept}
         telling = [item.get_key_element() for item in swept if item.is_sweep_override()]
         HydraConfig.instance().set_config(root)  # for ${hydra:...}
         folder = Path(root.hydra.sweep.dir).absolute()
@@ -121,13 +114,6 @@ def plan(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> 
     return slurm, Study(folder, settings, jobs, jobs[0].config, config_dir)
 
 
-def _texts(override: Override) -> list[str]:
-    """Write an override once for each of its values."""
-    if not override.is_sweep_override():
-        return [str(override.input_line)]
-    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-
-
 def _compose_job(
     number: int, overrides: list[str], telling: Sequence[str], fixed: list[str], folder: Path, config_dir: str | None
 ) -> Job:
@@ -140,7 +126,7 @@ def _compose_job(
             check_command_line("train", [*(("--config-dir", config_dir) if config_dir else ()), *overrides])
         except UserError as mistake:
             raise UserError(f"study: the overrides of '{method}': {mistake}") from mistake
-        raise UserError(f"study: the overrides of '{method}': {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"study: the overrides of '{method}': {one_line(error)[:300]}") from error
     with open_dict(config):
         config.hydra.job.num = number
         target = folder / config.hydra.sweep.subdir
@@ -172,46 +158,38 @@ def check_study(study: Study) -> int:
     """Check every job: its values, its data, its encoder, and that its folder holds no run of another config.
 
     With ``overwrite=true``, runs of another config or of other data are marked as unfinished instead. Returns how
-    many jobs are finished.
-
-    Raises:
-        UserError: the first mistake, with the method that it is in.
+    many jobs are finished; UserError for the first mistake, with the method that it is in.
     """
-    data: dict[str, str] = {}
-    others: dict[str, str] = {}
-    encoders: set[str] = set()
+    known: dict[tuple[str, str], Any] = {}
+
+    def once(what: str, node: DictConfig, check: Any) -> Any:
+        key = what, json.dumps(plain(node), sort_keys=True)
+        if key not in known:
+            known[key] = check()
+        return known[key]
+
     for job in study.jobs:
+        config = job.config
         try:
-            check_config(job.config)
-            manifest = _remembered(data, job.config.data, lambda job=job: make_datamodule(job.config).manifest.sha256)
-            for name in job.config.also or ():
-                wanted = also_config(job.config, name)
-                _remembered(others, wanted.data, lambda wanted=wanted: also_sha256(wanted))
+            check_config(config)
+            manifest = once("data", config.data, lambda config=config: make_datamodule(config).manifest.sha256)
+            for name in config.also or ():
+                wanted = also_config(config, name)
+                once("also", wanted.data, lambda wanted=wanted: also_sha256(wanted))
         except UserError as error:
             raise UserError(f"study: '{job.method}': {error}") from error
-        stale = _stale(job, manifest)
-        if stale and not job.config.overwrite:
-            raise UserError(
-                f"{job.folder} was trained by another {stale}; name another hydra.sweep.dir, or pass overwrite=true to "
-                "train such jobs anew"
-            )
-        if stale:
+        if stale := _stale(job, manifest):
+            if not config.overwrite:
+                raise UserError(f"{job.folder} was trained by another {stale}; name another hydra.sweep.dir, or pass "
+                                "overwrite=true to train such jobs anew")  # fmt: skip
             (job.folder / "run.json").unlink(missing_ok=True)
-        encoder = plain(job.config.model.encoder)
-        if not job.is_finished and (key := json.dumps(encoder, sort_keys=True)) not in encoders:
-            encoders.add(key)
-            try:
-                build_encoder(encoder)
-            except UserError as error:
-                raise UserError(f"study: '{job.method}': {error}") from error
+        try:
+            if not job.is_finished:
+                encoder = config.model.encoder
+                once("encoder", encoder, lambda encoder=encoder: build_encoder(plain(encoder)).embedding_dim)
+        except UserError as error:
+            raise UserError(f"study: '{job.method}': {error}") from error
     return sum(job.is_finished for job in study.jobs)
-
-
-def _remembered(known: dict[str, str], node: DictConfig, read: Any) -> str:
-    key = json.dumps(plain(node), sort_keys=True)
-    if key not in known:
-        known[key] = read()
-    return known[key]
 
 
 def _stale(job: Job, manifest: str) -> str:
@@ -229,7 +207,7 @@ def _stale(job: Job, manifest: str) -> str:
 
 def note_end(settings: Any, folder: str, seconds: float, error: BaseException | None, kept: bool = False) -> None:
     """Record in the multirun's folder how a job ended, given its node ``hydra``; jobs may run on any machine."""
-    cause = None if error is None else (" ".join(str(error).split())[:500] or type(error).__name__)
+    cause = None if error is None else one_line(error)[:500]
     config_dir = next((one.path for one in settings.runtime.config_sources if one.provider == "command-line"), None)
     row = {"job": settings.job.num, "folder": folder, "seconds": seconds, "error": cause, "kept": kept,
            "mistake": isinstance(error, UserError), "overrides": [str(one) for one in settings.overrides.task],

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as lightning
 import torch
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -42,29 +41,18 @@ from fakedet.data.datamodule import DataModule
 from fakedet.data.manifest import Quarantine
 from fakedet.detector import Detector as LoadedDetector
 from fakedet.detector import load
-from fakedet.errors import Preempted, UserError, nearest
+from fakedet.errors import Preempted, UserError, nearest, one_line
+from fakedet.evaluation import score
 from fakedet.evaluation.evaluate import evaluate
 from fakedet.evaluation.plots import draw_map, plot_curves, plot_scores, read_curves
 from fakedet.evaluation.predictions import method_settings
-from fakedet.evaluation.score import (
-    apply_operating_point,
-    check_operating_point,
-    fit_on_validation,
-    info_of,
-    known_reals,
-    map_embeddings,
-    measure_predictions,
-    score_split,
-    small_pictures,
-    write_results,
-)
 from fakedet.methods.base import Detector, gather_records
 from fakedet.methods.ntf import NaturalTracePretraining
 from fakedet.models.backbones import public_backbones
 from fakedet.models.features import FeatureCache
 from fakedet.training.loggers import finish_loggers, log_dashboard, log_summary, resolve_logger
 from fakedet.training.resume import lock_folder, open_or_resume, resume_point_of, stoppable
-from fakedet.training.stage1 import Stage1Cache, stage1_config, stage1_key
+from fakedet.training.stage1 import cached_stage1, obtain_cached, stage1_config
 from fakedet.utils import (
     FAILURE,
     is_main_process,
@@ -105,11 +93,10 @@ class TrainedRun:
 def train(config: DictConfig, overrides: list[str] | None = None) -> TrainedRun:
     """Train the method of a composed ``train`` config, with stage 1 first where it needs one; keep the overrides.
 
-    Raises:
-        UserError: anything wrong with config, data or folder; before training where possible.
+    UserError for anything wrong with config, data or folder; before training where possible.
     """
     check_config(config)
-    check_operating_point(config.operating_point.rate, config.operating_point.calibration)
+    score.check_operating_point(config.operating_point.rate, config.operating_point.calibration)
     folder = open_or_resume(config) if is_main_process() else Path(config.output_dir)
     with _taken(folder), threads(config.threads):
         trained = _train(config, folder, overrides)
@@ -147,7 +134,7 @@ def _taken(folder: Path) -> Iterator[None]:
     except BaseException as error:
         # A sweep's comparison reads the cause here; a full disk must not hide it from the console.
         with suppress(UserError):
-            write_json(folder / FAILURE, {"error": " ".join(str(error).split())[:500] or type(error).__name__})
+            write_json(folder / FAILURE, {"error": one_line(error)[:500]})
         raise
     finally:
         log.removeHandler(handler)
@@ -174,16 +161,15 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
     method, trainer = fitted.method, fitted.trainer
     fit_seconds = time.perf_counter() - started - stage1_seconds
     if isinstance(method, NaturalTracePretraining) and _is_shared(config) and is_main_process():
-        Stage1Cache(config.stage1_cache, stage1_key(config, datamodule.manifest)).publish(fitted.checkpoint)
+        link(fitted.checkpoint, cached_stage1(config, datamodule.manifest))
 
     point = config.operating_point
-    fit_on_validation(trainer, method, datamodule, point.rate, point.calibration, fitted.checkpoint)
+    score.fit_on_validation(trainer, method, datamodule, point.rate, point.calibration, fitted.checkpoint)
     metrics = None
     if config.test_after_fit and not datamodule.has_split("test"):
         log.info("the manifest has no test split: nothing is scored after training")
     elif config.test_after_fit:
-        bootstrap = plain(config.bootstrap)
-        metrics = _test(fitted, datamodule, folder, facts, bootstrap, config.pictures, config.header_audit)
+        metrics = _test(config, fitted, datamodule, folder, facts)
     facts |= {
         "seconds": {"stage1": stage1_seconds, "fit": fit_seconds, "all": time.perf_counter() - started},
         "parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
@@ -191,7 +177,7 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
         "kept_epoch": read_checkpoint(fitted.checkpoint)["epoch"] + 1,
         "checkpoint": str(fitted.checkpoint.relative_to(folder)), "validation": fitted.validation,
         "stage1_checkpoint": str(stage1_path) if stage1_path else None,
-        "manifest_sha256": datamodule.manifest.sha256, "reals": sorted(known_reals(datamodule)),
+        "manifest_sha256": datamodule.manifest.sha256, "reals": sorted(score.known_reals(datamodule)),
     }  # fmt: skip
     if is_main_process():
         write_json(folder / "run.json", facts)
@@ -220,9 +206,8 @@ def make_datamodule(config: DictConfig, same_data: DataModule | None = None) -> 
     """
     batch = config.model.batch
     augment = build_augmentation(plain(config.view_augment if batch.real_only else config.augment))
-    datamodule = build_datamodule(
-        plain(config.data), augment=augment, views=batch.views, real_only=batch.real_only, seed=config.seed
-    )
+    asked = {"augment": augment, "views": batch.views, "real_only": batch.real_only, "seed": config.seed}
+    datamodule = build_datamodule(plain(config.data), **asked)
     if same_data is not None:
         datamodule.take_manifest_of(same_data)
     datamodule.prepare()
@@ -232,10 +217,8 @@ def make_datamodule(config: DictConfig, same_data: DataModule | None = None) -> 
 def obtain_stage1(config: DictConfig, folder: Path, datamodule: DataModule) -> Path:
     """Return the path of a stage-1 checkpoint: the given one, a cached one of identical config and data, or a new one.
 
-    All arguments are of the run that needs it; a new stage 1 is trained in the subfolder ``stage1``.
-
-    Raises:
-        UserError: a model that cannot be built on such a stage 1; found before stage 1 is trained.
+    All arguments are of the run that needs it; a new stage 1 is trained in the subfolder ``stage1``. UserError, before
+    stage 1 is trained, for a model that cannot be built on it.
     """
     if config.stage1_checkpoint:
         return Path(config.stage1_checkpoint)
@@ -252,9 +235,7 @@ def obtain_stage1(config: DictConfig, folder: Path, datamodule: DataModule) -> P
         finish_loggers(fitted.trainer.loggers)
         return fitted.checkpoint
 
-    if not _is_shared(config):
-        return train_it()
-    return Stage1Cache(config.stage1_cache, stage1_key(wanted, data.manifest)).obtain(folder, train_it)
+    return obtain_cached(cached_stage1(wanted, data.manifest), folder, train_it) if _is_shared(config) else train_it()
 
 
 def _is_shared(config: DictConfig) -> bool:
@@ -279,7 +260,7 @@ def fit(config: DictConfig, folder: Path, datamodule: DataModule, stage1_path: P
     """
     given = plain(config)
     # Seeded here, so that a stage 1 trained in this process or taken from the cache leaves the same state.
-    lightning.seed_everything(given["seed"], workers=True, verbose=False)
+    seed_everything(given["seed"], workers=True, verbose=False)
     stage1 = None
     if stage1_path:
         stage1 = load_stage1(stage1_path, sorted(packages_of(given["stage1"])), given["stage1"]["encoder"])
@@ -301,19 +282,15 @@ def fit(config: DictConfig, folder: Path, datamodule: DataModule, stage1_path: P
     if given["compile"]:
         encoder: Any = method.encoder  # compiled in place, so that the weights keep their names
         encoder.compile(backend="inductor" if given["compile"] is True else str(given["compile"]))
-    callbacks = build_callbacks(given["callbacks"]).values()
+    callbacks = list(build_callbacks(given["callbacks"]).values())
     checkpoints = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
     for keeper in checkpoints:
         if keeper.monitor and keeper.monitor.endswith("loss") and keeper.mode == "max":
-            raise UserError(
-                f"callbacks.checkpoint.monitor={keeper.monitor}: with mode=max the worst epoch would be kept; pass "
-                "callbacks.checkpoint.mode=min"
-            )
+            raise UserError(f"callbacks.checkpoint.monitor={keeper.monitor}: with mode=max the worst epoch would be "
+                            "kept; pass callbacks.checkpoint.mode=min")  # fmt: skip
     loggers = [CSVLogger(folder, name="logs", version=""), *resolve_logger(given, folder)]
-    trainer = build_trainer(
-        given["trainer"], enable_progress_bar=sys.stdout.isatty(), logger=loggers, callbacks=list(callbacks),
-        default_root_dir=str(folder),
-    )  # fmt: skip
+    trainer = build_trainer(given["trainer"], enable_progress_bar=sys.stdout.isatty(), logger=loggers,
+                            callbacks=callbacks, default_root_dir=str(folder))  # fmt: skip
     log.info("training %s on %s", given["name"], datamodule.describe())
     resume = given["callbacks"].get("resume")
     point = resume_point_of(Path(resume["path"]), datamodule.manifest.sha256) if resume else None
@@ -325,7 +302,7 @@ def fit(config: DictConfig, folder: Path, datamodule: DataModule, stage1_path: P
         log_summary(trainer.loggers, folder, kept["epoch"])
     best = (keeper.best_model_score for keeper in checkpoints if keeper.monitor)
     # Where the monitored value is NaN, because the split has one class, Lightning writes the worst there is.
-    values = (float(score) for score in best if score is not None and math.isfinite(score))
+    values = (float(value) for value in best if value is not None and math.isfinite(value))
     return Fitted(method, trainer, checkpoint, next(values, None))
 
 
@@ -333,21 +310,19 @@ def _run(trainer: Trainer, method: Detector, datamodule: DataModule, point: Path
     """Run ``trainer.fit`` and translate the exceptions that end it early."""
     try:
         trainer.fit(method, datamodule=datamodule, ckpt_path=point, weights_only=True)  # type: ignore[arg-type]
-    except SIGTERMException as error:  # told to stop while validating; the last resume point holds
+    except (SIGTERMException, Preempted) as error:
         finish_loggers(trainer.loggers)
-        raise Preempted(signal.SIGTERM, "the last resume point") from error
-    except Preempted:
-        finish_loggers(trainer.loggers)
+        if isinstance(error, SIGTERMException):  # told to stop while validating; the last resume point holds
+            raise Preempted(signal.SIGTERM, "the last resume point") from error
         raise
     except MisconfigurationException as error:  # found only in fit: a metric that is not logged, a precision
-        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        raise UserError(f"trainer: {one_line(error)}") from error
     except RuntimeError as error:
         if trainer.world_size == 1 or (not isinstance(error, DistBackendError) and "gloo" not in str(error)):
             raise
-        raise UserError(
-            f"another process of this training ended, so rank {trainer.global_rank} cannot go on; its own message says "
-            "why. The last resume point holds: give the same command again, or `fakedet resume`"
-        ) from error
+        raise UserError(f"another process of this training ended, so rank {trainer.global_rank} cannot go on; its own "
+                        "message says why. The last resume point holds: give the same command again, or `fakedet "
+                        "resume`") from error  # fmt: skip
     except SystemExit:
         if trainer.interrupted:  # Lightning turns Ctrl-C into an exit without a word
             raise KeyboardInterrupt from None
@@ -359,34 +334,31 @@ def _chosen_checkpoint(trainer: Trainer, checkpoints: Iterable[ModelCheckpoint])
         if best := keeper.best_model_path or keeper.last_model_path:
             return Path(best)
     if trainer.global_step and trainer.max_steps > 0:
-        raise UserError(
-            f"trainer.max_steps={trainer.max_steps} ended the training before the first validation, so no weights were "
-            "chosen; train for at least an epoch, or set data.steps_per_epoch to make epochs shorter"
-        )
+        raise UserError(f"trainer.max_steps={trainer.max_steps} ended the training before the first validation, so no "
+                        "weights were chosen; train for at least an epoch, or set data.steps_per_epoch to make epochs "
+                        "shorter")  # fmt: skip
     raise UserError("no checkpoint was written: callbacks.checkpoint is missing, or training took no step")
 
 
 def _test(
-    fitted: Fitted, datamodule: DataModule, folder: Path, facts: dict[str, Any], bootstrap: dict[str, int],
-    n_pictures: int, audit: bool,
-) -> dict[str, Any] | None:  # fmt: skip
+    config: DictConfig, fitted: Fitted, datamodule: DataModule, folder: Path, facts: dict[str, Any]
+) -> dict[str, Any] | None:
     """Score the test split and write predictions, metrics and figures; returns metrics.json's content on rank zero."""
     method, trainer = fitted.method, fitted.trainer
     seen, point = method.info["seen_generators"], method.operating_point
-    frame = apply_operating_point(point, score_split(trainer, method, datamodule, "test"))
+    frame = score.apply_operating_point(point, score.score_split(trainer, method, datamodule, "test"))
     records = gather_records(method.quarantined)
-    frame, share = map_embeddings(trainer, method, datamodule, frame)
+    frame, share = score.map_embeddings(trainer, method, datamodule, frame)
     if not trainer.is_global_zero:
         return None
-    metrics = measure_predictions(frame, datamodule, method, bootstrap)
+    metrics = score.measure_predictions(frame, datamodule, method, plain(config.bootstrap))
     info = {
-        **info_of(method, datamodule, metrics), "checkpoint": str(fitted.checkpoint), "split": "test", "run": facts,
-        "map_share": share, "shortcut": header_audit(datamodule, "test") if audit else {},
+        **score.info_of(method, datamodule, metrics), "checkpoint": str(fitted.checkpoint), "split": "test",
+        "run": facts, "map_share": share, "shortcut": header_audit(datamodule, "test") if config.header_audit else {},
     }  # fmt: skip
     quarantine = Quarantine.from_records(records, datamodule.manifest, ("train", "val", "test"))
-    pictures = small_pictures(datamodule, frame, point, n_pictures)
-    write_results(folder, frame, metrics, quarantine, info, pictures)
-
+    pictures = score.small_pictures(datamodule, frame, point, config.pictures)
+    score.write_results(folder, frame, metrics, quarantine, info, pictures)
     plot_curves({folder.name: read_curves(folder)}, folder / "curves.png")
     figures = {"test/scores": plot_scores(frame, folder / "scores.png", seen=set(seen))}
     if share:
@@ -399,8 +371,7 @@ def _test(
 def also_config(config: DictConfig, name: str) -> DictConfig:
     """Compose the config that scores a manifest of ``also`` as `fakedet evaluate` does, into on_NAME.
 
-    Raises:
-        UserError: ``config.also[name]`` is no mapping of keys of the data node, or names no manifest.
+    UserError if ``config.also[name]`` is no mapping of keys of the data node, or names no manifest.
     """
     running = GlobalHydra.instance().is_initialized()
     with nullcontext() if running else initialize_config_module("fakedet.conf", version_base="1.3"):
@@ -429,9 +400,10 @@ def also_sha256(wanted: DictConfig) -> str:
     return datamodule.manifest.sha256
 
 
-def unscored(config: DictConfig) -> list[str]:
-    """Name the manifests of ``also`` that a run has not scored as they are now."""
-    return [str(name) for name in config.get("also") or () if not _is_scored(also_config(config, str(name)))]
+def unscored(config: DictConfig) -> list[DictConfig]:
+    """Return the configs of :func:`also_config` that a run has not scored as their manifests are now."""
+    wanted = (also_config(config, str(name)) for name in config.get("also") or ())
+    return [one for one in wanted if not _is_scored(one)]
 
 
 def _is_scored(wanted: DictConfig) -> bool:
@@ -445,8 +417,7 @@ def _is_scored(wanted: DictConfig) -> bool:
 
 
 def _score_also(config: DictConfig, checkpoint: Path) -> None:
-    for name in unscored(config):
-        wanted = also_config(config, name)
+    for wanted in unscored(config):
         wanted.checkpoint = str(checkpoint)
         log.info("scoring %s", wanted.data.manifest)
         evaluate(wanted, [f"checkpoint={wanted.checkpoint}", f"data.manifest={wanted.data.manifest}"])

@@ -1,7 +1,6 @@
 """Check numbers and command lines, name the nearest key for a mistake, and build objects from configs.
 
-The only module that calls Hydra's ``instantiate``, through :func:`build`. The user's own config may name any class that
-can be imported; a checkpoint may not (:mod:`fakedet.checkpoint`).
+Only :func:`build` calls Hydra's ``instantiate``. A user's config may name any class; a checkpoint may not.
 """
 
 from __future__ import annotations
@@ -87,8 +86,8 @@ def _check_length(config: DictConfig) -> None:
     if checkpoint.get("save_top_k") == 0:
         raise UserError("callbacks.checkpoint.save_top_k=0: no weights would be kept; valid: 1")
     if checkpoint.get("monitor") and config.trainer.limit_val_batches == 0:
-        raise UserError(f"trainer.limit_val_batches=0: {checkpoint.monitor} chooses the kept epoch, and nothing would be "
-                        "validated; callbacks.checkpoint.monitor=null keeps the last epoch's weights")  # fmt: skip
+        raise UserError(f"trainer.limit_val_batches=0: {checkpoint.monitor} chooses the kept epoch, and nothing would "
+                        "be validated; callbacks.checkpoint.monitor=null keeps the last epoch's weights")  # fmt: skip
 
 
 def _check_model(config: DictConfig, node: str) -> None:
@@ -170,8 +169,8 @@ def target_of(config: Mapping[str, Any], where: str) -> Any:
         except Exception as cause:
             raise UserError(f"{where}._target_: '{name}' cannot be imported: {one_line(cause)}; it must be in an "
                             "installed package, or in a folder beside --config-dir") from cause  # fmt: skip
-        raise UserError(f"{where}._target_: there is no '{attribute}' in {module}; {nearest(attribute, known)}"
-                        ) from error  # fmt: skip
+        hint = nearest(attribute, known)
+        raise UserError(f"{where}._target_: there is no '{attribute}' in {module}; {hint}") from error
 
 
 def check_kind(config: Mapping[str, Any], where: str, kind: type, wanted: str) -> None:
@@ -383,9 +382,8 @@ def _named(text: str) -> str:
 def refusal(error: OSError, config: DictConfig) -> UserError | None:
     """Say which file was refused and which key named it or its folder; None for an error that does not refuse one."""
     forbidden = error.errno in (errno.EACCES, errno.EPERM)
-    if not forbidden and error.errno not in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP):
-        return None
-    if not isinstance(error.filename, str | bytes):
+    refused = forbidden or error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
+    if not refused or not isinstance(error.filename, str | bytes):
         return None
     file = os.fsdecode(error.filename)
     place = f"{os.path.abspath(file)}/"

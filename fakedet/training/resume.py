@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from yaml import YAMLError
 from fakedet.checkpoint import read_checkpoint, write_whole
 from fakedet.errors import Preempted, UserError, one_line
 from fakedet.methods.base import gather_records
-from fakedet.utils import is_main_process, open_folder, plain, was_requeued
+from fakedet.models.features import FeatureCache
+from fakedet.utils import FAILURE, is_main_process, log_to_file, open_folder, plain, was_requeued, write_json
 
 log = logging.getLogger("fakedet")
 
@@ -40,10 +41,8 @@ class ResumePoint(Checkpoint):
 
     Besides what Lightning restores (weights, optimiser, schedule, scaler, progress, data module, other callbacks) it
     holds each rank's random state, the files that could not be read so far, and the logged curves. It is written
-    between an optimiser step and the next batch, never at an epoch's last batch, where validation is still to come.
-
-    On SIGUSR1, SIGUSR2 and SIGTERM the current step is finished, the checkpoint is written, and
-    :class:`fakedet.errors.Preempted` ends the run.
+    between an optimiser step and the next batch, never at an epoch's last batch, where validation is still to come. On
+    :data:`SIGNALS`, the current step is finished, the checkpoint is written, and :class:`Preempted` ends the run.
 
     Args:
         path: the file; each checkpoint replaces the one before it.
@@ -324,6 +323,36 @@ def lock_folder(folder: Path, doing: str = "training") -> FileLock:
     except Timeout as error:
         raise UserError(f"output_dir={folder}: another process is {doing} in it; name another one") from error
     return taken
+
+
+@contextmanager
+def taken(folder: Path) -> Iterator[None]:
+    """Lock a run's folder for this process, log into it, end at a signal, and leave the cause of a failure in it."""
+    if not is_main_process():
+        yield
+        return
+    lock = lock_folder(folder)
+    for leftover in folder.glob("**/.*.tmp"):  # of a run that was killed while it wrote
+        leftover.unlink(missing_ok=True)
+    handler, kept = log_to_file(folder), "features.pt"
+    FeatureCache.restore(folder / kept)
+    try:
+        with stoppable():
+            yield
+        for name in (FAILURE, kept):
+            (folder / name).unlink(missing_ok=True)
+    except (Preempted, KeyboardInterrupt):
+        FeatureCache.keep(folder / kept)
+        raise
+    except BaseException as error:
+        # A sweep's comparison reads the cause here; a full disk must not hide it from the console.
+        with suppress(UserError):
+            write_json(folder / FAILURE, {"error": one_line(error)[:500]})
+        raise
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+        lock.release()
 
 
 def resume_point_of(path: Path, manifest_sha256: str) -> Path | None:

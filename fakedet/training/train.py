@@ -8,8 +8,8 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,21 +49,10 @@ from fakedet.evaluation.predictions import method_settings
 from fakedet.methods.base import Detector, gather_records
 from fakedet.methods.ntf import NaturalTracePretraining
 from fakedet.models.backbones import public_backbones
-from fakedet.models.features import FeatureCache
 from fakedet.training.loggers import finish_loggers, log_dashboard, log_summary, resolve_logger
-from fakedet.training.resume import lock_folder, open_or_resume, resume_point_of, stoppable
+from fakedet.training.resume import open_or_resume, resume_point_of, taken
 from fakedet.training.stage1 import cached_stage1, obtain_cached, stage1_config
-from fakedet.utils import (
-    FAILURE,
-    is_main_process,
-    link,
-    log_to_file,
-    plain,
-    provenance,
-    threads,
-    write_config,
-    write_json,
-)
+from fakedet.utils import is_main_process, link, plain, provenance, threads, write_config, write_json
 
 log = logging.getLogger("fakedet")
 
@@ -98,7 +87,7 @@ def train(config: DictConfig, overrides: list[str] | None = None) -> TrainedRun:
     check_config(config)
     score.check_operating_point(config.operating_point.rate, config.operating_point.calibration)
     folder = open_or_resume(config) if is_main_process() else Path(config.output_dir)
-    with _taken(folder), threads(config.threads):
+    with taken(folder), threads(config.threads):
         trained = _train(config, folder, overrides)
         _score_also(config, trained.checkpoint)
     return trained
@@ -108,38 +97,8 @@ def score_missing(config: DictConfig) -> None:
     """Score those manifests of ``also`` that the finished run in ``output_dir`` has not scored as they are now."""
     folder = Path(config.output_dir)
     facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    with _taken(folder), threads(config.threads):
+    with taken(folder), threads(config.threads):
         _score_also(config, folder / facts["checkpoint"])
-
-
-@contextmanager
-def _taken(folder: Path) -> Iterator[None]:
-    """Take a run's folder for this process, log into it, and leave the cause of a failure in it."""
-    if not is_main_process():
-        yield
-        return
-    lock = lock_folder(folder)
-    for leftover in folder.glob("**/.*.tmp"):  # of a run that was killed while it wrote
-        leftover.unlink(missing_ok=True)
-    handler, kept = log_to_file(folder), "features.pt"
-    FeatureCache.restore(folder / kept)
-    try:
-        with stoppable():
-            yield
-        for name in (FAILURE, kept):
-            (folder / name).unlink(missing_ok=True)
-    except (Preempted, KeyboardInterrupt):
-        FeatureCache.keep(folder / kept)
-        raise
-    except BaseException as error:
-        # A sweep's comparison reads the cause here; a full disk must not hide it from the console.
-        with suppress(UserError):
-            write_json(folder / FAILURE, {"error": one_line(error)[:500]})
-        raise
-    finally:
-        log.removeHandler(handler)
-        handler.close()
-        lock.release()
 
 
 def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> TrainedRun:

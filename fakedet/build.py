@@ -35,10 +35,9 @@ def build_method(config: Mapping[str, Any], stage1: NaturalTracePretraining | No
         try:
             encoder.load_state_dict(stage1.encoder.state_dict())
         except RuntimeError as error:
-            theirs = stage1.config.get("encoder", {})
-            raise UserError(f"model.init=stage1: stage 1 has another encoder ({_describe(theirs)}) than this model "
-                            f"({_describe(config['encoder'])}); choose the same model/encoder, or model.init=scratch"
-                            ) from error  # fmt: skip
+            theirs, ours = (_describe(one) for one in (stage1.config.get("encoder", {}), config["encoder"]))
+            raise UserError(f"model.init=stage1: stage 1 has another encoder ({theirs}) than this model ({ours}); "
+                            "choose the same model/encoder, or model.init=scratch") from error  # fmt: skip
     parts: dict[str, Any] = {"encoder": encoder}
     if _transfers(config):
         assert stage1 is not None

@@ -86,13 +86,12 @@ class CheckpointInfo:
         if not 0 < content["crop_size"] <= 2**14:
             raise UserError(f"{path} is damaged: 'crop_size' in it is {content['crop_size']}")
         choose(content["eval_policy"], POLICIES, f"{path} is damaged: 'eval_policy' in it")
-        _check_operating_point(content.get("operating_point"), path)
+        if content.get("operating_point") is not None:
+            _check_operating_point(content["operating_point"], path)
         return cls(**content)
 
 
 def _check_operating_point(content: Any, path: Path) -> None:
-    if content is None:
-        return
     try:
         point = OperatingPoint.from_dict(content)
         point.calibration(np.zeros(1))
@@ -107,15 +106,15 @@ def _check_operating_point(content: Any, path: Path) -> None:
 def load_detector(path: str | Path, trust: Sequence[str] = (), backbone: str | Path | None = None) -> Detector:
     """Build the detector of a checkpoint, with its weights, in evaluation mode on the CPU.
 
+    UserError for no such file, not a checkpoint of fakedet, a class that it may not name, weights that do not fit, and
+    a backbone that is not here or has another sha256.
+
     Args:
         path: as for :func:`read_checkpoint`.
         trust: packages, besides fakedet, whose classes the checkpoint may name. Their code is imported and run: name
             only those that you would run anyway.
         backbone: file with the public weights that the checkpoint leaves out; None: the one that
             :data:`fakedet.models.backbones.VARIABLES` names, else timm's cache or the network.
-
-    Raises UserError for no such file, not a checkpoint of fakedet, a class that it may not name, weights that do not
-    fit, and a backbone that is not here or has another sha256.
     """
     try:
         return detector_of(read_checkpoint(path), path, trust, backbone)
@@ -271,9 +270,9 @@ class _Judge:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint of fakedet as tensors and plain values, without running code.
 
-    ``path`` is a file that training wrote, a safetensors file that `fakedet export` wrote, or the name of a detector
-    that comes with fakedet. Returns at least ``state_dict`` and ``fakedet``, the content of a :class:`CheckpointInfo`.
-    Raises UserError for no such file and one that is not a checkpoint of fakedet.
+    ``path`` is a file that training or `fakedet export` (safetensors) wrote, or the name of a detector that comes with
+    fakedet. Returns at least ``state_dict`` and ``fakedet``, the content of a :class:`CheckpointInfo`. UserError for no
+    such file and one that is not a checkpoint of fakedet.
     """
     path = locate(path)
     if not path.is_file():
@@ -287,9 +286,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def locate(checkpoint: str | Path) -> Path:
     """Return the file of a checkpoint: a path, or the name of one that comes with fakedet."""
-    shipped = SHIPPED.get(str(checkpoint))
     path = Path(os.path.expanduser(checkpoint))
-    return shipped if shipped is not None and not path.is_file() else path
+    return path if path.is_file() else SHIPPED.get(str(checkpoint), path)
 
 
 def _unpickle(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import json
 import os
 import re
 import shlex
@@ -275,10 +276,8 @@ SWEPT_BY = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag)\(.*\)", re
 def written(value: Any) -> str:
     """Write a value in the grammar of Hydra's overrides."""
     value = value.item() if isinstance(value, np.generic) else value
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, Mapping):
@@ -295,8 +294,7 @@ def written(value: Any) -> str:
 def shown_command(verb: str, *words: str, **names: object) -> str:
     """Write a command that a shell takes as it is printed; ``names`` are values of keys of :data:`NAMED`."""
     for key, value in names.items():
-        text = str(value)
-        text = f"./{text}" if text.startswith("~") else text  # a relative path, and nobody's home folder
+        text = f"./{value}" if str(value).startswith("~") else str(value)  # a relative path, and nobody's home folder
         words = (*words, f"{key}={text if LITERAL.fullmatch(text) else written(text)}")
     return shlex.join(["fakedet", verb, *words])
 
@@ -305,7 +303,7 @@ def again(command: Iterable[str]) -> str:
     """Write a command for a shell that makes once more, in the same folder, what it has made."""
     words = list(command)
     replaces = any(word.startswith("output_dir=") for word in words) and "overwrite=true" not in words
-    return shlex.join([*words, *(["overwrite=true"] if replaces else [])])
+    return shlex.join([*words, "overwrite=true"] if replaces else words)
 
 
 def as_typed(arguments: Iterable[str], multirun: bool = False) -> list[str]:
@@ -355,13 +353,11 @@ def _split(text: str) -> list[str]:
 
 
 def _listed(text: str) -> str:
-    """Write one file or name, or a list of them, for Hydra."""
     is_list = text.startswith("[") and text.endswith("]") and not os.path.lexists(text)
     return f"[{','.join(map(_named, _split(text[1:-1])))}]" if is_list else _named(text)
 
 
 def _named(text: str) -> str:
-    """Write one file or name for Hydra."""
     there = os.path.lexists(text)
     if "${" in text:
         if there:

@@ -272,7 +272,7 @@ def compare_study(study: Study, arguments: list[str]) -> None:
     with initialize_config_module("fakedet.conf", version_base="1.3"):
         config = compose("compare", overrides=["runs=."])
     config.runs = config.output_dir = str(study.folder)
-    config.overwrite, config.bootstrap = True, study.config.bootstrap
+    config.overwrite, config.bootstrap = True, study.jobs[0].config.bootstrap
     show_reports(compare_runs(config, arguments, ["fakedet", "train", *arguments]))
 
 

@@ -126,8 +126,8 @@ def log_dashboard(
     for logger in (logger for logger in loggers if isinstance(logger, MLFlowLogger)):
         for path in figures.values():
             logger.experiment.log_artifact(str(logger.run_id), str(path))
-    dashboards = [logger for logger in loggers if isinstance(logger, WandbLogger)]
-    if not dashboards:
+    dashboard = next((logger for logger in loggers if isinstance(logger, WandbLogger)), None)
+    if dashboard is None:
         return
     import wandb
 
@@ -145,8 +145,7 @@ def log_dashboard(
     for key in ("map", "map_seen", "map_unseen"):
         if metrics[key]["low"] is not None:
             panels[f"test/{key}_low"], panels[f"test/{key}_high"] = metrics[key]["low"], metrics[key]["high"]
-    for dashboard in dashboards:
-        dashboard.experiment.log(panels | {name: wandb.Image(str(path)) for name, path in figures.items()})
+    dashboard.experiment.log(panels | {name: wandb.Image(str(path)) for name, path in figures.items()})
 
 
 def _examples(frame: pd.DataFrame, datamodule: DataModule, threshold: float | None) -> list[Any]:

@@ -64,7 +64,6 @@ class Study:
     folder: Path
     settings: Mapping[str, Any]
     jobs: list[Job]
-    config: DictConfig  # of the first job
     config_dir: str | None
 
     def write(self) -> None:
@@ -111,7 +110,7 @@ def plan(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> 
     names = [(job.method, job.seed) for job in jobs]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"study: '{twice[0]}' has the seed {twice[1]} twice; the same seed gives the same run")
-    return slurm, Study(folder, settings, jobs, jobs[0].config, config_dir)
+    return slurm, Study(folder, settings, jobs, config_dir)
 
 
 def _compose_job(

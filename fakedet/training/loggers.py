@@ -46,7 +46,7 @@ def resolve_logger(config: dict[str, Any], folder: Path) -> list[Logger]:
         settings |= {**_wandb_settings(settings, folder), "config": told, "_recursive_": False}
     elif is_mlflow and find_spec("mlflow") is None:
         raise UserError('logger=mlflow needs the package mlflow: pip install "fakedet[mlflow]"')
-    elif is_mlflow and (folder / "mlflow_run.txt").is_file():
+    elif is_mlflow and (folder / "mlflow_run.txt").is_file():  # a resumed run goes on in the same run of MLflow
         settings["run_id"] = (folder / "mlflow_run.txt").read_text(encoding="utf-8").strip()
     logger = build(settings, "logger")
     if not isinstance(logger, Logger):

@@ -1,8 +1,7 @@
-"""A loaded detector: verdicts, logits and embeddings of images.
+"""A loaded detector: verdicts, logits and embeddings of images, for Python, `fakedet predict` and `fakedet serve`.
 
-:func:`load` opens a checkpoint and gives a :class:`Detector`, on which ``fakedet predict`` and ``fakedet serve`` are
-built. A verdict takes three steps: crops of the image, of altered copies and of tiles spread over it are scored in
-batches; each group's logits are averaged; :func:`decide` compares them with the detector's operating point.
+For a verdict, crops of the image, of altered copies and of tiles spread over it are scored in batches; each group's
+logits are averaged; :func:`decide` compares them with the detector's operating point.
 """
 
 from __future__ import annotations
@@ -10,13 +9,13 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import islice, product
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, overload
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, overload
 
 import cv2
 import numpy as np
@@ -27,18 +26,8 @@ from PIL import Image
 from torch import Tensor
 
 from fakedet.checkpoint import load_detector, locate
-from fakedet.data.decode import (
-    MAX_MEMORY,
-    Budget,
-    DecodeError,
-    Header,
-    decode_image,
-    decode_opened,
-    header_of,
-    memory_to_read,
-    parse_header,
-    read_bytes,
-)
+from fakedet.data import decode
+from fakedet.data.decode import MAX_MEMORY, Budget, DecodeError, Header
 from fakedet.data.degrade import FAMILIES, ORIGINAL, View, degraded_views, parse_view
 from fakedet.data.scan import walk
 from fakedet.data.transforms import evaluation_views, pad_to
@@ -65,14 +54,10 @@ DRAWN = 1 << 19  # pixels of a heatmap that are drawn at a time: each takes 130 
 class Rules:
     """The errors that a user accepts, and what must agree; UserError for a value out of range and an unknown view."""
 
-    false_alarm: float = 0.05
-    """Share of real photographs that may be called fake."""
-    miss: float = 0.05
-    """Share of fakes, of generators like those in validation, that may be called real."""
-    views: tuple[str, ...] = ("jpeg/80", "resize/0.75")
-    """Altered copies that must agree with the image, family/severity as in conf/robustness."""
-    tiles: int = 9
-    """Largest number of squares, spread over the image, whose mean must agree too; 0: none."""
+    false_alarm: float = 0.05  # share of real photographs that may be called fake
+    miss: float = 0.05  # share of fakes, of generators like those in validation, that may be called real
+    views: tuple[str, ...] = ("jpeg/80", "resize/0.75")  # altered copies that must agree, as in conf/robustness
+    tiles: int = 9  # largest number of squares, spread over the image, whose mean must agree too; 0: none
 
     def __post_init__(self) -> None:
         for name in ("false_alarm", "miss"):
@@ -115,14 +100,12 @@ class Prediction:
     """Why the file cannot be read or scored; None otherwise."""
 
 
-# Of predictions.csv and of the table that Detector.predict gives.
-COLUMNS = tuple(field.name for field in fields(Prediction))
+COLUMNS = tuple(field.name for field in fields(Prediction))  # of predictions.csv and of Detector.predict's table
 
 
 def decide(
-    point: OperatingPoint, rules: Rules, logit: float, distance: float, others: Mapping[str, float],
-    doubts: Sequence[str],
-) -> Prediction:  # fmt: skip
+    point: OperatingPoint, rules: Rules, logit: float, distance: float, others: dict[str, float], doubts: Sequence[str]
+) -> Prediction:
     """Give the verdict that the numbers allow, as a prediction without path and file facts.
 
     ``logit`` and ``distance`` are those of the image (the trace distance is NaN where the method has none), ``others``
@@ -158,13 +141,11 @@ def _in_words(view: str) -> str:
     return "the tiles of the image" if family == TILES else f"a copy {told}"
 
 
-@dataclass(frozen=True)
-class Tiles:
+class Tiles(NamedTuple):
     """Squares spread evenly over an image."""
 
-    places: list[tuple[int, int]]  # (top, left) of each
+    places: list[tuple[int, int]]  # (top, left) of each, in the padded image
     crops: list[Pixels]
-    shape: tuple[int, int]  # height and width of the (padded) image
 
 
 def cut_tiles(image: Pixels, size: int, most: int) -> Tiles:
@@ -187,7 +168,7 @@ def cut_tiles(image: Pixels, size: int, most: int) -> Tiles:
 
     places = [(top, left) for top in starts(height, rows) for left in starts(width, columns)]
     crops = [pad_to(image[top : top + size, left : left + size], size, size).copy() for top, left in places]
-    return Tiles(places, crops, (height, width))
+    return Tiles(places, crops)
 
 
 def overlay(image: Pixels, tiles: Tiles, scores: ArrayLike) -> Pixels:
@@ -196,17 +177,16 @@ def overlay(image: Pixels, tiles: Tiles, scores: ArrayLike) -> Pixels:
     Blue is real, red is fake, white is in between. Each pixel shows the mean score of the tiles that cover it; pixels
     that no tile covers stay as they are. These are the scores of separate squares, not an explanation of the verdict.
     """
-    height, width = image.shape[:2]
-    # An image smaller than a tile was padded on all sides alike.
-    padding = [(side - own) // 2 for side, own in zip(tiles.shape, (height, width), strict=True)]
+    (height, width), size = image.shape[:2], tiles.crops[0].shape[0]
+    padding = [max(0, size - side) // 2 for side in (height, width)]  # all around an image smaller than a tile
     drawn, columns = np.empty_like(image), min(width, DRAWN)
     rows = max(1, DRAWN // columns)
     for above, before in product(range(0, height, rows), range(0, width, columns)):
         part = image[above : above + rows, before : before + columns]
         total, count = np.zeros((2, *part.shape[:2]))
-        for place, crop, score in zip(tiles.places, tiles.crops, np.asarray(scores, dtype=float), strict=True):
+        for place, score in zip(tiles.places, np.asarray(scores, dtype=float), strict=True):
             top, left = (at - pad - start for at, pad, start in zip(place, padding, (above, before), strict=True))
-            square = np.s_[max(0, top) : max(0, top + crop.shape[0]), max(0, left) : max(0, left + crop.shape[1])]
+            square = np.s_[max(0, top) : max(0, top + size), max(0, left) : max(0, left + size)]
             total[square] += score
             count[square] += 1
         covered = count > 0
@@ -231,23 +211,23 @@ class Picture:
 def read_picture(source: Single, max_memory: int = MAX_MEMORY, each: float = 0.0) -> Picture:
     """Read an image; a file that cannot be read gives a picture with an ``error``.
 
-    So does one that takes more than ``max_memory`` bytes to read and decode, or at ``each`` bytes a pixel. Raises
-    UserError for an object that is no image, and for an array that is not uint8 (H, W, 3).
+    So does one that takes more than ``max_memory`` bytes to read and decode, or at ``each`` bytes a pixel. UserError
+    for an object that is no image, and for an array that is not uint8 (H, W, 3).
     """
     _check_image(source)
     path, header = "", None
     try:
         if isinstance(source, Image.Image):
-            header = header_of(source)
-            return Picture(path, header, decode_opened(source))
+            header = decode.header_of(source)
+            return Picture(path, header, decode.decode_opened(source))
         if isinstance(source, np.ndarray):
             return Picture(path, Header("", source.shape[1], source.shape[0], 0, ""), source)
         if isinstance(source, str | os.PathLike):
             path = shown_path(os.fspath(source))
-        data = source if isinstance(source, bytes) else read_bytes(os.fspath(source))
+        data = source if isinstance(source, bytes) else decode.read_bytes(os.fspath(source))
         left = max_memory - 2 * len(data)
-        header = parse_header(data, left, each)
-        return Picture(path, header, decode_image(data, max_memory=left))
+        header = decode.parse_header(data, left, each)
+        return Picture(path, header, decode.decode_image(data, max_memory=left))
     except DecodeError as error:
         return Picture(path, header, error=error.reason)
 
@@ -257,36 +237,29 @@ def shown_path(path: str) -> str:
     return path.encode("utf-8", "backslashreplace").decode()
 
 
-def images_below(
-    folder: str | os.PathLike[str], left_out: Counter[str] | None = None, left_behind: Counter[str] | None = None
-) -> Iterator[str]:
+def images_below(folder: str | os.PathLike[str], left_out: Counter[str], left_behind: Counter[str]) -> Iterator[str]:
     """Yield the paths of the images in and below a folder, by name.
 
-    ``left_out`` counts other files by ending, and ``left_behind`` what systems and other programs keep there.
+    Add to ``left_out`` its other files, by ending, and to ``left_behind`` what systems and other programs keep there.
     """
     for listing in walk(Path(folder)):
-        if left_out is not None:
-            left_out.update(listing.others)
-        if left_behind is not None:
-            left_behind.update(listing.left_behind)
+        left_out.update(listing.others)
+        left_behind.update(listing.left_behind)
         names = [name for name, _, _ in listing.images] + [name for name, _ in listing.problems]
         yield from (str(Path(folder, listing.folder, name)) for name in sorted(names))
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """An image and all that is scored of it."""
-
+class _Seen(NamedTuple):
     picture: Picture
     crops: dict[str, list[Pixels]]  # of each view; empty if the image could not be read
     tiles: Tiles | None
 
 
 def _use(given: Single | Picture, budget: Budget, use: Callable[[Picture], Result], each: float = 0.0) -> Result:
-    """Read an image that is not read yet, as soon as the budget has the memory for it and its use; return what came."""
+    """Use an image; one that is not read yet is read as soon as the budget has the memory for it and its use."""
     if isinstance(given, Picture):
         return use(given)
-    with budget.take(0 if isinstance(given, Image.Image | np.ndarray) else memory_to_read(given, budget, each)):
+    with budget.take(0 if isinstance(given, Image.Image | np.ndarray) else decode.memory_to_read(given, budget, each)):
         return use(read_picture(given, budget.total, each))
 
 
@@ -318,18 +291,13 @@ class Detector:
     @overload
     def predict(  # type: ignore[overload-overlap]  # an array is an iterable of anything
         self, x: Image.Image | Pixels | bytes, *, false_alarm: float = ..., miss: float = ...,
-        views: Sequence[str] = ..., tiles: int = ..., batch_size: int = ...,
-    ) -> Prediction: ...  # fmt: skip
+        views: Sequence[str] = ..., tiles: int = ..., batch_size: int = ...) -> Prediction: ...  # fmt: skip
     @overload
-    def predict(
-        self, x: str | os.PathLike[str], *, false_alarm: float = ..., miss: float = ...,
-        views: Sequence[str] = ..., tiles: int = ..., batch_size: int = ...,
-    ) -> Any: ...  # fmt: skip
+    def predict(self, x: str | os.PathLike[str], *, false_alarm: float = ..., miss: float = ...,
+                views: Sequence[str] = ..., tiles: int = ..., batch_size: int = ...) -> Any: ...  # fmt: skip
     @overload
-    def predict(
-        self, x: Iterable[Single] | Tensor, *, false_alarm: float = ..., miss: float = ...,
-        views: Sequence[str] = ..., tiles: int = ..., batch_size: int = ...,
-    ) -> pd.DataFrame: ...  # fmt: skip
+    def predict(self, x: Iterable[Single] | Tensor, *, false_alarm: float = ..., miss: float = ...,
+                views: Sequence[str] = ..., tiles: int = ..., batch_size: int = ...) -> pd.DataFrame: ...  # fmt: skip
 
     def predict(
         self, x: Single | Iterable[Single] | Tensor, *, false_alarm: float = 0.05, miss: float = 0.05,
@@ -339,8 +307,7 @@ class Detector:
 
         Args:
             x: a path, a folder (searched to all depths), a PIL image, a uint8 array (H, W, 3) in RGB, the bytes of an
-                image file, a list of these, or a tensor (N, 3, H, W), uint8 or float in [0, 1]; floats are rounded to
-                8 bits, because altered copies are made of them.
+                image file, a list of these, or a tensor (N, 3, H, W), uint8 or float in [0, 1] (rounded to 8 bits).
             false_alarm: share of real photographs that may be called fake.
             miss: share of fakes, of generators like those in validation, that may be called real.
             views: altered copies that must agree, family/severity as in conf/robustness.
@@ -348,8 +315,7 @@ class Detector:
             batch_size: number of crops to score at a time.
 
         Returns:
-            A :class:`Prediction` for one image; for a folder, a list or a tensor, a table of a row each with
-            its fields as columns.
+            A :class:`Prediction` for one image; for a folder, a list or a tensor, a table with its fields as columns.
 
         Raises:
             UserError: the checkpoint has no operating point, a setting is out of range, or ``x`` has a wrong type,
@@ -379,16 +345,12 @@ class Detector:
             UserError: ``x`` has a wrong type, dtype, range or shape, or a file cannot be read.
         """
         _check_batch_size(batch_size)
-
         budget = Budget(self.memory_mb * 10**6)
 
         def crops(picture: Picture) -> Pixels:
             if picture.pixels is None:
                 raise UserError(f"{picture.path or 'an image'} cannot be read: {picture.error}")
             return np.stack(evaluation_views(picture.pixels, self.crop_size, self.crop_policy))
-
-        def read(part: list[Single | Picture]) -> Pixels:
-            return np.stack(list(pool.map(lambda given: _use(given, budget, crops), part)))
 
         with ThreadPoolExecutor(READERS) as pool, torch.no_grad():
             if isinstance(x, Tensor):
@@ -397,7 +359,8 @@ class Detector:
             else:
                 pictures = _pictures(x)
                 parts = iter(lambda: list(islice(pictures, batch_size)), [])
-                batches = (self._on_device(read(part)).movedim(-1, 2) for part in parts)
+                read = (list(pool.map(lambda given: _use(given, budget, crops), part)) for part in parts)
+                batches = (self._on_device(np.stack(views)).movedim(-1, 2) for views in read)
             # One black image first, whose row is left out: no image at all has a (0, D) embedding too.
             none = torch.zeros(1, 1, 3, self.crop_size, self.crop_size, device=self.module.device)
             found = [self.module.score_views(none).embedding[:0]]
@@ -450,9 +413,8 @@ class Detector:
     ) -> Iterator[tuple[Prediction, Pixels | None]]:
         """Judge a few images, given as for :meth:`predict` or as read, all of whose crops are in memory at once.
 
-        ``batch_size`` crops are scored at a time. Yields the prediction of each image, and with ``heatmaps``, for which
-        all pixels stay in memory, also its heatmap if it has tiles. Raises UserError if the checkpoint has no operating
-        point.
+        ``batch_size`` crops are scored at a time. Yields each image's prediction, and with ``heatmaps``, for which all
+        pixels stay in memory, its heatmap if it has tiles. UserError if the checkpoint has no operating point.
         """
         point, budget = self.require_operating_point(), Budget(self.memory_mb * 10**6)
         each = HEATMAP_BYTES if heatmaps else 0.0
@@ -463,20 +425,18 @@ class Detector:
         with ThreadPoolExecutor(READERS) as pool:
             look = partial(self._look, rules=rules, keep=heatmaps)
             seen = list(pool.map(lambda given: _use(given, budget, look, each), pictures))
-        cut = [[crop for crops in one.crops.values() for crop in crops] for one in seen]
-        crops = [crop for parts in cut for crop in parts]
-        logits, distances = [np.zeros(0)], [np.zeros(0)]
+        groups = [group for one in seen for group in one.crops.values()]
+        crops = [crop for group in groups for crop in group]
+        numbers = [np.zeros((2, 0))]  # logits and trace distances
         with torch.inference_mode():
             for start in range(0, len(crops), batch_size):
                 batch = np.ascontiguousarray(np.stack(crops[start : start + batch_size]).transpose(0, 3, 1, 2))
                 scores = self.module.score_views(self._on_device(batch)[:, None])
-                logits.append(scores.logit.cpu().double().numpy())
-                distances.append(scores.trace_distance.cpu().double().numpy())
-        numbers = np.stack([np.concatenate(logits), np.concatenate(distances)])
-        start = 0
-        for one, parts in zip(seen, cut, strict=True):
-            part = slice(start, start := start + len(parts))
-            yield self._judge(one, point, rules, *numbers[:, part])
+                numbers.append(torch.stack([scores.logit, scores.trace_distance]).cpu().double().numpy())
+        ends = np.cumsum([len(group) for group in groups], dtype=int)
+        parts = iter(np.split(np.concatenate(numbers, axis=1), ends, axis=1))
+        for one in seen:
+            yield self._judge(one, point, rules, {view: next(parts) for view in one.crops})
 
     def _look(self, picture: Picture, rules: Rules, keep: bool) -> _Seen:
         """Cut the crops of an image and its copies; its pixels are kept only where a heatmap is drawn on them."""
@@ -496,20 +456,17 @@ class Detector:
         return _Seen(picture if keep else replace(picture, pixels=None), crops, tiles)
 
     def _judge(
-        self, seen: _Seen, point: OperatingPoint, rules: Rules, logits: NDArray[Any], distances: NDArray[Any],
-    ) -> tuple[Prediction, Pixels | None]:  # fmt: skip
-        """Turn the numbers of one image's crops into its prediction, and into its heatmap if its pixels were kept."""
+        self, seen: _Seen, point: OperatingPoint, rules: Rules, numbers: dict[str, NDArray[Any]]
+    ) -> tuple[Prediction, Pixels | None]:
+        """Turn each view's logits and trace distances (2, n) into a prediction, and a heatmap if pixels were kept."""
         picture, header, tiles = seen.picture, seen.picture.header, seen.tiles
         facts: dict[str, Any] = {"path": picture.path, "error": picture.error}
         if header is not None:
             facts |= {"width": header.width, "height": header.height, "format": header.format or None,
                       "jpeg_quality": header.jpeg_quality or None}  # fmt: skip
-        if not seen.crops:
+        if not numbers:
             return Prediction(**facts), None
-        means, start = {}, 0
-        for name, crops in seen.crops.items():
-            part = slice(start, start := start + len(crops))
-            means[name] = float(logits[part].mean()), float(distances[part].mean())
+        means = {view: [float(row.mean()) for row in rows] for view, rows in numbers.items()}
         logit, distance = means.pop(ORIGINAL)
         if not math.isfinite(logit):
             return Prediction(**facts | {"error": "the detector gave no number for it"}), None
@@ -517,7 +474,7 @@ class Detector:
         said = decide(point, rules, logit, distance, others, self._doubts(header))
         drawn = None
         if tiles is not None:
-            scores = point.calibration(logits[-len(tiles.crops) :])
+            scores = point.calibration(numbers[TILES][0])
             facts["tile_score"] = float(scores.mean())
             if picture.pixels is not None:
                 drawn = overlay(picture.pixels, tiles, scores)
@@ -611,7 +568,7 @@ def _pictures(x: Single | Iterable[Single] | Tensor) -> Iterator[Single | Pictur
         _check_image(item)
     for item in items:
         if isinstance(item, str | os.PathLike) and os.path.isdir(item):
-            below = images_below(item)
+            below = images_below(item, Counter(), Counter())
             if (first := next(below, None)) is None:
                 raise UserError(f"{os.fspath(item)}: there are no images (jpg, png, webp, bmp, tif, ...)")
             yield first
@@ -621,11 +578,10 @@ def _pictures(x: Single | Iterable[Single] | Tensor) -> Iterator[Single | Pictur
 
 
 def _check_image(image: object) -> None:
-    """Refuse what is no image, and an array that is not (H, W, 3) uint8: say how to make it one."""
+    """Refuse what is no image, and an array that is not (H, W, 3) uint8, and say how to make it one."""
     if not isinstance(image, SINGLE):
-        raise UserError(f"{_kind(image)} is not an image; wanted: a path, a folder, a PIL image, a uint8 array "
-                        "(H, W, 3) in RGB, the bytes of an image file, a list of these, or a tensor (N, 3, H, W)"
-                        )  # fmt: skip
+        raise UserError(f"{_kind(image)} is not an image; wanted: a path, a folder, a PIL image, a uint8 array (H, W, "
+                        "3) in RGB, the bytes of an image file, a list of these, or a tensor (N, 3, H, W)")  # fmt: skip
     if not isinstance(image, np.ndarray):
         return
     told = f"an array of {image.dtype} of shape {image.shape}: wanted uint8 (H, W, 3) in RGB"

@@ -88,17 +88,18 @@ OUTPUTS = {"predict": "output", "export": "output", "index": "output", **dict.fr
 
 
 def run_verb(verb: str, config: DictConfig, overrides: list[str]) -> Any:
-    """Run a verb's module on its config."""
-    from fakedet.cli import verbs  # late: --help and --cfg need none of what it imports
+    """Run a verb on its config, alone in what it writes."""
+    from fakedet.cli import predict, serve, verbs  # late: --help and --cfg need none of what they import
 
     quiet_libraries()
+    run = getattr({"predict": predict, "serve": serve}.get(verb, verbs), f"run_{verb}")
     try:
         if (key := OUTPUTS.get(verb)) is None or not is_main_process():
-            return getattr(verbs, f"run_{verb}")(config, overrides)
+            return run(config, overrides)
         path = Path(config[key] or config.source)  # `index` writes into its source
         # A folder of shards is replaced as a whole, with all that lies in it.
         with alone(path, key, within=path.is_dir() and verb != "shard"):
-            return getattr(verbs, f"run_{verb}")(config, overrides)
+            return run(config, overrides)
     except OSError as error:
         if mistake := refusal(error, config):
             raise mistake from error

@@ -1,7 +1,7 @@
 """`fakedet predict`: find the images, judge them, and append a row for each to a CSV or JSON lines file.
 
-A run that was stopped goes on where it was: paths that have a row are left out. ``<output>.about.json`` holds what the
-rows were made with, and a run with other settings does not add rows to them.
+Paths that have a row already are left out, so a stopped run goes on where it was; ``<output>.about.json`` holds what
+the rows were made with, and a run with other settings adds none.
 """
 
 from __future__ import annotations
@@ -22,28 +22,66 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import cv2
+from omegaconf import DictConfig
 
+from fakedet.config import check_config
 from fakedet.data.scan import describe_left_behind, is_left_behind
-from fakedet.detector import COLUMNS, Detector, Pixels, Prediction, Rules, images_below, load, shown_path
+from fakedet.detector import COLUMNS, Detector, Pixels, Prediction, Rules, Verdict, images_below, load, shown_path
 from fakedet.errors import UserError
-from fakedet.utils import bar, provenance, write_json
+from fakedet.utils import bar, plain, provenance, threads, write_json
 
 log = logging.getLogger("fakedet")
 
 ERROR = "error"  # stands for the verdict where counts are kept of files that cannot be read
 
 
-def open_detector(
-    checkpoint: str, device: str, trust: Sequence[str], rules: Rules, backbone: str | None = None
-) -> Detector:
-    """Load a detector for a console verb, and say what it knows and what it cannot promise.
+def run_predict(config: DictConfig, overrides: list[str]) -> None:
+    """Judge each image that ``source`` names and has no row yet, and write its row; status 1 if one cannot be read."""
+    if config.heatmaps and not config.tiles:
+        raise UserError("heatmaps are made of tiles; tiles=0 leaves nothing to draw")
+    detector, rules = open_detector(config, "batch_size", "images_at_a_time", "memory_mb")
+    detector.memory_mb = config.memory_mb
+    heatmaps = Path(config.heatmaps) if config.heatmaps else None
+    writer = Writer(Path(config.output), config.resume)
+    done, errors, changed = 0, writer.counts[ERROR], list[str]()
+    with threads(config.threads), writer, bar("judging images") as shown:
+        _write_about(writer, detector, plain(config), overrides)
+        todo = _without_row([config.source] if isinstance(config.source, str) else config.source, writer, changed)
+        # The pixels under heatmaps stay in memory: one image at a time.
+        while part := list(islice(todo, 1 if heatmaps else config.images_at_a_time)):
+            found = []
+            examined = detector.examine(part, rules, config.batch_size, heatmaps is not None)
+            for path, (prediction, drawn) in zip(part, examined, strict=True):
+                found.append(prediction)
+                if heatmaps is not None and drawn is not None:
+                    _write_heatmap(heatmaps, path, drawn)
+            writer.write(found)
+            done += len(part)
+            shown.show(done, ", ".join(f"{count} {what}" for what, count in sorted(writer.counts.items())))
+    _tell_kept(writer, errors, changed, heatmaps is not None)
+    for what in (*get_args(Verdict), ERROR):
+        if what != ERROR or writer.counts[what]:
+            log.info("%-12s %d", what, writer.counts[what])
+    log.info("written to  %s", writer.path)
+    if writer.counts[ERROR]:
+        raise SystemExit(1)
 
-    Raises UserError for a checkpoint that does not exist or has no operating point, and for an unknown device.
+
+def open_detector(config: DictConfig, *positive: str) -> tuple[Detector, Rules]:
+    """Check the config of a verb that judges images, load its detector, and say what that knows and cannot promise.
+
+    UserError for a value of the keys ``positive`` below 1, for rules out of range, for a checkpoint that does not exist
+    or has no operating point, and for an unknown device.
     """
-    detector = load(checkpoint, device, trust, backbone)
+    check_config(config)
+    for key in positive:
+        if config[key] < 1:
+            raise UserError(f"{key}={config[key]}: must be at least 1")
+    rules = Rules(config.false_alarm, config.miss, tuple(str(view) for view in config.views), config.tiles)
+    detector = load(config.checkpoint, config.device, config.trust, config.backbone)
     point = detector.require_operating_point()
     log.info("detector '%s', trained on fakes of: %s", detector.info["name"],
              ", ".join(detector.generators) or "none (it knows real images only)")  # fmt: skip
@@ -57,7 +95,7 @@ def open_detector(
     if point.reference and (lowest := 1 / (len(point.reference.scores) + 1)) > rules.false_alarm:
         log.warning("with %d real validation images no p-value can be below %.3f: nothing will be called fake",
                     point.n_real, lowest)  # fmt: skip
-    return detector
+    return detector, rules
 
 
 def list_images(sources: Sequence[str]) -> Iterator[str]:
@@ -112,46 +150,38 @@ def _paths(source: str, left_out: Counter[str], left_behind: Counter[str]) -> It
 
 
 class Writer:
-    """Append predictions to a CSV (``.csv``) or JSON lines (``.jsonl``) file; a context manager.
+    """Append predictions to a CSV or JSON lines file; a context manager.
 
-    Args:
-        path: of the file. Rows already in it are kept, and their paths are :attr:`done`.
-        resume: go on with a file that is there; otherwise it is refused.
-
-    Raises UserError for another ending, a file that `fakedet predict` did not write, or one that cannot be written.
+    With ``resume`` the rows of an existing file are kept; without, it is refused. UserError for an ending other than
+    .csv and .jsonl, a file that `fakedet predict` did not write, or one that cannot be written.
     """
 
     def __init__(self, path: Path, resume: bool = True) -> None:
         if path.suffix not in (".csv", ".jsonl"):
             raise UserError(f"output={path}: name a .csv or a .jsonl file")
         self.path, self._is_json = path, path.suffix == ".jsonl"
-        self.done: set[str] = set()
+        self.done: set[str] = set()  # paths of the earlier rows
         self.counts: Counter[str] = Counter()  # verdicts, and "error", of all rows
         self.first_error = ""
         self.last_written = math.inf  # when the earlier rows were written, in seconds since the epoch
-        if path.exists() and path.stat().st_size:
-            if not resume:
-                raise UserError(f"output={path} is there already; name another one, or pass resume=true")
-            self.last_written = path.stat().st_mtime
-            self._read()
-
-    def _read(self) -> None:
-        """Read the earlier rows; cut off the part of a last line that a killed run left."""
-        text = self.path.read_bytes().decode("utf-8", errors="replace")
+        if not path.exists() or not path.stat().st_size:
+            return
+        if not resume:
+            raise UserError(f"output={path} is there already; name another one, or pass resume=true")
+        self.last_written = path.stat().st_mtime
+        text = path.read_bytes().decode("utf-8", errors="replace")
         whole = text[: text.rfind("\n") + 1]
         try:
-            # Not by lines: a name may hold a line break.
-            lines = io.StringIO(whole, newline="")
-            rows = [json.loads(line) for line in lines] if self._is_json else list(csv.DictReader(lines))
-            for row in rows:
+            lines = io.StringIO(whole, newline="")  # not by lines: a name may hold a line break
+            for row in map(json.loads, lines) if self._is_json else csv.DictReader(lines):
                 self.done.add(row["path"])
                 self.counts[ERROR if row["error"] else row["verdict"]] += 1
         except (ValueError, KeyError, TypeError, csv.Error) as error:
-            raise UserError(f"output={self.path} was not written by `fakedet predict`; name another file") from error
+            raise UserError(f"output={path} was not written by `fakedet predict`; name another file") from error
         if "can't tell" in self.counts:
-            raise UserError(f"output={self.path} is of fakedet 0.1, whose verdicts had other names; name another file")
-        if len(whole) < len(text):
-            self.path.write_bytes(whole.encode())
+            raise UserError(f"output={path} is of fakedet 0.1, whose verdicts had other names; name another file")
+        if len(whole) < len(text):  # a killed run left a part of its last line
+            path.write_bytes(whole.encode())
 
     def __enter__(self) -> Writer:
         try:
@@ -190,62 +220,47 @@ class Writer:
                             "command again") from error  # fmt: skip
 
 
-def predict_source(
-    detector: Detector, rules: Rules, writer: Writer, sources: Sequence[str], settings: Mapping[str, Any],
-    overrides: Sequence[str], heatmaps: Path | None, batch_size: int, images_at_a_time: int,
-) -> int:  # fmt: skip
-    """Judge every image that ``sources`` (see :func:`list_images`) names and has no row yet, and write a row for each.
-
-    ``settings`` (the verb's config as plain values) and ``overrides`` are written down beside the rows. ``heatmaps`` is
-    a folder for pictures of the tiles' scores, or None for none; ``batch_size`` crops are scored and
-    ``images_at_a_time`` images read and written at a time.
-
-    Returns the number of images that had a row before. A file that cannot be read is a row; anything wrong with
-    sources, settings or output is a UserError.
-    """
-    with writer, bar("judging images") as shown:
-        resumed, done, errors, changed = len(writer.done), 0, writer.counts[ERROR], []
-        about = writer.path.with_name(f"{writer.path.name}.about.json")
-        point = detector.require_operating_point()
-        content = {
-            "config": settings,
-            "detector": {key: value for key, value in detector.info.items() if key != "operating_point"},
-            "checkpoint_sha256": hashlib.sha256(detector.path.read_bytes()).hexdigest(),
-            "operating_point": {
-                "rate": point.rate, "n_real": point.n_real, "n_fake": point.n_fake,
-                "calibration": point.calibration.kind,
-                "threshold": point.threshold if math.isfinite(point.threshold) else None},
-            "run": provenance(["fakedet", "predict", *overrides]),
-        }  # fmt: skip
-        if resumed:
-            _check_same(about, content, writer.path)
-
-        def without_row() -> Iterator[str]:
-            for path in list_images(sources):
-                if shown_path(path) not in writer.done:
-                    yield path
-                elif (file := Path(path)).exists() and file.stat().st_mtime > writer.last_written:
-                    changed.append(path)
-
-        write_json(about, content)
-        todo = without_row()
-        # The pixels under heatmaps stay in memory: one image at a time.
-        while part := list(islice(todo, images_at_a_time if heatmaps is None else 1)):
-            found = []
-            examined = detector.examine(part, rules, batch_size, heatmaps is not None)
-            for path, (prediction, drawn) in zip(part, examined, strict=True):
-                found.append(prediction)
-                if heatmaps is not None and drawn is not None:
-                    _write_heatmap(heatmaps, path, drawn)
-            writer.write(found)
-            done += len(part)
-            shown.show(done, ", ".join(f"{count} {what}" for what, count in sorted(writer.counts.items())))
-    _tell_kept(writer, resumed, errors, changed, heatmaps is not None)
-    return resumed
+def _without_row(sources: Sequence[str], writer: Writer, changed: list[str]) -> Iterator[str]:
+    """Yield the paths of images that have no row yet; those changed since their row was written go to ``changed``."""
+    for path in list_images(sources):
+        if shown_path(path) not in writer.done:
+            yield path
+        elif (file := Path(path)).exists() and file.stat().st_mtime > writer.last_written:
+            changed.append(path)
 
 
-def _tell_kept(writer: Writer, resumed: int, errors: int, changed: list[str], heatmaps: bool) -> None:
-    path = writer.path
+def _write_about(writer: Writer, detector: Detector, settings: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Write down what the rows are made with; UserError if earlier rows were made with other settings."""
+    about, point = writer.path.with_name(f"{writer.path.name}.about.json"), detector.require_operating_point()
+    content = {
+        "config": settings,
+        "detector": {key: value for key, value in detector.info.items() if key != "operating_point"},
+        "checkpoint_sha256": hashlib.sha256(detector.path.read_bytes()).hexdigest(),
+        "operating_point": {
+            "rate": point.rate, "n_real": point.n_real, "n_fake": point.n_fake, "calibration": point.calibration.kind,
+            "threshold": point.threshold if math.isfinite(point.threshold) else None},
+        "run": provenance(["fakedet", "predict", *overrides]),
+    }  # fmt: skip
+    if writer.done:
+        try:
+            earlier = json.loads(about.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            log.warning("%s is missing: whether the rows in %s were made in the same way is not known", about,
+                        writer.path)  # fmt: skip
+            earlier = content
+        before, judged_by = earlier["config"], ("false_alarm", "miss", "views", "tiles")
+        other = [f"{key} was {before.get(key)}, is {settings[key]}" for key in judged_by
+                 if before.get(key) != settings[key]]  # fmt: skip
+        if earlier.get("checkpoint_sha256") != content["checkpoint_sha256"]:
+            other.append("the checkpoint is another one")
+        if other:
+            raise UserError(f"output={writer.path} holds rows made with other settings ({'; '.join(other)}); name "
+                            "another output, or give the earlier settings")  # fmt: skip
+    write_json(about, content)
+
+
+def _tell_kept(writer: Writer, errors: int, changed: list[str], heatmaps: bool) -> None:
+    path, resumed = writer.path, len(writer.done)
     if changed:
         log.warning("%d images were changed after their rows in %s were written, the first: %s; the rows are of what "
                     "was there before: name another output to judge them again", len(changed), path,
@@ -259,6 +274,8 @@ def _tell_kept(writer: Writer, resumed: int, errors: int, changed: list[str], he
     if writer.first_error:
         log.warning("%d files could not be read, the first: %s; the column 'error' says why", writer.counts[ERROR],
                     writer.first_error)  # fmt: skip
+    if resumed:
+        log.info("%d images were done before", resumed)
 
 
 def _write_heatmap(folder: Path, path: str, picture: Pixels) -> None:
@@ -271,20 +288,3 @@ def _write_heatmap(folder: Path, path: str, picture: Pixels) -> None:
         target.write_bytes(data.data if done else b"")
     except OSError as error:
         raise UserError(f"heatmaps={folder} cannot be written: {error.strerror}") from error
-
-
-def _check_same(about: Path, content: Mapping[str, Any], output: Path) -> None:
-    """Refuse to add rows to a file whose rows were made with other settings, and say which differ."""
-    try:
-        earlier = json.loads(about.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        log.warning("%s is missing: whether the rows in %s were made in the same way is not known", about, output)
-        return
-    before, now = earlier["config"], content["config"]
-    judged_by = ("false_alarm", "miss", "views", "tiles")
-    changed = [f"{key} was {before.get(key)}, is {now[key]}" for key in judged_by if before.get(key) != now[key]]
-    if earlier.get("checkpoint_sha256") != content["checkpoint_sha256"]:
-        changed.append("the checkpoint is another one")
-    if changed:
-        raise UserError(f"output={output} holds rows made with other settings ({'; '.join(changed)}); name another "
-                        "output, or give the earlier settings")  # fmt: skip

@@ -1,7 +1,6 @@
 """`fakedet serve`: a page on which images are dropped and judged, made with Gradio.
 
-An upload is read once, removed, judged, and answered with a card (card.html, card.css). The answer names no file of the
-server, and whatever the card shows is escaped.
+An upload is read, removed, judged, and answered with a card (card.html, card.css), which names no file of the server.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,12 @@ from typing import Any
 import cv2
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+from omegaconf import DictConfig
 
-from fakedet.detector import FAKE, HEATMAP_BYTES, REAL, Detector, Pixels, Prediction, Rules, read_picture
+from fakedet.cli.predict import open_detector
+from fakedet.detector import FAKE, HEATMAP_BYTES, REAL, Detector, Pixels, Rules, read_picture
 from fakedet.errors import UserError
+from fakedet.utils import threads
 
 log = logging.getLogger("fakedet")
 
@@ -47,48 +50,9 @@ document.addEventListener('paste', event => {
 </script>"""
 
 
-def serve_page(
-    detector: Detector, rules: Rules, host: str, port: int, max_mb: int, per_minute: int, batch_size: int
-) -> None:
-    """Serve the page until interrupted or told to end (SIGTERM).
-
-    Port 0 is any free one from 7860 on. ``max_mb`` limits an upload, ``per_minute`` the images of a visitor, and
-    ``batch_size`` the crops that are scored at a time. Raises UserError if the port is taken, the host is no address
-    of this machine, or Gradio is not installed.
-    """
-
-    def judge(name: str, content: bytes) -> Card:
-        picture = read_picture(content, each=HEATMAP_BYTES)
-        ((prediction, heatmap),) = detector.examine([picture], rules, batch_size, heatmaps=rules.tiles > 0)
-        if picture.pixels is None or prediction.verdict is None:
-            return Card(name, f"This file cannot be read: {prediction.error}.")
-        shown = [_shown(picture.pixels, "the image")]
-        if heatmap is not None:
-            shown.append(_shown(heatmap, "scores of its tiles: blue real, red fake, white between"))
-        return make_card(name, prediction, rules, shown)
-
-    known = ", ".join(detector.generators) or "none: it knows real images only"
-    introduction = (
-        "# Is this picture a photograph?\n\n"
-        f"This detector has seen fakes of: {known}. It was checked on {detector.require_operating_point().n_real} "
-        "photographs. It answers *real*, *fake* or *undecided*; of photographs like those it was checked on, at most "
-        f"{100 * rules.false_alarm:g} % are called fake. Images are judged on this machine and not kept."
-    )
-    with tempfile.TemporaryDirectory(prefix="fakedet-serve-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        page = make_page(judge, introduction, RateLimit(per_minute), max_mb * 2**20)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
-            log.info("the page is at %s (Ctrl-C ends it)", launch(page, host, port, max_mb))
-            while True:
-                time.sleep(KEPT / 2)
-                forget(Path(folder), KEPT)
-        finally:
-            page.close(verbose=False)
-
-
-def check_host(host: str, port: int) -> None:
-    """Refuse what is no address or port, and warn if other machines can reach the page."""
+def run_serve(config: DictConfig, overrides: list[str]) -> None:
+    """Serve the page until interrupted or told to end (SIGTERM)."""
+    host, port = config.host, config.port
     try:
         alone = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError as error:
@@ -97,6 +61,28 @@ def check_host(host: str, port: int) -> None:
         raise UserError(f"port={port}: 0 (any free one) or 1 to 65535")
     if not alone:
         log.warning("host=%s: other machines can reach the page; it has no password and no encryption", host)
+    _import_gradio()
+    detector, rules = open_detector(config, "batch_size", "max_mb", "per_minute")
+    known = ", ".join(detector.generators) or "none: it knows real images only"
+    introduction = (
+        "# Is this picture a photograph?\n\n"
+        f"This detector has seen fakes of: {known}. It was checked on {detector.require_operating_point().n_real} "
+        "photographs. It answers *real*, *fake* or *undecided*; of photographs like those it was checked on, at most "
+        f"{100 * rules.false_alarm:g} % are called fake. Images are judged on this machine and not kept."
+    )
+    judge = partial(_judge, detector=detector, rules=rules, batch_size=config.batch_size)
+    answer = partial(_cards, judge=judge, limit=RateLimit(config.per_minute), max_mb=config.max_mb)
+    with threads(config.threads), tempfile.TemporaryDirectory(prefix="fakedet-serve-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        page = make_page(answer, introduction)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            log.info("the page is at %s (Ctrl-C ends it)", launch(page, host, port, config.max_mb))
+            while True:
+                time.sleep(KEPT / 2)
+                forget(Path(folder), KEPT)
+        finally:
+            page.close(verbose=False)
 
 
 @dataclass(frozen=True)
@@ -111,8 +97,12 @@ class Card:
     facts: Sequence[tuple[str, str, str]] = ()  # (name, value, what it means)
 
 
-def make_card(name: str, found: Prediction, rules: Rules, pictures: Sequence[Mapping[str, str]]) -> Card:
-    """Put the verdict on the file ``name``, found by ``rules``, into words, beside the pictures."""
+def _judge(name: str, content: bytes, detector: Detector, rules: Rules, batch_size: int) -> Card:
+    """Judge an upload, and put the verdict into words, beside the image and the scores of its tiles."""
+    picture = read_picture(content, each=HEATMAP_BYTES)
+    ((found, heatmap),) = detector.examine([picture], rules, batch_size, heatmaps=rules.tiles > 0)
+    if picture.pixels is None or found.verdict is None:
+        return Card(name, f"This file cannot be read: {found.error}.")
     sentence = f"The detector cannot decide: {found.reason}."
     if found.verdict == FAKE:
         sentence = (
@@ -124,15 +114,18 @@ def make_card(name: str, found: Prediction, rules: Rules, pictures: Sequence[Map
             "It looks like a photograph to the detector. Of fakes by generators it knows, at most "
             f"{100 * rules.miss:g} in 100 get this answer; of fakes by others, more may."
         )
-    quality = f", quality {found.jpeg_quality}" if found.jpeg_quality else ""
+    pictures = [_shown(picture.pixels, "the image")]
+    if heatmap is not None:
+        pictures.append(_shown(heatmap, "scores of its tiles: blue real, red fake, white between"))
     facts = [
         ("score", found.score, ".2f", "P(fake), if real and fake images were equally likely"),
         ("p-value", found.p_value, ".3f", "share of known photographs at least this unusual"),
         ("stability", found.stability, ".0%", "share of re-saved and rescaled copies that agree"),
     ]
     told = [(key, format(value, form), means) for key, value, form, means in facts if not math.isnan(value)]
+    quality = f", quality {found.jpeg_quality}" if found.jpeg_quality else ""
     told.append(("file", f"{found.width} × {found.height}, {found.format}{quality}", ""))
-    return Card(name, sentence, str(found.verdict), str(found.verdict), pictures, told)
+    return Card(name, sentence, found.verdict, found.verdict, pictures, told)
 
 
 def to_html(cards: Sequence[Card]) -> str:
@@ -176,7 +169,7 @@ class RateLimit:
         return 0.0
 
 
-def import_gradio() -> Any:
+def _import_gradio() -> Any:
     """Import Gradio without its statistics; UserError if it is not installed."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
@@ -186,17 +179,17 @@ def import_gradio() -> Any:
     return gradio
 
 
-def make_page(judge: Callable[[str, bytes], Card], introduction: str, limit: RateLimit, at_most: int) -> Any:
+def make_page(answer: Callable[[list[str], str], Sequence[Card]], introduction: str) -> Any:
     """Lay out the page as gradio.Blocks, with an introduction in Markdown.
 
-    ``judge`` makes a card from the name and the content of a file, which may have ``at_most`` bytes.
+    ``answer`` makes cards from the paths of uploads and the address of their visitor.
     """
-    gradio = import_gradio()
+    gradio = _import_gradio()
 
     def answer_to(payload: Any, request: Any) -> tuple[None, str]:
-        paths = [] if payload is None else payload.root if hasattr(payload, "root") else [payload]
-        paths = [str(file.path) for file in paths if file.path]
-        return None, to_html(_cards(paths, str(request.client.host), judge, limit, at_most))
+        uploads = [] if payload is None else getattr(payload, "root", [payload])
+        cards = answer([str(file.path) for file in uploads if file.path], str(request.client.host))
+        return None, to_html(cards)
 
     suffixes = [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"]
     # Gradio passes the request to the parameter that is annotated with its class, which this file cannot name.
@@ -208,19 +201,19 @@ def make_page(judge: Callable[[str, bytes], Card], introduction: str, limit: Rat
                                min_width=320, label="One image: drop, choose or paste it")  # fmt: skip
             several = gradio.File(file_count="multiple", file_types=suffixes, height=260, min_width=320,
                                   label="Several images")  # fmt: skip
-        answer = gradio.HTML(label="Answer", elem_id="answer")
+        shown = gradio.HTML(label="Answer", elem_id="answer")
         for component in (one, several):
             # Files are taken as they were sent: no other decoder than ours sees them, and no copy is made.
             component.preprocess = lambda payload: payload
-            component.upload(answer_to, component, [component, answer], api_visibility="private",
-                             concurrency_limit=1, concurrency_id="judge", show_progress="full")  # fmt: skip
+            component.upload(answer_to, component, [component, shown], api_visibility="private", concurrency_limit=1,
+                             concurrency_id="judge", show_progress="full")  # fmt: skip
     page.queue(max_size=20)  # visitors who may wait; the next one is told that the page is busy
     return page
 
 
 def launch(page: Any, host: str, port: int, max_mb: int) -> str:
     """Serve a page and give its address; UserError if the port is taken or the host is no address of this machine."""
-    gradio = import_gradio()
+    gradio = _import_gradio()
     theme = gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     try:
         _, address, _ = page.launch(
@@ -234,15 +227,15 @@ def launch(page: Any, host: str, port: int, max_mb: int) -> str:
 
 
 def _cards(
-    paths: Sequence[str], visitor: str, judge: Callable[[str, bytes], Card], limit: RateLimit, at_most: int
+    paths: list[str], visitor: str, judge: Callable[[str, bytes], Card], limit: RateLimit, max_mb: int
 ) -> list[Card]:
     """Read the uploads, have them removed soon, and judge each."""
     contents: dict[str, bytes | str] = {}
     # Gradio names uploads by their content, so that one image shown twice is one file.
     for path in dict.fromkeys(paths):
         try:
-            large = os.path.getsize(path) > at_most
-            contents[path] = f"The file is larger than {at_most // 2**20} MB." if large else Path(path).read_bytes()
+            large = os.path.getsize(path) > max_mb * 2**20
+            contents[path] = f"The file is larger than {max_mb} MB." if large else Path(path).read_bytes()
         except FileNotFoundError:
             contents[path] = "Somebody else showed the same image at the same moment; please drop it again."
 
@@ -258,11 +251,8 @@ def _cards(
     if wait := limit.wait(visitor, len(paths)):
         then = "show fewer at once" if wait == math.inf else f"try again in {wait:.0f} seconds"
         return [Card("Too many images", f"At most {limit.per_minute} images a minute: {then}.")]
-    cards = []
-    for path in paths:
-        content, name = contents[path], Path(path).name
-        cards.append(judge(name, content) if isinstance(content, bytes) else Card(name, content))
-    return cards
+    named = [(Path(path).name, contents[path]) for path in paths]
+    return [judge(name, content) if isinstance(content, bytes) else Card(name, content) for name, content in named]
 
 
 def forget(folder: Path, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""The verbs: each takes its config apart, calls the library, and says what was done."""
+"""The verbs but predict and serve: each takes its config apart, calls the library, and says what was done."""
 
 from __future__ import annotations
 
@@ -19,15 +19,13 @@ from fakedet.audit.match import match_manifest
 from fakedet.audit.report import audit_manifest
 from fakedet.audit.shortcuts import WARN
 from fakedet.build import build_augmentation, build_datamodule
-from fakedet.cli.predict import ERROR, Writer, open_detector, predict_source
-from fakedet.cli.serve import check_host, import_gradio, serve_page
 from fakedet.config import check_config, shown_command
 from fakedet.data.datamodule import DataModule
 from fakedet.data.index import Indexed, index_source
 from fakedet.data.index import Settings as IndexSettings
 from fakedet.data.scan import describe_left_behind
 from fakedet.data.shards import shard_manifest
-from fakedet.detector import FAKE, REAL, UNDECIDED, Rules, load
+from fakedet.detector import load
 from fakedet.errors import UserError
 from fakedet.evaluation.comparison import console_table, opening
 from fakedet.evaluation.evaluate import evaluate
@@ -38,11 +36,9 @@ from fakedet.metrics.pairing import against
 from fakedet.training.resume import config_of, finished
 from fakedet.training.sweep import Study
 from fakedet.training.train import score_missing, train
-from fakedet.utils import is_main_process, open_folder, plain, threads, write_config
+from fakedet.utils import is_main_process, open_folder, plain, write_config
 
 log = logging.getLogger("fakedet")
-
-SPLITS = ("train", "val", "test")
 
 
 def interval(content: Mapping[str, float | None]) -> str:
@@ -103,11 +99,11 @@ def _table(found: Indexed) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("class")
     table.add_column("generator")
-    for split in SPLITS:
+    for split in (splits := ("train", "val", "test")):
         table.add_column(split, justify="right")
     table.add_column("because")
     for label, name in sorted({(label, generator) for label, generator, _ in found.counts}):
-        counts = [found.counts[(label, name, split)] for split in SPLITS]
+        counts = [found.counts[(label, name, split)] for split in splits]
         table.add_row(("real", "fake")[label], name, *(f"{count:,}" if count else "–" for count in counts),
                       Text(found.why[label, name]))  # fmt: skip
     return table
@@ -297,49 +293,3 @@ def run_export(config: DictConfig, overrides: list[str]) -> None:
     log.info("logits differ from PyTorch's by at most %.2g on %d images", worst, config.check)
     log.info("model        %s (%.1f MB)", path, path.stat().st_size / 1e6)
     log.info("description  %s.json", path)
-
-
-def run_predict(config: DictConfig, overrides: list[str]) -> None:
-    """Predict, count the verdicts, and exit with status 1 if a file could not be read."""
-    check_config(config)
-    _check_positive(config, "batch_size", "images_at_a_time", "memory_mb")
-    if config.heatmaps and not config.tiles:
-        raise UserError("heatmaps are made of tiles; tiles=0 leaves nothing to draw")
-    rules = _rules(config)
-    detector = open_detector(config.checkpoint, config.device, config.trust, rules, config.backbone)
-    detector.memory_mb = config.memory_mb
-    writer = Writer(Path(config.output), config.resume)
-    heatmaps = Path(config.heatmaps) if config.heatmaps else None
-    with threads(config.threads):
-        resumed = predict_source(detector, rules, writer, _names(config.source), plain(config), overrides, heatmaps,
-                                 config.batch_size, config.images_at_a_time)  # fmt: skip
-    if resumed:
-        log.info("%d images were done before", resumed)
-    for what in (REAL, FAKE, UNDECIDED, ERROR):
-        if what != ERROR or writer.counts[what]:
-            log.info("%-12s %d", what, writer.counts[what])
-    log.info("written to  %s", writer.path)
-    if writer.counts[ERROR]:
-        raise SystemExit(1)
-
-
-def run_serve(config: DictConfig, overrides: list[str]) -> None:
-    """Serve the page until interrupted."""
-    check_config(config)
-    _check_positive(config, "batch_size", "max_mb", "per_minute")
-    check_host(config.host, config.port)
-    import_gradio()
-    rules = _rules(config)
-    detector = open_detector(config.checkpoint, config.device, config.trust, rules, config.backbone)
-    with threads(config.threads):
-        serve_page(detector, rules, config.host, config.port, config.max_mb, config.per_minute, config.batch_size)
-
-
-def _rules(config: DictConfig) -> Rules:
-    return Rules(config.false_alarm, config.miss, tuple(str(name) for name in config.views), config.tiles)
-
-
-def _check_positive(config: DictConfig, *names: str) -> None:
-    for name in names:
-        if config[name] < 1:
-            raise UserError(f"{name}={config[name]}: must be at least 1")

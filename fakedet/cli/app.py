@@ -34,7 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fakedet.cli import JOB
 from fakedet.config import as_typed, check_command_line, expand_encoders, refusal, shown_command, written
-from fakedet.errors import Preempted, UserError
+from fakedet.errors import Preempted, UserError, one_line
 from fakedet.evaluation.report import ENDED, ended_jobs
 from fakedet.training import sweep
 from fakedet.training.resume import differences, finished, lock_folder
@@ -63,8 +63,8 @@ class _Console(logging.StreamHandler[Any]):
         return sys.stdout
 
 
-def set_up_logging(job: int | None = None) -> None:
-    """Let fakedet's log write plain lines to the console; each begins with the number of a sweep's job, if given."""
+def set_up(job: int | None = None) -> None:
+    """Register resolvers, and let fakedet's log write plain lines to the console, begun with a sweep's ``job``."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal's encoding may lack signs that names hold
@@ -75,6 +75,7 @@ def set_up_logging(job: int | None = None) -> None:
             handler.setFormatter(logging.Formatter("%(message)s" if job is None else f"[{job}] %(message)s"))
     log.setLevel(logging.INFO)
     log.propagate = False
+    register_resolvers()
 
 
 def register_resolvers() -> None:
@@ -117,7 +118,7 @@ def end_by_signal(stop: Preempted, config: DictConfig) -> None:
 
 
 def fail(message: str, status: int) -> int:
-    """Say in one line what went wrong, and give the status back."""
+    """Say in one line what went wrong, and return the status."""
     print(f"fakedet: {message}", file=sys.stderr)
     return status
 
@@ -130,7 +131,6 @@ class SweepSummary(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Forget how the jobs of an earlier start ended."""
-        failed_jobs.clear()
         (Path(config.hydra.sweep.dir) / ENDED).unlink(missing_ok=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -159,21 +159,18 @@ def job_for_further_ranks(verb: str, config: DictConfig, overrides: list[str]) -
     if not starts_processes(config):
         yield  # nobody is started who would look for it
         return
-    descriptor, name = tempfile.mkstemp(prefix="fakedet-job-", suffix=".yaml")
-    os.close(descriptor)
-    OmegaConf.save(OmegaConf.create({"verb": verb, "config": config, "overrides": overrides}), name)
-    os.environ[JOB] = name
-    try:
-        yield
-    finally:
-        del os.environ[JOB]
-        os.unlink(name)
+    with tempfile.NamedTemporaryFile(prefix="fakedet-job-", suffix=".yaml") as file:
+        OmegaConf.save(OmegaConf.create({"verb": verb, "config": config, "overrides": overrides}), file.name)
+        os.environ[JOB] = file.name
+        try:
+            yield
+        finally:
+            del os.environ[JOB]
 
 
 def join(job: str) -> int:
     """Run the job of rank zero as a further rank: same config, same folder, nothing composed anew."""
-    set_up_logging()
-    register_resolvers()
+    set_up()
     saved: Any = OmegaConf.load(job)
     # A node of its own: interpolations are relative to the config, not to the file that wraps it.
     config: Any = OmegaConf.create(OmegaConf.to_container(saved.config))
@@ -230,8 +227,7 @@ def _alone(verb: str, content: dict[str, Any], overrides: list[str], send: Conne
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    set_up_logging()
-    register_resolvers()
+    set_up()
     config = OmegaConf.create(content)
     try:
         with _console(config), job_for_further_ranks(verb, config, overrides):
@@ -255,8 +251,7 @@ def launch(verb: str, arguments: list[str]) -> int:
     """
     # Lets exceptions through to us: Hydra would print its own version of them and exit.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    set_up_logging()
-    register_resolvers()
+    set_up()
     _launched.append(verb)
     try:
         if verb == "study":
@@ -267,7 +262,10 @@ def launch(verb: str, arguments: list[str]) -> int:
     except UserError as error:
         return fail(str(error), 2)
     except (HydraException, OmegaConfBaseException) as error:
-        return fail(_config_error(error), 2)
+        told = one_line(error)
+        if unset := re.search(r"Environment variable '(\w+)' not found\W+full_key: (\S+)", told):
+            told = f"{unset[2]} needs the environment variable {unset[1]}, which is not set: export {unset[1]}=..."
+        return fail(told, 2)
     except ValueError as error:
         if not str(error).startswith("Only one of --run"):
             raise
@@ -307,9 +305,8 @@ def _flags(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Split a command line into the Hydra flags that matter here and the rest: overrides, and flags that only show."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--multirun", "-m", action="store_true")
-    parser.add_argument("--config-dir", "-cd")
-    parser.add_argument("--cfg", "-c")
-    parser.add_argument("--package", "-p")
+    for names in (("--config-dir", "-cd"), ("--cfg", "-c"), ("--package", "-p")):
+        parser.add_argument(*names)
     return parser.parse_known_args(arguments)
 
 
@@ -368,17 +365,9 @@ def _run_study(
         log.info("study '%s': %s, into %s", study.settings["name"], jobs, study.folder)
         with sweep.watch(study), stoppable():
             run_hydra(f"hydra.sweep.dir={written(study.folder)}")
-            set_up_logging()  # without the number of a job that ran in this process
+            set_up()  # without the number of a job that ran in this process
         verbs.compare_study(study, arguments)
     log.info("time    %.0f s", time.perf_counter() - started)
-
-
-def _config_error(error: Exception) -> str:
-    told = " ".join(str(error).split())
-    unset = re.search(r"Environment variable '(\w+)' not found\W+full_key: (\S+)", told)
-    if unset:
-        return f"{unset[2]} needs the environment variable {unset[1]}, which is not set: export {unset[1]}=..."
-    return told
 
 
 def _task(verb: str, mistakes: list[UserError]) -> Any:
@@ -386,8 +375,7 @@ def _task(verb: str, mistakes: list[UserError]) -> Any:
         settings = HydraConfig.get()
         multirun = settings.mode == RunMode.MULTIRUN
         # Again: launchers run this in processes that have not passed through launch().
-        set_up_logging(settings.job.num if multirun else None)
-        register_resolvers()
+        set_up(settings.job.num if multirun else None)
         # Fixed here, once: the default holds the time, and each job of a sweep has its own folder below the
         # sweep's. Other interpolations stay, because stage 1 resolves them with its own model and folder.
         # A verb that makes its folder itself has Hydra run where the user is.

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from itertools import islice, product
 from pathlib import Path
@@ -100,7 +100,7 @@ class Prediction:
     """Why the file cannot be read or scored; None otherwise."""
 
 
-COLUMNS = tuple(field.name for field in fields(Prediction))  # of predictions.csv and of Detector.predict's table
+COLUMNS = tuple(one.name for one in fields(Prediction))  # of predictions.csv and of Detector.predict's table
 
 
 def decide(
@@ -200,12 +200,14 @@ def overlay(image: Pixels, tiles: Tiles, scores: ArrayLike) -> Pixels:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as it was given, as far as it could be read."""
+    """An image as far as it could be read, and what is cut out of it to be scored."""
 
     path: str = ""
     header: Header | None = None
-    pixels: Pixels | None = None  # (H, W, 3) RGB; None if it could not be read
+    pixels: Pixels | None = None  # (H, W, 3) RGB; None if it could not be read, or is not needed any more
     error: str | None = None
+    crops: Mapping[str, list[Pixels]] = field(default_factory=dict)  # of each view
+    tiles: Tiles | None = None
 
 
 def read_picture(source: Single, max_memory: int = MAX_MEMORY, each: float = 0.0) -> Picture:
@@ -247,12 +249,6 @@ def images_below(folder: str | os.PathLike[str], left_out: Counter[str], left_be
         left_behind.update(listing.left_behind)
         names = [name for name, _, _ in listing.images] + [name for name, _ in listing.problems]
         yield from (str(Path(folder, listing.folder, name)) for name in sorted(names))
-
-
-class _Seen(NamedTuple):
-    picture: Picture
-    crops: dict[str, list[Pixels]]  # of each view; empty if the image could not be read
-    tiles: Tiles | None
 
 
 def _use(given: Single | Picture, budget: Budget, use: Callable[[Picture], Result], each: float = 0.0) -> Result:
@@ -334,15 +330,9 @@ class Detector:
     def embed(self, x: Single | Iterable[Single] | Tensor, *, batch_size: int = 64) -> NDArray[np.float32]:
         """Give the embedding of images, the mean over the crops of :attr:`crop_policy`.
 
-        Args:
-            x: as for :meth:`predict`; a tensor is cropped as in a call of the detector.
-            batch_size: number of images to embed at a time.
-
-        Returns:
-            (N, D) float32, in the order of ``x``; (1, D) for one image.
-
-        Raises:
-            UserError: ``x`` has a wrong type, dtype, range or shape, or a file cannot be read.
+        ``x`` is as for :meth:`predict`, but a tensor is cropped as in a call of the detector. ``batch_size`` images are
+        embedded at a time. Returns (N, D) float32 in the order of ``x``, (1, D) for one image; raises UserError for a
+        wrong type, dtype, range or shape, and for a file that cannot be read.
         """
         _check_batch_size(batch_size)
         budget = Budget(self.memory_mb * 10**6)
@@ -370,19 +360,13 @@ class Detector:
     def __call__(self, images: Tensor, *, batch_size: int = 64) -> Tensor:
         """Give the logits of a batch, without gradients.
 
-        Images of any size are cropped by :attr:`crop_policy`: "crop" scores the centre square of :attr:`crop_size`
-        pixels, "multi-crop" averages the centre and the four corners, and "resize" takes only images of that size.
-        Smaller images are padded by reflection.
-
-        Args:
-            images: float (N, 3, H, W), RGB in [0, 1], not normalised, on any device.
-            batch_size: number of images to score at a time.
+        ``images`` are float (N, 3, H, W), RGB in [0, 1], not normalised, on any device; UserError for another type,
+        dtype, range or shape. They are cropped by :attr:`crop_policy`: "crop" scores the centre square of
+        :attr:`crop_size` pixels, "multi-crop" averages the centre and the four corners, and "resize" takes only images
+        of that size. Smaller images are padded by reflection. ``batch_size`` images are scored at a time.
 
         Returns:
             (N,) float32 on the device of ``images``; higher is more likely fake.
-
-        Raises:
-            UserError: another type, dtype, range or shape.
         """
         wanted = "wanted a float tensor (N, 3, H, W) in [0, 1]"
         if not isinstance(images, Tensor):
@@ -423,9 +407,9 @@ class Detector:
             scales = [max(1.0, FAMILIES[view.family].scale(view.severity)) for view in altered]
             each = max([each, *(3 + 12 * scale**2 for scale in scales)])
         with ThreadPoolExecutor(READERS) as pool:
-            look = partial(self._look, rules=rules, keep=heatmaps)
-            seen = list(pool.map(lambda given: _use(given, budget, look, each), pictures))
-        groups = [group for one in seen for group in one.crops.values()]
+            cut = partial(self._cut, rules=rules, keep=heatmaps)
+            seen = list(pool.map(lambda given: _use(given, budget, cut, each), pictures))
+        groups = [group for picture in seen for group in picture.crops.values()]
         crops = [crop for group in groups for crop in group]
         numbers = [np.zeros((2, 0))]  # logits and trace distances
         with torch.inference_mode():
@@ -435,33 +419,31 @@ class Detector:
                 numbers.append(torch.stack([scores.logit, scores.trace_distance]).cpu().double().numpy())
         ends = np.cumsum([len(group) for group in groups], dtype=int)
         parts = iter(np.split(np.concatenate(numbers, axis=1), ends, axis=1))
-        for one in seen:
-            yield self._judge(one, point, rules, {view: next(parts) for view in one.crops})
+        for picture in seen:
+            yield self._judge(picture, point, rules, {view: next(parts) for view in picture.crops})
 
-    def _look(self, picture: Picture, rules: Rules, keep: bool) -> _Seen:
+    def _cut(self, picture: Picture, rules: Rules, keep: bool) -> Picture:
         """Cut the crops of an image and its copies; its pixels are kept only where a heatmap is drawn on them."""
         if (image := picture.pixels) is None:
-            return _Seen(picture, {}, None)
+            return picture
         crops = {}
         for view in (View(ORIGINAL, 0), *(parse_view(name, "views") for name in rules.views)):
             try:
                 cut = degraded_views(image, view, self.crop_size, self.crop_policy, 0)
             except DecodeError as error:
-                return _Seen(replace(picture, pixels=None, error=error.reason), {}, None)
+                return replace(picture, pixels=None, error=error.reason)
             # Copied: a crop that is a part of its image would keep all of it in memory.
             crops[view.name] = [crop.copy() for crop in cut]
-        tiles = cut_tiles(image, self.crop_size, rules.tiles) if rules.tiles else None
-        if tiles is not None:
+        if tiles := cut_tiles(image, self.crop_size, rules.tiles) if rules.tiles else None:
             crops[TILES] = tiles.crops
-        return _Seen(picture if keep else replace(picture, pixels=None), crops, tiles)
+        return replace(picture, pixels=image if keep else None, crops=crops, tiles=tiles)
 
     def _judge(
-        self, seen: _Seen, point: OperatingPoint, rules: Rules, numbers: dict[str, NDArray[Any]]
+        self, picture: Picture, point: OperatingPoint, rules: Rules, numbers: Mapping[str, NDArray[Any]]
     ) -> tuple[Prediction, Pixels | None]:
         """Turn each view's logits and trace distances (2, n) into a prediction, and a heatmap if pixels were kept."""
-        picture, header, tiles = seen.picture, seen.picture.header, seen.tiles
         facts: dict[str, Any] = {"path": picture.path, "error": picture.error}
-        if header is not None:
+        if (header := picture.header) is not None:
             facts |= {"width": header.width, "height": header.height, "format": header.format or None,
                       "jpeg_quality": header.jpeg_quality or None}  # fmt: skip
         if not numbers:
@@ -473,11 +455,11 @@ class Detector:
         others = {name: mean for name, (mean, _) in means.items()}
         said = decide(point, rules, logit, distance, others, self._doubts(header))
         drawn = None
-        if tiles is not None:
+        if picture.tiles is not None:
             scores = point.calibration(numbers[TILES][0])
             facts["tile_score"] = float(scores.mean())
             if picture.pixels is not None:
-                drawn = overlay(picture.pixels, tiles, scores)
+                drawn = overlay(picture.pixels, picture.tiles, scores)
         return replace(said, **facts), drawn
 
     def require_operating_point(self) -> OperatingPoint:

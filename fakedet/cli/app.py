@@ -63,16 +63,17 @@ class _Console(logging.StreamHandler[Any]):
         return sys.stdout
 
 
+CONSOLE = _Console()
+
+
 def set_up(job: int | None = None) -> None:
     """Register resolvers, and let fakedet's log write plain lines to the console, begun with a sweep's ``job``."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal's encoding may lack signs that names hold
     if not log.handlers:
-        log.addHandler(_Console())
-    for handler in log.handlers:
-        if isinstance(handler, _Console):
-            handler.setFormatter(logging.Formatter("%(message)s" if job is None else f"[{job}] %(message)s"))
+        log.addHandler(CONSOLE)
+    CONSOLE.setFormatter(logging.Formatter("%(message)s" if job is None else f"[{job}] %(message)s"))
     log.setLevel(logging.INFO)
     log.propagate = False
     register_resolvers()

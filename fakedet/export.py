@@ -1,8 +1,4 @@
-"""Write a detector for other programs (ONNX, torch.export) or for other users of fakedet (safetensors).
-
-Every export is loaded again and its logits are compared with the original's before it takes its name. Beside it lies a
-JSON description of what goes in and what comes out; a safetensors file gets a model card too.
-"""
+"""Write a detector for other programs (ONNX, torch.export) or for other users of fakedet (safetensors), checked."""
 
 from __future__ import annotations
 
@@ -53,21 +49,23 @@ class Exported(nn.Module):
 def export_detector(detector: Detector, output: Path, check: int = 200, overrides: Sequence[str] = ()) -> float:
     """Write a detector, on the CPU, to a .onnx, .pt2 or .safetensors file and its description to ``<output>.json``.
 
-    Returns the largest difference of a logit from the original's on ``check`` random images, relative where the logit
-    is above 1. ``overrides`` of the command line are written down. UserError: another ending, a library that is
-    missing, a model that cannot be exported, or one whose logits differ by more than 1e-4.
+    A safetensors file gets a model card too. Before an export takes its name it is loaded again: returns the largest
+    difference of its logits from the original's on ``check`` random images, relative where the logit is above 1.
+    ``overrides`` of the command line are written down. UserError: another ending, a library that is missing, a model
+    that cannot be exported, or one whose logits differ by more than 1e-4.
     """
     if output.suffix not in WRITERS:
         *first, last = WRITERS
         raise UserError(f"output={output}: name a {', a '.join(first)} or a {last} file")
     if check < 1:
         raise UserError(f"check={check}: at least one image")
-    size = detector.crop_size
-    described = describe(detector, overrides)
+    size, described = detector.crop_size, describe(detector, overrides)
     model = Exported(detector.module).eval()
     images = np.random.default_rng(0).random((check, 3, size, size), dtype=np.float32)
     with replacing(output) as temporary:
-        run = WRITERS[output.suffix](model, size, temporary, described)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            run = WRITERS[output.suffix](model, size, temporary, described)
         worst = 0.0
         for part in np.split(images, range(50, check, 50)):  # 50 images at a time
             with torch.no_grad():
@@ -93,13 +91,11 @@ def describe(detector: Detector, overrides: Sequence[str]) -> dict[str, Any]:
                         "three channels, divided by 255",
             "crop": f"{detector.crop_policy}: see fakedet.data.transforms.evaluation_views; nothing is resized unless "
                     "the policy is 'resize'; smaller images are padded by reflection; logits of several crops are "
-                    "averaged",
-        },
+                    "averaged"},
         "output": {
             "logit": "float32 (batch,); sigmoid is not a probability before calibration; NaN for an image with values "
                      "outside of the range",
-            "trace_distance": "float32 (batch,); NaN where the method has none",
-        },
+            "trace_distance": "float32 (batch,); NaN where the method has none"},
         "use": "fake if logit > operating_point.threshold (null: never); P(fake) for as many real as fake images by "
                "operating_point.calibration; p-value among real images by operating_point.reference: see "
                "docs/evaluation.md",
@@ -112,9 +108,7 @@ def describe(detector: Detector, overrides: Sequence[str]) -> dict[str, Any]:
 def _traced(model: Exported, size: int) -> Any:
     batch = torch.export.Dim("batch", min=1, max=4096)  # images at a time that an exported model takes
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.export.export(model, (torch.rand(2, 3, size, size),), dynamic_shapes={"images": {0: batch}})
+        return torch.export.export(model, (torch.rand(2, 3, size, size),), dynamic_shapes={"images": {0: batch}})
     except Exception as error:  # torch.export raises all sorts of things
         raise UserError(f"torch.export cannot export this model: {' '.join(str(error).split())[:300]}") from error
 
@@ -128,10 +122,16 @@ def _write_pt2(model: Exported, size: int, path: Path, described: Mapping[str, A
 
 
 def _write_onnx(model: Exported, size: int, path: Path, described: Mapping[str, Any]) -> Run:
-    onnx, runtime, _ = (_import(name) for name in ("onnx", "onnxruntime", "onnxscript"))
+    libraries = []
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        try:
+            libraries.append(importlib.import_module(name))
+        except ImportError as error:
+            raise UserError(f"ONNX is written with {name}, which cannot be imported ({error}); pip install "
+                            '"fakedet[export]"') from error  # fmt: skip
+    onnx, runtime, _ = libraries
     traced = _traced(model, size)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
+    with contextlib.redirect_stdout(io.StringIO()):
         program = torch.onnx.export(traced, dynamo=True, output_names=["logit", "trace_distance"], verbose=False)
         assert program is not None
         content = program.model_proto
@@ -150,16 +150,6 @@ def _write_safetensors(model: Exported, size: int, path: Path, described: Mappin
 
 # Ending → writes the file and gives a function that runs it.
 WRITERS = {".onnx": _write_onnx, ".pt2": _write_pt2, SAFETENSORS: _write_safetensors}
-
-
-def _import(name: str) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"ONNX is written with {name}, which cannot be imported ({error}); pip install "
-                        '"fakedet[export]"') from error  # fmt: skip
 
 
 CARD = """\
@@ -192,16 +182,15 @@ score = P(fake).{more}
 def model_card(detector: Detector, name: str) -> str:
     """Write a detector's model card as Markdown, with command and results of its checkpoint's run, if there are any."""
     info, encoder, point = detector.info, detector.info["model"]["encoder"], detector.operating_point
-    more = ""
-    if encoder.get("weights") or encoder.get("pretrained"):
-        source = f"`{Path(encoder['weights']).name}`" if encoder.get("weights") else "timm's weights of that name"
+    more, weights = "", encoder.get("weights")
+    if weights or encoder.get("pretrained"):
+        source = f"`{Path(weights).name}`" if weights else "timm's weights of that name"
         more = (f"\n\nIts encoder is timm's `{encoder.get('name')}`, pretrained ({source}): it has also seen what "
                 "those weights were trained on, and their licence holds for this file as well.")  # fmt: skip
         if info["backbones"]:
             more += " This file leaves them out: it needs them as `backbone=FILE`, or from timm."
     if run := _of_run(detector.path, "run.json"):
-        # Without the folders that it was trained in.
-        places = ("output_dir=", "stage1_cache=", "stage1_checkpoint=", "data.root=")
+        places = ("output_dir=", "stage1_cache=", "stage1_checkpoint=", "data.root=")  # of the user's own folders
         command = shlex.join(word for word in run["command"] if not word.startswith(places))
         more += f"\n\nTrained by `{command}`" + (f", at commit {run['git']['commit'][:12]}." if run.get("git") else ".")
     data = info["training_data"]
@@ -209,7 +198,9 @@ def model_card(detector: Detector, name: str) -> str:
     lines += [f"| {kind}: {key} | {count} |" for kind in ("real", "fake") for key, count in data.get(kind, {}).items()]
     if not detector.generators:
         lines += ["", "It was trained on photographs alone, and has seen no fakes."]
-    metrics = _of_run(detector.path, "metrics.json")
+    results = "## Results\n\nNo metrics.json lies in the run's folder; run `fakedet evaluate` on data of your own."
+    if metrics := _of_run(detector.path, "metrics.json"):
+        results = _results(metrics)
     told = "None: it ranks images and cannot judge single ones."
     if point is not None:
         told = (f"An image is called fake above a logit of {point.threshold:.3f}, which {point.rate:.0%} of "
@@ -217,11 +208,8 @@ def model_card(detector: Detector, name: str) -> str:
                 f"these and {point.n_fake} fakes.")  # fmt: skip
     return CARD.format(
         name=name, version=fakedet.__version__, method=info["model"]["name"], seed=info["seed"], more=more,
-        encoder=str(encoder["_target_"]).rsplit(".", 1)[-1], data="\n".join(lines),
-        parameters=sum(parameter.numel() for parameter in detector.module.parameters()),
-        results=_results(metrics) if metrics else
-        "## Results\n\nNo metrics.json lies in the run's folder; run `fakedet evaluate` on data of your own.",
-        point=told, size=detector.crop_size,
+        encoder=str(encoder["_target_"]).rsplit(".", 1)[-1], data="\n".join(lines), results=results, point=told,
+        parameters=sum(parameter.numel() for parameter in detector.module.parameters()), size=detector.crop_size,
     )  # fmt: skip
 
 

@@ -15,13 +15,12 @@ import tempfile
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 from jinja2 import Environment, StrictUndefined
@@ -29,7 +28,7 @@ from markupsafe import Markup
 from omegaconf import DictConfig
 
 from fakedet.cli.predict import open_detector
-from fakedet.detector import FAKE, HEATMAP_BYTES, REAL, Detector, Pixels, Rules, read_picture
+from fakedet.detector import FAKE, HEATMAP_BYTES, REAL, UNDECIDED, Detector, Pixels, Rules, read_picture
 from fakedet.errors import UserError
 from fakedet.utils import threads
 
@@ -37,6 +36,7 @@ log = logging.getLogger("fakedet")
 
 WINDOW = 60.0  # seconds over which a visitor's images are counted
 KEPT = 60.0  # seconds after which an upload that was never submitted is removed
+CARD = ("card.html", "card.css")  # the template of answers, which escapes whatever they show, and its style
 # Gradio reads the clipboard only by its button, over HTTPS or on this machine; this handles Ctrl+V.
 PASTE = """<script>
 document.addEventListener('paste', event => {
@@ -61,7 +61,11 @@ def run_serve(config: DictConfig, overrides: list[str]) -> None:
         raise UserError(f"port={port}: 0 (any free one) or 1 to 65535")
     if not alone:
         log.warning("host=%s: other machines can reach the page; it has no password and no encryption", host)
-    _import_gradio()
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        import gradio
+    except ImportError as error:
+        raise UserError("fakedet serve needs Gradio: pip install 'fakedet[serve]'") from error
     detector, rules = open_detector(config, "batch_size", "max_mb", "per_minute")
     known = ", ".join(detector.generators) or "none: it knows real images only"
     introduction = (
@@ -74,10 +78,10 @@ def run_serve(config: DictConfig, overrides: list[str]) -> None:
     answer = partial(_cards, judge=judge, limit=RateLimit(config.per_minute), max_mb=config.max_mb)
     with threads(config.threads), tempfile.TemporaryDirectory(prefix="fakedet-serve-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        page = make_page(answer, introduction)
+        page = _page(gradio, answer, introduction)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            log.info("the page is at %s (Ctrl-C ends it)", launch(page, host, port, config.max_mb))
+            log.info("the page is at %s (Ctrl-C ends it)", _launch(gradio, page, host, port, config.max_mb))
             while True:
                 time.sleep(KEPT / 2)
                 forget(Path(folder), KEPT)
@@ -85,15 +89,14 @@ def run_serve(config: DictConfig, overrides: list[str]) -> None:
             page.close(verbose=False)
 
 
-@dataclass(frozen=True)
-class Card:
+class Card(NamedTuple):
     """The answer about one image."""
 
     name: str  # of the file, as its owner knows it
     sentence: str
     verdict: str = "no answer"
     kind: str = "none"  # the class of its style: the verdict, or none
-    pictures: Sequence[Mapping[str, str]] = ()  # data (a URI) and caption of each
+    pictures: Sequence[dict[str, str]] = ()  # data (a URI) and caption of each
     facts: Sequence[tuple[str, str, str]] = ()  # (name, value, what it means)
 
 
@@ -103,17 +106,13 @@ def _judge(name: str, content: bytes, detector: Detector, rules: Rules, batch_si
     ((found, heatmap),) = detector.examine([picture], rules, batch_size, heatmaps=rules.tiles > 0)
     if picture.pixels is None or found.verdict is None:
         return Card(name, f"This file cannot be read: {found.error}.")
-    sentence = f"The detector cannot decide: {found.reason}."
-    if found.verdict == FAKE:
-        sentence = (
-            f"At most {100 * rules.false_alarm:g} in 100 photographs like those the detector was checked on look this "
-            "unusual to it. That is a reason to ask where the image is from, not a proof."
-        )
-    elif found.verdict == REAL:
-        sentence = (
-            "It looks like a photograph to the detector. Of fakes by generators it knows, at most "
-            f"{100 * rules.miss:g} in 100 get this answer; of fakes by others, more may."
-        )
+    sentence = {
+        FAKE: f"At most {100 * rules.false_alarm:g} in 100 photographs like those the detector was checked on look "
+              "this unusual to it. That is a reason to ask where the image is from, not a proof.",
+        REAL: "It looks like a photograph to the detector. Of fakes by generators it knows, at most "
+              f"{100 * rules.miss:g} in 100 get this answer; of fakes by others, more may.",
+        UNDECIDED: f"The detector cannot decide: {found.reason}.",
+    }[found.verdict]  # fmt: skip
     pictures = [_shown(picture.pixels, "the image")]
     if heatmap is not None:
         pictures.append(_shown(heatmap, "scores of its tiles: blue real, red fake, white between"))
@@ -126,14 +125,6 @@ def _judge(name: str, content: bytes, detector: Detector, rules: Rules, batch_si
     quality = f", quality {found.jpeg_quality}" if found.jpeg_quality else ""
     told.append(("file", f"{found.width} × {found.height}, {found.format}{quality}", ""))
     return Card(name, sentence, found.verdict, found.verdict, pictures, told)
-
-
-def to_html(cards: Sequence[Card]) -> str:
-    """Render cards; whatever they show is escaped."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    here = files("fakedet.cli")
-    template = environment.from_string(here.joinpath("card.html").read_text(encoding="utf-8"))
-    return template.render(cards=cards, style=Markup(here.joinpath("card.css").read_text(encoding="utf-8")))
 
 
 def _shown(image: Pixels, caption: str) -> dict[str, str]:
@@ -169,27 +160,15 @@ class RateLimit:
         return 0.0
 
 
-def _import_gradio() -> Any:
-    """Import Gradio without its statistics; UserError if it is not installed."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try:
-        import gradio
-    except ImportError as error:
-        raise UserError("fakedet serve needs Gradio: pip install 'fakedet[serve]'") from error
-    return gradio
-
-
-def make_page(answer: Callable[[list[str], str], Sequence[Card]], introduction: str) -> Any:
-    """Lay out the page as gradio.Blocks, with an introduction in Markdown.
-
-    ``answer`` makes cards from the paths of uploads and the address of their visitor.
-    """
-    gradio = _import_gradio()
+def _page(gradio: Any, answer: Callable[[list[str], str], list[Card]], introduction: str) -> Any:
+    """Lay out the page; ``answer`` makes cards from the paths of uploads and the address of their visitor."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template, style = (files("fakedet.cli").joinpath(name).read_text(encoding="utf-8") for name in CARD)
 
     def answer_to(payload: Any, request: Any) -> tuple[None, str]:
         uploads = [] if payload is None else getattr(payload, "root", [payload])
         cards = answer([str(file.path) for file in uploads if file.path], str(request.client.host))
-        return None, to_html(cards)
+        return None, environment.from_string(template).render(cards=cards, style=Markup(style))
 
     suffixes = [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"]
     # Gradio passes the request to the parameter that is annotated with its class, which this file cannot name.
@@ -211,9 +190,8 @@ def make_page(answer: Callable[[list[str], str], Sequence[Card]], introduction: 
     return page
 
 
-def launch(page: Any, host: str, port: int, max_mb: int) -> str:
+def _launch(gradio: Any, page: Any, host: str, port: int, max_mb: int) -> str:
     """Serve a page and give its address; UserError if the port is taken or the host is no address of this machine."""
-    gradio = _import_gradio()
     theme = gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     try:
         _, address, _ = page.launch(
@@ -231,8 +209,7 @@ def _cards(
 ) -> list[Card]:
     """Read the uploads, have them removed soon, and judge each."""
     contents: dict[str, bytes | str] = {}
-    # Gradio names uploads by their content, so that one image shown twice is one file.
-    for path in dict.fromkeys(paths):
+    for path in dict.fromkeys(paths):  # Gradio names uploads by their content: one image shown twice is one file
         try:
             large = os.path.getsize(path) > max_mb * 2**20
             contents[path] = f"The file is larger than {max_mb} MB." if large else Path(path).read_bytes()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +63,14 @@ def run_index(config: DictConfig, overrides: list[str]) -> None:
     started = time.perf_counter()
     output, root = (Path(value) if value else None for value in (config.output, config.root))
     columns = {str(key): str(value) for key, value in (config.columns or {}).items()}
-    settings = IndexSettings(
-        config.layout, _names(config.reals), _names(config.fakes), config.split, _names(config.unseen),
-        config.group, config.split_seed, config.hash, config.threads, config.skip_unreadable,
-    )  # fmt: skip
+    # Each may be null, one name or a list.
+    reals, fakes, unseen = ([names] if isinstance(names, str) else [str(name) for name in names or ()]
+                            for names in (config.reals, config.fakes, config.unseen))  # fmt: skip
+    settings = IndexSettings(config.layout, reals, fakes, config.split, unseen, config.group, config.split_seed,
+                             config.hash, config.threads, config.skip_unreadable)  # fmt: skip
     found = index_source(Path(config.source), output, settings, root, columns)
     Console(width=None if Console().is_terminal else 110).print(_table(found))
-    state, copies = found.scan, found.copies
-    seconds = time.perf_counter() - started
+    state, copies, seconds = found.scan, found.copies, time.perf_counter() - started
     log.info("layout %s: %d images, %d of them read anew, in %.1f s", found.layout, found.rows, state.read, seconds)
     if state.others:
         log.info("%d files of other kinds were not looked at", state.others)
@@ -90,16 +90,10 @@ def run_index(config: DictConfig, overrides: list[str]) -> None:
     log.info("next      %s", shown_command("audit", **{"data.manifest": found.manifest}))
 
 
-def _names(value: str | Iterable[object] | None) -> list[str]:
-    """Return the names of a setting that may be null, one name or a list."""
-    return [value] if isinstance(value, str) else [str(name) for name in value or ()]
-
-
 def _table(found: Indexed) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("class")
-    table.add_column("generator")
-    for split in (splits := ("train", "val", "test")):
+    splits = ("train", "val", "test")
+    table = Table("class", "generator", box=None, pad_edge=False, header_style="bold")
+    for split in splits:
         table.add_column(split, justify="right")
     table.add_column("because")
     for label, name in sorted({(label, generator) for label, generator, _ in found.counts}):
@@ -114,8 +108,7 @@ def run_audit(config: DictConfig, overrides: list[str]) -> int:
     check_config(config)
     if config.sample is not None and config.sample < 1:
         raise UserError(f"sample={config.sample}: must be at least 1, or null for all images")
-    # The audit reports the leaks that other commands refuse.
-    datamodule = _datamodule({**plain(config.data), "allow_group_leak": True})
+    datamodule = _datamodule({**plain(config.data), "allow_group_leak": True})  # it reports what others refuse
     datamodule.prepare()  # a wrong manifest is refused before the folder is made
     folder = open_folder(config.output_dir, config.overwrite)
     write_config(folder, config, overrides)
@@ -175,15 +168,14 @@ def _datamodule(settings: dict[str, Any]) -> DataModule:
 def run_shard(config: DictConfig, overrides: list[str]) -> None:
     """Write the shards, and say what was left out and how to train from them."""
     check_config(config)
-    datamodule = build_datamodule(plain(config.data))
-    written = shard_manifest(datamodule, config.output_dir, config.overwrite, config.shard_mb)
+    written = shard_manifest(build_datamodule(plain(config.data)), config.output_dir, config.overwrite, config.shard_mb)
     for (kind, name), count in sorted(written.lost.items()):
         log.warning("left out: %6d  %s %s", count, kind, name)
     if written.lost:
         log.info("left out  %s/rejected.csv", written.folder)
     log.info("%d images in %d shards, %.1f MB", written.rows, written.shards, written.bytes / 1e6)
-    log.info("manifest  %s/manifest.parquet", written.folder)
     manifest = written.folder / "manifest.parquet"
+    log.info("manifest  %s", manifest)
     log.info("next      %s", shown_command("train", "experiment=ntf", **{"data.manifest": manifest}))
 
 

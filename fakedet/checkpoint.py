@@ -205,7 +205,7 @@ class _Judge:
         if not isinstance(config, dict) or not isinstance(config.get("encoder"), dict):
             raise UserError(f"{self.path} is damaged: '{place}' in it is no model config")
         model = {key: value for key, value in config.items() if key not in TRAINING_KEYS}
-        without = {"optimizer": {}, "loss": None, "copies": None, "head": None, "copies_per_real": 0.0}
+        without: dict[str, Any] = {"optimizer": {}, "loss": None, "copies": None, "head": None, "copies_per_real": 0.0}
         model |= {key: value for key, value in without.items() if key in model}
         encoder = {key: value for key, value in model["encoder"].items() if key != "cache_dir"}  # of timm's downloads
         if "pretrained" in encoder:  # else the weights come from the checkpoint

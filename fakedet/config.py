@@ -83,7 +83,7 @@ def _check_length(config: DictConfig) -> None:
     if config.trainer.max_epochs is None:
         raise UserError("trainer.max_epochs=null: name a number of epochs; the learning rate's schedule needs an end")
     _at_least(config, "trainer.max_epochs", 1)
-    checkpoint = config.callbacks.get("checkpoint") or {}
+    checkpoint = config.callbacks.get("checkpoint") or DictConfig({})
     if checkpoint.get("save_top_k") == 0:
         raise UserError("callbacks.checkpoint.save_top_k=0: no weights would be kept; valid: 1")
     if checkpoint.get("monitor") and config.trainer.limit_val_batches == 0:

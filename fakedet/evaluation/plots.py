@@ -56,8 +56,11 @@ def plot_curves(runs: Mapping[str, pd.DataFrame], path: Path) -> Path:
 
 def plot_scores(frame: pd.DataFrame, path: Path, seen: set[str] | None = None) -> Path:
     """Draw a histogram of logits for each collection and generator; ``seen``: in training, None where nobody knows."""
-    groups = [(str(name), label, own.to_numpy(dtype=np.float64))
-              for (label, name), own in frame.groupby(["label", "generator"], sort=True)["logit"]]  # fmt: skip
+    groups = [
+        (str(name), label, own["logit"].to_numpy(dtype=np.float64))
+        for label in (0, 1)
+        for name, own in frame[frame["label"] == label].groupby("generator", sort=True)
+    ]
     styles = styles_of(name for name, label, _ in groups if label)
     everything = frame["logit"].to_numpy(dtype=np.float64)
     everything = everything[np.isfinite(everything)]

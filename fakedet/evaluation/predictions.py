@@ -263,18 +263,27 @@ def _flat(tree: Any, above: str = "") -> dict[str, str]:
 
 
 def name_methods(runs: Sequence[tuple[str, int, Path, Mapping[str, Any]]]) -> list[str]:
-    """Name the method of each run, given its own name, seed, path of its predictions and their info.
+    """Name the method of each run so that only runs of one config share a name.
 
-    Runs of different configs that share a name are told apart by what differs in their configs; runs that still share
-    name and seed, by their folders.
+    Methods that would share one are told apart by what differs in their configs; runs that still share name and seed,
+    by their folders.
+
+    Args:
+        runs: the name it would have, seed, path of its predictions and their info.
     """
-    table = pd.DataFrame(runs, columns=["name", "seed", "path", "info"])
-    for name, own in table.groupby("name", sort=False):
-        table.loc[own.index, "name"] = [f"{name}, {label}" if label else name for label in differences(own["info"])]
-    for name, own in table.groupby("name", sort=False):
-        if own["seed"].duplicated().any():
-            table.loc[own.index, "name"] = [f"{name} ({label})" for label in _folders(own["path"], own["seed"])]
-    return table["name"].tolist()
+    names = [name for name, *_ in runs]
+    for name in dict.fromkeys(names):
+        places = [place for place, other in enumerate(names) if other == name]
+        own = differences([runs[place][3] for place in places])
+        for place, label in zip(places, own, strict=True):
+            names[place] = f"{name}, {label}" if label else name
+    for name in dict.fromkeys(names):
+        places = [place for place, other in enumerate(names) if other == name]
+        seeds = [runs[place][1] for place in places]
+        if len(set(seeds)) < len(seeds):
+            for place, label in zip(places, _folders([runs[place][2] for place in places], seeds), strict=True):
+                names[place] = f"{name} ({label})"
+    return names
 
 
 def differences(infos: Sequence[Mapping[str, Any]]) -> list[str]:

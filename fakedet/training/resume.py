@@ -271,10 +271,9 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
             continue
         if isinstance(before, dict) and isinstance(after, dict):
             yield from _differences({"output_dir": "", **before}, {"output_dir": "", **after}, f"{name}.")
-        elif before != after:
-            are_paths = isinstance(before, str) and isinstance(after, str) and "/" in before
-            if not (are_paths and Path(before).resolve() == Path(after).resolve()):
-                yield f"{name}: {before} → {after}"
+        elif before != after and not (isinstance(before, str) and isinstance(after, str) and "/" in before
+                                      and Path(before).resolve() == Path(after).resolve()):  # fmt: skip
+            yield f"{name}: {before} → {after}"
 
 
 def finished(config: DictConfig) -> dict[str, Any] | None:

@@ -76,8 +76,13 @@ def train(*overrides: str, config: DictConfig | None = None, **settings: Any) ->
     ``fakedet.train(experiment="demo", output_dir="runs/demo")`` is ``fakedet train experiment=demo
     output_dir=runs/demo``. Name ``output_dir`` if several devices are used: each starts this script.
 
-    Overrides and settings are as for :func:`compose`; ``config`` is one that it gave, in place of them. Raises
-    UserError for anything wrong with config, data or folder.
+    Args:
+        *overrides: words as on the command line; see :func:`compose`.
+        config: a config that :func:`compose` gave, in place of overrides and settings.
+        **settings: Python values; "__" in a name stands for a dot, as in ``data__manifest="table.csv"``.
+
+    Raises:
+        UserError: anything wrong with config, data or folder.
     """
     if config is None:
         config = compose("train", *overrides, **settings)
@@ -91,9 +96,15 @@ def evaluate(
 ) -> Evaluation:
     """Score one split of a manifest, as `fakedet evaluate` does.
 
-    ``checkpoint`` is a file, or the name of a detector that comes with fakedet, and ``manifest`` a parquet or CSV table
-    with the columns path, label and generator; None: settings say it, as in ``data="demo"``. Overrides and settings are
-    as for :func:`compose`. Raises UserError for anything wrong with checkpoint, manifest, split or folder.
+    Args:
+        checkpoint: a file, or the name of a detector that comes with fakedet.
+        manifest: a parquet or CSV table with the columns path, label and generator; None: settings say it, as in
+            ``data="demo"``.
+        *overrides: words as on the command line; see :func:`compose`.
+        **settings: Python values; "__" in a name stands for a dot, as in ``data__root="images"``.
+
+    Raises:
+        UserError: anything wrong with checkpoint, manifest, split or folder.
     """
     settings["checkpoint"] = checkpoint
     if manifest is not None:

@@ -106,15 +106,16 @@ def _check_operating_point(content: Any, path: Path) -> None:
 def load_detector(path: str | Path, trust: Sequence[str] = (), backbone: str | Path | None = None) -> Detector:
     """Build the detector of a checkpoint, with its weights, in evaluation mode on the CPU.
 
-    UserError for no such file, not a checkpoint of fakedet, a class that it may not name, weights that do not fit, and
-    a backbone that is not here or has another sha256.
-
     Args:
         path: as for :func:`read_checkpoint`.
         trust: packages, besides fakedet, whose classes the checkpoint may name. Their code is imported and run: name
             only those that you would run anyway.
         backbone: file with the public weights that the checkpoint leaves out; None: the one that
             :data:`fakedet.models.backbones.VARIABLES` names, else timm's cache or the network.
+
+    Raises:
+        UserError: no such file, not a checkpoint of fakedet, a class that it may not name, weights that do not fit, or
+            a backbone that is not here or has another sha256.
     """
     try:
         return detector_of(read_checkpoint(path), path, trust, backbone)

@@ -330,9 +330,15 @@ class Detector:
     def embed(self, x: Single | Iterable[Single] | Tensor, *, batch_size: int = 64) -> NDArray[np.float32]:
         """Give the embedding of images, the mean over the crops of :attr:`crop_policy`.
 
-        ``x`` is as for :meth:`predict`, but a tensor is cropped as in a call of the detector. ``batch_size`` images are
-        embedded at a time. Returns (N, D) float32 in the order of ``x``, (1, D) for one image; raises UserError for a
-        wrong type, dtype, range or shape, and for a file that cannot be read.
+        Args:
+            x: as for :meth:`predict`; a tensor is cropped as in a call of the detector.
+            batch_size: number of images to embed at a time.
+
+        Returns:
+            (N, D) float32, in the order of ``x``; (1, D) for one image.
+
+        Raises:
+            UserError: ``x`` has a wrong type, dtype, range or shape, or a file cannot be read.
         """
         _check_batch_size(batch_size)
         budget = Budget(self.memory_mb * 10**6)
@@ -360,13 +366,19 @@ class Detector:
     def __call__(self, images: Tensor, *, batch_size: int = 64) -> Tensor:
         """Give the logits of a batch, without gradients.
 
-        ``images`` are float (N, 3, H, W), RGB in [0, 1], not normalised, on any device; UserError for another type,
-        dtype, range or shape. They are cropped by :attr:`crop_policy`: "crop" scores the centre square of
-        :attr:`crop_size` pixels, "multi-crop" averages the centre and the four corners, and "resize" takes only images
-        of that size. Smaller images are padded by reflection. ``batch_size`` images are scored at a time.
+        Images of any size are cropped by :attr:`crop_policy`: "crop" scores the centre square of :attr:`crop_size`
+        pixels, "multi-crop" averages the centre and the four corners, and "resize" takes only images of that size.
+        Smaller images are padded by reflection.
+
+        Args:
+            images: float (N, 3, H, W), RGB in [0, 1], not normalised, on any device.
+            batch_size: number of images to score at a time.
 
         Returns:
             (N,) float32 on the device of ``images``; higher is more likely fake.
+
+        Raises:
+            UserError: another type, dtype, range or shape.
         """
         wanted = "wanted a float tensor (N, 3, H, W) in [0, 1]"
         if not isinstance(images, Tensor):

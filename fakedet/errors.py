@@ -14,7 +14,15 @@ class UserError(Exception):
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """Say which option is nearest to a mistyped name ("did you mean 'x'?"), or list all ("valid: a, b, c")."""
+    """Say which of ``options`` lies nearest to a mistyped ``name``, or list them all.
+
+    Args:
+        name: what the user wrote.
+        options: the valid names.
+
+    Returns:
+        "did you mean 'x'?" or "valid: a, b, c", ready to stand at the end of a message.
+    """
     known = sorted({str(option) for option in options})
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
     if close:
@@ -23,7 +31,11 @@ def nearest(name: str, options: Iterable[str]) -> str:
 
 
 def choose(name: str, options: Iterable[str], what: str) -> str:
-    """Return ``name`` if it is one of ``options``; else raise UserError, which names the nearest valid one."""
+    """Return ``name`` if it is one of ``options``.
+
+    Raises:
+        UserError: it is not; the message names the nearest valid one.
+    """
     options = list(options)
     if name not in options:
         raise UserError(f"{what}: '{name}' is not known; {nearest(name, options)}")
@@ -36,7 +48,12 @@ def one_line(error: BaseException) -> str:
 
 
 class Preempted(Exception):
-    """A run was told to stop by the signal of number ``signal``, and stopped; it can go on from the file ``path``."""
+    """A run was told to stop, and stopped at a point that it goes on from.
+
+    Args:
+        signal: number of the signal.
+        path: the checkpoint that the run goes on from.
+    """
 
     def __init__(self, signal: int, path: object) -> None:
         super().__init__(f"stopped by signal {signal} after writing {path}")

@@ -101,8 +101,10 @@ def save(figure: Figure, path: Path) -> Path:
 def plain(name: str, width: int | None = None) -> str:
     """Prepare a name for a figure: signs that no font has spelled out, matplotlib's markup escaped, lines broken.
 
-    ``width``: cells of a line, of which a Chinese sign takes two; None: one line. Lines end after a space, comma,
-    hyphen or the like where they can.
+    Args:
+        name: in any script.
+        width: cells of a line, of which a Chinese sign takes two; lines end after a space, comma, hyphen or the like
+            where they can. None: one line.
     """
     name = _spell("".join(" " if unicodedata.category(sign) in ("Cc", "Zl", "Zp") else sign for sign in name))
     lines = [""]

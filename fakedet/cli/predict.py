@@ -150,10 +150,13 @@ def _paths(source: str, left_out: Counter[str], left_behind: Counter[str]) -> It
 
 
 class Writer:
-    """Append predictions to a CSV or JSON lines file; a context manager.
+    """Append predictions to a CSV (``.csv``) or JSON lines (``.jsonl``) file; a context manager.
 
-    With ``resume`` the rows of an existing file are kept; without, it is refused. UserError for an ending other than
-    .csv and .jsonl, a file that `fakedet predict` did not write, or one that cannot be written.
+    Args:
+        path: of the file. Rows already in it are kept, and their paths are :attr:`done`.
+        resume: go on with a file that is there; otherwise it is refused.
+
+    Raises UserError for another ending, a file that `fakedet predict` did not write, or one that cannot be written.
     """
 
     def __init__(self, path: Path, resume: bool = True) -> None:

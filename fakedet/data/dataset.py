@@ -98,9 +98,14 @@ class _Images(Dataset[dict[str, Any]]):
 class ImageDataset(_Images):
     """Training images: augmented random crops, any number of views.
 
-    An image that cannot be read is reported, and replaced by another image of its cell in ``pool`` (rows), or else of
-    its class. The draw's seed chooses it. ``source`` gives the bytes of a row, ``codes`` (n,) are the cells of the rows
-    (see :class:`fakedet.data.manifest.Cells`), and ``augment`` makes each of the ``views``, of side ``size``.
+    An image that cannot be read is reported, and replaced by another training image of its generator or collection,
+    or else of its class. The draw's seed chooses the replacement.
+
+    Args:
+        manifest, source: the table of images, and what gives the bytes of a row.
+        codes: (n,) cell of each row; see :class:`fakedet.data.manifest.Cells`.
+        augment, size, views: makes one view of an image; its side; number of views of each image.
+        pool: rows that may replace others.
     """
 
     def __init__(

@@ -87,8 +87,10 @@ class DemoRecipe:
 class DemoDataModule(ImageDataModule):
     """The demo data; they are made once and kept.
 
-    ``cache`` is the folder that they are kept in, None: ``FAKEDET_CACHE`` or ``~/.cache/fakedet``; ``recipe_seed`` is
-    that of the data themselves, apart from the run's; on ``settings`` see :class:`ImageDataModule`.
+    Args:
+        cache: folder that they are kept in; None: ``FAKEDET_CACHE`` or ``~/.cache/fakedet``.
+        recipe_seed: seed of the data themselves, apart from the run's seed.
+        **settings: see :class:`fakedet.data.datamodule.ImageDataModule`.
     """
 
     def __init__(self, cache: str | None = None, recipe_seed: int = 0, **settings: Any) -> None:

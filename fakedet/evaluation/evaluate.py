@@ -46,7 +46,8 @@ def score_views(
 ) -> pd.DataFrame:
     """Score all views of a split; each image is decoded once for all of them.
 
-    Returns id, view, logit, trace_distance: a row per image and view, in manifest order; the rows of all ranks.
+    Returns:
+        Columns id, view, logit, trace_distance: a row per image and view, in manifest order; the rows of all ranks.
     """
     dataset = RobustDataset(datamodule.image_source, views, datamodule.eval_policy, datamodule.crop_size)
     images = max(1, 256 // (len(views) * dataset.crops))  # at most 256 crops at a time
@@ -100,9 +101,13 @@ def measure_robustness(
 
 
 def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
-    """Score one split of a manifest, write predictions.parquet and metrics.json, and return the latter's content.
+    """Score one split of a manifest and write predictions.parquet and metrics.json.
 
-    None on ranks other than zero. UserError for anything wrong with checkpoint, manifest, split or folder.
+    Returns:
+        metrics.json's content; None on ranks other than zero.
+
+    Raises:
+        UserError: anything wrong with checkpoint, manifest, split or folder.
     """
     facts = provenance(["fakedet", "evaluate", *overrides])
     check_config(config)

@@ -206,9 +206,11 @@ def _draw(axes: Axes, entry: Mapping[str, Any], at: float, number: int) -> None:
 def plot_matrix(
     cells: Mapping[str, Mapping[str, Interval]], seen: Mapping[str, Collection[str]], title: str, path: Path
 ) -> Path:
-    """Draw ``cells``, generator → detector → value, a row per detector; frames mark what it was not trained on.
+    """Draw a value for each detector (row) and generator (column); frames mark what a detector was not trained on.
 
-    ``seen``: detector → generators whose fakes it was trained on.
+    Args:
+        cells: generator → detector → value with its interval.
+        seen: detector → generators whose fakes it was trained on.
     """
     generators, methods = list(cells), list(next(iter(cells.values())))
     values = np.array([[cells[generator][method].value for generator in generators] for method in methods])
@@ -237,7 +239,8 @@ def plot_matrix(
 def project(embedding: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Project (N, D) embeddings, any N and D >= 1, onto their first two principal components.
 
-    Returns (N, 2) places, NaN for rows that are not finite, and the (2,) shares of variance.
+    Returns:
+        (N, 2) places, NaN for rows that are not finite, and the (2,) shares of variance.
     """
     given = np.asarray(embedding, dtype=np.float64)
     kept = np.isfinite(given).all(axis=1)

@@ -37,9 +37,12 @@ SHARED = 0.9
 def write_predictions(
     frame: pd.DataFrame, path: str | Path, info: dict[str, Any], pictures: Mapping[str, bytes] | None = None
 ) -> None:
-    """Write a frame with the columns of SCHEMA (those of MAP may be missing), and the run's info in its metadata.
+    """Write a predictions frame with the run's info in its metadata.
 
-    ``info`` has plain values; ``pictures``: path of an image → a small JPEG of it, for reports.
+    Args:
+        frame: the columns of SCHEMA; those of MAP may be missing.
+        info: plain values.
+        pictures: path of an image → a small JPEG of it, for reports.
     """
     path = Path(path)
     frame = frame.assign(**{name: np.nan for name in MAP if name not in frame})
@@ -202,9 +205,12 @@ def read_file(path: Path, method: str = "", seed: int | None = None) -> Read:
 
 
 def read_files(given: Any) -> list[Read]:
-    """Read predictions files, given as one path, several (:func:`name_methods` names them), or method → its path(s).
+    """Read predictions files, given as one path, several, or method → its path or paths.
 
-    UserError where a file is no predictions file or stands there twice, or there is none.
+    Where the methods are not named by the user, they are by :func:`name_methods`.
+
+    Raises:
+        UserError: a file is no predictions file or stands there twice, or there is none.
     """
     named = given if isinstance(given, Mapping) else {"": given}
     read: list[Read] = []
@@ -235,9 +241,12 @@ ASIDE = (
 def method_settings(
     config: Mapping[str, Any], manifest_sha256: str, stage1: Mapping[str, Any] | None
 ) -> dict[str, str]:
-    """Flatten what tells a training's method apart from others: its resolved config less what its seeds differ in.
+    """Flatten what tells a training's method apart from others: its config without what differs between its seeds.
 
-    ``manifest_sha256`` is its manifest's; ``stage1`` the info of the stage 1 that it was trained over, None for none.
+    Args:
+        config: of the training, resolved.
+        manifest_sha256: of its manifest.
+        stage1: the info of the stage 1 that it was trained over; None for none.
     """
     unused = "augment" if config["model"]["batch"]["real_only"] else "view_augment"
     flat = {
@@ -319,10 +328,15 @@ def _folders(paths: Sequence[Path], seeds: Sequence[int]) -> list[str]:
 
 
 def confident_errors(frame: pd.DataFrame, threshold: float | None, count: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Choose, from one view, at most ``count`` reals taken for fakes, and fakes taken for reals, one of each group.
+    """Choose the reals with the highest and the fakes with the lowest logits, at most one of each group.
 
-    The most confident come first. Images on the right side of the threshold are no errors; without a threshold, the
-    most wrong images are chosen anyway.
+    Args:
+        frame: predictions of one view.
+        threshold: images on the right side of it are no errors; None: the most wrong images are chosen anyway.
+        count: number of each, at most.
+
+    Returns:
+        Reals taken for fakes and fakes taken for reals, most confident first.
     """
     chosen = []
     for label in (0, 1):

@@ -208,7 +208,11 @@ class Report:
 
 
 def report_on(config: DictConfig, overrides: list[str]) -> Report:
-    """Write report.html, summary.json, table.csv, table.md and figures; UserError for no or unlike predictions."""
+    """Write report.html, summary.json, table.csv, table.md and figures from predictions files.
+
+    Raises:
+        UserError: a file is no predictions file, or they are of different data.
+    """
     check_config(config)
     return write_report(predictions.read_files(plain(config.predictions)), config, ["fakedet", "report", *overrides])
 
@@ -415,9 +419,13 @@ def method_label(overrides: Mapping[str, str]) -> str:
 def compare_runs(config: DictConfig, overrides: list[str], command: list[str] | None = None) -> list[Report]:
     """Compare all finished runs below some folders, seeds of the same overrides taken together.
 
-    A study's folder knows its methods, their order, its baseline, title and caveats. The first report is on the runs'
-    own test split; each manifest of ``also`` that runs were scored on gets another one, in on_NAME below the output
-    folder. ``command`` makes them again; None stands for `fakedet compare` with these overrides.
+    A study's folder knows its methods, their order, its baseline, title and caveats. Each manifest of ``also`` that
+    runs were scored on gets a report of its own, in on_NAME below the output folder.
+
+    ``command`` makes the report again; None stands for `fakedet compare` with these overrides.
+
+    Returns:
+        The report on the runs' own test split, then one for each further manifest.
 
     Raises:
         UserError: there is no finished run, or they were evaluated on different data.

@@ -37,7 +37,8 @@ MAPPED = 800  # images in the embedding map: enough to see clusters, few enough 
 def score_split(trainer: Trainer, method: Detector, datamodule: DataModule, split: str) -> pd.DataFrame:
     """Score every image of a split once, by ``trainer.validate`` for "val" and ``trainer.test`` for others.
 
-    Returns one row per readable image, in the order of the manifest; the rows of all ranks, on every rank.
+    Returns:
+        One row per readable image, in the order of the manifest; the rows of all ranks, on every rank.
     """
     if split == "val":
         trainer.validate(method, datamodule=datamodule, verbose=False)  # type: ignore[arg-type]
@@ -54,10 +55,15 @@ def score_split(trainer: Trainer, method: Detector, datamodule: DataModule, spli
 def predict(
     trainer: Trainer, method: Detector, loader: Any, columns: tuple[str, ...], what: str
 ) -> dict[str, NDArray[Any]]:
-    """Score this rank's images of a loader by ``trainer.predict``; call it on every rank.
+    """Score the images of a loader by ``trainer.predict``; call it on every rank.
 
-    ``columns`` are entries of the batch or of :class:`fakedet.methods.base.Scores`, ``what`` names the work in the
-    progress bar. Returns each column, (N, ...), on the CPU, floats as float64; N may be 0.
+    Args:
+        loader: gives this rank's batches.
+        columns: entries of the batch or of :class:`fakedet.methods.base.Scores`.
+        what: name of the work, for the progress bar.
+
+    Returns:
+        Each column, (N, ...), on the CPU, floats as float64; N may be 0.
     """
     collector = _Collector(columns)
     trainer.callbacks.append(collector)  # type: ignore[attr-defined]
@@ -108,10 +114,13 @@ def check_operating_point(rate: float, calibration: str) -> None:
 def fit_on_validation(
     trainer: Trainer, method: Detector, datamodule: DataModule, rate: float, calibration: str, checkpoint: Path
 ) -> None:
-    """Fit the operating point on the validation split and write it into the method and the checkpoint.
+    """Fit the operating point on the validation split and write it into the checkpoint and the method.
 
-    ``method`` has the chosen weights, ``checkpoint`` holds them; ``rate`` is the share of reals that may be called
-    fake, ``calibration`` one of :data:`fakedet.metrics.calibration.KINDS`.
+    Args:
+        trainer, method, datamodule: of the training; the method has the chosen weights.
+        rate: share of reals that may be called fake.
+        calibration: one of :data:`fakedet.metrics.calibration.KINDS`.
+        checkpoint: of the chosen weights; it is rewritten.
     """
     # limit_val_batches shortens the validation of an epoch; the operating point is fitted on all images. Without
     # loggers, because the curves show the training and end with it.
@@ -170,10 +179,12 @@ def known_reals(datamodule: DataModule) -> set[str]:
 def measure_predictions(
     frame: pd.DataFrame, datamodule: DataModule, method: Detector, bootstrap: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Compute metrics.json's content from a predictions frame of the data module's manifest, a row per image.
+    """Compute metrics.json's content from a predictions frame of the data module's manifest.
 
-    It has the scores of :func:`apply_operating_point`. Where the method that scored it has no operating point, there
-    are no accuracies and no calibration. ``bootstrap``: resamples and seed.
+    Args:
+        frame: one row per image, with the scores of :func:`apply_operating_point`.
+        method: that scored them; without an operating point, there are no accuracies and no calibration.
+        bootstrap: resamples and seed.
     """
     resamples, seed, reals = int(bootstrap["resamples"]), int(bootstrap["seed"]), known_reals(datamodule)
     seen, trained, point = method.info["seen_generators"], method.info["pairs"], method.operating_point
@@ -218,8 +229,9 @@ def map_embeddings(
 ) -> tuple[pd.DataFrame, list[float]]:
     """Embed some images of a frame that has one row per image; call it on every rank.
 
-    Returns the frame with the images' places on the embedding map, and the shares of variance on its two components
-    (empty where there are too few images for a map).
+    Returns:
+        The frame with the images' places on the embedding map, and the share of variance on its two components
+        (empty where there are too few images for a map).
     """
     ids = frame["id"].to_numpy()
     if len(ids) > MAPPED:
@@ -237,8 +249,10 @@ def small_pictures(
 ) -> dict[str, bytes]:
     """Make small JPEGs (path → JPEG, longer side 224 pixels) of the most confident errors and of examples.
 
-    ``frame`` has one row per image, scored with the data module; without an operating point the most wrong images are
-    shown whatever their logit. ``count`` is the greatest number of each kind of error; 0: no pictures at all.
+    Args:
+        datamodule, frame: the frame has one row per image, scored with the data module.
+        point: the detector's operating point; None: the most wrong images are shown whatever their logit.
+        count: greatest number of each kind of error; 0: no pictures at all.
     """
     threshold = point.threshold if point is not None and math.isfinite(point.threshold) else None
     worst = pd.concat([*confident_errors(frame, threshold, count), examples(frame).head(60 * count)])
@@ -257,9 +271,12 @@ def write_results(
     folder: Path, frame: pd.DataFrame, metrics: dict[str, Any], quarantine: Quarantine, info: Mapping[str, Any],
     pictures: Mapping[str, bytes],
 ) -> None:  # fmt: skip
-    """Write predictions.parquet (of all views), metrics.json and, where images were unreadable, quarantine.csv.
+    """Write predictions.parquet, metrics.json and, where images were unreadable, quarantine.csv.
 
-    ``info`` is of the detector and the run; the other arguments are what the functions above return.
+    Args:
+        frame: the predictions of all views.
+        metrics, pictures: from :func:`measure_predictions` and :func:`small_pictures`.
+        info: of the detector and the run, for the predictions file; it has ``split`` and ``shortcut``.
     """
     write_predictions(frame, folder / "predictions.parquet", dict(info), pictures)
     lost = quarantine.lost(str(info["split"]), frame)

@@ -227,7 +227,8 @@ def _csv(trainer: Trainer) -> Any:
 def open_or_resume(config: DictConfig) -> Path:
     """Create the run's folder, or continue the unfinished run in it.
 
-    UserError if the folder holds a finished run, one of another config, or something else.
+    Raises:
+        UserError: the folder holds a finished run, one of another config, or something else.
     """
     folder, overwrite = Path(config.output_dir), config.overwrite
     # A job that SLURM started again has begun its folder itself: overwriting would lose its work.
@@ -287,7 +288,11 @@ def finished(config: DictConfig) -> dict[str, Any] | None:
 
 
 def config_of(run: str) -> tuple[DictConfig, list[str]]:
-    """Return the config of the run in a folder and the overrides that started it; UserError if there is none."""
+    """Return the config of the unfinished run in a folder, and the overrides that it was started with.
+
+    Raises:
+        UserError: the folder holds no training run.
+    """
     folder = Path(run)
     if not (folder / "config.yaml").is_file():
         below = sorted(path.parent for path in folder.glob("*/config.yaml"))
@@ -315,7 +320,11 @@ def _load(folder: Path) -> DictConfig:
 
 
 def lock_folder(folder: Path, doing: str = "training") -> FileLock:
-    """Take an existing folder for this process alone; UserError if another process is ``doing`` something in it."""
+    """Take an existing folder for this process alone; ``doing`` names its work to another process.
+
+    Raises:
+        UserError: another process has it.
+    """
     taken = FileLock(folder / ".lock")
     try:
         taken.acquire(timeout=0)
@@ -355,7 +364,11 @@ def taken(folder: Path) -> Iterator[None]:
 
 
 def resume_point_of(path: Path, manifest_sha256: str) -> Path | None:
-    """Return the checkpoint that a training resumes from, or None; UserError if it is unreadable or of other data."""
+    """Return the path of the checkpoint that a training goes on from, or None if there is none.
+
+    Raises:
+        UserError: it cannot be read, or was written on other data.
+    """
     if not path.is_file():
         return None
     try:

@@ -74,9 +74,13 @@ class Study:
 
 
 def plan(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> tuple[bool, Study | None]:
-    """Compose a multirun's command line; return whether SLURM runs its jobs, and the study that it names, if any.
+    """Compose what a multirun's command line means: the config's name, overrides, and ``--config-dir``.
 
-    UserError where SLURM is asked for and there is none, or a job's overrides do not compose.
+    Returns:
+        Whether SLURM runs the jobs, and the study that is named, if any.
+
+    Raises:
+        UserError: SLURM is asked for where there is none, or a job's overrides do not compose.
     """
     search = [f"hydra.searchpath=[{written(f'file://{Path(config_dir).absolute()}')}]"] if config_dir else []
     with initialize_config_module("fakedet.conf", version_base="1.3"):
@@ -157,7 +161,10 @@ def check_study(study: Study) -> int:
     """Check every job: its values, its data, its encoder, and that its folder holds no run of another config.
 
     With ``overwrite=true``, runs of another config or of other data are marked as unfinished instead. Returns how
-    many jobs are finished; UserError for the first mistake, with the method that it is in.
+    many jobs are finished.
+
+    Raises:
+        UserError: the first mistake, with the method that it is in.
     """
     known: dict[tuple[str, str], Any] = {}
 

@@ -82,7 +82,8 @@ class TrainedRun:
 def train(config: DictConfig, overrides: list[str] | None = None) -> TrainedRun:
     """Train the method of a composed ``train`` config, with stage 1 first where it needs one; keep the overrides.
 
-    UserError for anything wrong with config, data or folder; before training where possible.
+    Raises:
+        UserError: anything wrong with config, data or folder; before training where possible.
     """
     check_config(config)
     score.check_operating_point(config.operating_point.rate, config.operating_point.calibration)
@@ -176,8 +177,10 @@ def make_datamodule(config: DictConfig, same_data: DataModule | None = None) -> 
 def obtain_stage1(config: DictConfig, folder: Path, datamodule: DataModule) -> Path:
     """Return the path of a stage-1 checkpoint: the given one, a cached one of identical config and data, or a new one.
 
-    All arguments are of the run that needs it; a new stage 1 is trained in the subfolder ``stage1``. UserError, before
-    stage 1 is trained, for a model that cannot be built on it.
+    All arguments are of the run that needs it; a new stage 1 is trained in the subfolder ``stage1``.
+
+    Raises:
+        UserError: a model that cannot be built on such a stage 1; found before stage 1 is trained.
     """
     if config.stage1_checkpoint:
         return Path(config.stage1_checkpoint)
@@ -330,7 +333,8 @@ def _test(
 def also_config(config: DictConfig, name: str) -> DictConfig:
     """Compose the config that scores a manifest of ``also`` as `fakedet evaluate` does, into on_NAME.
 
-    UserError if ``config.also[name]`` is no mapping of keys of the data node, or names no manifest.
+    Raises:
+        UserError: ``config.also[name]`` is no mapping of keys of the data node, or names no manifest.
     """
     running = GlobalHydra.instance().is_initialized()
     with nullcontext() if running else initialize_config_module("fakedet.conf", version_base="1.3"):

@@ -307,10 +307,10 @@ def test_every_unreadable_file_has_its_reason(tmp_path: Path, monkeypatch: pytes
             read_image(tmp_path / name)
         assert reason in caught.value.reason
 
-    def refuse(self: Path) -> bytes:
+    def refuse(*arguments: object, **settings: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(DecodeError, match="permission"):
         read_image(tmp_path / "text.png")
 

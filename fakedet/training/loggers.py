@@ -36,7 +36,7 @@ def resolve_logger(config: dict[str, Any], folder: Path) -> list[Logger]:
     run = folder.parent if folder.name == "stage1" else folder
     name = f"{config['name']}-seed{config['seed']} {run.absolute().name}"[:128]  # wandb takes no more
     is_wandb, is_mlflow = (isinstance(kind, type) and issubclass(kind, known) for known in (WandbLogger, MLFlowLogger))
-    key = "name" if is_wandb else "run_name"
+    key, run_of_mlflow = "name" if is_wandb else "run_name", folder / "mlflow_run.txt"
     if is_wandb or is_mlflow:
         settings = {**settings, key: name if settings.get(key) is None else settings[key]}
     facts = provenance([])
@@ -46,15 +46,15 @@ def resolve_logger(config: dict[str, Any], folder: Path) -> list[Logger]:
         settings |= {**_wandb_settings(settings, folder), "config": told, "_recursive_": False}
     elif is_mlflow and find_spec("mlflow") is None:
         raise UserError('logger=mlflow needs the package mlflow: pip install "fakedet[mlflow]"')
-    elif is_mlflow and (folder / "mlflow_run.txt").is_file():  # a resumed run goes on in the same run of MLflow
-        settings["run_id"] = (folder / "mlflow_run.txt").read_text(encoding="utf-8").strip()
+    elif is_mlflow and run_of_mlflow.is_file():  # a resumed run goes on in the same run of MLflow
+        settings["run_id"] = run_of_mlflow.read_text(encoding="utf-8").strip()
     logger = build(settings, "logger")
     if not isinstance(logger, Logger):
         raise UserError(f"logger._target_: {settings['_target_']} made no Lightning logger")
     if is_main_process() and not is_wandb:
         logger.log_hyperparams(told)
         if is_mlflow:
-            (folder / "mlflow_run.txt").write_text(str(logger.version), encoding="utf-8")
+            run_of_mlflow.write_text(str(logger.version), encoding="utf-8")
     return [logger]
 
 

@@ -239,7 +239,8 @@ def write_report(
     pairs = pairs_of(read) if config.pairs is None else plain(config.pairs)
     bootstrap, reals = plain(config.bootstrap), _reals(read)
     comparison = _compare(read, config.baseline, pairs, bootstrap)
-    first = {one.method: one for one in reversed(read)}
+    first_seeds = {one.method: one for one in reversed(read)}
+    first = {method: first_seeds[method] for method in comparison.methods}  # a colour means one method everywhere
     folder = open_folder(config.output_dir, config.overwrite)
     write_config(folder, config, command[2:])
     facts = provenance(command)

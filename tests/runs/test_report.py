@@ -1,6 +1,7 @@
 """A report is rebuilt from predictions alone, with the numbers that the run itself wrote."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -83,6 +84,16 @@ def test_two_files_give_a_comparison(runs: Path, tmp_path: Path, capsys: pytest.
     assert "<h1>Ours</h1>" in (tmp_path / "r" / "report.html").read_text()
     assert report(both, tmp_path / "r2", "baseline=supkon") == 2
     assert "did you mean 'supcon'" in capsys.readouterr().err
+
+
+def test_figures_show_methods_in_the_order_of_the_tables(runs: Path, tmp_path: Path) -> None:
+    for first, second in (("a", "b"), ("b", "a")):
+        files = f"[{runs}/{first}/predictions.parquet,{runs}/{second}/predictions.parquet]"
+        assert report(files, tmp_path / first) == 0
+        methods = json.loads((tmp_path / first / "summary.json").read_text())["methods"]
+        page = (tmp_path / first / "report.html").read_text()
+        shown = re.findall(r"(\w+): logits of photographs", page)  # as a caption, and for those who cannot see it
+        assert methods == list(dict.fromkeys(shown)), "or a colour means another method"
 
 
 def test_files_of_one_method_and_seed_are_told_apart(runs: Path, tmp_path: Path) -> None:

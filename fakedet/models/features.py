@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import zlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -89,20 +89,30 @@ class FeatureCache:
             with torch.no_grad():  # which each thread sets for itself
                 return backbone.describe(image[None])[0].clone()  # type: ignore[no-any-return]
 
+        def collect(key: bytes) -> None:
+            row = waiting[key].result()
+            self._remember(key, row)
+            if file:
+                file.put(self._backbone or b"", key, row)
+            FeatureCache.computed += 1
+            found[key] = row
+
         found: dict[bytes, Tensor] = {}
+        waiting: dict[bytes, Future[Tensor]] = {}
         workers = max(1, min(torch.get_num_threads(), len(images)))
         with self._lock, ThreadPoolExecutor(workers) as pool:
             before = torch.get_num_threads()
             torch.set_num_threads(1)  # which threads that are started now take over
             try:
-                for key, row in zip(images, pool.map(one, images.values()), strict=True):
-                    found[key] = row
-                    self._remember(key, row)  # at once: a signal may end the run before the others are done
-                    FeatureCache.computed += 1
-                    if file:
-                        file.put(self._backbone or b"", key, row)
-            except BaseException:
+                for key, image in images.items():
+                    waiting[key] = pool.submit(one, image)
+                for key in images:
+                    collect(key)
+            except BaseException:  # a signal, say, that ends the run: what is computed by then is kept
                 pool.shutdown(cancel_futures=True)
+                for key in waiting.keys() - found.keys():
+                    if not waiting[key].cancelled() and waiting[key].exception() is None:
+                        collect(key)
                 raise
             finally:
                 torch.set_num_threads(before)

@@ -5,6 +5,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,6 +55,33 @@ def test_what_memory_forgot_the_file_still_knows(tmp_path: Path, monkeypatch: py
     known = net(images)
     monkeypatch.setattr(net, "describe", lambda images: pytest.fail("it looked again"))
     assert torch.equal(net(images), known)
+
+
+def test_what_other_threads_have_computed_outlives_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, images = FrozenBackbone("test_efficientnet", False, None, 48, [-1]), torch.rand(4, 3, 40, 40)
+    describe, done, others = net.describe, list[int](), threading.Event()
+
+    def look(image: torch.Tensor) -> torch.Tensor:
+        if torch.equal(image[0], images[0]):  # is stopped when the other thread has computed all others
+            assert others.wait(60)
+            raise KeyboardInterrupt
+        row = describe(image)
+        done.append(1)
+        if len(done) == 3:
+            others.set()
+        return row
+
+    monkeypatch.setattr(net, "describe", look)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            net(images)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    monkeypatch.setattr(net, "describe", lambda images: pytest.fail("it looked again"))
+    assert len(net(images[1:])) == 3
 
 
 def test_rows_come_back_as_they_were_and_by_net(tmp_path: Path) -> None:

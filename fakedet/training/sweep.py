@@ -227,6 +227,7 @@ def watch(study: Study) -> Iterator[None]:
     """Print a line for each job that ends and, on a terminal, one progress bar for all jobs."""
     over, told, total = threading.Event(), set[int](), len(study.jobs)
     live = sys.stdout.isatty()  # a job in this process redirects it
+    (study.folder / ENDED).unlink(missing_ok=True)  # an earlier start's; Hydra's callback may come after the first look
 
     with bar("jobs", total) as shown:
 

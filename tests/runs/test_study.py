@@ -14,6 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 from fakedet.cli.app import launch
+from fakedet.training.sweep import Job, Study, watch
 
 METHODS = {
     "trace": "defaults: [ntf_stage1, _self_]\n",
@@ -124,6 +125,20 @@ def test_a_study_compares_what_ended_well_and_names_what_did_not(tiny_manifest: 
         if " after " in line or "FAILED" in line
     ]
     assert sorted(ran) == ["bad, seed 0", "bad, seed 1", "mine, seed 1", "trace, seed 1"], "and nothing else"
+
+
+def test_nothing_is_said_of_jobs_that_ended_in_an_earlier_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"job": 0, "folder": "a", "seconds": 1, "error": None, "kept": False, "mistake": False}
+    (tmp_path / "jobs.jsonl").write_text(json.dumps(row) + "\n")
+    study = Study(tmp_path, {}, [Job([], "mine", 0, tmp_path / "a", OmegaConf.create({}))], None)
+    with watch(study):
+        time.sleep(0.7)  # Hydra needs longer than a look on a busy machine
+    assert "mine" not in capsys.readouterr().out
+    with watch(study):
+        (tmp_path / "jobs.jsonl").write_text(json.dumps(row) + "\n")
+    assert "mine, seed 0: done after 1 s" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ $(STAMP): requirements.lock pyproject.toml
 demo: $(STAMP)  ## Train and compare all methods on the embedded demo data; writes runs/studies/demo/report.html.
 	@$(BIN)/fakedet study study=demo $(ARGS)
 
-study: $(STAMP)  ## Run conf/study/NAME.yaml, or go on with it: make study NAME=pretrained JOBS=2; writes runs/studies/NAME.
+study: $(STAMP)  ## Run conf/study/NAME.yaml, or go on with it: make study NAME=seeds JOBS=2; writes runs/studies/NAME.
 	$(call need,NAME)
 	@$(BIN)/fakedet study study=$(NAME) $(if $(JOBS),hydra.launcher.n_jobs=$(JOBS)) $(ARGS)
 

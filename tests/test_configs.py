@@ -78,7 +78,6 @@ FROZEN = [
 STAND_INS = {
     "frozen": FROZEN,
     "ntf_frozen": FROZEN,
-    "ntf_clip": [*FROZEN, "model.residual.dims=3", "model.residual.neighbours=2"],
     "cnndet": ["model.encoder.pretrained=false", "model.encoder.name=resnet10t"],
     "univfd": ["model.encoder.pretrained=false", "model.encoder.name=test_vit", "data.crop_size=160"],
 }

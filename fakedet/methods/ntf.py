@@ -11,11 +11,10 @@ The authors' equations are not public to us: these are our reading of the paper'
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
@@ -26,7 +25,6 @@ from fakedet.errors import UserError, choose
 from fakedet.losses import collapse_statistics, homogeneous_loss
 from fakedet.methods.base import Detector, Scores, first_view, gather_rows, sum_of_terms, watched
 from fakedet.methods.destroy import TraceDestroyer
-from fakedet.methods.residual import HALVES, TraceResidual
 from fakedet.models.backbones import share_backbone
 from fakedet.models.heads import Classifier, ProjectionHead
 
@@ -161,8 +159,6 @@ class NaturalTraceForensics(Detector):
         copies: makes trace-destroyed copies that join a batch's fakes (ours).
         copies_per_real: how many of them, per real of the batch, in [0, 1]; BCE weighs copies and fakes together as
             much as the reals.
-        residual: ``weight`` of the evidence of a :class:`TraceResidual` in the logit (ours; 0: none) and its settings;
-            needs an encoder with ``features``, over a frozen backbone.
 
     Raises:
         UserError: a value out of range, or a score by distance without the contrastive term that trains it.
@@ -183,7 +179,6 @@ class NaturalTraceForensics(Detector):
         score: str = "logit",
         copies: TraceDestroyer | None = None,
         copies_per_real: float = 0.0,
-        residual: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(optimizer)
         if not 0.0 <= copies_per_real <= 1.0:
@@ -203,28 +198,13 @@ class NaturalTraceForensics(Detector):
         self.distance = choose(distance, DISTANCES, "model.distance")
         self.copies = copies if copies_per_real else None
         self.copies_per_real = copies_per_real
-        settings = dict(residual or {})
-        self.residual_weight = float(settings.pop("weight", 0.0))
-        self.residual: TraceResidual | None = None
-        if self.residual_weight:
-            if not hasattr(encoder, "features"):
-                raise UserError(
-                    f"model.residual.weight={self.residual_weight}: needs features that training does not change: "
-                    "model/encoder=frozen or clip"
-                )
-            self.residual = TraceResidual(int(encoder.feature_dim), **settings)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Scores:
         """Score images (N, 3, H, W) by the logit or the standardised distance, and measure z's distance."""
-        if self.residual is None:
-            embedding, evidence = self.encoder(images), 0.0
-        else:
-            features = self.encoder.features(images)  # type: ignore[operator]
-            embedding = self.encoder.embed(features)  # type: ignore[operator]
-            evidence = self.residual_weight * self.residual(features)
+        embedding = self.encoder(images)
         z = self.projection(embedding)
         logit = self.bank.standardised(z, self.distance) if self.by_distance else self.classifier(embedding)
-        return Scores(logit + evidence, z.float(), self.bank.distance(z, self.distance))
+        return Scores(logit, z.float(), self.bank.distance(z, self.distance))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Compute L; its contrastive term is over the global batch, destroyed copies among its fakes if asked for."""
@@ -262,12 +242,10 @@ class NaturalTraceForensics(Detector):
         return self.copies(images[reals_first], copy_draws(self, count, self.copies.width))
 
     def on_fit_start(self) -> None:
-        """Set up before training: standardise the encoder, fill the trace bank, fit the residual."""
+        """Set up before training: standardise the encoder, fill the trace bank."""
         super().on_fit_start()
         with torch.no_grad():
             fill_bank(self.bank, self.source, self)
-            if self.residual is not None:
-                fit_residual(self.residual, self.encoder, self)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load weights; source and encoder go on sharing a backbone if it is the same."""
@@ -399,22 +377,6 @@ def fill_bank(bank: TraceBank, trace_of: Callable[[Tensor], Tensor], module: Lig
         rows = [trace_of(first_view(batch).to(module.device)).float() for batch in batches]
     module.train(was_training)
     bank.fit(torch.cat(rows))
-
-
-def fit_residual(residual: TraceResidual, encoder: Any, module: LightningModule) -> None:
-    """Fit ``residual`` on an encoder's ``features`` of the training reals and fakes of the module's data.
-
-    Photographs of one group stay in one half.
-    """
-    data = module.trainer.datamodule  # type: ignore[attr-defined]
-    rows, ids = {}, {}
-    for label, limit in ((0, HALVES * residual.size), (1, residual.size)):
-        batches = [batch for batch in data.bank_dataloader(limit, label) if len(batch["id"])]
-        shown = watched(batches, f"features of training {'fakes' if label else 'photographs'}")
-        rows[label] = torch.cat([encoder.features(first_view(batch).to(module.device)) for batch in shown])
-        ids[label] = torch.cat([batch["id"] for batch in batches]).cpu().numpy()
-    groups, _ = pd.factorize(data.manifest.frame["group"].loc[ids[0]])
-    residual.fit(rows[0], torch.from_numpy(groups % HALVES).to(module.device), rows[1])
 
 
 # --- the randomness of trace-destroyed copies -----------------------------------------------------------

@@ -151,30 +151,6 @@ def test_the_trace_distance_can_take_the_logits_place(batch: dict[str, torch.Ten
         build_method({**NTF, "score": "distance"}, trace)
 
 
-def test_the_residuals_evidence_is_added_to_the_logit_and_trains_nothing() -> None:
-    encoder = {"_target_": "fakedet.models.backbones.FrozenEncoder", "name": "test_efficientnet", "pretrained": False,
-               "hidden": 8}  # fmt: skip
-    trace = stage1(encoder=encoder)
-    config = {
-        **NTF,
-        "encoder": encoder,
-        "residual": {"weight": 3, "dims": 4, "neighbours": 2, "size": 8},
-    }
-    method = build_method(config, trace).eval()
-    images = torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    features = method.encoder.features(images)
-    method.bank.fit(method.source(images[:4]))
-    method.residual.fit(features[:14], torch.arange(14) % 2, features[14:])
-    scores = method(images)
-    alone = method.classifier(method.encoder(images))
-    evidence = method.residual(features)
-    torch.testing.assert_close(scores.logit, alone + 3 * evidence)
-    assert evidence.abs().max() > 0.01
-    assert not list(method.residual.parameters())
-    with pytest.raises(UserError, match=r"model\.residual\.weight=3\.0: needs features"):
-        build_method({**config, "encoder": ENCODER}, stage1())
-
-
 def test_a_frozen_backbone_stands_once_in_memory_and_in_files(tmp_path: Path) -> None:
     encoder = {"_target_": "fakedet.models.backbones.FrozenEncoder", "name": "test_efficientnet", "pretrained": False,
                "hidden": 8}  # fmt: skip

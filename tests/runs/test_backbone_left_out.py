@@ -50,8 +50,7 @@ def composed(folder: Path, manifest: Path, file: Path, *more: str) -> DictConfig
 def run(tiny_manifest_module: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("left_out")
     FeatureCache.clear()  # another test of this process may have computed the same images
-    trained = train(composed(root / "run", tiny_manifest_module, weights(root / "w.safetensors"),
-                             "model.residual={weight:1,dims:2,neighbours:2,size:8}"))  # fmt: skip
+    trained = train(composed(root / "run", tiny_manifest_module, weights(root / "w.safetensors")))
     assert trained.load("cpu").info["backbones"]  # its own config names the file
     return root
 

@@ -54,8 +54,14 @@ def means_of(metrics: Mapping[str, Any]) -> dict[str, str]:
                 for key, (kind, words) in kinds.items() if metrics.get(key, {}).get("value") is not None}  # fmt: skip
     return {
         f"mean, {words}": f"AP {interval(metrics[f'map{kind}'])}  AUC {interval(metrics[f'mauc{kind}'])}"
+        + _matched(metrics, metrics[f"mauc_matched{kind}"])
         for kind, words in (("_seen", "seen"), ("_unseen", "unseen"), ("", "all"))
     }
+
+
+def _matched(metrics: Mapping[str, Any], value: Mapping[str, float | None]) -> str:
+    """Write the AUC among images of the same content; "" where only sources tell content, as they do for the AUC."""
+    return f"  on the same content {interval(value)}" if metrics["matched_by"] == "features" else ""
 
 
 def run_index(config: DictConfig, overrides: list[str]) -> None:
@@ -187,6 +193,8 @@ def run_train(config: DictConfig, overrides: list[str]) -> float | None:
     if done.metrics is not None:
         for key, means in means_of(done.metrics).items():
             log.info("test %-12s %s", key, means)
+        for note in done.metrics["notes"]:
+            log.warning("note: %s", note)
     log.info("checkpoint %s", done.checkpoint)
     log.info("run       %s", done.folder)
     if done.metrics is not None:
@@ -213,12 +221,12 @@ def run_evaluate(config: DictConfig, overrides: list[str]) -> float | None:
         return None
     for name, entry in metrics["per_generator"].items():
         if entry["n_real"]:
-            log.info("%-24s %-7s AP %s  AUC %s  (%d real, %d fake; %s)", name, "seen" if entry["seen"] else "unseen",
-                     interval(entry["ap"]), interval(entry["auc"]), entry["n_real"], entry["n_fake"],
-                     against(entry["rule"], entry["reals"]))  # fmt: skip
+            log.info("%-24s %-7s AP %s  AUC %s%s  (%d real, %d fake; %s)", name, "seen" if entry["seen"] else "unseen",
+                     interval(entry["ap"]), interval(entry["auc"]), _matched(metrics, entry["auc_matched"]),
+                     entry["n_real"], entry["n_fake"], against(entry["rule"], entry["reals"]))  # fmt: skip
     if not metrics["map"]["n_generators"]:
         log.info("AP and AUC are not defined: no generator has fakes and real counterparts here")
-    for note in metrics["pairing_notes"]:
+    for note in [*metrics["notes"], *metrics["pairing_notes"]]:
         log.warning("note: %s", note)
     if metrics["operating_point"]:
         _log_decisions(metrics)

@@ -22,7 +22,10 @@ from fakedet.metrics.per_generator import METRICS, GeneratorSummary, bootstrap_s
 
 MEANS = {"map_seen": "mean, seen", "map_unseen": "mean, unseen", "map": "mean, all"}  # mean -> its name in tables
 WHERE = {"map_seen": "seen generators", "map_unseen": "unseen generators", "map": "all generators"}  # in sentences
-TITLES = {"ap": "AP", "auc": "AUC", "accuracy": "Accuracy at the stored threshold"}  # metric -> its name in tables
+TITLES = {  # metric -> its name in tables
+    "ap": "AP", "auc": "AUC", "auc_matched": "AUC among images of the same content",
+    "accuracy": "Accuracy at the stored threshold",
+}  # fmt: skip
 SECTIONS = {True: "seen", False: "unseen", None: "unknown"}  # GeneratorSummary.seen -> section of tables
 FEW_GROUPS = 20  # with fewer groups, a bootstrap over groups is known to give intervals that are too narrow
 # The same for seeds: the bootstrap over k seeds finds (k − 1) / k of their variance, and none with one seed.
@@ -163,6 +166,8 @@ def compare(
     # Metric → generator, mean or class → key of a run → its value, and (R,) of the resamples.
     found: dict[str, dict[str, dict[str, Statistic]]] = {}
     for metric in METRICS if mean_members(table.generators, "map")[0] else ():
+        if metric == "auc_matched" and table.matched_by != "features":  # by source it is the plain AUC, or nearly
+            continue
         found[metric] = {
             name: {key: (table.value(key, metric, name), table.samples(key, metric, name)) for key in logits}
             for name in (*table.generators, *MEANS)
@@ -175,7 +180,7 @@ def compare(
     for metric, by_name in found.items():
         for name, by_key in by_name.items():
             by_run = {method: {run: by_key[key] for run, key in own.items()} for method, own in keys.items()}
-            means = {method: _mean(list(own.values()), seed) for method, own in by_run.items()}
+            means = {method: mean_of_runs(list(own.values()), seed) for method, own in by_run.items()}
             values[metric][name] = {
                 method: share_interval(*mean, classes[name].n_groups, level) if metric == "accuracy"
                 else percentile_interval(*mean, level) for method, mean in means.items()
@@ -201,7 +206,7 @@ def _support(
     return support
 
 
-def _mean(runs: Sequence[Statistic], seed: int, stream: int = 0) -> Statistic:
+def mean_of_runs(runs: Sequence[Statistic], seed: int, stream: int = 0) -> Statistic:
     """Return the mean over runs, and the (R,) means over as many drawn with replacement in each resample."""
     by_seed = np.stack([samples for _, samples in runs], axis=1)
     # Methods with equally many seeds get the same draw; another stream is an independent one.
@@ -213,10 +218,14 @@ def _mean(runs: Sequence[Statistic], seed: int, stream: int = 0) -> Statistic:
 def _difference(own: Mapping[Run, Statistic], base: Mapping[Run, Statistic], seed: int, level: float) -> Difference:
     """Subtract the baseline, over the seeds that both have."""
     shared = [run for run in own if run in base]
-    value, samples = _mean([own[run] for run in shared or own], seed)
-    base_value, base_samples = _mean([base[run] for run in shared or base], seed, stream=0 if shared else 1)
-    samples = samples - base_samples
-    interval = percentile_interval(value - base_value, samples, level)
+    value, samples = mean_of_runs([own[run] for run in shared or own], seed)
+    base_value, base_samples = mean_of_runs([base[run] for run in shared or base], seed, stream=0 if shared else 1)
+    return difference_of(value - base_value, samples - base_samples, level)
+
+
+def difference_of(value: float, samples: NDArray[np.float64], level: float) -> Difference:
+    """Return a difference with its interval and two-sided p from its value and the (R,) paired resamples."""
+    interval = percentile_interval(value, samples, level)
     if np.isnan(interval.low):
         return Difference(interval, float("nan"))
     known = samples[~np.isnan(samples)]
@@ -297,8 +306,8 @@ def _sentences(comparison: Comparison, mean: str) -> list[str]:
     if not members:
         return []
     fakes = sum(comparison.generators[name].n_fake for name in members)
-    aps, aucs = (comparison.values[metric][mean] for metric in METRICS)
-    ap_gaps, auc_gaps = (comparison.differences[metric][mean] for metric in METRICS)
+    aps, aucs = (comparison.values[metric][mean] for metric in ("ap", "auc"))
+    ap_gaps, auc_gaps = (comparison.differences[metric][mean] for metric in ("ap", "auc"))
     base = aps[comparison.baseline].text(".3f")
     told = [f"On {WHERE[mean]} ({len(members)}, with {fakes} fakes), {comparison.baseline} reaches mAP {base}."]
     hint = ", which is too narrow here" if comparison.support[mean] < FEW_GROUPS else ""
@@ -430,12 +439,12 @@ def write_csv(comparison: Comparison, path: Path) -> None:
 def markdown(comparison: Comparison, metric: str = "ap", differences: bool = False) -> str:
     """Write the table in Markdown: each method's values, or the other methods' paired differences to the baseline."""
     methods = [method for method in comparison.methods if not (differences and method == comparison.baseline)]
-    lines = ["| " + " | ".join(["generator", *map(_escape, methods)]) + " |", "|---|" + "---:|" * len(methods)]
+    lines = ["| " + " | ".join(["generator", *map(escape, methods)]) + " |", "|---|" + "---:|" * len(methods)]
     for row in rows(comparison, metric):
-        name = f"**{_escape(row.name)}**" if row.sums_up else _escape(row.name)
+        name = f"**{escape(row.name)}**" if row.sums_up else escape(row.name)
         gaps = comparison.differences[metric][row.key]
         cells = [gaps[method].interval.text("+.3f") if differences else row.cells[method].text() for method in methods]
-        lines.append(f"| {name} ({_escape(row.below)}) | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} ({escape(row.below)}) | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -450,6 +459,6 @@ def write_markdown(comparison: Comparison, path: Path) -> None:
     path.write_text("\n".join(parts), encoding="utf-8")
 
 
-def _escape(name: str) -> str:
+def escape(name: str) -> str:
     """Escape what would end a table's cell or start a tag."""
     return name.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

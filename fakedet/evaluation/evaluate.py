@@ -27,7 +27,7 @@ from fakedet.data.sampler import EvaluationSampler
 from fakedet.errors import UserError
 from fakedet.evaluation import score
 from fakedet.evaluation.plots import plot_robustness
-from fakedet.evaluation.predictions import MAP, called_fake
+from fakedet.evaluation.predictions import CONTENT, MAP, called_fake
 from fakedet.methods.base import Detector, gather_records
 from fakedet.metrics.bootstrap import Interval, percentile_interval
 from fakedet.metrics.decisions import accuracies
@@ -38,7 +38,7 @@ from fakedet.utils import is_main_process, open_folder, plain, provenance, threa
 log = logging.getLogger("fakedet")
 
 # Columns of a predictions frame that belong to a view, not to the image.
-SCORED = ("view", "logit", "trace_distance", "score", "p_value", "verdict", *MAP)
+SCORED = ("view", "logit", "trace_distance", "score", "p_value", "verdict", CONTENT, *MAP)
 
 
 def score_views(
@@ -76,7 +76,7 @@ def measure_robustness(
         View → {"map": {"value", "low", "high", "drop": ...}, ...}; "acc_real" and "acc_fake" are the shares of all
         reals and of all fakes that are classified correctly.
     """
-    original = frame[frame["view"] == ORIGINAL].drop(columns="view").reset_index(drop=True)
+    original = frame[frame["view"] == ORIGINAL].reset_index(drop=True).drop(columns=["view", CONTENT], errors="ignore")
     views = {str(name): rows.set_index("id").loc[original["id"]] for name, rows in frame.groupby("view", sort=False)}
     logits = {name: rows["logit"].to_numpy() for name, rows in views.items()}
     resamples, seed = int(bootstrap["resamples"]), int(bootstrap["seed"])

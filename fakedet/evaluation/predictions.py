@@ -29,6 +29,7 @@ SCHEMA = {
     "trace_distance": "float64", "p_value": "float64", "verdict": "str", "map_x": "float32", "map_y": "float32",
 }  # fmt: skip
 MAP = ["map_x", "map_y"]  # place on the embedding map; NaN for images that are not on it
+CONTENT = "content"  # optional: a (D,) array of float32 that says what the image shows, for the matched AUC
 # Runs over one manifest differ by the few images that one of them could not read. Runs that share a smaller part of
 # their images than this were evaluated on different data.
 SHARED = 0.9
@@ -40,7 +41,7 @@ def write_predictions(
     """Write a predictions frame with the run's info in its metadata.
 
     Args:
-        frame: the columns of SCHEMA; those of MAP may be missing.
+        frame: the columns of SCHEMA; those of MAP may be missing, and CONTENT may be there.
         info: plain values.
         pictures: path of an image → a small JPEG of it, for reports.
     """
@@ -49,6 +50,9 @@ def write_predictions(
     if missing := [name for name in SCHEMA if name not in frame]:
         raise UserError(f"{path}: predictions without the column {', '.join(missing)} cannot be written")
     table = pa.Table.from_pandas(frame[list(SCHEMA)].astype(SCHEMA), preserve_index=False)
+    if CONTENT in frame:
+        rows = [row if np.ndim(row) == 1 else None for row in frame[CONTENT]]
+        table = table.append_column(CONTENT, pa.array(rows, pa.list_(pa.float32())))
     shown = {name: base64.b64encode(jpeg).decode() for name, jpeg in (pictures or {}).items()}
     added = {METADATA_KEY: json.dumps(info, allow_nan=False).encode(), PICTURES_KEY: json.dumps(shown).encode()}
     metadata = {**(table.schema.metadata or {}), **added}
@@ -79,6 +83,10 @@ def read_predictions(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
             frame[name] = pd.to_numeric(frame[name]).astype(np.float64)
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}: the column {name} holds values that are not numbers") from error
+    if CONTENT in frame:
+        known = [row for row in frame[CONTENT] if np.ndim(row)]
+        if len({np.shape(row) for row in known}) > 1 or {row.dtype.kind for row in known} - {"f"}:
+            raise UserError(f"{path}: the column {CONTENT} holds something else than arrays of numbers of one length")
     if "score" not in frame or frame["score"].isna().any():
         frame["score"] = 1 / (1 + np.exp(-frame["logit"].clip(-700, 700)))
     return frame, read_info(path)
@@ -135,8 +143,8 @@ def align(frames: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[str, p
     """Restrict the predictions of several runs to the images, known by their paths, that all of them scored.
 
     Returns:
-        The shared rows in the order of the first frame, those of each run in the same order, and how many images are
-        left out because only some runs scored them.
+        The shared rows in the order of the first frame, with the column ``content`` of the first run that has it; those
+        of each run in the same order; and how many images are left out because only some runs scored them.
 
     Raises:
         UserError: an image twice in a run, runs that share too few images, or runs that disagree about shared ones.
@@ -164,7 +172,10 @@ def align(frames: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, dict[str, p
                 first_one = own.index[other.to_numpy()][0]
                 raise UserError(f"{key}: {words}, first: {first_one}; compare runs over the same manifest")
         aligned[key] = own.reset_index()
-    return base.reset_index(), aligned, len(union) - len(shared)
+    base = base.reset_index()
+    for own in [own for own in aligned.values() if CONTENT in own][:1]:
+        base = base.assign(**{CONTENT: own[CONTENT]})
+    return base, aligned, len(union) - len(shared)
 
 
 def called_fake(frame: pd.DataFrame) -> NDArray[np.float64]:

@@ -24,6 +24,7 @@ from fakedet.evaluation.comparison import TITLES, Comparison, compare, opening, 
 from fakedet.evaluation.evaluate import measure_robustness
 from fakedet.evaluation.predictions import MAP, Read
 from fakedet.metrics.bootstrap import Interval
+from fakedet.metrics.matched import content_note
 from fakedet.metrics.pairing import Pairs, pairing_notes, real_counterparts
 from fakedet.pages import REAL_COLOUR, Drawing, render
 from fakedet.pages import plain as legible
@@ -152,11 +153,12 @@ def _intervals(folder: Path, comparison: Comparison, metric: str) -> Drawing:
     picture = plots.plot_intervals(listed, title, folder / f"{metric}.png", sections, chance)
     if metric == "accuracy":
         return Drawing(picture, "Share of reals called real, for each collection, and of fakes called fake")
+    words = metric.upper() if metric == "ap" else TITLES[metric]
     dotted = "a guess, the share of fakes" if metric == "ap" else "a guess"
     sums = {row.name: sum(cell.value for cell in row.cells.values()) for row in found if row.section != "mean"}
     known = pd.Series(sums, dtype=float).dropna()
     hardest = f"; hardest here: {known.idxmin()}" if len(known) > 1 else ""
-    return Drawing(picture, f"{metric.upper()} of each generator and means, a line for each method. Further right is "
+    return Drawing(picture, f"{words} of each generator and means, a line for each method. Further right is "
                             f"better, and lines that overlap hardly differ{hardest}. Dotted: {dotted}.")  # fmt: skip
 
 
@@ -253,7 +255,7 @@ def write_report(
     write_markdown(comparison, folder / "table.md")
     headers = read[0].info.get("shortcut") or {}
     shortcuts = {name: Interval.from_dict(entry["auc"]) for name, entry in headers.items()}
-    noted = [*_pairing(read, pairs, given=config.pairs is not None), *_caveats(read, shortcuts)]
+    noted = [*_content(comparison), *_pairing(read, pairs, given=config.pairs is not None), *_caveats(read, shortcuts)]
     page = Page(
         title=str(config.title), comparison=comparison, runs=table, failures=failures, shortcuts=shortcuts,
         figures=_figures(folder, comparison, first, pairs, bootstrap, reals, trained),
@@ -312,6 +314,13 @@ def _reals(read: list[Read]) -> set[str]:
     reals = pd.concat([one.original.query("label == 0") for one in read])
     known = {str(name) for one in read for name in one.info.get("known_reals", [])}
     return (known | set(reals["generator"]) | set(reals.get("source", []))) - {""}
+
+
+def _content(comparison: Comparison) -> list[str]:
+    """Say of which methods the mean AUC is high, and at chance among images of the same content."""
+    plain, matched = (comparison.values.get(metric, {}).get("map", {}) for metric in ("auc", "auc_matched"))
+    told = {method: content_note(plain[method], value, "features") for method, value in matched.items()}
+    return [f"{method}: {note}." for method, note in told.items() if note]
 
 
 def _facts(facts: Mapping[str, Any], read: list[Read], runs: Sequence[Run], seconds: float) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from lightning.pytorch import Callback, Trainer
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fakedet.checkpoint import read_checkpoint, write_whole
 from fakedet.data.datamodule import DataModule
@@ -22,11 +23,14 @@ from fakedet.data.manifest import Quarantine, hold_out
 from fakedet.errors import UserError
 from fakedet.evaluation.plots import project
 from fakedet.evaluation.predictions import MAP, ORIGINAL, called_fake, confident_errors, examples, write_predictions
-from fakedet.methods.base import Detector
+from fakedet.methods.base import Detector, gather_records
+from fakedet.metrics.bootstrap import Interval
 from fakedet.metrics.calibration import KINDS
 from fakedet.metrics.decisions import OperatingPoint, accuracies, decision_statistics, fit_operating_point
+from fakedet.metrics.matched import compress_content, content_note
 from fakedet.metrics.pairing import pairing_notes
 from fakedet.metrics.per_generator import evaluate_frame
+from fakedet.models.backbones import FrozenBackbone
 from fakedet.utils import Bar, write_json
 
 log = logging.getLogger("fakedet")
@@ -38,18 +42,69 @@ def score_split(trainer: Trainer, method: Detector, datamodule: DataModule, spli
     """Score every image of a split once, by ``trainer.validate`` for "val" and ``trainer.test`` for others.
 
     Returns:
-        One row per readable image, in the order of the manifest; the rows of all ranks, on every rank.
+        One row per readable image, in the order of the manifest; the rows of all ranks, on every rank. Where the
+        detector has a frozen backbone, with the column ``content``: what its last level says of each image.
     """
+    content = _Content(method)
+    trainer.callbacks.append(content)  # type: ignore[attr-defined]
     if split == "val":
         trainer.validate(method, datamodule=datamodule, verbose=False)  # type: ignore[arg-type]
     else:
         datamodule.test_split = split
         trainer.test(method, datamodule=datamodule, verbose=False)  # type: ignore[arg-type]
+    trainer.callbacks.remove(content)  # type: ignore[attr-defined]
     assert method.metric is not None
     rows = {key: value.cpu().numpy() for key, value in method.metric.rows().items()}
     scores = {"logit": rows["logit"].astype(np.float64), "trace_distance": rows["distance"].astype(np.float64)}
     frame = datamodule.manifest.frame.loc[rows["id"]].reset_index(names="id")
-    return frame.assign(view=ORIGINAL, crop=f"{datamodule.eval_policy}{datamodule.crop_size}", **scores)
+    frame = frame.assign(view=ORIGINAL, crop=f"{datamodule.eval_policy}{datamodule.crop_size}", **scores)
+    return content.added_to(frame)
+
+
+class _Content(Callback):
+    """Keep what a method's frozen backbone says of the images that are scored: its features are no result of training.
+
+    Without such a backbone nothing is kept.
+    """
+
+    def __init__(self, method: Detector) -> None:
+        self._known: list[tuple[NDArray[Any], NDArray[Any]]] = []
+        self._last: Tensor | None = None
+        encoder: Any = getattr(method, "encoder", None)
+        backbone: Any = getattr(encoder, "backbone", None)
+        self._width = 0  # all
+        if isinstance(backbone, FrozenBackbone):  # its last level alone: those before it say less of content
+            levels: Any = backbone.model.feature_info
+            self._width = int(levels[backbone.levels[-1]]["num_chs"])
+        else:
+            backbone = encoder if getattr(encoder, "frozen", False) else None
+        self._hook = backbone.register_forward_hook(self._keep) if backbone is not None else None
+
+    def _keep(self, module: Any, arguments: Any, features: Tensor) -> None:
+        self._last = features[:, -self._width :]
+
+    def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        """Keep the features of a batch, averaged over the views of an image."""
+        ids = batch["id"].cpu().numpy()
+        if self._last is not None and len(ids) and len(self._last) % len(ids) == 0:
+            views = self._last.float().unflatten(0, (len(ids), -1))
+            self._known.append((ids, views.mean(dim=1).cpu().numpy()))
+        self._last = None
+
+    def on_validation_batch_end(self, *arguments: Any, **named: Any) -> None:
+        """Do the same."""
+        self.on_test_batch_end(*arguments, **named)
+
+    def added_to(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Add the column ``content`` to a frame with the column id; call it on every rank."""
+        if self._hook is None:
+            return frame
+        self._hook.remove()
+        if not (known := gather_records(self._known)):
+            return frame
+        ids = np.concatenate([own for own, _ in known])
+        rows = pd.Series(list(compress_content(np.concatenate([own for _, own in known]))), index=ids)
+        return frame.assign(content=rows[~rows.index.duplicated()].reindex(frame["id"]).to_numpy())
 
 
 def predict(
@@ -204,6 +259,9 @@ def measure_predictions(
             metrics[kind] = {**row.interval("").to_dict(), "n": row.n, "n_groups": row.n_groups}
     fakes = datamodule.manifest.frame.query("label == 1")["generator"].unique().tolist()
     metrics["pairs"] = datamodule.pairs and dict(datamodule.pairs)
+    plain, matched = (Interval.from_dict(metrics[key]) for key in ("mauc", "mauc_matched"))
+    note = content_note(plain, matched, metrics["matched_by"])
+    metrics["notes"] = [note] if note else []
     metrics["pairing_notes"] = pairing_notes(frame, datamodule.pairs, {"in training": trained}, reals, fakes)
     # The scores of the point's reference stay in the checkpoint.
     fitted = None if point is None else {

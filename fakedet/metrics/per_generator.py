@@ -17,10 +17,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from fakedet.errors import UserError, choose
 from fakedet.metrics.bootstrap import Interval, percentile_interval, resample_chunks, stratify_groups
+from fakedet.metrics.matched import matched_auc, pairs_by_generator, split_by_source
 from fakedet.metrics.pairing import Counterparts, Pairs, column, group_cells, real_counterparts
 from fakedet.metrics.ranking import Ranking, descending, mean_of_defined, rank, running_sum, weighted_statistics
 
-METRICS = ("ap", "auc")
+METRICS = ("ap", "auc", "auc_matched")
 # Mean -> the values of ``seen`` that its generators have.
 MEANS = {"map": (True, False, None), "map_seen": (True,), "map_unseen": (False,)}
 
@@ -35,6 +36,7 @@ class GeneratorSummary:
     n_groups: int  # photographs or prompts that its fakes and their counterparts come from
     reals: list[str]  # generators of its counterparts
     rule: str  # why these; see :class:`fakedet.metrics.pairing.Counterparts`
+    n_matched: int  # fakes that have reals of the same content, for the matched AUC
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class GeneratorResult(GeneratorSummary):
 
     ap: Interval
     auc: Interval
+    auc_matched: Interval  # among fakes and reals of the same content; NaN where it has none
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class MeanResult:
 
     ap: Interval
     auc: Interval
+    auc_matched: Interval
     generators: list[str]  # those that the means are over, with both classes
     left_out: list[str]  # those without reals
 
@@ -62,6 +66,10 @@ class AveragePrecision:
     generators: dict[str, GeneratorResult]
     means: dict[str, MeanResult]
     """Over "all", the "seen" and the "unseen" generators."""
+    matched_by: str | None
+    """What says which images show the same, for ``auc_matched``: "features" (see
+    :func:`fakedet.metrics.matched.content_pairs`), "source" (the AUC within each source, weighted by its fakes), or
+    None (nothing does)."""
 
     def to_frame(self) -> pd.DataFrame:
         """Return a table for display: a row per generator, then a row per mean that has any.
@@ -84,7 +92,7 @@ class AveragePrecision:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the form of metrics.json; see :func:`evaluate_frame`."""
-        result: dict[str, Any] = {"per_generator": {}}
+        result: dict[str, Any] = {"per_generator": {}, "matched_by": self.matched_by}
         for name, row in self.generators.items():
             intervals = {metric: getattr(row, metric).to_dict() for metric in METRICS}
             result["per_generator"][name] = {**asdict(row), **intervals}
@@ -148,10 +156,11 @@ def evaluate_frame(
     Args and errors are those of :func:`bootstrap_statistics`; the frame has a column logit.
 
     Returns:
-        {"per_generator": {name: {"seen", "n_real", "n_fake", "n_groups", "reals", "rule", "ap", "auc"}},
-        "map", "map_seen", "map_unseen", "mauc", "mauc_seen", "mauc_unseen"}: plain values with None for NaN. "ap" and
-        "auc" are {"value", "low", "high"}; the means also have "n_generators" and "left_out" (one class only). Where
-        ``seen`` is None, so are every "seen" and the means over the seen and the unseen.
+        {"per_generator": {name: {"seen", "n_real", "n_fake", "n_groups", "reals", "rule", "n_matched", "ap", "auc",
+        "auc_matched"}}, "matched_by", and the means "map", "mauc", "mauc_matched", each also with "_seen" and
+        "_unseen"}: plain values with None for NaN. "ap", "auc" and "auc_matched" are {"value", "low", "high"}; the
+        means also have "n_generators" and "left_out" (one class only). Where ``seen`` is None, so are every "seen" and
+        the means over the seen and the unseen.
     """
     if "logit" not in frame:
         raise UserError("predictions: no column 'logit'; a predictions file has label, generator and logit")
@@ -169,6 +178,7 @@ class BootstrapTable:
     """
 
     generators: dict[str, GeneratorSummary]
+    matched_by: str | None  # see :class:`AveragePrecision`
     points: dict[tuple[str, str], NDArray[np.float64]]  # (scorer, metric) -> (G,) in the order of ``generators``
     resamples: dict[tuple[str, str], NDArray[np.float64]]  # (scorer, metric) -> (R, G)
 
@@ -200,9 +210,9 @@ class BootstrapTable:
         }
         means = {}
         for kind, name in zip(("all", "seen", "unseen"), MEANS, strict=True):
-            ap, auc = (self.interval(scorer, metric, name, level) for metric in METRICS)
-            means[kind] = MeanResult(ap, auc, *mean_members(self.generators, name))
-        return AveragePrecision(results, means)
+            ap, auc, matched = (self.interval(scorer, metric, name, level) for metric in METRICS)
+            means[kind] = MeanResult(ap, auc, matched, *mean_members(self.generators, name))
+        return AveragePrecision(results, means, self.matched_by)
 
     def _pick(
         self, table: dict[tuple[str, str], NDArray[np.float64]], scorer: str, metric: str, name: str
@@ -210,6 +220,8 @@ class BootstrapTable:
         values = table[choose(scorer, {key for key, _ in table}, "scorer"), choose(metric, METRICS, "metric")]
         names = list(self.generators)
         own = mean_members(self.generators, name)[0] if name in MEANS else [name]
+        if metric == "auc_matched" and name in MEANS:  # some may have no fakes that show what a real does
+            own = [one for one in own if self.generators[one].n_matched]
         return values[..., [names.index(choose(one, [*names, *MEANS], "generator")) for one in own]]
 
 
@@ -227,8 +239,10 @@ def bootstrap_statistics(
     """Compute AP and AUC per generator on the data and on the same resamples for every scorer.
 
     Args:
-        frame: a row per image: label (0/1), generator, group and, where known, source. A row without a group is a group
-            of its own. The resamples depend on its groups and cells and on the seed, not on its order or the logits.
+        frame: a row per image: label (0/1), generator, group and, where known, source and content, a (D,) array that
+            says what the image shows (see :func:`fakedet.metrics.matched.content_pairs`). A row without a group is a
+            group of its own. The resamples depend on its groups and cells and on the seed, not on its order or the
+            logits.
         logits: scorer (a method, or a method and seed) -> (n,) logits of the frame's rows in their order.
         pairs: as for :func:`fakedet.metrics.pairing.real_counterparts`, like ``known_reals``.
         seen: generators whose fakes the detector saw in training; None where nobody knows.
@@ -241,14 +255,16 @@ def bootstrap_statistics(
     keys = _checked(frame, logits)
     counterparts = real_counterparts(frame, pairs, known_reals)
     strata = stratify_groups(*group_cells(frame))
+    scorers = {key: _Scorer(values, counterparts, strata.codes) for key, values in keys.items()}
+    matched = _Matched(frame, keys, counterparts, strata.codes)
     generators = {
         name: GeneratorSummary(
             None if seen is None else name in seen, len(rows.real_rows), len(rows.fake_rows),
             len(np.unique(strata.codes[np.concatenate([rows.fake_rows, rows.real_rows])])), rows.reals, rows.rule,
+            matched.fakes[name],
         )
         for name, rows in counterparts.items()
     }  # fmt: skip
-    scorers = {key: _Scorer(values, counterparts, strata.codes) for key, values in keys.items()}
 
     def measured(chunks: Iterable[NDArray[np.int32]], rows: int) -> dict[tuple[str, str], NDArray[np.float64]]:
         table = {(key, metric): np.empty((rows, len(generators))) for key in scorers for metric in METRICS}
@@ -257,11 +273,72 @@ def bootstrap_statistics(
             part = slice(start, start := start + len(weights))
             for key, scorer in scorers.items():
                 table[key, "ap"][part], table[key, "auc"][part] = scorer.statistics(weights)
+            plain = {key: table[key, "auc"][part] for key in scorers}
+            for key, values in matched.statistics(weights, plain).items():
+                table[key, "auc_matched"][part] = values
         return table
 
     itself = measured([np.ones((1, sum(strata.sizes)), dtype=np.int32)], 1)
     resamples = measured(resample_chunks(strata, n_resamples, seed), n_resamples)
-    return BootstrapTable(generators, {place: values[0] for place, values in itself.items()}, resamples)
+    points = {place: values[0] for place, values in itself.items()}
+    return BootstrapTable(generators, matched.by, points, resamples)
+
+
+class _Matched:
+    """The AUC among images of the same content, of all generators by all scorers."""
+
+    def __init__(
+        self, frame: pd.DataFrame, keys: Mapping[str, NDArray[np.float64]], counterparts: Mapping[str, Counterparts],
+        codes: NDArray[np.int64],
+    ) -> None:  # fmt: skip
+        self.codes, self.keys = codes, keys
+        self.pairs = pairs_by_generator(frame, counterparts, codes)
+        self.parts = split_by_source(frame, counterparts) if self.pairs is None else None
+        self.by = "features" if self.pairs is not None else "source" if self.parts is not None else None
+        self.fakes = dict.fromkeys(counterparts, 0)
+        if self.pairs is not None:
+            self.logits = -np.stack(list(keys.values()), axis=1)
+            self.fakes = {name: len(np.unique(pairs[:, 0])) for name, pairs in self.pairs.items()}
+        if self.parts is not None:
+            self.fakes = {name: sum(len(part.fake_rows) for part in parts) for name, parts in self.parts.items()}
+            # Where there is one source only, this is the plain AUC.
+            self.scorers = {
+                name: {key: _Scorer(own, {str(i): part for i, part in enumerate(parts)}, codes)
+                       for key, own in keys.items()}
+                for name, parts in self.parts.items() if not self._whole(parts, counterparts[name])
+            }  # fmt: skip
+
+    @staticmethod
+    def _whole(parts: list[Counterparts], all_of_it: Counterparts) -> bool:
+        sizes = [(len(one.fake_rows), len(one.real_rows)) for one in (*parts[:1], all_of_it)]
+        return len(parts) == 1 and sizes[0] == sizes[1]
+
+    def statistics(
+        self, weights: NDArray[np.int32], plain: Mapping[str, NDArray[np.float64]]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Compute, by scorer, (R, G) from the (R, groups) weights of the groups; ``plain``: the AUC over all pairs."""
+        if self.pairs is not None:
+            rows = weights.take(self.codes, axis=1)
+            values = np.empty((len(weights), len(self.pairs), len(self.keys)))
+            for place, pairs in enumerate(self.pairs.values()):
+                values[:, place] = matched_auc(pairs, self.logits, rows)
+            return {key: values[:, :, place] for place, key in enumerate(self.keys)}
+        found = {key: values.copy() if self.parts else np.full_like(values, np.nan) for key, values in plain.items()}
+        for place, (name, parts) in enumerate((self.parts or {}).items()):
+            if name in self.scorers:
+                fakes = [weights.take(self.codes[part.fake_rows], axis=1).sum(axis=1) for part in parts]
+                for key, scorer in self.scorers[name].items():
+                    found[key][:, place] = _mean_of_parts(scorer.statistics(weights)[1], fakes)
+        return found
+
+
+def _mean_of_parts(values: NDArray[np.float64], sizes: list[NDArray[Any]]) -> NDArray[np.float64]:
+    """Average (R, P) values over parts, weighted by their (R,) sizes; NaN where no part is defined."""
+    known = ~np.isnan(values)
+    weight = np.stack(sizes, axis=1) * known if sizes else np.zeros(values.shape)
+    total = weight.sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values * weight, 0.0).sum(axis=1) / total  # type: ignore[no-any-return]
 
 
 class _Scorer:

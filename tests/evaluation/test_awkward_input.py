@@ -183,6 +183,8 @@ def test_runs_with_other_facts_share_one_table(tmp_path: Path) -> None:
     [
         (lambda f: f.assign(label=[None, "a", "b"] * 4), "labels must be 0"),
         (lambda f: f.assign(logit="0.5"), "logits must be floating-point"),
+        (lambda f: f.assign(content=[[0.5] * (i + 1) for i in range(len(f))]), "content holds something else"),
+        (lambda f: f.assign(content=[["a"]] * len(f)), "content holds something else"),
     ],
 )
 def test_columns_of_another_kind_are_named(change, message: str, tmp_path: Path) -> None:

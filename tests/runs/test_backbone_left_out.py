@@ -7,6 +7,8 @@ import re
 import signal
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import timm
 import torch
@@ -21,6 +23,7 @@ from fakedet.cli.app import launch, register_resolvers
 from fakedet.errors import Preempted, UserError
 from fakedet.evaluation.predictions import read_predictions
 from fakedet.methods.ntf import NaturalTraceForensics
+from fakedet.metrics.matched import content_pairs, matched_auc
 from fakedet.models.features import FeatureCache
 from fakedet.training.train import train
 
@@ -190,3 +193,33 @@ def test_a_stopped_run_goes_on_exactly_and_over_the_same_backbone_alone(
               ("through", "stopped")]  # fmt: skip
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_predictions_hold_what_the_backbone_says_of_each_image(run: Path, tiny_manifest_module: Path) -> None:
+    """By timm alone: the last level's means over each crop; no head and no standardisation of training is in them."""
+    frame, _ = read_predictions(run / "run" / "predictions.parquet")
+    model = timm.create_model(NAME, num_classes=0).eval()
+    model.load_state_dict(load_file(run / "w.safetensors"))
+    mean, std = (torch.tensor(model.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    rows = []
+    for path in frame["path"]:
+        image = cv2.imread(str(tiny_manifest_module.parent / path))[..., ::-1].copy()
+        top, left = ((side - 32) // 2 for side in image.shape[:2])
+        crop = torch.from_numpy(image[top : top + 32, left : left + 32]).permute(2, 0, 1) / 255
+        with torch.no_grad():
+            levels = model.forward_intermediates(((crop - mean) / std)[None], intermediates_only=True)
+        rows.append(levels[-1].mean(dim=(2, 3))[0].double().numpy())
+    given = np.stack(rows)
+    given = (given - given.mean(axis=0)) / given.std(axis=0)
+    given /= np.linalg.norm(given, axis=1, keepdims=True)
+    content = np.stack(frame["content"].tolist()).astype(float)
+    np.testing.assert_allclose(content @ content.T, given @ given.T, atol=2e-2)
+    metrics = json.loads((run / "run" / "metrics.json").read_text())
+    assert metrics["matched_by"] == "features"
+    pairs = {name: content_pairs(content[rows], frame["label"][rows], frame["group"][rows])
+             for name in metrics["per_generator"]
+             for rows in [np.flatnonzero((frame["label"] == 0) | (frame["generator"] == name))]}  # fmt: skip
+    for name, entry in metrics["per_generator"].items():
+        assert entry["n_matched"] == len(set(pairs[name][:, 0]))
+        own = frame[(frame["label"] == 0) | (frame["generator"] == name)].reset_index(drop=True)
+        assert entry["auc_matched"]["value"] == pytest.approx(matched_auc(pairs[name], own["logit"])[0], abs=1e-9)

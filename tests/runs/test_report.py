@@ -73,6 +73,33 @@ def test_what_headers_give_away_is_said(runs: Path, tmp_path: Path, capsys: pyte
         assert (told in (tmp_path / name / "report.html").read_text()) == (name == "loud")
 
 
+def test_a_detector_of_content_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Content tells the classes: of ten topics five are mostly faked. One detector knows them alone."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 200)
+    topic = np.where(rng.random(400) < 0.85, labels, 1 - labels) * 5 + rng.integers(5, size=400)
+    frame = pd.DataFrame({
+        "id": range(400), "path": [f"{i}.png" for i in range(400)], "label": labels,
+        "generator": np.where(labels == 1, "gan", "photos"), "source": "", "group": [f"g{i}" for i in range(400)],
+        "split": "test", "view": "original", "crop": "crop64", "score": 0.5, "trace_distance": np.nan,
+        "p_value": np.nan, "verdict": "", "content": list(np.eye(10)[topic] * 9 + rng.normal(size=(400, 10))),
+    })  # fmt: skip
+    for name, logit in (("topics", (topic >= 5) + 0.1 * rng.normal(size=400)),
+                        ("traces", 2.0 * labels + rng.normal(size=400))):  # fmt: skip
+        write_predictions(frame.assign(logit=logit), tmp_path / f"{name}.parquet", {"name": name})
+    files = f"{{traces:{tmp_path}/traces.parquet,topics:{tmp_path}/topics.parquet}}"
+    assert report(files, tmp_path / "r") == 0
+    told = "topics: what it tells apart is mostly content: its mean AUC is 0.8"
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert "AUC among images of the same content" in page
+    for text in (capsys.readouterr().out, page):
+        assert told in text
+        assert "traces: what it tells" not in text
+    matched = json.loads((tmp_path / "r" / "summary.json").read_text())["values"]["auc_matched"]["map"]
+    assert matched["topics"]["low"] < 0.5 < matched["topics"]["high"]
+    assert matched["traces"]["low"] > 0.8
+
+
 def test_two_files_give_a_comparison(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     both = f"[{runs}/a/predictions.parquet,{runs}/b/predictions.parquet]"
     assert report(both, tmp_path / "r", "baseline=supcon", "title=Ours") == 0

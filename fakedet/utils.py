@@ -68,6 +68,15 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 where the device computes in it faster than in float32, else float32."""
+    if device.type == "cuda":
+        has_it = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_it = device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    return torch.bfloat16 if has_it else torch.float32
+
+
 # Warnings that tell the user nothing, with the reason.
 SILENCED = (
     r".*module\(s\) in eval mode at the start of training.*",  # stage 2's frozen source keeps its statistics

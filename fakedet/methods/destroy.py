@@ -6,20 +6,27 @@ images of the same shape. An image's result depends on its own draws alone.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from fakedet.errors import UserError, choose
+from fakedet.models.features import FeatureCache
+from fakedet.utils import fast_dtype
 
 DRAWS = 9  # per image: as many as zero_insert, which needs the most, takes for the weights of its kernel
 GRID = 3  # draws per recompressed image: quality, and its offset on JPEG's grid, down and across
 BLOCK = 8  # side of JPEG's blocks in pixels
+CELL = 8  # side in pixels of what an auto-encoder codes as one place
 SCALES = (0.4, 0.8)  # of the sides, down; up again by the inverse
 MODES = ("bilinear", "bicubic", "area", "nearest")
 CUTOFFS = (0.15, 0.4)  # cycles a pixel; the Nyquist frequency is 0.5
@@ -138,6 +145,7 @@ def _filter_each(images: Tensor, kernels: Tensor) -> Tensor:
 METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "resample": resample, "zero_insert": zero_insert, "lowpass": lowpass, "smooth": smooth,
 }  # fmt: skip
+VAE = "vae"  # the kind that an auto-encoder makes
 _WIDTH = 2 + DRAWS  # draws per copy that is not recompressed: kind, strength, and those of its kind
 
 
@@ -145,25 +153,43 @@ class TraceDestroyer(nn.Module):
     """Make a trace-destroyed copy of each image (ours; docs/method.md).
 
     Each image draws one kind and a strength: the share of the re-synthesised image in its blend with the original. Such
-    copies imitate upsampling and smoothing, so they are pseudo-fakes of a kind.
+    copies imitate upsampling and smoothing, or a generator's decoder, so they are pseudo-fakes of a kind.
 
     Args:
-        kinds: one or more of :data:`METHODS`: "resample", "zero_insert", "lowpass", "smooth".
+        kinds: one or more of :data:`METHODS`, "resample", "zero_insert", "lowpass", "smooth"; and "vae", encoded and
+            decoded by the auto-encoder.
         min_strength: least strength, in [0, 1]; strengths are uniform in [min_strength, 1].
         recompress: least and greatest JPEG quality of the copies, for detectors of fakes that are JPEGs, so that the
             lack of JPEG's traces does not set the copies apart; None: they are not compressed.
+        autoencoder: for the kind "vae": maps float RGB (N, 3, H, W) in [0, 1], H and W multiples of 8, to RGB of the
+            same shape; see :mod:`fakedet.models.autoencoders`. Its weights are not trained, and not in checkpoints.
 
     Raises:
-        UserError: an unknown kind, none at all, a strength outside [0, 1], or no such JPEG quality.
+        UserError: an unknown kind, none at all, a strength outside [0, 1], no such JPEG quality, or an auto-encoder
+            that is missing or returns something else.
     """
 
     def __init__(
-        self, kinds: Sequence[str] = tuple(METHODS), min_strength: float = 0.4, recompress: Sequence[int] | None = None
+        self,
+        kinds: Sequence[str] = tuple(METHODS),
+        min_strength: float = 0.4,
+        recompress: Sequence[int] | None = None,
+        autoencoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.kinds = tuple(choose(kind, METHODS, "model.copies.kinds") for kind in kinds)
+        self.kinds = tuple(choose(kind, (*METHODS, VAE), "model.copies.kinds") for kind in kinds)
         if not self.kinds:
-            raise UserError(f"model.copies.kinds: name at least one of {', '.join(METHODS)}")
+            raise UserError(f"model.copies.kinds: name at least one of {', '.join((*METHODS, VAE))}")
+        self._autoencoder: tuple[nn.Module, ...] = ()  # not a part of the module: checkpoints need no copies
+        if VAE in self.kinds:
+            if autoencoder is None:
+                raise UserError("model.copies.kinds: copies of the kind vae need model.copies.autoencoder")
+            self._autoencoder = (autoencoder.eval().requires_grad_(False),)
+            made = self._coded(torch.zeros(1, 3, 13, 16))
+            if made.shape != (1, 3, 13, 16) or not bool(torch.isfinite(made).all()):
+                raise UserError(f"model.copies.autoencoder: {type(autoencoder).__name__} maps black images "
+                                f"(1, 3, 16, 16) to {tuple(made.shape)}; it must give finite RGB of the same "
+                                "shape")  # fmt: skip
         if not 0.0 <= min_strength <= 1.0:
             raise UserError(f"model.copies.min_strength: {min_strength} is not between 0 and 1")
         self.min_strength = min_strength
@@ -173,6 +199,29 @@ class TraceDestroyer(nn.Module):
     def width(self) -> int:
         """Number of uniform draws per copy."""
         return _WIDTH + (GRID if self.qualities else 0)
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """What decides, beside the draws, which copy an image has: a hash of settings and weights, 16 bytes."""
+        settings = [self.kinds, self.min_strength, self.qualities, [repr(part) for part in self._autoencoder]]
+        if self._autoencoder:
+            settings.append(str(fast_dtype(torch.device("cpu"))))
+        digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
+        for part in self._autoencoder:
+            for name, value in part.state_dict().items():
+                digest.update(name.encode() + value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.digest()
+
+    def _coded(self, images: Tensor) -> Tensor:
+        """Encode and decode images of any size, padded to multiples of 8; on a CPU each alone, whatever its batch."""
+        height, width = images.shape[-2:]
+        right, below = -width % CELL, -height % CELL
+        mode = "reflect" if right < width and below < height else "replicate"
+        padded = F.pad(images, (0, right, 0, below), mode=mode).contiguous(memory_format=torch.channels_last)
+        model, dtype = self._autoencoder[0].to(images.device), fast_dtype(images.device)
+        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+            parts = padded.split(1 if images.device.type == "cpu" else 32)
+            return torch.cat([model(part) for part in parts]).float()[..., :height, :width]
 
     @torch.no_grad()
     def forward(self, images: Tensor, generator: torch.Generator | None = None, draws: Tensor | None = None) -> Tensor:
@@ -198,9 +247,112 @@ class TraceDestroyer(nn.Module):
                 rows = (kind == index).nonzero().squeeze(1)
                 if len(rows):
                     there = rows.to(images.device)
-                    destroyed[there] = METHODS[name](original[there], draws[rows, 2:_WIDTH])
+                    given = original[there]
+                    made = self._coded(given) if name == VAE else METHODS[name](given, draws[rows, 2:_WIDTH])
+                    destroyed[there] = made
             blend = torch.lerp(original, destroyed, strength.to(original).view(-1, 1, 1, 1))
             levels = (blend.clamp(0.0, 1.0) * 255.0).round()
             if self.qualities is not None:
                 levels = recompress(levels, draws[:, _WIDTH:], self.qualities)
             return levels.div(255.0).to(images.dtype)
+
+
+# --- copies in a batch, and their randomness ------------------------------------------------------------
+
+
+class Joined:
+    """Images of a training batch and, behind them, trace-destroyed copies of some, embedded in one pass.
+
+    Fixed copies are made only if the features of any are not known: where every encoder is a
+    :class:`fakedet.models.backbones.FrozenEncoder`, which looks them up in its cache.
+
+    Args:
+        images: float RGB (N, 3, H, W) in [0, 1].
+        originals: (M, 3, H, W), what is copied.
+        destroyer: makes the copies; None: there are none.
+        draws: uniform (M, width), on the CPU.
+        fixed: the draws of an original are always the same.
+        encoders: all that :meth:`embed` will be called with.
+    """
+
+    def __init__(
+        self, images: Tensor, originals: Tensor | None = None, destroyer: TraceDestroyer | None = None,
+        draws: Tensor | None = None, fixed: bool = False, encoders: Sequence[nn.Module] = (),
+    ) -> None:  # fmt: skip
+        self.images, self.originals, self.destroyer, self.draws = images, originals, destroyer, draws
+        caches = [getattr(getattr(one, "backbone", None), "cache", None) for one in encoders]
+        if destroyer is not None and not (fixed and all(isinstance(one, FeatureCache) for one in caches)):
+            assert originals is not None
+            self.images, self.destroyer = torch.cat([images, destroyer(originals, draws=draws)]), None
+
+    def embed(self, encoder: Any) -> Tensor:
+        """Embed images and copies, (N + M, embedding_dim)."""
+        if self.destroyer is None:
+            return encoder(self.images)  # type: ignore[no-any-return]
+        copies = encoder.features(self.originals, self.destroyer, self.draws)
+        return encoder.embed(torch.cat([encoder.features(self.images), copies]))  # type: ignore[no-any-return]
+
+
+class CopiesAsFakes:
+    """Trace-destroyed copies of a batch's reals that join its fakes; copies and fakes weigh as much as the reals.
+
+    Args:
+        destroyer: makes the copies.
+        per_real: how many, per real of the batch, in [0, 1].
+        fixed: each photograph has one copy, the same in every epoch and run.
+
+    Raises:
+        UserError: a value out of range, or copies without a destroyer.
+    """
+
+    def __init__(self, destroyer: TraceDestroyer | None, per_real: float, fixed: bool) -> None:
+        if not 0.0 <= per_real <= 1.0:
+            raise UserError(f"model.copies_per_real={per_real}: between 0 (none) and 1 (one of each real)")
+        if per_real and destroyer is None:
+            raise UserError(f"model.copies_per_real={per_real} needs model.copies, which makes them")
+        self.destroyer, self.per_real, self.fixed = destroyer if per_real else None, per_real, fixed
+
+    def join(
+        self, module: LightningModule, images: Tensor, batch: dict[str, Any], *encoders: nn.Module
+    ) -> tuple[Joined, Tensor]:
+        """Join copies to a batch's images (N, 3, H, W), as many on every rank; returns them and all labels (N + M,)."""
+        labels = batch["label"]
+        if self.destroyer is None:
+            return Joined(images), labels
+        # A rank with too few reals copies fakes as well, which are no photographs either.
+        chosen = torch.argsort(labels, stable=True)[: round(self.per_real * len(labels) / 2)]
+        draws = draw_copies(module, batch["id"][chosen], self.destroyer.width, self.fixed)
+        joined = Joined(images, images[chosen], self.destroyer, draws, self.fixed, encoders)
+        return joined, torch.cat([labels, labels.new_ones(len(chosen))])
+
+    def cross_entropy(self, logits: Tensor, is_fake: Tensor, count: int) -> Tensor:
+        """Compute the binary cross-entropy of a batch of ``count`` images and its copies, (N + M,) each."""
+        if self.destroyer is None:
+            return F.binary_cross_entropy_with_logits(logits, is_fake.float())
+        weight = torch.where(is_fake == 0, 1.0, 1.0 / (1.0 + self.per_real))
+        return F.binary_cross_entropy_with_logits(logits, is_fake.float(), weight, reduction="sum") / count
+
+
+def copy_draws(module: LightningModule, count: int, width: int) -> torch.Generator:
+    """Make the generator of this rank's copies in this step: the same draws however many ranks share the batch.
+
+    Each rank makes ``count`` copies of ``width`` uniform draws each; the seed is that of the module's data.
+    """
+    seed = int(module.trainer.datamodule.seed)  # type: ignore[attr-defined]
+    state = np.random.SeedSequence([seed, module.global_step, 0]).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(state[0] >> 1))
+    torch.rand(module.global_rank * count, width, generator=generator)  # those of the ranks before this one
+    return generator
+
+
+def draw_copies(module: LightningModule, ids: Tensor, width: int, fixed: bool) -> Tensor:
+    """Draw (N, width) for copies of the (N,) rows in the manifest: by these if ``fixed``, else anew in each step."""
+    if fixed:
+        return fixed_draws(ids, width)
+    return torch.rand(len(ids), width, generator=copy_draws(module, len(ids), width))
+
+
+def fixed_draws(ids: Tensor, width: int) -> Tensor:
+    """Draw (N, width) uniform numbers in [0, 1) that depend only on the (N,) rows in the manifest, in every run."""
+    rows = [torch.rand(width, generator=torch.Generator().manual_seed(int(row))) for row in ids.tolist()]
+    return torch.stack(rows) if rows else torch.empty(0, width)

@@ -14,7 +14,6 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from fakedet.errors import UserError, choose
 from fakedet.losses import collapse_statistics, homogeneous_loss
 from fakedet.methods.base import Detector, Scores, first_view, gather_rows, sum_of_terms, watched
-from fakedet.methods.destroy import TraceDestroyer
+from fakedet.methods.destroy import CopiesAsFakes, Joined, TraceDestroyer, draw_copies
 from fakedet.models.backbones import share_backbone
 from fakedet.models.heads import Classifier, ProjectionHead
 
@@ -102,10 +101,12 @@ class NaturalTracePretraining(Detector):
         """Compute L over two views of each real image of the global batch and a trace-destroyed copy of each."""
         pictures = self.take(batch)
         views = pictures.transpose(0, 1).flatten(0, 1)
-        n = len(views)
-        # Views and copies pass the encoder together: batch statistics cannot tell them apart.
-        images = views if self.copies is None else torch.cat([views, self._destroyed(pictures[:, 0], batch)])
-        embedding = self.encoder(images)
+        n, joined = len(views), Joined(views)
+        if self.copies is not None:
+            # Views and copies pass the encoder together: batch statistics cannot tell them apart.
+            draws = draw_copies(self, batch["id"], self.copies.width, self.fixed_copies)
+            joined = Joined(views, pictures[:, 0], self.copies, draws, self.fixed_copies, [self.encoder])
+        embedding = joined.embed(self.encoder)
         projected = self.homogeneous(embedding)
         a = self._gather_views(projected[:n])
         destroyed = None if self.copies is None else gather_rows(self, projected[n:])
@@ -118,12 +119,6 @@ class NaturalTracePretraining(Detector):
             **{f"collapse/{name}": value for name, value in collapse_statistics(a.detach()).items()},
         })  # fmt: skip
         return loss
-
-    def _destroyed(self, images: Tensor, batch: dict[str, Any]) -> Tensor:
-        assert self.copies is not None
-        if self.fixed_copies:
-            return self.copies(images, draws=fixed_draws(batch["id"], self.copies.width))
-        return self.copies(images, copy_draws(self, len(images), self.copies.width))
 
     def _gather_views(self, rows: Tensor) -> Tensor:
         """Gather (2B, D) of every rank so that rows i and i + N stay the two views of one image."""
@@ -159,6 +154,7 @@ class NaturalTraceForensics(Detector):
         copies: makes trace-destroyed copies that join a batch's fakes (ours).
         copies_per_real: how many of them, per real of the batch, in [0, 1]; BCE weighs copies and fakes together as
             much as the reals.
+        fixed_copies: each photograph has one copy, as in stage 1.
 
     Raises:
         UserError: a value out of range, or a score by distance without the contrastive term that trains it.
@@ -179,12 +175,9 @@ class NaturalTraceForensics(Detector):
         score: str = "logit",
         copies: TraceDestroyer | None = None,
         copies_per_real: float = 0.0,
+        fixed_copies: bool = False,
     ) -> None:
         super().__init__(optimizer)
-        if not 0.0 <= copies_per_real <= 1.0:
-            raise UserError(f"model.copies_per_real={copies_per_real}: between 0 (none) and 1 (one of each real)")
-        if copies_per_real and copies is None:
-            raise UserError(f"model.copies_per_real={copies_per_real} needs model.copies, which makes them")
         self.by_distance = choose(score, ("logit", "trace_distance"), "model.score") == "trace_distance"
         if self.by_distance and contrastive_weight == 0:
             raise UserError("model.score=trace_distance needs the contrastive term: model.contrastive_weight above 0")
@@ -196,8 +189,7 @@ class NaturalTraceForensics(Detector):
         self.bank = TraceBank(source.dim, bank_size)
         self.contrastive_weight = contrastive_weight
         self.distance = choose(distance, DISTANCES, "model.distance")
-        self.copies = copies if copies_per_real else None
-        self.copies_per_real = copies_per_real
+        self.copies = CopiesAsFakes(copies, copies_per_real, fixed_copies)
 
     def forward(self, images: Tensor) -> Scores:
         """Score images (N, 3, H, W) by the logit or the standardised distance, and measure z's distance."""
@@ -209,37 +201,20 @@ class NaturalTraceForensics(Detector):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Compute L; its contrastive term is over the global batch, destroyed copies among its fakes if asked for."""
         images, labels = self.take(batch)[:, 0], batch["label"]
-        copies = self._destroyed(images, labels)
-        if len(copies):
-            images = torch.cat([images, copies])
-        is_fake = torch.cat([labels, labels.new_ones(len(copies))])
-        embedding = self.encoder(images)
-        logits, target = self.classifier(embedding), is_fake.float()
-        if self.copies is None:
-            bce = F.binary_cross_entropy_with_logits(logits, target)
-        else:
-            weight = torch.where(is_fake == 0, 1.0, 1.0 / (1.0 + self.copies_per_real))
-            bce = F.binary_cross_entropy_with_logits(logits, target, weight, reduction="sum") / len(labels)
+        joined, is_fake = self.copies.join(self, images, batch, self.encoder, self.source.encoder)
+        embedding = joined.embed(self.encoder)
+        bce = self.copies.cross_entropy(self.classifier(embedding), is_fake, len(labels))
         if self.contrastive_weight == 0:
             self.log_step(bce, len(labels))
             return bce
         z = gather_rows(self, self.projection(embedding))
-        t = gather_rows(self, self.source(images))
+        t = gather_rows(self, self.source.traces(joined))
         contrastive, terms = sum_of_terms(self.loss(z, gather_rows(self, is_fake), t))
         loss = bce + self.contrastive_weight * contrastive
         self.log_step(loss, 1, lambda: {
             "train/bce": bce, **{f"train/loss_{name}": term for name, term in terms.items()}
         })  # fmt: skip
         return loss
-
-    def _destroyed(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Make destroyed copies of a batch's reals, as many on every rank."""
-        if self.copies is None:
-            return images[:0]
-        count = round(self.copies_per_real * len(labels) / 2)
-        # A rank with too few reals copies fakes as well, which are no photographs either.
-        reals_first = torch.argsort(labels, stable=True)[:count]
-        return self.copies(images[reals_first], copy_draws(self, count, self.copies.width))
 
     def on_fit_start(self) -> None:
         """Set up before training: standardise the encoder, fill the trace bank."""
@@ -274,7 +249,12 @@ class TraceSource(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Map float RGB (N, 3, H, W) in [0, 1] to L2-normalised traces (N, dim), without gradients."""
-        traces: Tensor = self.head(self.encoder(images))
+        return self.traces(Joined(images))
+
+    @torch.no_grad()
+    def traces(self, joined: Joined) -> Tensor:
+        """Map images and their destroyed copies to traces (N + M, dim)."""
+        traces: Tensor = self.head(joined.embed(self.encoder))
         return traces
 
 
@@ -377,24 +357,3 @@ def fill_bank(bank: TraceBank, trace_of: Callable[[Tensor], Tensor], module: Lig
         rows = [trace_of(first_view(batch).to(module.device)).float() for batch in batches]
     module.train(was_training)
     bank.fit(torch.cat(rows))
-
-
-# --- the randomness of trace-destroyed copies -----------------------------------------------------------
-
-
-def copy_draws(module: LightningModule, count: int, width: int) -> torch.Generator:
-    """Make the generator of this rank's copies in this step: the same draws however many ranks share the batch.
-
-    Each rank makes ``count`` copies of ``width`` uniform draws each; the seed is that of the module's data.
-    """
-    seed = int(module.trainer.datamodule.seed)  # type: ignore[attr-defined]
-    state = np.random.SeedSequence([seed, module.global_step, 0]).generate_state(1, np.uint64)
-    generator = torch.Generator().manual_seed(int(state[0] >> 1))
-    torch.rand(module.global_rank * count, width, generator=generator)  # those of the ranks before this one
-    return generator
-
-
-def fixed_draws(ids: Tensor, width: int) -> Tensor:
-    """Draw (N, width) uniform numbers in [0, 1) that depend only on the (N,) rows in the manifest, in every run."""
-    rows = [torch.rand(width, generator=torch.Generator().manual_seed(int(row))) for row in ids.tolist()]
-    return torch.stack(rows) if rows else torch.empty(0, width)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fakedet.methods.base import Detector, Scores, gather_rows, sum_of_terms
+from fakedet.methods.destroy import CopiesAsFakes, TraceDestroyer
 from fakedet.models.backbones import load_linear_head
 from fakedet.models.heads import Classifier, ProjectionHead
 
@@ -23,6 +23,8 @@ class SupervisedDetector(Detector):
         contrastive_weight: λ.
         hidden_dim: width of the projection head.
         projection_dim: dimension of z.
+        copies, copies_per_real, fixed_copies: trace-destroyed copies among the fakes; see
+            :class:`fakedet.methods.destroy.CopiesAsFakes`.
         head: a file with a linear classifier's ``weight`` (1, D) and ``bias`` (1), as UnivFD publishes; None: random.
     """
 
@@ -34,6 +36,9 @@ class SupervisedDetector(Detector):
         contrastive_weight: float,
         hidden_dim: int,
         projection_dim: int,
+        copies: TraceDestroyer | None = None,
+        copies_per_real: float = 0.0,
+        fixed_copies: bool = False,
         head: str | None = None,
     ) -> None:
         super().__init__(optimizer)
@@ -46,6 +51,7 @@ class SupervisedDetector(Detector):
         if contrastive_weight > 0:
             self.projection = ProjectionHead(embedding_dim, hidden_dim, projection_dim)
         self.contrastive_weight = contrastive_weight
+        self.copies = CopiesAsFakes(copies, copies_per_real, fixed_copies)
 
     def forward(self, images: Tensor) -> Scores:
         """Score images (N, 3, H, W) by the logit; there is no trace distance."""
@@ -56,10 +62,11 @@ class SupervisedDetector(Detector):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Compute the cross-entropy, and the contrastive term over the global batch."""
         images, labels = self.take(batch)[:, 0], batch["label"]
-        embedding = self.encoder(images)
-        loss = F.binary_cross_entropy_with_logits(self.classifier(embedding), labels.float())
+        joined, is_fake = self.copies.join(self, images, batch, self.encoder)
+        embedding = joined.embed(self.encoder)
+        loss = self.copies.cross_entropy(self.classifier(embedding), is_fake, len(labels))
         if self.projection is not None:
-            z, y = gather_rows(self, self.projection(embedding)), gather_rows(self, labels)
+            z, y = gather_rows(self, self.projection(embedding)), gather_rows(self, is_fake)
             contrastive, _ = sum_of_terms(self.loss(z, y, None))
             loss = loss + self.contrastive_weight * contrastive
         self.log_step(loss, len(labels))

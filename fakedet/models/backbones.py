@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,11 +14,13 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.models import adapt_input_conv, load_state_dict
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from fakedet.errors import UserError, choose, nearest, one_line
 from fakedet.models.features import FeatureCache, fingerprint
 from fakedet.models.heads import Classifier
+from fakedet.utils import fast_dtype
 
 VARIABLES = {
     "vit_base_patch16_clip_quickgelu_224.openai": "FAKEDET_CLIP",
@@ -204,6 +207,9 @@ def load_linear_head(classifier: Classifier, file: str | Path) -> None:
     classifier.linear.load_state_dict(state)
 
 
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
 class FrozenBackbone(nn.Module):
     """Compute the features of images at several depths of a pretrained timm model, which is never trained.
 
@@ -211,14 +217,17 @@ class FrozenBackbone(nn.Module):
     a thousand fakes (Ojha et al., CVPR 2023); those of intermediate layers do better than the last ones (Koutlis
     and Papadopoulos, ECCV 2024).
 
-    On a CPU images pass one at a time and their features are kept (:class:`FeatureCache`): a row never depends on its
-    batch, and images that come again, in the next epoch or in another run of a study, cost nothing.
+    Features are kept (:class:`FeatureCache`): images that come again, in the next epoch or in another run of a study,
+    cost nothing. On a CPU each image is computed alone, by one thread, on a GPU in batches of a fixed size: a row never
+    depends on the other rows of its batch.
 
     Args:
         name, pretrained, weights: see :func:`create_timm_model`.
         input_size: side in pixels that crops are resized to, usually that of the pretraining; None: not resized.
         levels: which of the model's depths, as timm counts them; -1 is the last.
         pool: how a level is pooled: "mean" of each feature over the image, or "class", a transformer's class token.
+        precision: "float32", "bfloat16", or "auto": bfloat16 where the device has it (on CPUs AMX or AVX512-BF16), a
+            half to a third of the time; docs/performance.md says by how much features then differ.
 
     Raises:
         UserError: missing weights, a model without such levels or without a class token, or a size that is out of range
@@ -236,9 +245,11 @@ class FrozenBackbone(nn.Module):
         input_size: int | None,
         levels: Sequence[int],
         pool: str = "mean",
+        precision: str = "auto",
     ) -> None:
         super().__init__()
         self.pool = choose(pool, ("mean", "class"), "model.encoder.pool")
+        self.precision = choose(precision, PRECISIONS, "model.encoder.precision")
         self.model = create_timm_model(name, 3, pretrained, weights)
         self.public = describe_public(name, pretrained, weights)
         if input_size is not None:
@@ -268,6 +279,7 @@ class FrozenBackbone(nn.Module):
             self.register_buffer(key, torch.tensor(settings[key]).view(3, 1, 1), persistent=False)
         self.requires_grad_(False)
         self.cache = FeatureCache()
+        self._fast: tuple[nn.Module, ...] = ()  # not a part of the module: its weights are those of ``model``
         self.train(False)
 
     def train(self, mode: bool = True) -> FrozenBackbone:
@@ -276,26 +288,61 @@ class FrozenBackbone(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.cache.forget()
+        self._fast = ()
         super()._load_from_state_dict(*args, **kwargs)
 
+    def freeze(self) -> None:
+        """Compute in float32 from now on, as an exported model does."""
+        self.precision = "float32"
+        self.cache.forget()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision that features are computed in on the device where the backbone is."""
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": fast_dtype(self.mean.device)}[
+            self.precision
+        ]
+
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        """Compute the features of float RGB (N, 3, H, W) in [0, 1]: float32 (N, out_dim), without gradients."""
-        if images.device.type != "cpu" or torch.compiler.is_compiling():
+    def forward(self, images: Tensor, destroyer: Any = None, draws: Tensor | None = None) -> Tensor:
+        """Compute the features of float RGB (N, 3, H, W) in [0, 1]: float32 (N, out_dim), without gradients.
+
+        With a :class:`fakedet.methods.destroy.TraceDestroyer` and ``draws`` (N, width), compute those of the images'
+        destroyed copies; copies are only made if their features are not known.
+        """
+        if torch.compiler.is_compiling():
             return self.describe(images)
-        with torch.autocast("cpu", enabled=False):  # bfloat16 is slower for such nets on CPUs
-            rows = self.cache.features(self, images)
-        return torch.stack(rows) if rows else images.new_zeros(0, self.out_dim)
+        rows = self.cache.features(self, images, destroyer, draws)
+        return torch.stack(rows).to(images.device) if rows else images.new_zeros(0, self.out_dim)
 
     def describe(self, images: Tensor) -> Tensor:
         """Compute the pooled features of each level, (N, out_dim), without the cache."""
+        device, model, dtype = images.device.type, self.model, self.dtype
+        if dtype != torch.float32:
+            if not self._fast:  # autocast would convert the weights anew for every image
+                made = copy.deepcopy(self.model)
+                for part in made.modules():
+                    if isinstance(part, nn.Linear | nn.Conv2d):
+                        part.to(dtype)
+                last: Any = made.blocks[self.levels[-1]] if isinstance(made, VisionTransformer) else None
+                if self.pool == "class" and isinstance(last, Block):  # its class token alone: other tokens are wrong
+                    last.attn.proj.register_forward_pre_hook(  # type: ignore[union-attr]
+                        lambda part, inputs: (inputs[0][:, :1],)
+                    )
+                    last.norm2.register_forward_hook(lambda part, inputs, output: output[:, :1])
+                self._fast = (made,)
+            model = self._fast[0]
+        with torch.autocast(device, torch.bfloat16, enabled=dtype != torch.float32):
+            return self._pooled(model, images)
+
+    def _pooled(self, model: nn.Module, images: Tensor) -> Tensor:
         seen = images
         if self.input_size is not None and tuple(images.shape[-2:]) != (self.input_size, self.input_size):
             seen = F.interpolate(images, size=(self.input_size, self.input_size), mode="bicubic", align_corners=False)
         seen = ((seen - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         options = {"return_prefix_tokens": True} if self.pool == "class" else {}
-        intermediates: Any = self.model.forward_intermediates
-        levels = intermediates(seen, indices=self.levels, intermediates_only=True, **options)
+        intermediates: Any = model.forward_intermediates
+        levels = intermediates(seen, indices=self.levels, intermediates_only=True, stop_early=True, **options)
         is_class = self.pool == "class"
         pooled = [level[1][:, 0] if is_class else level.mean(dim=(2, 3)) for level in levels]
         return torch.cat([features.float() for features in pooled], dim=1)
@@ -308,7 +355,7 @@ class FrozenEncoder(nn.Module):
     checkpoint.
 
     Args:
-        name, pretrained, weights, input_size, levels, pool: see :class:`FrozenBackbone`.
+        name, pretrained, weights, input_size, levels, pool, precision: see :class:`FrozenBackbone`.
         hidden: width of the layer and dimension of the embedding; None: no layer, the standardised features.
         dropout: rate before and after the layer, in training.
 
@@ -330,6 +377,7 @@ class FrozenEncoder(nn.Module):
         hidden: int | None = 256,
         dropout: float = 0.5,
         pool: str = "mean",
+        precision: str = "auto",
     ) -> None:
         super().__init__()
         if (hidden is not None and hidden < 1) or dropout is None or not 0.0 <= dropout < 1.0:
@@ -337,7 +385,7 @@ class FrozenEncoder(nn.Module):
                 f"model.encoder: hidden={hidden}, dropout={dropout}: needs at least one hidden unit (null: no layer) "
                 "and a dropout from 0 to below 1"
             )
-        self.backbone = FrozenBackbone(name, pretrained, weights, input_size, levels, pool)
+        self.backbone = FrozenBackbone(name, pretrained, weights, input_size, levels, pool, precision)
         size = self.backbone.out_dim
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
@@ -352,9 +400,13 @@ class FrozenEncoder(nn.Module):
         """Embed float RGB (N, 3, H, W) in [0, 1] as (N, embedding_dim)."""
         return self.embed(self.features(images))
 
-    def features(self, images: Tensor) -> Tensor:
-        """Compute the backbone's features (N, feature_dim), standardised; training does not change them."""
-        standardised: Tensor = (self.backbone(images) - self.mean) / self.scale
+    def features(self, images: Tensor, destroyer: Any = None, draws: Tensor | None = None) -> Tensor:
+        """Compute the backbone's features (N, feature_dim), standardised; training does not change them.
+
+        Args:
+            images, destroyer, draws: see :meth:`FrozenBackbone.forward`.
+        """
+        standardised: Tensor = (self.backbone(images, destroyer, draws) - self.mean) / self.scale
         return standardised
 
     def embed(self, features: Tensor) -> Tensor:

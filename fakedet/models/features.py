@@ -14,13 +14,14 @@ import os
 import sqlite3
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fakedet.errors import UserError, one_line
@@ -30,6 +31,7 @@ log = logging.getLogger("fakedet")
 
 VARIABLE = "FAKEDET_FEATURES"  # environment variable that names the file; unset: features end with the process
 FORMAT = 3  # to be raised when the same settings give other features
+BATCHES = {"cpu": 1, "cuda": 32}  # images that a kind of device computes at a time, others one
 CHECK = 4  # bytes of the checksum at the end of each row of the file
 
 
@@ -50,30 +52,47 @@ class FeatureCache:
     _lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self) -> None:
-        self._backbone: bytes | None = None
+        self._backbones: dict[str, bytes] = {}
 
-    def features(self, backbone: Any, images: Tensor) -> list[Tensor]:
-        """Compute or look up the features (D,) of each of some float images (N, 3, H, W) in [0, 1] on the CPU.
+    def features(
+        self, backbone: Any, images: Tensor, destroyer: Any = None, draws: Tensor | None = None
+    ) -> list[Tensor]:
+        """Compute or look up the features (D,), on the CPU, of each of some float images (N, 3, H, W) in [0, 1].
 
-        The backbone is as for :func:`fingerprint`; its ``describe`` maps (1, 3, H, W) to (1, D). Images are computed
-        side by side, as many as PyTorch has threads and each by one thread: several threads to an image cost up to
-        seven times the CPU, and features would depend on their number.
+        The backbone is as for :func:`fingerprint`; its ``describe`` maps (B, 3, H, W) to (B, D). On CPUs images are
+        computed side by side, as many as PyTorch has threads and each alone by one thread: several threads to an image
+        cost up to seven times the CPU, batches save nothing, and features would depend on both. On other devices
+        batches have a fixed size (:data:`BATCHES`), for the same reason.
+
+        With a ``destroyer`` and ``draws`` (N, width) the features are those of ``destroyer(images, draws=draws)``; the
+        copies are made only where these are not known. The destroyer's ``fingerprint`` (bytes) says what it does.
         """
-        if self._backbone is None:
-            self._backbone = fingerprint(backbone)
-        file = self._shared_file()
+        device = images.device.type
+        if device not in self._backbones:
+            self._backbones[device] = fingerprint(backbone)
+        net, file = self._backbones[device], self._shared_file()
         keys, found = [], dict[bytes, Tensor]()
-        for image in images:
+        for index, image in enumerate(images.cpu()):
             content = hashlib.sha256(image.contiguous().view(-1).numpy().data)
-            content.update(repr((self._backbone, tuple(image.shape))).encode())
+            content.update(repr((net, tuple(image.shape))).encode())
+            if draws is not None:
+                content.update(destroyer.fingerprint + draws[index].numpy().tobytes())
             keys.append(key := content.digest())
             row = self._known.get(key)
             if row is None and file:
-                row = file.get(self._backbone, key)
+                row = file.get(net, key)
             if row is not None:
                 found[key] = row
-        missing = {key: image for key, image in zip(keys, images, strict=True) if key not in found}
-        found |= self._compute(backbone, missing, file)
+        missing = {key: index for index, key in enumerate(keys) if key not in found}
+
+        def look(rows: list[int]) -> Tensor:
+            """Compute some rows, on the GPU together with zeros up to the fixed size."""
+            with torch.no_grad():  # which each thread sets for itself
+                seen = images[rows] if draws is None else destroyer(images[rows], draws=draws[rows])
+                made: Tensor = backbone.describe(F.pad(seen, (0,) * 7 + (BATCHES.get(device, 1) - len(rows),)))
+                return made[: len(rows)].cpu()
+
+        found |= self._compute(look, missing, BATCHES.get(device, 1), net, file)
         for key, row in found.items():
             self._remember(key, row)
         return [found[key] for key in keys]
@@ -84,35 +103,35 @@ class FeatureCache:
                 del self._known[next(iter(self._known))]
             self._known[key] = row
 
-    def _compute(self, backbone: Any, images: dict[bytes, Tensor], file: FeatureFile | None) -> dict[bytes, Tensor]:
-        def one(image: Tensor) -> Tensor:
-            with torch.no_grad():  # which each thread sets for itself
-                return backbone.describe(image[None])[0].clone()  # type: ignore[no-any-return]
-
-        def collect(key: bytes) -> None:
-            row = waiting[key].result()
-            self._remember(key, row)
-            if file:
-                file.put(self._backbone or b"", key, row)
-            FeatureCache.computed += 1
-            found[key] = row
+    def _compute(
+        self, look: Callable[[list[int]], Tensor], missing: dict[bytes, int], size: int, net: bytes,
+        file: FeatureFile | None,
+    ) -> dict[bytes, Tensor]:  # fmt: skip
+        def collect(keys: tuple[bytes, ...]) -> None:
+            for key, row in zip(keys, waiting[keys].result(), strict=True):
+                self._remember(key, row := row.clone())
+                if file:
+                    file.put(net, key, row)
+                FeatureCache.computed += 1
+                found[key] = row
 
         found: dict[bytes, Tensor] = {}
-        waiting: dict[bytes, Future[Tensor]] = {}
-        workers = max(1, min(torch.get_num_threads(), len(images)))
+        waiting: dict[tuple[bytes, ...], Future[Tensor]] = {}
+        workers = 1 if size > 1 else max(1, min(torch.get_num_threads(), len(missing)))
         with self._lock, ThreadPoolExecutor(workers) as pool:
             before = torch.get_num_threads()
             torch.set_num_threads(1)  # which threads that are started now take over
             try:
-                for key, image in images.items():
-                    waiting[key] = pool.submit(one, image)
-                for key in images:
-                    collect(key)
+                for start in range(0, len(missing), size):
+                    keys = tuple(missing)[start : start + size]
+                    waiting[keys] = pool.submit(look, [missing[key] for key in keys])
+                for keys in waiting:
+                    collect(keys)
             except BaseException:  # a signal, say, that ends the run: what is computed by then is kept
                 pool.shutdown(cancel_futures=True)
-                for key in waiting.keys() - found.keys():
-                    if not waiting[key].cancelled() and waiting[key].exception() is None:
-                        collect(key)
+                for keys, one in waiting.items():
+                    if keys[-1] not in found and not one.cancelled() and one.exception() is None:
+                        collect(keys)
                 raise
             finally:
                 torch.set_num_threads(before)
@@ -120,7 +139,7 @@ class FeatureCache:
 
     def forget(self) -> None:
         """Note that the backbone has other weights now."""
-        self._backbone = None
+        self._backbones.clear()
 
     @classmethod
     def clear(cls) -> None:
@@ -158,9 +177,15 @@ class FeatureCache:
 
 
 def fingerprint(backbone: Any) -> bytes:
-    """Hash the layers, weights and preprocessing (``levels``, ``input_size``, ``pool``) of a backbone to 16 bytes."""
+    """Hash the layers, weights, preprocessing (``levels``, ``input_size``, ``pool``) and ``dtype`` of a backbone.
+
+    The hash has 16 bytes; features that another kind of device or another precision computes are others.
+    """
     digest = hashlib.blake2b(repr(backbone).encode(), digest_size=16)
     digest.update(repr([FORMAT, backbone.levels, backbone.input_size, backbone.pool]).encode())
+    device = backbone.mean.device.type
+    if device != "cpu" or backbone.dtype != torch.float32:
+        digest.update(repr([device, backbone.dtype]).encode())
     # Not state_dict(), which leaves out the buffers mean and std of the preprocessing.
     for name, value in (*backbone.named_parameters(), *backbone.named_buffers()):
         digest.update(name.encode())

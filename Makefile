@@ -8,6 +8,9 @@ ARGS   ?=
 # The development corpus; tests that need it skip with a reason where it is absent.
 FAKEDET_CORPUS ?= $(wildcard ../shared/data)
 export FAKEDET_CORPUS
+# The corpus of many families of generators.
+FAKEDET_WIDE ?= $(wildcard $(FAKEDET_CORPUS)/wide)
+export FAKEDET_WIDE
 export NO_ALBUMENTATIONS_UPDATE = 1
 
 .DEFAULT_GOAL := help

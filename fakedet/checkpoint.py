@@ -327,7 +327,7 @@ def read_published(path: Path) -> dict[str, Any]:
     if not isinstance(info, dict):
         raise UserError(f"{path} holds weights alone, not a detector; `fakedet export output=x{SAFETENSORS}` writes a "
                         "detector, and model.encoder.weights=FILE starts an encoder from weights")  # fmt: skip
-    if metadata.get("sha256") != _digest(weights, told):
+    if metadata.get("sha256") != digest_of_weights(weights, told):
         raise UserError(f"{path} is damaged: its checksum is wrong; copy it anew")
     return {"state_dict": weights, "fakedet": info}
 
@@ -368,16 +368,17 @@ def write_published(path: Path, weights: dict[str, Tensor], info: dict[str, Any]
     one = {name: first.setdefault((w.data_ptr(), w.dtype, w.shape, w.stride()), name) for name, w in weights.items()}
     copies = {name: weights[name].detach().cpu().contiguous().clone() for name in first.values()}
     told = json.dumps(info)
-    metadata = {"fakedet": told, "sha256": _digest({name: copies[of] for name, of in one.items()}, told)}
+    metadata = {"fakedet": told, "sha256": digest_of_weights({name: copies[of] for name, of in one.items()}, told)}
     if len(copies) < len(one):
         metadata["same"] = json.dumps({name: of for name, of in one.items() if name != of})
     # Not save_file, whose files no other user may read, whatever the umask.
     path.write_bytes(safetensors.torch.save(copies, metadata))
 
 
-def _digest(weights: dict[str, Tensor], told: str) -> str:
+def digest_of_weights(weights: Mapping[str, Tensor], told: str = "") -> str:
+    """Return the SHA-256 of weights on the CPU, with their names, types and shapes, and of a text."""
     digest = hashlib.sha256(told.encode())
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).numpy().tobytes())
+        digest.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -53,6 +53,11 @@ def check_config(config: DictConfig) -> None:
     seed = OmegaConf.select(config, "seed", default=0)
     if seed is None or seed >= 2**32:
         raise UserError(f"seed={written(seed)}: must be below {2**32}; valid: 0 to {2**32 - 1}")
+    held_out = OmegaConf.select(config, "data.hold_out_families"), OmegaConf.select(config, "data.measure")
+    if config.get("protocol") and not (held_out[0] and held_out[1] == "held_out"):
+        raise UserError(f"protocol={config.protocol.name}: it makes many jobs of each job of a study, fakedet study "
+                        "study=NAME; for one of them alone, pass data.hold_out_families=[NAME] data.measure=held_out "
+                        "too")  # fmt: skip
     if OmegaConf.select(config, "model") is not None:
         _check_length(config)
         every, epochs = config.trainer.check_val_every_n_epoch, config.trainer.max_epochs

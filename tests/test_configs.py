@@ -33,6 +33,7 @@ MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 @pytest.fixture(autouse=True)
 def _corpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKEDET_CORPUS", "/nowhere")
+    monkeypatch.setenv("FAKEDET_WIDE", "/nowhere")
 
 
 def composed(verb: str, *overrides: str) -> DictConfig:
@@ -53,7 +54,7 @@ def test_every_option_composes(group: str, option: str) -> None:
 @pytest.mark.parametrize("path", sorted((CONF / "study").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_study_composes_and_names_its_methods(path: Path) -> None:
     register_resolvers()
-    _, study = plan("train", [f"study={path.stem}"])
+    _, study = plan("train", [f"study={path.stem}", "~protocol"])  # a protocol reads the data
     assert study is not None
     assert study.settings["title"]
     folders = [job.folder.name for job in study.jobs]

@@ -144,8 +144,8 @@ def _write_images(
         except DecodeError as error:
             return error.reason
         header = parse_header(data)
-        return (name, row.label, row.generator, row.source, row.split, row.group, header.width, header.height,
-                header.format, header.jpeg_quality, header.jpeg_tables, len(data),
+        return (name, row.label, row.generator, row.source, row.split, row.group, row.family, header.width,
+                header.height, header.format, header.jpeg_quality, header.jpeg_tables, len(data),
                 hashlib.sha256(data).hexdigest())  # fmt: skip
 
     done = 0

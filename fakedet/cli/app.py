@@ -345,7 +345,7 @@ def _launch(verb: str, arguments: list[str]) -> int:
 
 
 def _run_study(
-    study: sweep.Study, run_hydra: Callable[[str], None], stoppable: Callable[[], AbstractContextManager[None]],
+    study: sweep.Study, run_hydra: Callable[..., None], stoppable: Callable[[], AbstractContextManager[None]],
     arguments: list[str],
 ) -> None:  # fmt: skip
     """Check, train and compare the jobs of a study."""
@@ -365,7 +365,7 @@ def _run_study(
         jobs = f"{len(study.jobs)} jobs" + (f", {finished} of them trained before" if finished else "")
         log.info("study '%s': %s, into %s", study.settings["name"], jobs, study.folder)
         with sweep.watch(study), stoppable():
-            run_hydra(f"hydra.sweep.dir={written(study.folder)}")
+            run_hydra(*study.added, f"hydra.sweep.dir={written(study.folder)}")
             set_up()  # without the number of a job that ran in this process
         verbs.compare_study(study, arguments)
     log.info("time    %.0f s", time.perf_counter() - started)

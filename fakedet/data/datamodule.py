@@ -55,7 +55,7 @@ class DataModule(Protocol):
     real_only: bool  # Whether training serves reals only (stage 1)
     max_quarantine: float  # Largest share of unreadable images in a split, 0 to 1
     matcher: Matcher | None  # How images are matched when they are read; the checkpoint remembers it
-    held_out: tuple[tuple[str, ...], str]  # Generators and measure of :func:`fakedet.data.manifest.hold_out`
+    held_out: tuple[tuple[str, ...] | str, ...]  # What :func:`fakedet.data.manifest.hold_out` takes, after the manifest
     seen_generators: list[str]  # Generators whose fakes are trained on
     test_split: str  # The split that :meth:`test_dataloader` loads; evaluation sets it
 
@@ -120,8 +120,8 @@ class ImageDataModule(LightningDataModule):
         steps_per_epoch: training steps of an epoch; None: as many as one pass over the training rows takes.
         max_quarantine: largest share of unreadable images in a split, 0 to 1.
         allow_group_leak: accept a group of images that is in several splits.
-        hold_out, measure: generators whose fakes are not trained on, and what is then tested, "test" or "held_out"; see
-            :func:`fakedet.data.manifest.hold_out`.
+        hold_out, hold_out_families, measure: generators and families whose fakes are not trained on, and what is then
+            tested, "test" or "held_out"; see :func:`fakedet.data.manifest.hold_out`.
         match: settings of a :class:`fakedet.data.match.Matcher`; with size null or 0, images are taken as they are.
         shard_window: shards of each stratum that are open at a time; see :class:`BalancedBatchSampler`.
         shard_cache: folder for shards of an object store; None: litdata's own.
@@ -133,15 +133,16 @@ class ImageDataModule(LightningDataModule):
         self, manifest: str, root: str | None = None, pairs: Mapping[str, Any] | None = None, crop_size: int = 128,
         eval_policy: str = "crop", batch_size: int = 64, eval_batch_size: int = 128, num_workers: int = 0,
         steps_per_epoch: int | None = None, max_quarantine: float = 0.05, allow_group_leak: bool = False,
-        hold_out: Sequence[str] = (), measure: str = "test", match: Mapping[str, Any] | None = None,
-        shard_window: int = 4, shard_cache: str | None = None,
+        hold_out: Sequence[str] = (), hold_out_families: Sequence[str] = (), measure: str = "test",
+        match: Mapping[str, Any] | None = None, shard_window: int = 4, shard_cache: str | None = None,
         augment: Augment | None = None, views: int = 1, real_only: bool = False, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         self.table, self.root, self.allow_group_leak, self.pairs = manifest, root, allow_group_leak, pairs
         self.crop_size, self.eval_policy, self.max_quarantine = crop_size, eval_policy, max_quarantine
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
-        self.steps_per_epoch, self.held_out = steps_per_epoch, (tuple(hold_out), measure)
+        self.steps_per_epoch = steps_per_epoch
+        self.held_out = tuple(hold_out), measure, tuple(hold_out_families)
         self.matcher = Matcher(**match) if match and match.get("size") else None
         self.shard_window, self.shard_cache, self.seed = shard_window, shard_cache, seed
         self.augment, self.views, self.real_only = augment or Augmentation("none"), views, real_only

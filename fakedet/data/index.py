@@ -50,7 +50,7 @@ log = logging.getLogger("fakedet")
 NAMES = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema([
     ("path", pa.string()), ("label", pa.int8()), ("generator", NAMES), ("source", NAMES), ("split", NAMES),
-    ("group", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("format", NAMES),
+    ("group", pa.string()), ("family", NAMES), ("width", pa.int32()), ("height", pa.int32()), ("format", NAMES),
     ("jpeg_quality", pa.int16()), ("jpeg_tables", NAMES), ("bytes", pa.int64()), ("sha256", pa.string()),
 ])  # fmt: skip
 described = attrgetter(*FACTS[:7])  # The columns of a manifest that describe a file, of its Facts
@@ -249,7 +249,7 @@ def index_store(
                 continue
             split, group = files.split(fact.folder, fact.name), files.group(fact.folder, fact.name)
             generator = place.generator.strip() or "unnamed"  # as the manifest is read
-            yield (fact.path, place.label, generator, place.source, split, group), place.reason, fact
+            yield (fact.path, place.label, generator, place.source, split, group, generator), place.reason, fact
 
     return _write(manifest, root, layout.name, settings, state, copies, rows(), rejected)
 
@@ -453,7 +453,7 @@ def _write(
 
     def rows() -> Iterator[tuple[Any, ...]]:
         for row, reason, fact in found:
-            _, label, generator, _, split, _ = row
+            _, label, generator, _, split, *_ = row
             counts[(label, generator, split)] += 1
             why.setdefault((label, generator), reason)
             yield (*row, *described(fact))

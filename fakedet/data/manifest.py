@@ -28,7 +28,7 @@ ASIDE = "aside"  # The split of rows that a run with held-out generators does no
 class Manifest:
     """A checked table of images."""
 
-    frame: pd.DataFrame  # Columns path, label, generator, source, split, group; the index 0..n-1 is a row's id
+    frame: pd.DataFrame  # The columns of ``COLUMNS``; the index 0..n-1 is a row's id
     root: Path  # The folder that paths are relative to
     sha256: str  # Of the frame's content; the same for a CSV and a parquet table of the same rows
     facts: pa.Table | None = None  # Further columns, which `fakedet index` and `fakedet shard` write; see ``FACTS``
@@ -121,7 +121,8 @@ def check_manifest(
     group = pc.if_else(pc.equal(group, ""), image, group)  # a row without a group is its own
     split = columns.splits(table, group, path, split_seed, notes)
     columns.check_groups(group, split, path, allow_group_leak, notes)
-    checked = dict(zip(COLUMNS, (image, label, generator, source, split, group), strict=True))
+    family = columns.families(table, label, generator, path)
+    checked = dict(zip(COLUMNS, (image, label, generator, source, split, group, family), strict=True))
     frame = pa.table(checked).to_pandas()
     probed = frame["path"].head(300).tolist() if probe else []
     # os.path returns False where Path raises: a name that is too long, a folder without permission. Single missing
@@ -135,6 +136,8 @@ def check_manifest(
         )
     kept = table.select([name for name in FACTS if name in table.column_names])
     digest = hashlib.sha256()  # pandas' own hash may change with its version
+    if family.equals(generator):  # as of tables without the column
+        del checked["family"]
     for name, values in checked.items():
         digest.update(f"{name} {len(values)}\n".encode())
         if isinstance(values, np.ndarray):
@@ -176,41 +179,52 @@ def make_cells(manifest: Manifest, pairs: Mapping[str, Any] | None, split: str) 
     return Cells([name for _, name in order], [bool(label) for label, _ in order], counterparts, codes)
 
 
-def hold_out(manifest: Manifest, generators: Sequence[str], measure: str = "test") -> Manifest:
-    """Take the fakes of generators out of training and validation.
+def hold_out(
+    manifest: Manifest, generators: Sequence[str], measure: str = "test", families: Sequence[str] = ()
+) -> Manifest:
+    """Take the fakes of generators and of families of generators out of training and validation.
 
     Args:
         manifest: the images.
-        generators: whose fakes leave the splits train and val; none: the manifest is returned as it is.
+        generators, families: whose fakes leave the splits train and val; none: the manifest is returned as it is.
         measure: "test": the split test stays, and the held-out generators are unseen in it. "held_out": for choosing
-            hyperparameters without looking at the test split, so that split is not used either; the split test becomes
-            the held-out fakes and half of the groups of validation reals, which leave validation.
+            hyperparameters without looking at the test split, so that split is not used either. The split test becomes
+            the held-out fakes whose groups are no longer trained on, and the reals of some groups, drawn by name, whose
+            images leave train and val: half of the groups of validation reals; with ``families`` a quarter of all
+            groups of train and val that hold a real or fakes of several families, the same whichever are held out.
 
-    A UserError if a name is no generator of training or validation fakes, the measure is unknown, or "held_out" has no
-    generators.
+    A UserError if a name is no generator or family of training or validation fakes, the measure is unknown, or
+    "held_out" has nothing to hold out.
     """
     choose(measure, ("test", "held_out"), "data.measure")
-    if not generators:
+    if not generators and not families:
         if measure != "test":
-            raise UserError(f"data.measure={measure} needs generators to hold out: data.hold_out=[NAME]")
+            raise UserError(f"data.measure={measure} needs generators or families to hold out: data.hold_out=[NAME] or "
+                            "data.hold_out_families=[NAME]")  # fmt: skip
         return manifest
     frame = manifest.frame
     is_fake = frame["label"] == 1
     used = frame["split"].isin(("train", "val"))
-    known = sorted(frame.loc[is_fake & used, "generator"].unique())
-    for name in generators:
-        if name not in known:
-            raise UserError(f"data.hold_out: no training or validation fakes are of '{name}'; {nearest(name, known)}")
-    held = is_fake & used & frame["generator"].isin(list(generators))
+    fakes, held = frame[is_fake & used], used & False
+    for key, column, names in (("hold_out", "generator", generators), ("hold_out_families", "family", families)):
+        known = sorted(fakes[column].unique())
+        for name in names:
+            if name not in known:
+                raise UserError(f"data.{key}: no training or validation fakes are of '{name}'; {nearest(name, known)}")
+        held = held | (is_fake & used & frame[column].isin(list(names)))
     split = frame["split"].mask(held, ASIDE)
     if measure == "held_out":
         split = split.mask(split == "test", ASIDE)
-        reals = (split == "val") & ~is_fake
-        # Which half is drawn depends only on the names of the groups.
-        groups = np.sort(frame.loc[reals, "group"].unique().astype(str))
-        drawn = frame["group"].isin(np.random.default_rng(0).permutation(groups)[: len(groups) // 2])
+        leaving, parts = (used, 4) if families else (split == "val", 2)
+        groups = set(frame.loc[leaving & ~is_fake, "group"])
+        if families:  # prompts that generators share; else none of their fakes could be measured
+            spread = fakes.groupby("group")["family"].nunique()
+            groups |= set(spread.index[spread > 1])
+        # Which are drawn depends only on the names of the groups.
+        drawn = np.random.default_rng(0).permutation(np.sort(np.array([*groups], dtype=str)))[: len(groups) // parts]
+        leaving = leaving & ~held & frame["group"].isin(drawn)
         # Other generators' fakes of the drawn photographs can neither be measured nor stay in validation.
-        split = split.mask(drawn & reals, "test").mask(drawn & (split == "val") & is_fake, ASIDE)
+        split = split.mask(leaving, "test").mask(leaving & is_fake, ASIDE)
         # A fake of a photograph that is still used for training or validation is not new.
         remaining = frame.loc[split.isin(("train", "val")), "group"]
         split = split.mask(held & ~frame["group"].isin(remaining), "test")

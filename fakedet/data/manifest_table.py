@@ -29,10 +29,11 @@ from fakedet.errors import UserError, nearest, one_line
 
 Texts: TypeAlias = pa.LargeStringArray  # One text for each row, none of them null
 
-COLUMNS = ("path", "label", "generator", "source", "split", "group")
+COLUMNS = ("path", "label", "generator", "source", "split", "group", "family")
 # Further columns: `fakedet index` writes the first seven, `fakedet shard` all.
 FACTS = ("width", "height", "format", "jpeg_quality", "jpeg_tables", "bytes", "sha256", "shard", "position")
-REPEATING = ["generator", "source", "split", "group"]  # Columns with few different values, which are read as categories
+# Columns with few different values, which are read as categories
+REPEATING = ["generator", "source", "split", "group", "family"]
 SPLITS = {  # names in tables and of folders
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
@@ -383,6 +384,19 @@ def split_of(group: str, seed: int, shares: Mapping[str, float] = SHARES) -> str
     ends = zip(shares, accumulate(shares.values()), strict=True)
     # By rounding, the sum of the shares may fall short of 1.
     return next((name for name, end in ends if place < end), list(shares)[-1])
+
+
+def families(table: pa.Table, labels: NDArray[np.int64], generators: Texts, path: Path) -> Texts:
+    """Return each row's family, its generator's name where the table has none; a fake generator of two is an error."""
+    given = names(table, "family", path, blank=True)
+    family = pc.if_else(pc.equal(given, ""), generators, given)
+    fakes = pa.table({"generator": generators, "family": family}).filter(pa.array(labels == 1))
+    found: dict[str, str] = {}
+    for one in sorted(fakes.group_by(fakes.column_names).aggregate([]).to_pylist(), key=lambda one: one["family"]):
+        if (other := found.setdefault(one["generator"], one["family"])) != one["family"]:
+            raise UserError(f"{path}: the generator '{one['generator']}' has two families, '{other}' and "
+                            f"'{one['family']}'; give all its fakes one (a blank is the generator's name)")  # fmt: skip
+    return family
 
 
 def check_groups(groups: Texts, split: Texts, path: Path, allowed: bool, notes: list[str]) -> None:

@@ -28,6 +28,7 @@ from fakedet.errors import UserError
 from fakedet.evaluation import score
 from fakedet.evaluation.plots import plot_robustness
 from fakedet.evaluation.predictions import CONTENT, MAP, called_fake
+from fakedet.evaluation.scored import count_scoring
 from fakedet.methods.base import Detector, gather_records
 from fakedet.metrics.bootstrap import Interval, percentile_interval
 from fakedet.metrics.decisions import accuracies
@@ -135,7 +136,8 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
         frame, share = score.map_embeddings(trainer, method, datamodule, frame)
         if not trainer.is_global_zero:
             return None
-        metrics = score.measure_predictions(frame, datamodule, method, bootstrap)
+        counts = count_scoring(method, datamodule, frame, folder)
+        metrics = {**score.measure_predictions(frame, datamodule, method, bootstrap), "test_scored": counts}
         pictures = score.small_pictures(datamodule, frame, point, config.pictures)
         if degraded is not None:
             described = frame[[name for name in frame if name == "id" or name not in SCORED]]

@@ -24,7 +24,7 @@ from fakedet.utils import replacing
 ORIGINAL = "original"
 METADATA_KEY, PICTURES_KEY = b"fakedet", b"fakedet.pictures"
 SCHEMA = {
-    "id": "int64", "path": "str", "label": "int8", "generator": "str", "source": "str", "group": "str",
+    "id": "int64", "path": "str", "label": "int8", "generator": "str", "family": "str", "source": "str", "group": "str",
     "split": "str", "view": "str", "crop": "str", "logit": "float64", "score": "float64",
     "trace_distance": "float64", "p_value": "float64", "verdict": "str", "map_x": "float32", "map_y": "float32",
 }  # fmt: skip
@@ -41,12 +41,14 @@ def write_predictions(
     """Write a predictions frame with the run's info in its metadata.
 
     Args:
-        frame: the columns of SCHEMA; those of MAP may be missing, and CONTENT may be there.
+        frame: the columns of SCHEMA; those of MAP may be missing, and family, which is then the generator. CONTENT may
+            be there.
         info: plain values.
         pictures: path of an image → a small JPEG of it, for reports.
     """
     path = Path(path)
     frame = frame.assign(**{name: np.nan for name in MAP if name not in frame})
+    frame = frame if "family" in frame else frame.assign(family=frame["generator"])
     if missing := [name for name in SCHEMA if name not in frame]:
         raise UserError(f"{path}: predictions without the column {', '.join(missing)} cannot be written")
     table = pa.Table.from_pandas(frame[list(SCHEMA)].astype(SCHEMA), preserve_index=False)
@@ -78,6 +80,7 @@ def read_predictions(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         raise UserError(f"{path}: not a predictions file, it has no column {', '.join(missing)}")
     _check(frame, path)
     frame = frame.assign(label=frame["label"].astype(np.int8), generator=frame["generator"].astype(str))
+    frame["family"] = frame["family"].astype(str) if "family" in frame else frame["generator"]
     for name in frame.columns.intersection(["score", "p_value", "trace_distance", *MAP]):
         try:
             frame[name] = pd.to_numeric(frame[name]).astype(np.float64)
@@ -99,7 +102,7 @@ def read_info(path: Path) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: the run's info in its metadata is not JSON; write it anew") from error
     lists = ("seen_generators", "map_share", "known_reals", "pairing_notes")
-    mappings = ("operating_point", "shortcut", "pairs", "training_pairs", "settings")
+    mappings = ("operating_point", "shortcut", "pairs", "training_pairs", "settings", "test_scored")
     kinds: dict[str, type] = {"seed": int, **dict.fromkeys(lists, list), **dict.fromkeys(mappings, dict)}
     wrong = ["info"]
     if isinstance(info, dict):
@@ -241,8 +244,8 @@ def read_files(given: Any) -> list[Read]:
 # Keys of a training's config that leave its results alone, or that may differ between the seeds of a method.
 ASIDE = (
     "name", "model.name", "seed", "output_dir", "overwrite", "resume", "stage1", "stage1_checkpoint", "stage1_cache",
-    "threads", "compile", "logger", "study", "embed_backbone", "header_audit", "also", "pictures", "bootstrap",
-    "test_after_fit", "callbacks.progress", "callbacks.guard", "callbacks.throughput", "callbacks.resume",
+    "threads", "compile", "logger", "study", "protocol", "embed_backbone", "header_audit", "also", "pictures",
+    "bootstrap", "test_after_fit", "callbacks.progress", "callbacks.guard", "callbacks.throughput", "callbacks.resume",
     "data.manifest", "data.root", "data.shard_cache", "data.num_workers", "data.eval_batch_size", "data.max_quarantine",
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.deterministic",
     "trainer.log_every_n_steps",

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from fakedet.config import again, check_config, shown_command
 from fakedet.data import demo
 from fakedet.errors import UserError, nearest
-from fakedet.evaluation import plots, predictions
+from fakedet.evaluation import families, plots, predictions, scored
 from fakedet.evaluation.comparison import TITLES, Comparison, compare, opening, rows, verdict, write_csv, write_markdown
 from fakedet.evaluation.evaluate import measure_robustness
 from fakedet.evaluation.predictions import MAP, Read
@@ -355,7 +355,7 @@ def _caveats(read: list[Read], shortcuts: Mapping[str, Interval]) -> list[str]:
         own = dict.fromkeys(predictions.differences([one.info for one in read if one.method == method]))
         if len(own) > 1:
             told.append(f"{method} stands for runs of different configs: {'; '.join(own)}.")
-    return list(dict.fromkeys(told))
+    return list(dict.fromkeys([*told, *scored.told_by(one.info for one in read)]))
 
 
 def _row(one: Read) -> dict[str, Any]:
@@ -393,6 +393,7 @@ class Run:
     facts: dict[str, Any]  # content of run.json; empty for a run that has not finished
     failure: str  # why it failed; "" for a run that did not, was stopped or is under way
     flags: Sequence[str] = ()  # of the command line that trains it, besides its overrides
+    family: str | None = None  # that a study's protocol left out
 
     @property
     def overrides(self) -> dict[str, str]:
@@ -435,7 +436,8 @@ def compare_runs(config: DictConfig, overrides: list[str], command: list[str] | 
     ``command`` makes the report again; None stands for `fakedet compare` with these overrides.
 
     Returns:
-        The report on the runs' own test split, then one for each further manifest.
+        The report on the runs' own test split, then one for each further manifest; none for a study that leaves
+        families out, whose report is written and told here.
 
     Raises:
         UserError: there is no finished run, or they were evaluated on different data.
@@ -453,6 +455,9 @@ def compare_runs(config: DictConfig, overrides: list[str], command: list[str] | 
     config = config.copy()
     title, folder = config.title or study.get("title") or "Sweep", Path(config.output_dir)
     config.title, config.baseline = title, config.baseline or study.get("baseline")
+    if study.get("protocol"):
+        _report_on_families(done, config, [*(study.get("caveats") or ()), *failures], command)
+        return []
     reports = []
     names = [path.parent.name for run in done for path in sorted(run.folder.glob("on_*/predictions.parquet"))]
     for place in ("", *dict.fromkeys(names)):
@@ -472,6 +477,23 @@ def compare_runs(config: DictConfig, overrides: list[str], command: list[str] | 
     return reports
 
 
+def _report_on_families(runs: Sequence[Run], config: DictConfig, caveats: Sequence[str], command: list[str]) -> None:
+    """Write the report of a study that left families out, and print what it says."""
+    read = {(run.method, str(run.family), run.seed): predictions.read_file(run.folder / "predictions.parquet")
+            for run in runs}  # fmt: skip
+    methods = list(dict.fromkeys(run.method for run in runs))
+    if config.baseline not in (None, *methods):
+        raise UserError(f"baseline={config.baseline}: {nearest(config.baseline, methods)}")
+    frames = {key: one.original for key, one in read.items()}
+    found = families.compare_families(frames, config.baseline or methods[0], **plain(config.bootstrap))
+    folder = open_folder(config.output_dir, config.overwrite)
+    write_config(folder, config, command[2:])
+    counted = scored.told_by(one.info for one in read.values())
+    for line in families.write_report(found, folder, str(config.title), [*caveats, *counted]):
+        log.info("%s", line)
+    log.info("report  %s", folder / "report.html")
+
+
 def _planned(root: Path, study: Mapping[str, Any]) -> list[Run]:
     """Read the folders of a study's jobs, in the study's order, whether they have begun or not."""
     ended = {row["job"]: row["error"] for row in ended_jobs(root)}
@@ -480,7 +502,9 @@ def _planned(root: Path, study: Mapping[str, Any]) -> list[Run]:
     for number, job in enumerate(study["jobs"]):
         folder = root / job["folder"]
         failure = _json(folder / FAILURE).get("error") or ended.get(number) or ""
-        runs.append(Run(folder, job["method"], job["overrides"], _json(folder / "run.json"), failure, flags))
+        runs.append(
+            Run(folder, job["method"], job["overrides"], _json(folder / "run.json"), failure, flags, job.get("family"))
+        )
     return runs
 
 

@@ -31,7 +31,7 @@ from fakedet.utils import FAILURE, is_main_process, log_to_file, open_folder, pl
 log = logging.getLogger("fakedet")
 
 # Settings that may differ between the starts of one run.
-ASIDE = ("overwrite", "resume", "callbacks.progress", "stage1_cache", "also", "study")
+ASIDE = ("overwrite", "resume", "callbacks.progress", "stage1_cache", "also", "study", "protocol")
 # What clusters send before they end a job: SLURM (--signal), submitit (USR2), shutdown and `kill`.
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 

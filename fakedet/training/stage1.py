@@ -47,7 +47,7 @@ def stage1_key(config: DictConfig, manifest: Manifest) -> str:
     given: dict[str, Any] = plain(config)
     model = given["model"]
     # Held-out fakes do not matter where no fake chooses the weights.
-    aside = (*DATA_ASIDE, *(("hold_out", "measure") if model["monitor"] is None else ()))
+    aside = (*DATA_ASIDE, *(("hold_out", "hold_out_families", "measure") if model["monitor"] is None else ()))
     pretrained = None
     if weights := model["encoder"].get("weights"):
         # By content: other weights may come to have the same name.

@@ -28,9 +28,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from fakedet.build import build_encoder
+from fakedet.build import build_datamodule, build_encoder
 from fakedet.config import check_command_line, check_config, texts_of, written
-from fakedet.errors import Preempted, UserError, one_line
+from fakedet.errors import Preempted, UserError, choose, one_line
 from fakedet.evaluation.report import ENDED, STUDY, ended_jobs, method_label
 from fakedet.training.resume import differences
 from fakedet.training.train import also_config, also_sha256, make_datamodule
@@ -50,6 +50,7 @@ class Job:
     seed: int
     folder: Path  # absolute; the config's output_dir
     config: DictConfig
+    family: str | None = None  # the family that a protocol leaves out
 
     @property
     def is_finished(self) -> bool:
@@ -65,11 +66,12 @@ class Study:
     settings: Mapping[str, Any]
     jobs: list[Job]
     config_dir: str | None
+    added: Sequence[str] = ()  # the overrides that a protocol adds to the command line
 
     def write(self) -> None:
         """Write study.json, which `fakedet compare` reads."""
         jobs = [{"folder": os.path.relpath(job.folder, self.folder), "method": job.method, "seed": job.seed,
-                 "overrides": job.overrides} for job in self.jobs]  # fmt: skip
+                 "family": job.family, "overrides": job.overrides} for job in self.jobs]  # fmt: skip
         write_json(self.folder / STUDY, {**self.settings, "config_dir": self.config_dir, "jobs": jobs})
 
 
@@ -104,17 +106,43 @@ def plan(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> 
         values = {item.get_key_element(): texts_of(item) for item in swept}
         telling = [item.get_key_element() for item in swept if item.is_sweep_override()]
         HydraConfig.instance().set_config(root)  # for ${hydra:...}
-        folder = Path(root.hydra.sweep.dir).absolute()
+        folder, added, protocol = Path(root.hydra.sweep.dir).absolute(), list[str](), plain(root.get("protocol"))
+        if protocol:
+            first = [texts[0] for texts in values.values()]
+            protocol["families"] = _families(_compose_job(0, first, telling, fixed, folder, config_dir).config)
+            added = _leaving_out(protocol["families"])
+            values |= {item.get_key_element(): texts_of(item) for item in parser.parse_overrides(added)}
+            if not any(item.key_or_group == "hydra.sweep.dir" for item in parsed):
+                folder /= protocol["name"]
         jobs = [_compose_job(number, list(texts), telling, fixed, folder, config_dir)
                 for number, texts in enumerate(itertools.product(*values.values()))]  # fmt: skip
     settings = {"name": "study", "title": "Study", "baseline": None, "caveats": [], **plain(root.study)}
+    settings["protocol"] = protocol
     methods = list(dict.fromkeys(job.method for job in jobs))
     if settings["baseline"] not in (None, *methods):
         raise UserError(f"study.baseline: '{settings['baseline']}' is not among its methods: {'; '.join(methods)}")
-    names = [(job.method, job.seed) for job in jobs]
+    names = [(job.method, job.seed, job.family) for job in jobs]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"study: '{twice[0]}' has the seed {twice[1]} twice; the same seed gives the same run")
-    return slurm, Study(folder, settings, jobs, config_dir)
+    return slurm, Study(folder, settings, jobs, config_dir, added)
+
+
+def _families(config: DictConfig) -> list[str]:
+    """Return the families that a protocol leaves out in turn: those that it names, or all of the training fakes."""
+    datamodule = build_datamodule({**plain(config.data), "hold_out_families": [], "measure": "test"})
+    datamodule.prepare()
+    rows = datamodule.manifest.rows("train")
+    found = sorted(rows.loc[rows["label"] == 1, "family"].unique())
+    if len(found) < 2:
+        raise UserError(f"protocol={config.protocol.name}: the training fakes are of {len(found)} family "
+                        f"({', '.join(found)}), and without it nothing is left to train on")  # fmt: skip
+    return [choose(str(name), found, "protocol.families") for name in config.protocol.families or found]
+
+
+def _leaving_out(families: Sequence[str]) -> list[str]:
+    """Return the overrides that leave each family out in turn, and score nothing of a test split."""
+    swept = ",".join(written([name]) for name in families)
+    return [f"data.hold_out_families={swept}", "data.measure=held_out", "also=null"]
 
 
 def _compose_job(
@@ -135,7 +163,9 @@ def _compose_job(
         target = folder / config.hydra.sweep.subdir
         del config["hydra"]
     config.output_dir = str(target)
-    return Job(overrides, method or str(config.name), int(config.seed or 0), target, config)
+    left_out = config.data.get("hold_out_families") if config.get("protocol") else None
+    family = left_out[0] if left_out else None
+    return Job(overrides, method or str(config.name), int(config.seed or 0), target, config, family)
 
 
 def remember_swept(overrides: Sequence[str]) -> None:
@@ -148,6 +178,7 @@ def job_folder(root: Any) -> str:
     """Name the folder of a job, given its config with the node ``hydra``, by what is swept, else by all overrides."""
     settings = root.hydra
     swept = {*os.environ.get(SWEPT, "").split(","), *(OmegaConf.select(settings, "sweeper.params", default=None) or {})}
+    swept |= {"data.hold_out_families"} if root.get("protocol") else set()
     left_out = set(settings.job.config.override_dirname.exclude_keys)
     given = [(item.partition("=")[0].lstrip("+~"), item) for item in map(str, settings.overrides.task)]
     kept = [(key, item) for key, item in given if key not in left_out]
@@ -239,7 +270,8 @@ def watch(study: Study) -> Iterator[None]:
                 job = study.jobs[row["job"]]
                 says = f"FAILED: {row['error']}" if row["error"] else f"done after {row['seconds']:.0f} s"
                 if not row["kept"]:
-                    line = f"{len(told)}/{total}  {job.method}, seed {job.seed}: {says}"
+                    named = f"{job.method} without {job.family}" if job.family else job.method
+                    line = f"{len(told)}/{total}  {named}, seed {job.seed}: {says}"
                     shown.progress.console.print(line, soft_wrap=True, highlight=False, markup=False)
             if live:
                 shown.show(len(told))

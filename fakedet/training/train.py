@@ -46,6 +46,7 @@ from fakedet.evaluation import score
 from fakedet.evaluation.evaluate import evaluate
 from fakedet.evaluation.plots import draw_map, plot_curves, plot_scores, read_curves
 from fakedet.evaluation.predictions import method_settings
+from fakedet.evaluation.scored import count_scoring
 from fakedet.methods.base import Detector, gather_records
 from fakedet.methods.ntf import NaturalTracePretraining
 from fakedet.models.backbones import public_backbones
@@ -233,7 +234,7 @@ def fit(config: DictConfig, folder: Path, datamodule: DataModule, stage1_path: P
         "crop_size": datamodule.crop_size, "eval_policy": datamodule.eval_policy,
         "match": datamodule.matcher.to_dict() if datamodule.matcher else None,
         "manifest_sha256": datamodule.manifest.sha256, "pairs": given["data"]["pairs"],
-        "held_out": [list(datamodule.held_out[0]), datamodule.held_out[1]],
+        "held_out": [one if isinstance(one, str) else list(one) for one in datamodule.held_out],
         "training_data": describe_training(datamodule), "seed": given["seed"], "name": given["name"],
         "settings": method_settings(given, datamodule.manifest.sha256, stage1.info if stage1 else None),
         "backbones": None if given.get("embed_backbone") else public_backbones(method) or None,
@@ -313,7 +314,8 @@ def _test(
     frame, share = score.map_embeddings(trainer, method, datamodule, frame)
     if not trainer.is_global_zero:
         return None
-    metrics = score.measure_predictions(frame, datamodule, method, plain(config.bootstrap))
+    counts = count_scoring(method, datamodule, frame, folder)
+    metrics = {**score.measure_predictions(frame, datamodule, method, plain(config.bootstrap)), "test_scored": counts}
     info = {
         **score.info_of(method, datamodule, metrics), "checkpoint": str(fitted.checkpoint), "split": "test",
         "run": facts, "map_share": share, "shortcut": header_audit(datamodule, "test") if config.header_audit else {},

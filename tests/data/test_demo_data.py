@@ -181,6 +181,10 @@ def test_a_damaged_cache_is_made_again(tmp_path: Path) -> None:
     stamp = (manifest.parent / "files.txt").stat().st_mtime_ns
     demo_data(tmp_path, 0, TINY)
     assert (manifest.parent / "files.txt").stat().st_mtime_ns == stamp, "a whole cache is not made again"
+    scored = manifest.with_name("manifest.test-scored.jsonl")
+    scored.write_text("{}")  # that its test split was scored, say
+    demo_data(tmp_path, 0, TINY)
+    assert scored.is_file()
     (manifest.parent / first).write_bytes(whole[:100])
     demo_data(tmp_path, 0, TINY)
     assert (manifest.parent / first).read_bytes() == whole

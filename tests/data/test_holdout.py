@@ -1,4 +1,4 @@
-"""Held-out generators, against a naive loop over random tables."""
+"""Held-out generators and families, against a naive loop over random tables."""
 
 from pathlib import Path
 
@@ -21,6 +21,7 @@ def table(seed: int = 0) -> Manifest:
             generator = random.choice(["camera", "a", "b", "c"])
             rows.append((int(generator != "camera"), generator, split, f"g{group}"))
     frame = pd.DataFrame(rows, columns=["label", "generator", "split", "group"])
+    frame["family"] = frame["generator"]
     return Manifest(frame, Path(), "0")
 
 
@@ -77,3 +78,79 @@ def test_a_data_module_trains_and_measures_without_them(tiny_manifest: Path) -> 
     assert module.manifest.sha256 == whole.manifest.sha256, "the data are the same table"
     fakes = module.manifest.frame.loc[[int(i) for batch in module.train_dataloader() for i in batch["id"]]]
     assert name not in set(fakes["generator"])
+
+
+FAMILIES = {"a": "x", "b": "x", "c": "y", "d": "z", "camera": "camera"}
+
+
+def table_of_families(seed: int) -> Manifest:
+    """Make groups that hold photographs, fakes of one family or of several, each in one split."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for group in range(160):
+        split = random.choice(["train", "train", "val", "test"])
+        kinds = [["camera", "camera", "a", "c"], ["a", "b"], ["a", "c", "d"], ["d"]][group % 4]
+        for _ in range(random.integers(1, 5)):
+            generator = random.choice(kinds)
+            rows.append((int(generator != "camera"), generator, FAMILIES[generator], split, f"g{group}"))
+    frame = pd.DataFrame(rows, columns=["label", "generator", "family", "split", "group"])
+    return Manifest(frame, Path(), "0")
+
+
+def naive(manifest: Manifest, left_out: str) -> list[str]:
+    """Give each row's split where a family is left out and measured, row by row."""
+    rows = list(manifest.frame.itertuples())
+    used = [row for row in rows if row.split != "test"]
+    groups = []
+    for name in sorted({row.group for row in used}):
+        own = [row for row in used if row.group == name]
+        if any(row.label == 0 for row in own) or len({row.family for row in own}) > 1:
+            groups.append(name)
+    drawn = list(np.random.default_rng(0).permutation(groups))[: len(groups) // 4]
+    splits, trained = [], set()
+    for row in rows:
+        is_held = row.split != "test" and row.label == 1 and row.family == left_out
+        if row.split == "test":
+            splits.append("aside")
+        elif is_held:
+            splits.append("held")
+        elif row.group in drawn:
+            splits.append("aside" if row.label else "test")
+        else:
+            splits.append(row.split)
+            trained.add(row.group)
+    return [("aside" if row.group in trained else "test") if split == "held" else split
+            for row, split in zip(rows, splits, strict=True)]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_family_is_left_out_and_measured_as_a_naive_loop_does(seed: int) -> None:
+    manifest = table_of_families(seed)
+    photographs = []
+    for family in ("x", "y", "z"):
+        held = hold_out(manifest, [], "held_out", [family]).frame
+        assert held["split"].tolist() == naive(manifest, family)
+        tested = held[held["split"] == "test"]
+        assert set(tested.loc[tested["label"] == 1, "family"]) == {family}
+        photographs.append(tested.index[tested["label"] == 0].tolist())
+    assert photographs[0] == photographs[1] == photographs[2], "every family is measured against the same photographs"
+    assert photographs[0]
+
+
+def test_generators_and_families_can_both_be_held_out() -> None:
+    manifest = table_of_families(0)
+    one = hold_out(manifest, ["d"], "test", ["x"]).frame
+    other = hold_out(manifest, ["a", "b", "d"]).frame
+    pd.testing.assert_frame_equal(one, other)
+    with pytest.raises(UserError, match=r"data.hold_out_families: no .* fakes are of 'yy'; did you mean 'y'"):
+        hold_out(manifest, [], "held_out", ["yy"])
+
+
+def test_a_data_module_leaves_out_a_family(tiny_manifest: Path) -> None:
+    frame = pd.read_csv(tiny_manifest)
+    frame.assign(family=frame["generator"].replace({"gen_b": "two", "gen_c": "two"})).to_csv(tiny_manifest, index=False)
+    module = ImageDataModule(str(tiny_manifest), crop_size=24, hold_out_families=["two"], measure="held_out")
+    assert module.seen_generators == ["gen_a"]
+    tested = module.manifest.rows("test")
+    assert set(tested["generator"]) == {"real_x", "real_y", "gen_b"}, "gen_c is in the test split alone"
+    assert set(module.as_read.frame.loc[tested.index, "split"]) == {"train", "val"}

@@ -42,13 +42,32 @@ def load(tmp_path: Path):
 
 def test_columns_are_filled_in_and_the_index_is_the_id(table: pd.DataFrame, load) -> None:
     manifest = load(table.assign(licence="none"))
-    assert list(manifest.frame) == ["path", "label", "generator", "source", "split", "group"]
+    assert list(manifest.frame) == ["path", "label", "generator", "source", "split", "group", "family"]
     assert manifest.frame.index.tolist() == list(range(12))
     for column in ("path", "label", "generator", "split", "group"):
         assert manifest.frame[column].tolist() == table[column].tolist()
     assert set(manifest.frame["source"]) == {""}
     assert manifest.frame["label"].dtype == np.int64
     assert manifest.notes == ["columns not used: licence"]
+
+
+def test_a_generator_is_its_own_family_unless_the_table_names_another(table: pd.DataFrame, load) -> None:
+    plain = load(table)
+    assert plain.sha256 == "4d70fa3f44e7462480e0b74da4ab845b6270d9bd0445dfeb0e4c8fcb77e2107a", "as before families"
+    assert plain.frame["family"].tolist() == table["generator"].tolist()
+    same = table.assign(family=table["generator"].where(table["label"] == 1, ""))
+    for name in ("manifest.csv", "manifest.parquet"):
+        assert load(same, name).sha256 == plain.sha256
+    other = load(table.assign(family=["", "ldm"] * 6), "manifest.parquet")
+    assert other.frame["family"].tolist() == ["real_x", "ldm"] * 6
+    assert other.sha256 != plain.sha256
+    assert load(table.assign(family=["", "gan"] * 6)).sha256 not in (other.sha256, plain.sha256)
+    # The reals of ForenSynths have their generator's name; they have no family of models.
+    load(table.assign(generator="gen_a", family=["", "ldm"] * 6))
+    for families in (["", "ldm", "", "gan"] * 3, ["", "ldm", "", "ldm", "", ""] * 2):
+        first, second = sorted(["ldm", families[-1] or "gen_a"])
+        with pytest.raises(UserError, match=f"the generator 'gen_a' has two families, '{first}' and '{second}'"):
+            load(table.assign(family=families))
 
 
 def test_csv_and_parquet_are_one_manifest_told_apart_by_content(table: pd.DataFrame, load) -> None:

@@ -185,3 +185,12 @@ def test_a_size_that_no_image_reaches_is_an_error(
     assert launch("match", arguments) == 2
     told = capsys.readouterr().err
     assert "no image could be matched to 500 pixels, the first: train/photos/0.jpg: 80x80 pixels" in told
+
+
+def test_families_go_with_the_copies(manifest: Path, tmp_path: Path) -> None:
+    frame = pd.read_csv(manifest)
+    frame.assign(family=frame["label"].map({0: "", 1: "gans"})).to_csv(manifest, index=False)
+    assert launch("match", [f"data.manifest={manifest}", f"output_dir={tmp_path}/out"]) == 0
+    copies = ImageDataModule(str(tmp_path / "out" / "manifest.parquet")).manifest.frame
+    assert set(copies.loc[copies["label"] == 1, "family"]) == {"gans"}
+    assert (copies["family"] == copies["generator"])[copies["label"] == 0].all()

@@ -267,3 +267,11 @@ def test_two_processes_train_from_shards(sharded: Path, tmp_path: Path) -> None:
     predictions = pd.read_parquet(tmp_path / "run" / "predictions.parquet")
     wanted = pd.read_parquet(sharded)
     assert sorted(predictions["path"]) == sorted(wanted.loc[wanted["split"] == "test", "path"])
+
+
+def test_families_go_with_the_shards(tiny_manifest: Path, tmp_path: Path) -> None:
+    frame = pd.read_csv(tiny_manifest)
+    frame.assign(family=frame["label"].map({0: "", 1: "gans"})).to_csv(tiny_manifest, index=False)
+    assert shard(tiny_manifest, tmp_path / "shards") == 0
+    sharded = ImageDataModule(str(tmp_path / "shards" / "manifest.parquet")).manifest.frame
+    assert set(sharded.loc[sharded["label"] == 1, "family"]) == {"gans"}

@@ -15,7 +15,8 @@ from fakedet.evaluation.predictions import method_settings, read_files, read_pre
 def frame(n: int = 6) -> pd.DataFrame:
     return pd.DataFrame({
         "id": range(n), "path": [f"ü {i}.png" for i in range(n)], "label": [0, 1] * (n // 2),
-        "generator": ["real", "gen"] * (n // 2), "source": "", "group": [f"g{i}" for i in range(n)], "split": "test",
+        "generator": ["real", "gen"] * (n // 2), "family": ["real", "gan"] * (n // 2),
+        "source": "", "group": [f"g{i}" for i in range(n)], "split": "test",
         "view": "original", "crop": "crop64", "logit": np.linspace(-3, 40, n), "score": 0.5,
         "trace_distance": [np.nan, 0.25] * (n // 2), "p_value": [np.nan, 0.5] * (n // 2),
         "verdict": ["", "real"] * (n // 2), "map_x": np.nan, "map_y": np.arange(n) / 4,
@@ -30,6 +31,14 @@ def test_round_trip_keeps_every_value_and_the_identity(tmp_path: Path) -> None:
     assert back["logit"].dtype == np.float64
     assert info == {"seen_generators": ["gen"], "pairs": None}
     assert [entry.name for entry in tmp_path.iterdir()] == ["predictions.parquet"]
+
+
+def test_a_generator_is_its_own_family_in_older_files(tmp_path: Path) -> None:
+    frame().drop(columns="family").to_parquet(tmp_path / "older.parquet")
+    older = read_predictions(tmp_path / "older.parquet")[0]
+    assert older["family"].tolist() == older["generator"].tolist()
+    write_predictions(frame().drop(columns="family"), tmp_path / "now.parquet", {})
+    assert read_predictions(tmp_path / "now.parquet")[0]["family"].tolist() == older["generator"].tolist()
 
 
 @pytest.mark.parametrize(

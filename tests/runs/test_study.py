@@ -1,5 +1,6 @@
 """A study through the command line: jobs side by side, failures named, finished jobs kept, mistakes found first."""
 
+import itertools
 import json
 import os
 import shutil
@@ -9,12 +10,15 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from fakedet.cli.app import launch
-from fakedet.training.sweep import Job, Study, watch
+from fakedet.cli.app import launch, register_resolvers
+from fakedet.errors import UserError
+from fakedet.evaluation.predictions import read_predictions
+from fakedet.training.sweep import Job, Study, plan, watch
 
 METHODS = {
     "trace": "defaults: [ntf_stage1, _self_]\n",
@@ -303,6 +307,108 @@ def test_missing_weights_are_found_first_unless_the_method_is_trained(
     assert "study: 'clip': model.encoder.weights: there is no file none" in capsys.readouterr().err
     (job(place / "out", "clip")).mkdir()
     assert not (job(place / "out", "clip") / "config.yaml").exists()
+
+
+# --- protocol=leave_family_out ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def families(tiny_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give a folder with the study, over data whose fakes have families: gen_a `one`, gen_b and gen_c `two`."""
+    write_study(tmp_path / "configs", "mine", "0")
+    frame = pd.read_csv(tiny_manifest)
+    frame["family"] = frame["generator"].replace({"gen_a": "one", "gen_b": "two", "gen_c": "two"})
+    (tmp_path / "data").mkdir()
+    shutil.copytree(tiny_manifest.parent, tmp_path / "data", dirs_exist_ok=True)
+    frame.to_csv(tmp_path / "data" / "manifest.csv", index=False)
+    shutil.copy(tmp_path / "data" / "manifest.csv", tmp_path / "data" / "other.csv")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OTHER_MANIFEST", "data/other.csv")
+    return tmp_path
+
+
+def planned(*words: str) -> Study:
+    register_resolvers()
+    _, study = plan("train", ["study=small", "data.manifest=data/manifest.csv", *words], "configs")
+    assert study is not None
+    return study
+
+
+def test_a_protocol_makes_a_grid_of_methods_seeds_and_families(families: Path) -> None:
+    words = ["model=bce,mine", "seed=3,4", "protocol=leave_family_out"]
+    study = planned(*words)
+    grid = list(itertools.product(["bce", "mine"], [3, 4], ["one", "two"]))
+    assert [(job.method, job.seed, job.family) for job in study.jobs] == grid
+    assert [job.folder.name for job in study.jobs] == [
+        f"model={method},seed={seed},data.hold_out_families={family}" for method, seed, family in grid
+    ]
+    assert {job.folder.parent for job in study.jobs} == {families / "out" / "leave_family_out"}, (
+        "beside the study's own"
+    )
+    for job in study.jobs:
+        assert (job.config.data.hold_out_families, job.config.data.measure) == ([job.family], "held_out")
+        assert job.config.also is None, "other manifests have test splits too"
+    words[:2] = ["seed=3"]
+    (one,) = planned(*words, "protocol.families=[two]").jobs
+    assert (one.family, one.folder.name) == ("two", "model=mine,seed=3,data.hold_out_families=two")
+    assert planned("seed=3", "hydra.sweep.dir=elsewhere", *words[1:]).folder == families / "elsewhere"
+    with pytest.raises(UserError, match=r"protocol.families: 'tow' is not known; did you mean 'two'"):
+        planned(*words, "protocol.families=[tow]")
+    with pytest.raises(UserError, match=r"the training fakes are of 1 family \(one\)"):
+        planned(*words, "data.hold_out=[gen_b]")
+
+
+def test_a_study_that_leaves_families_out_never_scores_the_test_split(
+    families: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert study(families, monkeypatch, "protocol=leave_family_out", "model=mine,bce") == 0
+    said = capsys.readouterr().out
+    assert "mine without two, seed 0: done after" in said
+    assert "The test split of this manifest has been scored 0 times (0 runs)." in said
+    out = families / "out" / "leave_family_out"
+    plan_of = json.loads((out / "study.json").read_text())
+    assert plan_of["protocol"] == {"name": "leave_family_out", "families": ["one", "two"]}
+    assert [(job["method"], job["family"]) for job in plan_of["jobs"]] == [
+        ("mine", "one"), ("mine", "two"), ("bce", "one"), ("bce", "two"),
+    ]  # fmt: skip
+    table = pd.read_csv(families / "data" / "manifest.csv").set_index("path")
+    photographs = []
+    for job_of in plan_of["jobs"]:
+        frame = read_predictions(out / job_of["folder"] / "predictions.parquet")[0]
+        assert set(frame.loc[frame["label"] == 1, "family"]) == {job_of["family"]}
+        assert "test" not in set(table.loc[frame["path"], "split"])
+        photographs.append(sorted(frame.loc[frame["label"] == 0, "path"]))
+    assert photographs[0] == photographs[1] == photographs[2] == photographs[3]
+    assert not list((families / "data").glob("*.jsonl"))
+    assert not list(out.glob("*/on_same"))
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["methods"] == ["mine", "bce"]
+    assert (out / "report.html").is_file()
+    # Started again, it goes on; compared alone, it is the same.
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/run.json")}
+    assert study(families, monkeypatch, "protocol=leave_family_out", "model=mine,bce") == 0
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*/run.json")} == before
+    assert "4 jobs, 4 of them trained before" in capsys.readouterr().out
+    assert launch("compare", [f"runs={out}", "output_dir=later", "bootstrap.resamples=20"]) == 0
+    assert json.loads((families / "later" / "summary.json").read_text())["values"] == summary["values"]
+    # One job alone is what the report says to type; without a family there is none.
+    alone = ["--config-dir", "configs", *plan_of["jobs"][0]["overrides"], "output_dir=alone"]
+    assert launch("train", [word for word in alone if not word.startswith("data.hold_out_families")]) == 2
+    assert "pass data.hold_out_families=[NAME] data.measure=held_out too" in capsys.readouterr().err
+
+
+def test_scorings_of_the_test_split_are_counted_and_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    notes = place / "data" / "manifest.test-scored.jsonl"
+    assert {json.loads(line)["name"] for line in notes.read_text().splitlines()} == {"mine", "ntf_stage1"}
+    told = "The test split of this manifest has been scored 2 times (2 runs)."
+    assert told in (place / "out" / "report.html").read_text()
+    # The trained weights, read back and scored again, are the same run.
+    checkpoint = job(place / "out", "mine") / "checkpoints" / "best.ckpt"
+    words = [f"checkpoint={checkpoint}", "data.manifest=data/manifest.csv", "output_dir=again", "threads=1"]
+    assert launch("evaluate", [*words, "bootstrap.resamples=0", "header_audit=false", "pictures=0"]) == 0
+    assert told in capsys.readouterr().out
+    assert len(notes.read_text().splitlines()) == 3
+    assert json.loads((place / "again" / "metrics.json").read_text())["test_scored"] == {"times": 2, "runs": 2}
 
 
 MISTAKES = [

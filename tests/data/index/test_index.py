@@ -271,8 +271,8 @@ def test_store_of_another_program_is_refused(data: Path) -> None:
 def test_table_keeps_its_own_splits_and_groups(data: Path, tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text(
-        "filename,is_fake,generator,split,group\n"
-        "real/0.png,real,photos,train,a\nsd/1.png,fake,sd,test,b\nsd/missing.png,fake,sd,test,c\n"
+        "filename,is_fake,generator,split,group,family\n"
+        "real/0.png,real,photos,train,a,\nsd/1.png,fake,sd,test,b,ldm\nsd/missing.png,fake,sd,test,c,ldm\n"
     )
     columns = {"path": "filename", "label": "is_fake"}
     found = index_table(table, data, tmp_path / "m.parquet", Settings(), columns)
@@ -280,6 +280,7 @@ def test_table_keeps_its_own_splits_and_groups(data: Path, tmp_path: Path) -> No
     assert frame[["path", "label", "split", "group"]].astype(object).to_numpy().tolist() == [
         ["real/0.png", 0, "train", "a"], ["sd/1.png", 1, "test", "b"],
     ]  # fmt: skip
+    assert frame["family"].tolist() == ["photos", "ldm"]
     assert frame["width"].tolist() == [7, 7]
     assert "No such file" in rejected(found)["sd/missing.png"]
     index_table(table, data, tmp_path / "m.parquet", Settings(split="validation"), columns)

@@ -17,13 +17,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fakedet.config import as_typed, check_command_line, expand_encoders, use_config_folder, without_hydra, written
+from fakedet.config import as_typed, check_command_line, expand_encoders, use_config_folder, without_hydra
 from fakedet.errors import UserError
 from fakedet.evaluation import evaluate as evaluation
 from fakedet.evaluation.predictions import read_predictions
 from fakedet.training import train as training
 from fakedet.training.train import TrainedRun
-from fakedet.utils import quiet_libraries
+from fakedet.utils import quiet_libraries, written
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import json
 import os
 import re
 import shlex
@@ -19,7 +18,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from hydra import compose, initialize_config_module
 from hydra._internal.utils import _locate, get_args_parser
@@ -33,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fakedet.errors import UserError, nearest, one_line
 from fakedet.methods.base import check_optimiser
-from fakedet.utils import plain
+from fakedet.utils import plain, written
 
 LEAST = {
     "threads": 1, "data.crop_size": 16,  # smaller crops leave strided encoders nothing to look at
@@ -270,30 +268,11 @@ NAMED = (
     "output_dir", "output", "heatmaps", "weights", "head", "dir", "save_dir", "dirpath", "path", "file", "baseline",
     "title", "group",
 )  # fmt: skip
-# Text that Hydra's grammar reads as it is, and text that stands for itself as the value of such a key.
-PLAIN = re.compile(r"(?!(null|true|false|nan|inf)$)([a-z_/]|\.{1,2}/)[\w/.-]*", re.ASCII | re.IGNORECASE)
+# Text that stands for itself as the value of such a key.
 LITERAL = re.compile(r"(?!(null|true|false|\?\?\?)$)[^~'\"\[{\\$\s]([^'\"\\$\n]*[^'\"\\$\s])?")
 QUOTED = re.compile(r"""(?P<quote>['"])(?:\\.|(?!(?P=quote)|\\).)*(?P=quote)""", re.DOTALL)
 CLOSED = re.compile(r"([^\[\],:]*:\s*)?\[[^\[\]]*\]|\$\{[^{}]*\}", re.DOTALL)
 SWEPT_BY = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag)\(.*\)", re.DOTALL)
-
-
-def written(value: Any) -> str:
-    """Write a value in the grammar of Hydra's overrides."""
-    value = value.item() if isinstance(value, np.generic) else value
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{written(one)}" for key, one in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(written, value)) + "]"
-    text = str(value)
-    if PLAIN.fullmatch(text):
-        return text
-    # Within quotes Hydra reads backslashes as they are, unless a quote follows.
-    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
 
 
 def shown_command(verb: str, *words: str, **names: object) -> str:

@@ -7,17 +7,20 @@ import json
 import logging
 import os
 import platform
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
@@ -146,6 +149,34 @@ def bar(what: str, total: int | None = None) -> Iterator[Bar]:
     shown = Bar(what, total)
     with shown.progress:
         yield shown
+
+
+# Text that Hydra's grammar reads as it is.
+PLAIN = re.compile(r"(?!(null|true|false|nan|inf)$)([a-z_/]|\.{1,2}/)[\w/.-]*", re.ASCII | re.IGNORECASE)
+
+
+def written(value: Any) -> str:
+    """Write a value in the grammar of Hydra's overrides."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{written(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(written, value)) + "]"
+    text = str(value)
+    if PLAIN.fullmatch(text):
+        return text
+    # Within quotes Hydra reads backslashes as they are, unless a quote follows.
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
+
+
+def shown_names(key: str, names: Iterable[str]) -> str:
+    """Write a list of names, given as a key's value, as a word that a shell takes as it is printed."""
+    listed = ",".join(name if re.fullmatch(r"\w([\w ./-]*\w)?", name) else written(name) for name in names)
+    return shlex.quote(f"{key}=[{listed}]")
 
 
 def open_folder(path: str | Path, overwrite: bool = False) -> Path:

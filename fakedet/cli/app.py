@@ -33,13 +33,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fakedet.cli import JOB
-from fakedet.config import as_typed, check_command_line, expand_encoders, refusal, shown_command, written
+from fakedet.config import as_typed, check_command_line, expand_encoders, refusal, shown_command
 from fakedet.errors import Preempted, UserError, one_line
 from fakedet.evaluation.report import ENDED, ended_jobs
 from fakedet.training import sweep
 from fakedet.training.resume import differences, finished, lock_folder
 from fakedet.training.train import unscored
-from fakedet.utils import alone, is_main_process, quiet_libraries, start_name
+from fakedet.utils import alone, is_main_process, quiet_libraries, start_name, written
 
 log = logging.getLogger("fakedet")
 

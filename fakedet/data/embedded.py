@@ -20,10 +20,19 @@ from omegaconf import OmegaConf
 
 from fakedet.data.decode import DecodeError, parse_header
 from fakedet.data.layouts import Layout, Parts, Place
-from fakedet.data.manifest_table import SPLITS, class_names, class_of, classes, features_of, label_text, named_classes
+from fakedet.data.manifest_table import (
+    SPLITS,
+    class_names,
+    class_of,
+    classes,
+    features_of,
+    label_text,
+    matching,
+    named_classes,
+)
 from fakedet.data.scan import is_left_behind
 from fakedet.errors import UserError, nearest, one_line
-from fakedet.utils import replacing
+from fakedet.utils import replacing, shown_names
 
 log = logging.getLogger("fakedet")
 
@@ -128,17 +137,18 @@ def _files(source: Path, deep: bool) -> Iterator[Path]:
         found = {name for name in names if name.endswith((".parquet", ".arrow")) and not is_left_behind(name)}
         if "state.json" in names:  # a dataset saved to disk; other Arrow files there are caches of computations
             state = _json(Path(folder, "state.json"))
-            if state.get("_indices_files") or state.get("_indices_data_files"):
+            state = state if isinstance(state, dict) else {}
+            listed = {str(one["filename"]) for one in _mappings(state.get("_data_files")) if one.get("filename")}
+            if listed and (state.get("_indices_files") or state.get("_indices_data_files")):
                 raise UserError(f"{folder}: only some rows of these files belong to the dataset; save it to disk anew")
-            listed = {str(entry.get("filename")) for entry in state.get("_data_files", [])}
-            found = {name for name in found if name in listed}
+            found = {name for name in found if name in listed} if listed else found
         yield from (Path(folder, name) for name in found if not name.startswith(("cache-", "tmp")))
 
 
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
 
 
@@ -148,7 +158,7 @@ def _schema(path: Path) -> pa.Schema | None:
             return pq.read_schema(path)
         with pa.memory_map(str(path)) as file:
             return _open_arrow(file).schema
-    except (pa.ArrowInvalid, OSError):
+    except (pa.ArrowException, OSError):
         return None
 
 
@@ -223,7 +233,7 @@ class _Card:
             for entry in _mappings(info.get("features")):
                 kind = entry.get("dtype") if entry.get("name") == column else None
                 given = _info(kind, "class_label").get("names")
-                if isinstance(given, dict) and all(str(key).isdigit() for key in given):
+                if isinstance(given, dict) and all(str(key).isdecimal() for key in given):
                     given = [given[key] for key in sorted(given, key=int)]
                 found.append((info.get("config_name", "default"), class_names({column: {"names": given}}, column)))
         own = [names for key, names in found if key == (config or "default") and names]
@@ -258,8 +268,7 @@ def decide(parts: list[Part], reals: Collection[str], fakes: Collection[str]) ->
         alike = [own for other, own in counts.items() if (other.columns["label"], other.names) == (column, part.names)]
         values = {label for own in alike for _, label in own if label}
         own_reals, own_fakes = (
-            [pattern for pattern in patterns if any(fnmatchcase(value.lower(), pattern.lower()) for value in values)]
-            for patterns in (reals, fakes)
+            [pattern for pattern in patterns if matching(values, pattern)] for patterns in (reals, fakes)
         )
         values |= {name for name in part.names if class_of(name) is not None}
         part.meaning.update(classes(values, column, part.path, own_reals, own_fakes, part.clear))
@@ -288,7 +297,8 @@ def _check_numbers(parts: list[Part]) -> None:
             if label != number and "no name" not in reason:
                 raise UserError(
                     f"{bare[0].path} numbers its classes without names, but in {part.path} {number} is '{name}'; say "
-                    f"which labels are photographs: reals=[{part.names[1 - number]},{1 - number}] if it is so in both"
+                    "which labels are photographs, if it is so in both: "
+                    + shown_names("reals", (part.names[1 - number], str(1 - number)))
                 )
 
 

@@ -135,6 +135,7 @@ def index_source(
     except FileNotFoundError as error:
         raise UserError(f"source={source}: there is no such folder or file") from error
     manifest = _manifest_path(source, output)
+    log.info("reading %s", source)
     deep = settings.layout == Embedded.name
     if (deep or settings.layout == "auto") and (parts := find_parts(source, columns, deep)):
         return index_embedded(parts, manifest, settings)
@@ -231,8 +232,9 @@ def index_store(
         images = {_parts(folder): count for folder, count in counts.items()}
         layout = find_layout(settings.layout, root.name, images, settings.reals, settings.fakes)
         if doubtful := layout.doubtful():
-            log.warning("taken for generators, because their names do not plainly say photographs: %s; if they hold "
-                        "photographs, pass reals=[NAME,...]", ", ".join(doubtful))  # fmt: skip
+            log.warning("not taken for photographs, because their names do not plainly say so: %s; if they hold "
+                        "photographs, pass reals=[NAME,...]; if fakes, fakes=[NAME,...]",
+                        ", ".join(doubtful))  # fmt: skip
     files = Placement(layout, settings, counts, store.rows())
     copies = resolve_copies(store, files)
     rejected = list(state.problems)
@@ -277,7 +279,7 @@ class Placement:
         fakes = {place.generator for place in places if place.label == 1}
         self._unseen: set[str] = set()
         for pattern in settings.unseen:
-            own = {name for name in fakes if fnmatchcase(name, pattern)}
+            own = {name for name in fakes if name == pattern or fnmatchcase(name, pattern)}
             if not own:
                 raise UserError(f"unseen: no generator is called '{pattern}'; {nearest(pattern, fakes)}")
             self._unseen |= own

@@ -14,13 +14,14 @@ from functools import cached_property
 from operator import itemgetter
 from typing import ClassVar
 
-from fakedet.data.manifest_table import SPLITS, class_of, named_classes
+from fakedet.data.manifest_table import REALLIKE, SPLITS, class_of, is_undecided, named_classes
 from fakedet.errors import UserError, choose
 
 Parts = tuple[str, ...]  # The names of the folders from the root down to an image
 ENOUGH = 0.9  # Share of the images that a layout must place to be recognised; a dataset may hold a few other files
 SHOWN = 12  # Folders that a message names
 DOUBT = "its name is not plainly one for photographs"
+UNDECIDED = "its name says neither a class nor a generator"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Layout(ABC):
         return ""
 
     def doubtful(self) -> list[str]:
-        """Return names of folders of fakes that might be meant for reals."""
+        """Return names of folders that might be meant for reals."""
         return []
 
     def class_folder(self, parts: Parts) -> int | None:
@@ -182,7 +183,12 @@ class Generators(Layout):
         if not rest or not self._is_told:
             return None
         label, reason = self._told[rest[0]]
-        return Place(label, rest[0], "", split, reason)
+        return None if reason == UNDECIDED else Place(label, rest[0], "", split, reason)
+
+    def aside(self, parts: Parts) -> bool:
+        """Return whether the name of a folder says neither a class nor a generator."""
+        rest, _ = _without_split(parts)
+        return bool(rest) and self._told[rest[0]][1] == UNDECIDED
 
     @cached_property
     def _is_told(self) -> bool:
@@ -200,12 +206,14 @@ class Generators(Layout):
             if label is not None:
                 told[name] = (label, "by its name")
             else:
-                told[name] = (1, DOUBT if re.search("real|photo|natur", name.lower()) else "a folder beside reals")
+                doubt = DOUBT if re.search(REALLIKE, name.lower()) else "a folder beside reals"
+                told[name] = (1, UNDECIDED if is_undecided(name) else doubt)
         return told
 
     def doubtful(self) -> list[str]:
-        """Return the top folders whose names resemble one for photographs."""
-        return sorted(name for name, (_, reason) in self._told.items() if reason == DOUBT)
+        """Return the top folders whose names resemble one for photographs, or say nothing."""
+        doubts = {DOUBT: "", UNDECIDED: " (left out)"}
+        return sorted(f"{name}{doubts[reason]}" for name, (_, reason) in self._told.items() if reason in doubts)
 
 
 FORENSYNTHS_LABELS = {"0_real": 0, "1_fake": 1}

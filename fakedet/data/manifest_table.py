@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from fakedet.errors import UserError, nearest, one_line
+from fakedet.utils import shown_names
 
 Texts: TypeAlias = pa.LargeStringArray  # One text for each row, none of them null
 
@@ -45,42 +46,66 @@ SHARDS_KEY = b"fakedet.shards"  # the folder of the shards that hold the images
 # What str.strip() takes off; Arrow's own idea of white space is narrower.
 BLANKS = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
 
-# The field's words for both classes, written together in small letters. Words of the third line are also names of what
+# The field's words for both classes, written together in small letters. Those of REAL_TOPIC are also names of what
 # a picture shows: as folders they count only beside a folder of the other class.
+MADE = (
+    r"(?:fakes?|ai|aigc|aigi|generated|(?:ai|machine|computer)(?:gen|generated|made|created)|synthetic|synth|artificial|"
+    r"artificialintelligence|deepfakes?|forged|forgery|forgeries|manipulated|tampered|altered|spoof|spoofed)"
+)
+FAKE = rf"(?:{MADE}|(?:not?|non)(?:real|authentic|genuine)|inauthentic)"
 REAL = (
     r"(?:reals?|authentic|genuine|pristine|bonafide|realworld|reallife|(?:human|camera)(?:made|created|generated)|"
-    r"(?:not?|non)(?:ai|fake|synthetic|generated|aigenerated))"
+    rf"(?:not?|non|un|without){MADE}|(?:ai|(?:deep)?fakes?)free)"
 )
 REAL_TOPIC = r"(?:natural|nature|humans?|originals?|photos?|photographs?|photography|camera)"
-FAKE = (
-    r"(?:fakes?|ai|aigc|aigi|generated|(?:ai|machine|computer)(?:gen|generated|made|created)|synthetic|synth|artificial|"
-    r"artificialintelligence|deepfakes?|forged|forgery|forgeries|manipulated|tampered|spoof|spoofed|(?:not?|non)real)"
-)
 BEFORE = r"(?:images?|imgs?|faces?|class|label|train(?:ing)?|test(?:ing)?|val(?:idation)?)?"
 AFTER = (
-    r"images?|imgs?|pictures?|pics?|photos?|photographs?|faces?|arts?|artworks?|paintings?|portraits?|data|datasets?|"
-    r"sets?|samples?|class|content|train(?:ing)?|test(?:ing)?|val(?:idation)?|jpe?g|png|webp|people|scenes?|animals?|"
-    r"landscapes?|clothing|objects?"
+    r"images?|imgs?|pictures?|pics?|photos?|photographs?|faces?|data|datasets?|sets?|samples?|class|content|"
+    r"train(?:ing)?|test(?:ing)?|val(?:idation)?|jpe?g|png|webp|people|scenes?|animals?|landscapes?|clothing|objects?"
 )
+ART = r"arts?|artworks?|paintings?|portraits?"  # after words for fakes only: RealArt and HumanArt may be models
 PHOTOGRAPHS = (  # Collections of photographs, which a name of reals may add
-    r"(?:ms)?coco|ffhq|celeba(?:hq)?|imagenetk?|laion|lsun|flickr(?:k|faces)?|openimages?|raise(?:k)?|dresden|vision|"
+    r"(?:ms)?coco|ffhq|celeba(?:hq)?|imagenetk?|laion|lsun|flickr(?:k|faces)?|openimages?|raise(?:k)?|dresden|"
     r"places|ccm|yfcc(?:m)?|redcaps|afhq(?:v)?|unsplash|pexels|pixabay|divk|c?bsds?|wikiart|metfaces|pascal(?:voc)?|voc|"
     r"adek|kodak|ucid|boss(?:base)?|sab|vggfaces?|widerface|forchheim"
 )
+# What a name that resembles one for photographs holds, without saying so plainly.
+REALLIKE = r"real|authent|genuin|pristin|bona.?fid|human|camera|photo|natur|origin|legit|organic"
+# Words for a class that is missing, or was not decided on.
+UNDECIDED = (
+    r"(?:un(?:known|sure|clear|certain|[a-z]+ed)|nan?|none|null|nil|missing|empty|blank|true|false|yes|no|tb[acd]|"
+    r"to(?:do|sort|review|check)|pending|review|check|skip(?:ped)?|ignored?|excluded?|rejected|removed|deleted|trash|junk|"
+    r"invalid|corrupt(?:ed)?|broken|errors?|failed|others?|misc(?:ellaneous)?|various|mix(?:ed)?|both|either|neither|rest|"
+    r"maybe|perhaps|possibly|ambiguous|inconclusive|indeterminate|questionable|suspicious|suspect(?:ed)?|hybrid|"
+    r"partial(?:ly)?|edit(?:ed|s)?|retouched|modified|processed|idk|(?:not|dont|cannot|cant)[a-z]*|default|new|all|label|"
+    rf"source|type|no(?:label|answer|data|value|idea|class|tag)s?|(?:{AFTER})+)+"
+)
+# Words whose misspellings are no generators.
+SPELLED = ("real", "fake", "authentic", "genuine", "synthetic", "generated", "human", "photo", "natural", "original")
 
 
 @lru_cache(1 << 14)
 def class_of(name: str, surely: bool = False) -> int | None:
     """Return the class that a name plainly says, of a folder, a class or a column: 0 real, 1 fake; None if it does not.
 
-    "REAL", "0_real", "real_photos", "real_coco", "AI-generated images" are plain; "Real-ESRGAN", "Photo-Real" and
-    "nature_gan" are not. ``surely`` leaves out words that may be the topic of a picture, such as "nature".
+    "REAL", "0_real", "real_photos", "real_coco", "AI-generated images" are plain; "Real-ESRGAN", "Photo-Real",
+    "RealArt", "Real-2.0" and "nature_gan" are not. ``surely`` leaves out words that may be the topic of a picture, such
+    as "nature".
     """
     word = re.sub(r"[\W\d_]+", "", name.lower())
-    if re.fullmatch(f"{BEFORE}{FAKE}(?:{AFTER})*", word):
+    if re.fullmatch(f"{BEFORE}{FAKE}(?:{AFTER}|{ART})*", word):
         return 1
     reals = REAL if surely else f"(?:{REAL}|{REAL_TOPIC})"
-    return 0 if re.fullmatch(f"{BEFORE}{reals}(?:{AFTER}|{PHOTOGRAPHS})*", word) else None
+    has_version = re.search(r"\d\.\d", name)  # as models have
+    return 0 if re.fullmatch(f"{BEFORE}{reals}(?:{AFTER}|{PHOTOGRAPHS})*", word) and not has_version else None
+
+
+def is_undecided(name: str) -> bool:
+    """Return whether a name that says no class is none of a generator: "unknown", "todo", "?", "1", "rael"."""
+    word = re.sub(r"[\W\d_]+", "", name.lower())
+    close = get_close_matches(word, SPELLED, 1, 0.75) if name.isalpha() else []
+    misspelt = bool(close) and abs(len(close[0]) - len(word)) <= 1
+    return not word or len(name.strip()) < 2 or misspelt or re.fullmatch(UNDECIDED, word) is not None
 
 
 def class_names(features: Any, column: str) -> list[str] | None:
@@ -112,6 +137,13 @@ def label_text(value: Any, names: Sequence[str] = ()) -> str:
     return text
 
 
+def matching(names: Iterable[str], pattern: str) -> list[str]:
+    """Return the one of these names that is the pattern, or else those that it fits as a glob in any case."""
+    names = list(names)
+    exact = [name for name in names if name == pattern]
+    return exact or [name for name in names if fnmatchcase(name.lower(), pattern.lower())]
+
+
 def named_classes(
     names: Collection[str], reals: Collection[str], fakes: Collection[str], what: str
 ) -> dict[str, tuple[int, str]]:
@@ -122,7 +154,7 @@ def named_classes(
     found: dict[str, tuple[int, str]] = {}
     for label, (option, patterns) in enumerate((("reals", reals), ("fakes", fakes))):
         for pattern in patterns:
-            own = [name for name in names if fnmatchcase(name.lower(), pattern.lower())]
+            own = matching(names, pattern)
             if not own:
                 raise UserError(f"{option}: no {what} is called '{pattern}'; {nearest(pattern, names)}")
             for name in own:
@@ -139,7 +171,8 @@ def classes(
 
     ``reals`` and ``fakes``, values or globs, come first; then names that plainly say a class; then, if ``by_number``,
     0 real, 1 fake, for numbers without names. Where a name says real, and none says fake, the others are taken for
-    generators. All else is ambiguous, a UserError that names the options.
+    generators, unless they are undecided. All else is ambiguous, a UserError that names the options: also numbers in a
+    column such as "real_label", whose name says real in a way that is not understood.
     """
     given = sorted(set(values))
     found = named_classes(given, reals, fakes, f"label of {where}")
@@ -149,21 +182,25 @@ def classes(
     if flag is not None and all(value.lower() in truth for value in others):
         told = {value: flag if truth[value.lower()] else 1 - flag for value in others}
         return found | {value: (label, f"{column} is {value}") for value, label in told.items()}
-    if numbers and not found and by_number:
+    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", column).lower()
+    unclear = re.search(rf"{REALLIKE}|(?<![a-z])(?:no(?![a-z])|non|not|un|without)|free", parted)
+    if numbers and not found and by_number and not unclear:
         return {value: (int(value), f"{column} {value}; it has no name: 0 is real, 1 fake") for value in others}
     named = {value: label for value in others if (label := class_of(value)) is not None}
     found |= {value: (label, f"{column} '{value}'") for value, label in named.items()}
     rest = [value for value in others if value not in found]
+    undecided = [value for value in rest if is_undecided(value)]
+    is_sure = 1 not in named.values() and any(class_of(value, surely=True) == 0 for value in named)
     if rest and bool(reals) != bool(fakes):
         found |= {value: (int(bool(reals)), f"not among {'reals' if reals else 'fakes'}") for value in rest}
-    elif rest and any(class_of(value, surely=True) == 0 for value in named) and 1 not in named.values():
+    elif rest and is_sure and not undecided:
         found |= {value: (1, f"{column} '{value}', a generator beside reals") for value in rest}
     elif rest:
-        shown = ", ".join(map(repr, given[:12])) + "..." * (len(given) > 12)
+        one, shown = [*undecided, *rest][:1], ", ".join(map(repr, given[:12])) + "..." * (len(given) > 12)
         raise UserError(
             f"{where}: which labels are real and which fake? The column '{column}' has {shown}. Pass "
-            f"reals=[{rest[0]},...] or fakes=[{rest[0]},...] with all labels of one class, or "
-            "columns={label: NAME} for another column"
+            f"{shown_names('reals', one)} or {shown_names('fakes', one)}, with all labels of that class in the "
+            "list, leave out rows that are of neither, or name another column: columns={label: NAME}"
         )
     return found
 

@@ -29,12 +29,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fakedet.build import build_datamodule, build_encoder
-from fakedet.config import check_command_line, check_config, texts_of, written
+from fakedet.config import check_command_line, check_config, texts_of
 from fakedet.errors import Preempted, UserError, choose, one_line
 from fakedet.evaluation.report import ENDED, STUDY, ended_jobs, method_label
 from fakedet.training.resume import differences
 from fakedet.training.train import also_config, also_sha256, make_datamodule
-from fakedet.utils import bar, plain, write_json
+from fakedet.utils import bar, plain, write_json, written
 
 SWEPT = "FAKEDET_SWEPT"  # the keys that a command line sweeps, for the processes of its jobs, which do not see it
 PARENT = "FAKEDET_PARENT"  # the process that started a multirun on this machine

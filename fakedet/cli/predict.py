@@ -141,7 +141,8 @@ def _paths(source: str, left_out: Counter[str], left_behind: Counter[str]) -> It
     elif glob.has_magic(source):
         named = next(number for number, part in enumerate(Path(source).parts) if glob.has_magic(part))
         for path in sorted(path for path in glob.glob(source, recursive=True) if Path(path).is_file()):
-            if left := next((part for part in Path(path).parts[named:] if is_left_behind(part)), None):
+            below = [Path(path), *Path(path).parents][: len(Path(path).parts) - named]
+            if left := next((one.name for one in reversed(below) if is_left_behind(one.name, str(one.parent))), None):
                 left_behind["thumbnails" if left == Path(path).name else f"{left}/"] += 1
             else:
                 yield path

@@ -28,11 +28,13 @@ VERSION = 1  # Of the tables below and of what is read of a file; a file of anot
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm",
               ".avif"}  # fmt: skip
 # Names of folders, in any case, that operating systems, network storage and photo programs make for themselves.
-LEFT_BEHIND = {
-    "@eadir", "@tmp", "@recycle", "@recently-snapshot", "@sharebin", "@__thumb", "#recycle", "#snapshot", "~snapshot",
-    "$recycle.bin", "recycler", "system volume information", "found.000", "lost+found", "lost.dir", "__macosx",
-    "network trash folder", "temporary items", "thumbnails", "thumbnail", "thumbs", "_thumbs", "ipod photo cache",
-}  # fmt: skip
+LEFT_BEHIND = re.compile(
+    r"@(eadir|tmp|recycle|recently-snapshot|globalsnapshot|sharebin|sharesnap|__thumb|img_bkp_cache|syno\w*)|"
+    r"[#~](recycle|snapshot)|\$recycle\.bin|recycle[dr]|system volume information|found\.\d{3}|lost\+found|lost\.dir|"
+    r"__macosx|network trash folder|temporary items|_?thumb(nail)?s?|ipod photo cache|_gsdata_|.*\.lrdata|"
+    r"appdata_oc\w+", re.I)  # fmt: skip
+# Folders of a photo program's library that hold no originals.
+DERIVED = re.compile(r".*\.(photos|photo|ap|migratedphoto)library/(resources|previews|private|scopes)", re.I | re.S)
 # Files that they leave beside images.
 THUMBNAIL = re.compile(r"synophoto_(thumb|film)_.*|synofile_thumb_.*|albumart_?(small|\{.*)\.jpg|zbthumbnail.*", re.I)
 BATCH = 256  # Files of a task and of a commit: few enough that a kill costs little
@@ -165,12 +167,14 @@ class Listing:
     left_behind: Counter[str] = field(default_factory=Counter)  # What machines leave behind, by its name or kind
 
 
-def is_left_behind(name: str) -> bool:
+def is_left_behind(name: str, folder: str = "") -> bool:
     """Return whether a file or folder of this name is what machines leave behind, and no image of a collection.
 
-    Such are names that begin with a dot, recycle bins, snapshots, and the thumbnails that systems and programs keep.
+    Such are names that begin with a dot, recycle bins, snapshots, and the thumbnails that systems and programs keep,
+    also in the libraries of photo programs: ``folder`` is the path of what it is in.
     """
-    return name.startswith(".") or name.lower() in LEFT_BEHIND or THUMBNAIL.fullmatch(name) is not None
+    known = LEFT_BEHIND.fullmatch(name) or THUMBNAIL.fullmatch(name) or DERIVED.fullmatch(os.path.join(folder, name))
+    return name.startswith(".") or known is not None
 
 
 def describe_left_behind(counts: Counter[str]) -> str:
@@ -211,7 +215,7 @@ def _list_folder(path: str, listing: Listing) -> list[str]:
         for entry in entries:
             name = entry.name
             is_image = name[name.rfind(".") :].lower() in EXTENSIONS
-            if is_left_behind(name):
+            if is_left_behind(name, path):
                 if entry.is_dir():
                     listing.left_behind[f"{name}/"] += 1
                 elif is_image:

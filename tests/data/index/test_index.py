@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from fakedet.cli.app import launch
+from fakedet.cli.predict import list_images
 from fakedet.data.index import Indexed, Settings, index_folder, index_source, index_table
 from fakedet.data.manifest import load_manifest
 from fakedet.data.scan import walk
@@ -158,7 +159,8 @@ def test_links_that_lead_back_end(data: Path) -> None:
 
 @pytest.mark.parametrize("folder", [
     "@eaDir/3.png", "#recycle", "#snapshot/daily", "$RECYCLE.BIN/S-1-5", "System Volume Information", "lost+found",
-    "__MACOSX/real", "Thumbnails", ".thumbnails/large", "@Recycle", "~snapshot",
+    "__MACOSX/real", "Thumbnails", ".thumbnails/large", "@Recycle", "~snapshot", "FOUND.001", "RECYCLED", "thumb",
+    "@SynoResource", "@sharesnap", "_gsdata_/x", "My Previews.lrdata/0", "#RECYCLE", "appdata_ocx1y2/preview",
 ])  # fmt: skip
 def test_what_machines_leave_behind_is_no_image(data: Path, folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     expected = pd.read_parquet(run(data).manifest)["path"].tolist()
@@ -170,11 +172,48 @@ def test_what_machines_leave_behind_is_no_image(data: Path, folder: str, capsys:
     assert launch("index", [f"source={data}"]) == 0
     assert pd.read_parquet(data / "manifest.parquet")["path"].tolist() == expected
     out = " ".join(capsys.readouterr().out.split())
+    assert out.startswith(f"reading {data}")
     assert f"{folder.split('/')[0]}/ (2)" in out
     assert "hidden images (1)" in out
     assert "thumbnails (1)" in out
     # A folder that the user names is looked at, whatever its name.
     assert [one.images[0][0] for one in walk(data / "real" / folder)] == ["IMG.jpg"]
+
+
+def test_of_a_photo_library_the_originals_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("originals/0", "resources/derivatives/0", "resources/renders"):
+        (tmp_path / "My.photoslibrary" / folder).mkdir(parents=True)
+        (tmp_path / "My.photoslibrary" / folder / f"{folder.split('/')[1]}.jpg").write_bytes(encoded(1, "JPEG"))
+    (tmp_path / "resources").mkdir()
+    (tmp_path / "resources" / "a.jpg").write_bytes(encoded(2, "JPEG"))
+    folders = {one.folder for one in walk(tmp_path) if one.images}
+    assert folders == {"My.photoslibrary/originals/0", "resources"}
+    assert next(walk(tmp_path / "My.photoslibrary")).left_behind == {"resources/": 1}
+    monkeypatch.chdir(tmp_path)
+    for source in ("**/*.jpg", f"{tmp_path}/**/*.jpg", str(tmp_path)):
+        assert {Path(path).name for path in list_images([source])} == {"0.jpg", "a.jpg"}
+
+
+@pytest.mark.parametrize("content", [
+    "[]", "3", "null", "{}", '{"_data_files": [3]}', '{"_data_files": null}', '{"_data_files": 3}', "[" * 100_000, "x",
+    '{"_data_files": [{"filename": []}]}', '{"_data_files": {"filename": null}, "_indices_files": 1}', '"text"',
+])  # fmt: skip
+def test_files_of_other_programs_beside_the_images_are_ignored(data: Path, tmp_path: Path, content: str) -> None:
+    """Their names are those of files that Hugging Face's datasets write."""
+    expected = pd.read_parquet(run(data).manifest)["path"].tolist()
+    for name in ("state.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"):
+        (data / name).write_text(content)
+        (data / "sd" / name).write_text(content)
+    (data / "README.md").write_text(f"---\ndataset_info: {content[:60]}\nconfigs: {content[:60]}\n---\n")
+    for name in ("catalog.arrow", "cache.parquet"):
+        (data / name).write_bytes(b"no table of this kind " * 9)
+    assert pd.read_parquet(index(data, tmp_path / "m.parquet").manifest)["path"].tolist() == expected
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    pq.write_table(embedded([encoded(1), encoded(2)], [0, 1]), hub / "x.parquet")
+    for name in ("state.json", "dataset_info.json", "dataset_infos.json"):
+        (hub / name).write_text(content)
+    assert index(hub, tmp_path / "out" / "m.parquet").rows == 2
 
 
 def test_equal_content_with_different_labels_leaves_with_both(data: Path) -> None:

@@ -80,8 +80,16 @@ def set_up(job: int | None = None) -> None:
 
 
 def register_resolvers() -> None:
-    """Register what our configs interpolate with: ``fakedet_job`` names the folder of a sweep's job."""
+    """Register what our configs interpolate with: the folder of a sweep's job, and a verb's values, explained."""
     OmegaConf.register_new_resolver("fakedet_job", lambda *, _root_: sweep.job_folder(_root_), replace=True)
+    OmegaConf.register_new_resolver("fakedet_help", _explained, replace=True)
+
+
+def _explained(verb: str) -> str:
+    """Return the values of a verb with the comments that say what they are for, which Hydra's own help leaves out."""
+    path = files("fakedet.conf").joinpath(f"{verb}.yaml")
+    own = path.read_text(encoding="utf-8").partition("\n\n")[2].partition("\nhydra:")[0]
+    return f"{own}\nFrom {path}; groups are explained in the files of the folders beside it.".replace("$", "$$")
 
 
 # The setting that names what a verb writes, for one process at a time. A training locks its folder itself.

@@ -60,6 +60,19 @@ def _one_line(error: Exception) -> str:
     return text[:200] or type(error).__name__
 
 
+@contextmanager
+def _damaged(what: str) -> Iterator[None]:
+    """Tell any error of the block as a DecodeError: readers raise errors of many types on damaged files."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about damaged metadata, and large images: see max_pixels
+            yield
+    except DecodeError:
+        raise
+    except Exception as error:
+        reason = _one_line(error)
+        raise DecodeError(reason if "truncated" in reason else f"{what}: {reason}") from None
+
+
 class Budget:
     """An amount of memory that threads share: a thread that asks for more than is left waits until it is free."""
 
@@ -113,7 +126,9 @@ def memory_to_decode(image: Image.Image, each: float = 0.0) -> int:
         width, length = (int(tags.get(tag) or 0) for tag in (Tag.TileWidth, Tag.TileLength))
         if not width:
             width, length = image.width, min(int(tags.get(Tag.RowsPerStrip) or image.height), image.height)
-        bits = max(tags.get(Tag.BitsPerSample) or (8,)) * int(tags.get(Tag.SamplesPerPixel) or 1)
+        bits = int(max(tags.get(Tag.BitsPerSample) or (8,))) * int(tags.get(Tag.SamplesPerPixel) or 1)
+        if min(width, length, bits) <= 0:
+            raise DecodeError(f"damaged header: strips or tiles of {width}x{length} pixels of {bits} bits")
         need += width * length * (bits + 7) // 8
     return need
 
@@ -150,6 +165,7 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     return decode_image(read_bytes(path))
 
 
+@_damaged("truncated or damaged")
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS, max_memory: int = MAX_MEMORY) -> NDArray[np.uint8]:
     """Decode the bytes of an image file as 8-bit RGB, by these rules:
 
@@ -178,6 +194,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS, max_memory: int = MA
     return _turned(pixels, orientation)
 
 
+@_damaged("truncated or damaged")
 def decode_opened(image: Image.Image) -> NDArray[np.uint8]:
     """Convert an image that PIL opened or made, by the rules of :func:`decode_image`; the errors are the same."""
     return _turned(_decode_pil(image), _orientation(image))
@@ -214,6 +231,7 @@ SCALES = np.where(QUALITIES < 50, 5000 // QUALITIES, 200 - 2 * QUALITIES)
 STANDARD_TABLES = np.clip((LUMINANCE[None] * SCALES[:, None] + 50) // 100, 1, 255)
 
 
+@_damaged("damaged header")
 def header_of(image: Image.Image) -> Header:
     """Return the header of an image that PIL opened; the format of one that was made in memory is ""."""
     kind, quality = str(image.format or ""), 0
@@ -228,6 +246,7 @@ def header_of(image: Image.Image) -> Header:
     return Header(kind, *image.size, quality, name)
 
 
+@_damaged("damaged header")
 def _open(data: bytes, max_pixels: int, max_memory: int, each: float = 0.0) -> tuple[Image.Image, bytes]:
     """Open an image; also return its bytes as they are to be decoded, without metadata that stop decoders."""
     if not data:
@@ -237,20 +256,17 @@ def _open(data: bytes, max_pixels: int, max_memory: int, each: float = 0.0) -> t
         raise DecodeError("HEIC is not supported yet: convert it to JPEG or PNG, without making it smaller")
     data = _bare_png(data)
     try:
-        with warnings.catch_warnings(action="ignore"):  # about large images; the limit here is max_pixels
-            try:
-                image = Image.open(io.BytesIO(data), formats=FORMATS)
-            except Exception:
-                if not data.startswith(b"\xff\xd8"):
-                    raise
-                data = _bare_jpeg(data)
-                image = Image.open(io.BytesIO(data), formats=FORMATS)
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        except Exception:
+            if not data.startswith(b"\xff\xd8"):
+                raise
+            data = _bare_jpeg(data)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise DecodeError(f"too many pixels: the limit is {max_pixels}") from None
     except Image.UnidentifiedImageError:
         raise DecodeError("not an image of a known format, or its header is truncated") from None
-    except Exception as error:  # PIL's readers raise errors of many types on damaged headers
-        raise DecodeError(f"damaged header: {_one_line(error)}") from None
     width, height = image.size
     if width * height > max_pixels:
         raise DecodeError(f"too many pixels: {width}x{height}, the limit is {max_pixels}")
@@ -363,19 +379,14 @@ def _decode_opencv(data: bytes) -> NDArray[np.uint8] | None:
 
 def _decode_pil(image: Image.Image, data: bytes = b"") -> NDArray[np.uint8]:
     """Decode an opened image by the rules of :func:`decode_image`, except for its orientation; ``data`` is its file."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # about damaged metadata
-            image.load()
-    except Exception as error:  # truncated or damaged in any of the ways that PIL's readers know
-        reason = _one_line(error)
-        raise DecodeError(reason if "truncated" in reason else f"truncated or damaged: {reason}") from None
+    image.load()
     depth, view = 8, memoryview(data)
     if image.format == "PNG" and data:
         depth = data[PNG_DEPTH_BYTE]
         for kind, start, end in _png_chunks(data):  # libpng checks the pixels' checksums too, when OpenCV decodes
             if kind == b"IDAT" and zlib.crc32(view[start:end]) != int.from_bytes(view[end : end + 4], "big"):
                 raise DecodeError("damaged PNG: the checksum of its pixels is wrong")
-    try:
+    with _damaged("cannot be converted to RGB"):
         colour = image.info.get("transparency")
         if depth != 8 and colour is not None and image.mode in ("L", "RGB"):  # PIL converts the samples, but not this
             is_rgb = image.mode == "RGB"  # of 16 bits, of which the high byte stays
@@ -389,10 +400,6 @@ def _decode_pil(image: Image.Image, data: bytes = b"") -> NDArray[np.uint8]:
             part = pixels[top : top + rows, left : left + columns]
             part[:] = _to_rgb(image, image.crop((left, top, left + part.shape[1], top + part.shape[0])))
         return pixels
-    except DecodeError:
-        raise
-    except Exception as error:
-        raise DecodeError(f"cannot be converted to RGB: {_one_line(error)}") from None
 
 
 def _to_rgb(image: Image.Image, part: Image.Image) -> NDArray[np.uint8]:

@@ -15,9 +15,11 @@ from PIL import Image, ImageFile
 from fakedet.data.decode import (
     HEADER_BYTES,
     ORIENTATION,
+    Budget,
     DecodeError,
     decode_image,
     memory_to_decode,
+    memory_to_read,
     parse_header,
     read_image,
 )
@@ -296,6 +298,42 @@ def test_pixels_that_take_too_much_memory_are_refused_before_decoding(monkeypatc
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     with pytest.raises(DecodeError, match="too large: 47x61 pixels of this TIFF take up to 3488 MB"):
         decode_image(b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4))
+
+
+def tiff(tags: dict[int, tuple[int, bytes]]) -> bytes:
+    """Write a grey TIFF of 50 x 50 pixels by hand; ``tags`` are put in or replace others: number → type and value."""
+    usual = {256: 50, 257: 50, 258: 8, 259: 1, 262: 1, 273: 200, 277: 1, 278: 50, 279: 2500}
+    rows = sorted(({tag: (4, struct.pack("<I", value)) for tag, value in usual.items()} | tags).items())
+    written = b"".join(struct.pack("<HHI4s", tag, kind, 1 if kind in (4, 9, 11) else 4, value)
+                       for tag, (kind, value) in rows)  # fmt: skip
+    return b"II*\0" + struct.pack("<IH", 8, len(rows)) + written + bytes(5004)
+
+
+ROWS, TILE_WIDTH, TILE_LENGTH, STRIPS = 278, 322, 323, 273
+LONG, SIGNED, FLOAT = (4, struct.pack("<I", 2000)), (9, struct.pack("<i", -2_000_000)), 11
+
+
+@pytest.mark.parametrize("tags", [
+    {ROWS: (FLOAT, struct.pack("<f", float("nan")))}, {ROWS: (FLOAT, struct.pack("<f", float("inf")))},
+    {ROWS: SIGNED}, {TILE_WIDTH: SIGNED, TILE_LENGTH: LONG}, {TILE_WIDTH: SIGNED, TILE_LENGTH: SIGNED},
+    {TILE_WIDTH: (2, b"abc\0"), TILE_LENGTH: LONG}, {TILE_WIDTH: (7, b"abcd"), TILE_LENGTH: LONG},
+])  # fmt: skip
+def test_a_tiff_whose_strips_are_no_numbers_or_negative_has_a_damaged_header(
+    tags: dict[int, tuple[int, bytes]],
+) -> None:
+    data, budget = tiff(tags), Budget(10**9)
+    for read in (parse_header, decode_image):
+        with pytest.raises(DecodeError, match=r"^damaged header: "):
+            read(data)
+    assert memory_to_read(data, budget) == 0
+    assert decode_image(tiff({})).shape == (50, 50, 3)
+
+
+def test_any_error_of_a_library_is_a_reason_why_a_file_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(picture(), "PNG")
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: (_ for _ in ()).throw(ZeroDivisionError("of a library")))
+    with pytest.raises(DecodeError, match="of a library"):
+        decode_image(data)
 
 
 def test_every_unreadable_file_has_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

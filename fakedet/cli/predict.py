@@ -140,7 +140,10 @@ def _paths(source: str, left_out: Counter[str], left_behind: Counter[str]) -> It
         yield from images_below(source, left_out, left_behind) if stat.S_ISDIR(found.st_mode) else [source]
     elif glob.has_magic(source):
         named = next(number for number, part in enumerate(Path(source).parts) if glob.has_magic(part))
-        for path in sorted(path for path in glob.glob(source, recursive=True) if Path(path).is_file()):
+        # Links may give a file many names; one of them is enough.
+        files = {(os.path.realpath(os.path.dirname(path)), os.path.basename(path)): path
+                 for path in sorted(_matches(source), reverse=True) if os.path.isfile(path)}  # fmt: skip
+        for path in sorted(files.values()):
             below = [Path(path), *Path(path).parents][: len(Path(path).parts) - named]
             if left := next((one.name for one in reversed(below) if is_left_behind(one.name, str(one.parent))), None):
                 left_behind["thumbnails" if left == Path(path).name else f"{left}/"] += 1
@@ -148,6 +151,24 @@ def _paths(source: str, left_out: Counter[str], left_behind: Counter[str]) -> It
                 yield path
     else:
         raise UserError(f"source={source}: there is no such file or folder")
+
+
+def _matches(source: str) -> Iterator[str]:
+    """Yield what a glob names; ``**`` enters each folder once, for a link can lead back to a folder that holds it."""
+    parts, entered = source.split("/"), set[str]()
+    if "**" not in parts:
+        yield from glob.iglob(source)
+        return
+    place = parts.index("**")
+    top, rest = "/".join([*parts[:place], ""]), "/".join(parts[place + 1 :]) or "*"
+    for start in glob.iglob(top) if top else ("",):
+        for folder, below, _ in os.walk(start or ".", followlinks=True):
+            below[:] = sorted(name for name in below if not name.startswith("."))
+            if (real := os.path.realpath(folder)) in entered:
+                below.clear()
+            else:
+                entered.add(real)
+                yield from _matches(os.path.join(glob.escape(folder if start else folder[2:]), rest))
 
 
 class Writer:
@@ -229,7 +250,7 @@ def _without_row(sources: Sequence[str], writer: Writer, changed: list[str]) -> 
     for path in list_images(sources):
         if shown_path(path) not in writer.done:
             yield path
-        elif (file := Path(path)).exists() and file.stat().st_mtime > writer.last_written:
+        elif os.path.exists(path) and os.stat(path).st_mtime > writer.last_written:
             changed.append(path)
 
 
@@ -248,11 +269,12 @@ def _write_about(writer: Writer, detector: Detector, settings: Mapping[str, Any]
     if writer.done:
         try:
             earlier = json.loads(about.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            log.warning("%s is missing: whether the rows in %s were made in the same way is not known", about,
-                        writer.path)  # fmt: skip
-            earlier = content
-        before, judged_by = earlier["config"], ("false_alarm", "miss", "views", "tiles")
+            before = dict(earlier["config"])
+        except (OSError, ValueError, LookupError, TypeError):
+            log.warning("%s is missing or damaged: whether the rows in %s were made in the same way is not known",
+                        about, writer.path)  # fmt: skip
+            earlier, before = content, dict(settings)
+        judged_by = ("false_alarm", "miss", "views", "tiles")
         other = [f"{key} was {before.get(key)}, is {settings[key]}" for key in judged_by
                  if before.get(key) != settings[key]]  # fmt: skip
         if earlier.get("checkpoint_sha256") != content["checkpoint_sha256"]:

@@ -18,7 +18,7 @@ import torch
 
 import fakedet
 from fakedet.cli.app import launch
-from fakedet.cli.predict import COLUMNS
+from fakedet.cli.predict import COLUMNS, list_images
 from fakedet.errors import UserError
 from fakedet.export import Exported
 from fakedet.utils import alone
@@ -155,6 +155,25 @@ def test_json_lines_globs_lists_and_heatmaps(checkpoint: Path, images: Path, tmp
     assert set(rows(tmp_path / "two.csv")) == {"a.png", "b.jpg"}
 
 
+@pytest.mark.parametrize("pattern", ["**/*.png", "**", "**/deep/**/*.png", "*/**/c d.png", "deep/*/*/*.png"])
+def test_links_that_lead_back_give_no_file_twice(
+    pattern: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("up", "again"):
+        (images / "deep" / name).symlink_to("..")
+    monkeypatch.chdir(images)
+    (images / "text.jpg").unlink()
+    relative, absolute = (list(list_images([source])) for source in (pattern, f"{images}/{pattern}"))
+    assert [str(images / path) for path in relative] == absolute
+    names = [Path(path).name for path in relative]
+    assert len(set(names)) == len(names)
+    wanted = {"a.png", "empty.png", "tiny.png", "c d.png"}
+    assert set(names) == {"**": wanted | {"b.jpg", "notes.txt"}, "**/*.png": wanted}.get(pattern, set(names))
+    assert "c d.png" in names
+    if pattern.startswith("**"):
+        assert "deep/c d.png" in relative
+
+
 def test_a_list_on_standard_input(
     checkpoint: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +261,22 @@ def test_killed_at_any_moment_no_row_is_lost_or_doubled(checkpoint: Path, images
     assert predict(checkpoint, images, tmp_path / "p.csv") == 1
     frame = pd.read_csv(tmp_path / "p.csv")
     assert len(frame) == frame["path"].nunique() == 66
+
+
+@pytest.mark.parametrize("about", ["{}", "[]", "3", '{"config": null}', '{"config": 3}', "\xff", "", None])
+def test_what_rows_were_made_with_may_be_damaged(
+    about: str | None, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, record = tmp_path / "p.csv", tmp_path / "p.csv.about.json"
+    assert predict("demo", images / "a.png", output) == 0
+    whole = json.loads(record.read_text())
+    record.unlink() if about is None else record.write_text(about, encoding="latin-1")
+    capsys.readouterr()
+    assert predict("demo", images / "a.png", output) == 0
+    told = capsys.readouterr()
+    assert f"{record} is missing or damaged: whether the rows" in told.out
+    assert told.err == ""
+    assert json.loads(record.read_text())["config"] == whole["config"]
 
 
 def test_answers_made_in_another_way_are_not_mixed(

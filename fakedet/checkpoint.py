@@ -12,11 +12,13 @@ import hashlib
 import importlib
 import json
 import os
+import unicodedata
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
 import numpy as np
 import safetensors
@@ -34,18 +36,53 @@ from fakedet.models.backbones import VARIABLES, MissingWeights, public_backbones
 from fakedet.models.features import check_backbones
 from fakedet.utils import replacing
 
+LARGEST_CROP = 2**12  # pixels a side
 FORMAT = 2  # of checkpoints; version 0.1 of fakedet wrote 1
 SAFETENSORS = ".safetensors"
 # Names that stand for a checkpoint wherever one is asked for.
 SHIPPED = {"demo": Path(__file__).parent / "weights" / f"demo{SAFETENSORS}"}
 
 
+class Model(TypedDict):
+    """What every model config holds."""
+
+    name: str
+
+
+class TrainingData(TypedDict):
+    """What a detector was trained on."""
+
+    manifest: str
+    real: dict[str, int]  # images of each collection
+    fake: dict[str, int]
+    jpeg_quality: list[float] | None  # percentiles 5, 50 and 95
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Say whether a plain value is of a type; text holds no control codes, which a terminal would obey."""
+    of = get_args(kind)
+    if isinstance(kind, UnionType):
+        return any(_fits(value, one) for one in of)
+    if is_typeddict(kind):  # or empty, which is told or known elsewhere
+        hints = get_type_hints(kind) if value else {}
+        return isinstance(value, dict) and all(_fits(value.get(key), one) for key, one in hints.items())
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(one, of[0]) for one in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_fits(key, of[0]) and _fits(one, of[1]) for key, one in value.items())
+    if kind is str:
+        return isinstance(value, str) and not any(unicodedata.category(sign) == "Cc" for sign in value)
+    if kind is float:
+        return isinstance(value, int | float)
+    return kind is Any or (isinstance(value, kind) and not isinstance(value, bool))
+
+
 @dataclass
 class CheckpointInfo:
     """What a checkpoint says about itself; plain values only, so that it loads without running code."""
 
-    model: dict[str, Any]  # the resolved model config
-    stage1: dict[str, Any] | None  # the model config of the stage 1 that it was trained over
+    model: Model  # the resolved model config
+    stage1: Model | None  # the model config of the stage 1 that it was trained over
     seen_generators: list[str]  # generators whose fakes it was trained on
     crop_size: int  # side of its crops in pixels
     eval_policy: str  # how evaluation takes crops: see fakedet.data.transforms.evaluation_views
@@ -53,7 +90,7 @@ class CheckpointInfo:
     manifest_sha256: str
     pairs: dict[str, Any] | None  # which reals each generator is compared with; None: all
     held_out: list[Any]  # generators left out of training, and what measures them
-    training_data: dict[str, Any]  # manifest, images of each class and generator, sizes and JPEG qualities
+    training_data: TrainingData
     seed: int
     name: str
     operating_point: dict[str, Any] | None = None  # see OperatingPoint; None before it is fitted
@@ -72,18 +109,18 @@ class CheckpointInfo:
             version = "fakedet 0.1" if content.get("format") == 1 else "another version of fakedet"
             raise UserError(f"{path} was written by {version}, whose checkpoints this one does not read; train it "
                             "anew, or use that version")  # fmt: skip
-        fields = {one.name: one for one in dataclasses.fields(cls)}
+        fields, kinds = {one.name: one for one in dataclasses.fields(cls)}, get_type_hints(cls)
         lacking = [name for name, one in fields.items() if one.default is dataclasses.MISSING and name not in content]
         if lacking:
             raise UserError(f"{path} is damaged: it lacks {', '.join(lacking)}")
         for name, value in content.items():
             if name not in fields:
                 raise UserError(f"{path} is damaged or of another version: it holds '{name}'")
-            wanted, _, optional = str(fields[name].type).partition(" | ")
-            kind = {"dict": dict, "list": list, "int": int, "str": str}[wanted.partition("[")[0]]
-            if not (isinstance(value, kind) or (optional and value is None)) or isinstance(value, bool):
+            if not _fits(value, kinds[name]):
+                told = str(fields[name].type).removesuffix(" | None")
+                wanted = f"dict of a {told}" if told[0].isupper() else told
                 raise UserError(f"{path} is damaged: '{name}' in it is no {wanted}")
-        if not 0 < content["crop_size"] <= 2**14:
+        if not 0 < content["crop_size"] <= LARGEST_CROP:
             raise UserError(f"{path} is damaged: 'crop_size' in it is {content['crop_size']}")
         choose(content["eval_policy"], POLICIES, f"{path} is damaged: 'eval_policy' in it")
         if content.get("operating_point") is not None:
@@ -94,11 +131,12 @@ class CheckpointInfo:
 def _check_operating_point(content: Any, path: Path) -> None:
     try:
         point = OperatingPoint.from_dict(content)
-        point.calibration(np.zeros(1))
+        json.dumps(content, allow_nan=False)  # as it is published
+        point.calibration(np.asarray([0.0, *point.fakes], dtype=np.float64))
         if point.reference is not None:
             np.asarray(point.reference.scores, dtype=np.float64)
             point.reference.p_values(np.zeros(1), np.zeros(1))
-        _ = point.threshold > 0, f"{point.rate:%} {point.n_real:d} {point.n_fake:d}"
+        _ = point.threshold > 0, f"{point.rate:%} {point.n_real:d} {point.n_fake:d}", ", ".join(point.notes)
     except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
         raise UserError(f"{path} is damaged: its operating point: {one_line(error)}") from error
 
@@ -158,7 +196,7 @@ def detector_of(
     method = make_model(**parts)
     if info.backbones:
         check_backbones(checkpoint["fakedet"], {"backbones": public_backbones(method)}, path, "backbone")
-    method.info, method.config = dataclasses.asdict(info), info.model
+    method.info, method.config = dataclasses.asdict(info), dict[str, Any](**info.model)
     method.trust, method.backbone = tuple(trust), backbone
     try:
         method.load_state_dict(checkpoint["state_dict"])
@@ -294,19 +332,18 @@ def locate(checkpoint: str | Path) -> Path:
 def _unpickle(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:  # torch.load does not compare the checksums that torch.save wrote
+            damaged = archive.testzip()
     except Exception as error:  # whatever a damaged or foreign file makes the unpickler raise
         if path.suffix in (".onnx", ".pt2"):
             raise UserError(f"{path} is an export for other programs; fakedet reads the .ckpt that it was made from, "
                             f"or an export to {SAFETENSORS}") from error  # fmt: skip
         reason = one_line(error)
-        if "weights_only" in reason:  # PyTorch's advice is to let the file run code
-            reason = "it is damaged, or holds more than tensors and plain values"
+        if "weights_only" in reason or isinstance(error, zipfile.BadZipFile):  # PyTorch's advice is to run its code
+            reason = "it is damaged, in a format of before PyTorch 1.6, or holds more than tensors and plain values"
         raise UserError(f"{path} cannot be read as a checkpoint: {reason}") from error
     if not isinstance(checkpoint, dict) or "fakedet" not in checkpoint:
         raise UserError(f"{path} is not a checkpoint that fakedet wrote: it has no 'fakedet' entry")
-    # torch.load does not compare the checksums that torch.save wrote.
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
     if damaged is not None:
         raise UserError(f"{path} is damaged: the checksum of '{damaged}' in it is wrong; copy it anew")
     return checkpoint

@@ -193,7 +193,7 @@ def model_card(detector: Detector, name: str) -> str:
         places = ("output_dir=", "stage1_cache=", "stage1_checkpoint=", "data.root=")  # of the user's own folders
         command = shlex.join(word for word in run["command"] if not word.startswith(places))
         more += f"\n\nTrained by `{command}`" + (f", at commit {run['git']['commit'][:12]}." if run.get("git") else ".")
-    data = info["training_data"]
+    data = info["training_data"] or {"manifest": "?"}
     lines = [f"Manifest `{data['manifest']}`, sha256 {info['manifest_sha256']}.", "", "| | images |", "|---|---:|"]
     lines += [f"| {kind}: {key} | {count} |" for kind in ("real", "fake") for key, count in data.get(kind, {}).items()]
     if not detector.generators:

@@ -198,6 +198,10 @@ def test_every_verb_refuses_it_in_one_line(
         {"reference": {"centre": [0], "spread": [1, 1], "scores": ["x"]}},
         {"reference": {"centre": [0, 0], "spread": [1, 1], "scores": "x"}},
         {"n_real": "many"},
+        {"threshold": float("nan")},
+        {"fakes": [float("nan")]},
+        {"fakes": ["x"]},
+        {"notes": [1]},
     ],
     ids=str,
 )
@@ -211,6 +215,12 @@ def test_an_operating_point_of_other_values_is_refused(point: Any, content: dict
     assert "\n" not in str(told.value)
 
 
+def test_pytorch_s_old_format_is_told(content: dict[str, Any], tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
+    with pytest.raises(UserError, match=r"old\.ckpt cannot be read as a checkpoint: it is damaged"):
+        fakedet.load(tmp_path / "old.ckpt")
+
+
 def test_an_older_checkpoint_and_unknown_values_are_told(content: dict[str, Any], tmp_path: Path) -> None:
     for change, told in (
         ({"format": 1}, r"was written by fakedet 0\.1"),
@@ -218,6 +228,14 @@ def test_an_older_checkpoint_and_unknown_values_are_told(content: dict[str, Any]
         ({"crop_size": "64"}, "'crop_size' in it is no int"),
         ({"crop_size": True}, "'crop_size' in it is no int"),
         ({"crop_size": 0}, "'crop_size' in it is 0"),
+        ({"crop_size": 2**14}, "'crop_size' in it is 16384"),
+        ({"name": "\x1b[31m evil\nx"}, "'name' in it is no str"),
+        ({"seen_generators": [1, None, {"a": 1}]}, "'seen_generators' in it is no list"),
+        ({"seen_generators": ["\x9b31m"]}, "'seen_generators' in it is no list"),
+        ({"training_data": {"jpeg_quality": "abc"}}, "'training_data' in it is no dict"),
+        ({"training_data": {"jpeg_quality": [70]}}, "'training_data' in it is no dict"),
+        ({"training_data": {"real": 3}}, "'training_data' in it is no dict"),
+        ({"training_data": [1]}, "'training_data' in it is no dict"),
         ({"eval_policy": "crops"}, "'eval_policy' in it: 'crops' is not known"),
         ({"seen_generators": {}}, "'seen_generators' in it is no list"),
         ({"more": 1}, "it holds 'more'"),

@@ -124,6 +124,11 @@ def read_pictures(path: Path) -> dict[str, bytes]:
 
 
 def _check(frame: pd.DataFrame, path: Path) -> None:
+    for name in ("path", "generator"):
+        if lacking := int(frame[name].isna().sum()):
+            raise UserError(f"{path}: the column {name} is empty in {lacking} of {len(frame)} rows")
+    if len(twice := frame.loc[frame.duplicated(["path", *frame.columns.intersection(["view"])]), "path"]):
+        raise UserError(f"{path}: {len(twice)} images are there twice, first: {twice.iloc[0]}")
     if not frame["label"].isin([0, 1]).all():
         found = ", ".join(sorted({repr(value) for value in frame["label"].tolist()})[:5])
         raise UserError(f"{path}: labels must be 0 (real) or 1 (fake), found {found}")

@@ -46,6 +46,12 @@ def test_a_generator_is_its_own_family_in_older_files(tmp_path: Path) -> None:
     [
         (lambda table: table.drop(columns="logit"), "no column logit"),
         (lambda table: table.assign(label=table["label"] + 1), r"labels must be 0 \(real\) or 1 \(fake\)"),
+        (
+            lambda table: table.assign(generator=["real", None] * 3),
+            r"wrong\.parquet: the column generator is empty in 3",
+        ),
+        (lambda table: table.assign(path=["a", None] * 3), r"wrong\.parquet: the column path is empty in 3 of 6 rows"),
+        (lambda table: pd.concat([table, table[:2]]), r"wrong\.parquet: 2 images are there twice, first: ü 0\.png"),
         (lambda table: table.assign(logit=[1.0, np.nan] * 3), "3 of 6 logits are NaN, first: ü 1.png"),
     ],
 )

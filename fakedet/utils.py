@@ -35,11 +35,23 @@ log = logging.getLogger("fakedet")
 FAILURE = "failure.json"  # In the folder of a run that ended with an error
 
 
+def number(variable: str, default: int = 0) -> int:
+    """Read an environment variable that launchers of processes set; UserError if it is no number."""
+    text = os.environ.get(variable) or str(default)
+    if not (text.isascii() and text.isdecimal()):
+        raise UserError(f"the environment variable {variable} is '{text}', no number; launchers of several processes "
+                        f"set it: `unset {variable}`")  # fmt: skip
+    return int(text)
+
+
 def is_main_process() -> bool:
-    """Return whether this process is rank zero."""
+    """Return whether this process is rank zero; UserError for a rank that no launcher can have set."""
     # Lightning's own launcher sets LOCAL_RANK and NODE_RANK, torchrun RANK and LOCAL_RANK, SLURM SLURM_PROCID.
-    ranks = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
-    return all(os.environ.get(name, "0") in ("", "0") for name in ranks)
+    for rank, processes in {"RANK": "WORLD_SIZE", "LOCAL_RANK": "WORLD_SIZE", "SLURM_PROCID": "SLURM_NTASKS"}.items():
+        if number(rank) and number(processes, 1) < 2:
+            raise UserError(f"the environment variable {rank} is {number(rank)}, the rank of a further process, but "
+                            f"{processes} names no others; an earlier start has left it: `unset {rank}`")  # fmt: skip
+    return not any(map(number, ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")))
 
 
 def start_name() -> str | None:
@@ -48,16 +60,16 @@ def start_name() -> str | None:
     All processes of one start share the name; a requeued job has another one.
     """
     environ = os.environ
-    if int(environ.get("SLURM_NTASKS") or 1) > 1 and "SLURM_PROCID" in environ:
+    if number("SLURM_NTASKS") > 1 and "SLURM_PROCID" in environ:
         return f"slurm-{environ.get('SLURM_JOB_ID')}-{environ.get('SLURM_RESTART_COUNT', '0')}"
-    if int(environ.get("WORLD_SIZE") or 1) > 1 and "TORCHELASTIC_RUN_ID" in environ:
+    if number("WORLD_SIZE") > 1 and "TORCHELASTIC_RUN_ID" in environ:
         return f"torchrun-{environ['TORCHELASTIC_RUN_ID']}-{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     return None
 
 
 def was_requeued() -> bool:
     """Return whether SLURM started this job again."""
-    return int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+    return number("SLURM_RESTART_COUNT") > 0
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def _end_at_once(number: int, _: object) -> None:
 
 def main() -> int:
     """Run the verb that the command line names and return its exit status."""
-    if JOB in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0:
+    if JOB in os.environ and os.environ.get("LOCAL_RANK") not in (None, "", "0"):
         from fakedet.cli.app import join
 
         return join(os.environ[JOB])

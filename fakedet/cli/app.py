@@ -263,6 +263,7 @@ def launch(verb: str, arguments: list[str]) -> int:
     set_up()
     _launched.append(verb)
     try:
+        is_main_process(), start_name()  # they refuse what no launcher can have set
         if verb == "study":
             verb, arguments = "train", study_as_multirun(arguments)
         arguments = expand_encoders(as_typed(arguments, _flags(arguments)[0].multirun))

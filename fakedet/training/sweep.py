@@ -34,7 +34,7 @@ from fakedet.errors import Preempted, UserError, choose, one_line
 from fakedet.evaluation.report import ENDED, STUDY, ended_jobs, method_label
 from fakedet.training.resume import differences
 from fakedet.training.train import also_config, also_sha256, make_datamodule
-from fakedet.utils import bar, plain, write_json, written
+from fakedet.utils import bar, number, plain, write_json, written
 
 SWEPT = "FAKEDET_SWEPT"  # the keys that a command line sweeps, for the processes of its jobs, which do not see it
 PARENT = "FAKEDET_PARENT"  # the process that started a multirun on this machine
@@ -347,7 +347,7 @@ def become_worker() -> None:
         return
     Here.is_worker = True
     # The parent may have ended while this process was importing.
-    parent = int(os.environ.get(PARENT, os.getppid()))
+    parent = number(PARENT, os.getppid())
 
     def terminate(number: int, frame: Any) -> None:
         if Here.busy:

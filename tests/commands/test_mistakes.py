@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from fakedet.cli import app
 from fakedet.config import check_command_line, expand_encoders
 from fakedet.errors import UserError
+from fakedet.utils import is_main_process
 
 MISTAKES = [
     (["modle=trace"], "no key 'modle'; did you mean 'model'?"),
@@ -35,6 +37,51 @@ def test_mistake_is_named(arguments: list[str], message: str) -> None:
         check_command_line("train", arguments)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "WORLD_SIZE", "SLURM_NTASKS", "TORCHELASTIC_RUN_ID")
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"RANK": "abc"}, "RANK is 'abc', no number"),
+        ({"LOCAL_RANK": "1"}, "LOCAL_RANK is 1, the rank of a further process, but WORLD_SIZE names no others"),
+        ({"RANK": "3", "WORLD_SIZE": "1"}, "RANK is 3"),
+        ({"SLURM_PROCID": "2"}, "SLURM_PROCID is 2, the rank of a further process, but SLURM_NTASKS"),
+        ({"SLURM_PROCID": "-1", "SLURM_NTASKS": "4"}, "SLURM_PROCID is '-1', no number"),
+        ({"NODE_RANK": "first"}, "NODE_RANK is 'first', no number"),
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE is 'x', no number"),
+        ({"SLURM_NTASKS": "abc"}, "SLURM_NTASKS is 'abc', no number"),
+    ],
+    ids=str,
+)
+def test_a_rank_that_no_launcher_has_set_is_named(
+    given: dict[str, str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for name in RANKS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert app.launch("train", ["model=bce", "trainer.max_epochs=1"]) == 2
+    told = capsys.readouterr().err
+    assert named in told
+    assert told.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_ranks_that_launchers_set_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in RANKS:
+        monkeypatch.delenv(name, raising=False)
+    assert is_main_process()
+    for rank, processes in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+        for value in ("0", "", "1"):
+            with monkeypatch.context() as here:
+                here.setenv(rank, value)
+                here.setenv(processes, "2")
+                assert is_main_process() == (value != "1")
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,7 @@ def quiet_libraries() -> None:
     """Limit Lightning's loggers (its import resets their level) to warnings, and hide those of :data:`SILENCED`."""
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it finds in a file is told with the file's name
     for message in SILENCED:
         warnings.filterwarnings("ignore", message=message)
 

@@ -1,6 +1,7 @@
 """Decoding against PIL as the oracle, and damaged files against the promise that none passes silently."""
 
 import io
+import logging
 import struct
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from fakedet.data.decode import (
     parse_header,
     read_image,
 )
+from fakedet.utils import quiet_libraries
 
 
 def picture(height: int = 61, width: int = 47) -> np.ndarray:
@@ -327,6 +329,18 @@ def test_a_tiff_whose_strips_are_no_numbers_or_negative_has_a_damaged_header(
             read(data)
     assert memory_to_read(data, budget) == 0
     assert decode_image(tiff({})).shape == (50, 50, 3)
+
+
+def test_what_pil_says_of_a_file_without_its_name_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("PIL").setLevel(logging.NOTSET)
+    many = tiff({277: (4, struct.pack("<I", 9))})
+    with pytest.raises(DecodeError):
+        parse_header(many)
+    assert len(caplog.records) == 1  # "More samples per pixel than can be decoded: 9"
+    quiet_libraries()
+    with pytest.raises(DecodeError):
+        parse_header(many)
+    assert len(caplog.records) == 1
 
 
 def test_any_error_of_a_library_is_a_reason_why_a_file_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:

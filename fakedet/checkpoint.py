@@ -244,11 +244,10 @@ class _Judge:
         if not isinstance(config, dict) or not isinstance(config.get("encoder"), dict):
             raise UserError(f"{self.path} is damaged: '{place}' in it is no model config")
         model = {key: value for key, value in config.items() if key not in TRAINING_KEYS}
-        if config.get("_target_") == "fakedet.methods.ntf.NaturalTraceForensics" and "residual" in model:
-            # A term of earlier checkpoints; of most, with the weight 0.
-            if (model.pop("residual") or {}).get("weight"):
-                raise UserError(f"{self.path}: its logit has a trace residual, which fakedet no longer has; commit "
-                                "f3e9894 reads it")  # fmt: skip
+        if model.get("_target_") == "fakedet.methods.ntf.NaturalTraceForensics":
+            residual = model.pop("residual", None)  # a term of earlier checkpoints, of most with the weight 0
+            if isinstance(residual, dict) and residual.get("weight"):
+                raise UserError(f"{self.path}: its logit has a trace residual, which left fakedet; f3e9894 reads it")
         without: dict[str, Any] = {"optimizer": {}, "loss": None, "copies": None, "head": None, "copies_per_real": 0.0}
         model |= {key: value for key, value in without.items() if key in model}
         encoder = {key: value for key, value in model["encoder"].items() if key != "cache_dir"}  # of timm's downloads

@@ -455,7 +455,7 @@ def test_a_mistake_in_a_file_names_its_method(
 def test_a_study_is_named_and_is_a_multirun(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(trained)
     assert launch("study", ["threads=1"]) == 2
-    assert "which study? pass study=NAME: clip, demo, " in capsys.readouterr().err
+    assert "which study? pass study=NAME: demo, seeds, " in capsys.readouterr().err
     assert launch("train", ["study=demo", "output_dir=alone"]) == 2
     assert "a study is many jobs: pass -m; for one of them alone, give experiment, seed too" in capsys.readouterr().err
     assert not (trained / "alone").exists()

@@ -127,6 +127,8 @@ def list_images(sources: Sequence[str]) -> Iterator[str]:
 def _paths(source: str, left_out: Counter[str], left_behind: Counter[str]) -> Iterator[str]:
     if source == "-":
         # A listed file that does not exist gets a row with its error; the others go on.
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")  # names are bytes, in any encoding
         yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
         return
     try:

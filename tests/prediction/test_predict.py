@@ -263,6 +263,11 @@ def test_killed_at_any_moment_no_row_is_lost_or_doubled(checkpoint: Path, images
     assert len(frame) == frame["path"].nunique() == 66
 
 
+def test_listed_names_may_be_of_any_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a \xff.png\nb.png\n"), "utf-8"))
+    assert list(list_images(["-"])) == [os.fsdecode(b"a \xff.png"), "b.png"]
+
+
 @pytest.mark.parametrize("about", ["{}", "[]", "3", '{"config": null}', '{"config": 3}', "\xff", "", None])
 def test_what_rows_were_made_with_may_be_damaged(
     about: str | None, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -12,13 +12,11 @@ import hashlib
 import importlib
 import json
 import os
-import unicodedata
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, TypedDict, get_type_hints
 
 import numpy as np
 import safetensors
@@ -34,7 +32,7 @@ from fakedet.methods.ntf import NaturalTracePretraining, TraceSource
 from fakedet.metrics.decisions import OperatingPoint
 from fakedet.models.backbones import VARIABLES, MissingWeights, public_backbones
 from fakedet.models.features import check_backbones
-from fakedet.utils import replacing
+from fakedet.utils import fits, replacing
 
 LARGEST_CROP = 2**12  # pixels a side
 FORMAT = 2  # of checkpoints; version 0.1 of fakedet wrote 1
@@ -56,25 +54,6 @@ class TrainingData(TypedDict):
     real: dict[str, int]  # images of each collection
     fake: dict[str, int]
     jpeg_quality: list[float] | None  # percentiles 5, 50 and 95
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Say whether a plain value is of a type; text holds no control codes, which a terminal would obey."""
-    of = get_args(kind)
-    if isinstance(kind, UnionType):
-        return any(_fits(value, one) for one in of)
-    if is_typeddict(kind):  # or empty, which is told or known elsewhere
-        hints = get_type_hints(kind) if value else {}
-        return isinstance(value, dict) and all(_fits(value.get(key), one) for key, one in hints.items())
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(_fits(one, of[0]) for one in value)
-    if get_origin(kind) is dict:
-        return isinstance(value, dict) and all(_fits(key, of[0]) and _fits(one, of[1]) for key, one in value.items())
-    if kind is str:
-        return isinstance(value, str) and not any(unicodedata.category(sign) == "Cc" for sign in value)
-    if kind is float:
-        return isinstance(value, int | float)
-    return kind is Any or (isinstance(value, kind) and not isinstance(value, bool))
 
 
 @dataclass
@@ -116,7 +95,7 @@ class CheckpointInfo:
         for name, value in content.items():
             if name not in fields:
                 raise UserError(f"{path} is damaged or of another version: it holds '{name}'")
-            if not _fits(value, kinds[name]):
+            if not fits(value, kinds[name]):
                 told = str(fields[name].type).removesuffix(" | None")
                 wanted = f"dict of a {told}" if told[0].isupper() else told
                 raise UserError(f"{path} is damaged: '{name}' in it is no {wanted}")

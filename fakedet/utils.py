@@ -13,12 +13,14 @@ import shutil
 import subprocess
 import sys
 import time
+import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
 
 import numpy as np
 import torch
@@ -331,3 +333,22 @@ def log_to_file(folder: Path) -> logging.Handler:
     if log.getEffectiveLevel() > logging.INFO:
         log.setLevel(logging.INFO)
     return handler
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Say whether a plain value is of a type; text holds no control codes, which a terminal would obey."""
+    of = get_args(kind)
+    if isinstance(kind, UnionType):
+        return any(fits(value, one) for one in of)
+    if is_typeddict(kind):  # or empty, which is told or known elsewhere
+        hints = get_type_hints(kind) if value else {}
+        return isinstance(value, dict) and all(fits(value.get(key), one) for key, one in hints.items())
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(fits(one, of[0]) for one in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(fits(key, of[0]) and fits(one, of[1]) for key, one in value.items())
+    if kind is str:
+        return isinstance(value, str) and not any(unicodedata.category(sign) == "Cc" for sign in value)
+    if kind is float:
+        return isinstance(value, int | float)
+    return kind is Any or (isinstance(value, kind) and not isinstance(value, bool))

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fakedet.errors import UserError
 from fakedet.metrics.pairing import column
-from fakedet.utils import replacing
+from fakedet.utils import fits, replacing
 
 ORIGINAL = "original"
 METADATA_KEY, PICTURES_KEY = b"fakedet", b"fakedet.pictures"
@@ -95,18 +95,26 @@ def read_predictions(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     return frame, read_info(path)
 
 
+class HeaderAudit(TypedDict):
+    """What is read of an entry of the header audit; see :meth:`fakedet.audit.shortcuts.Shortcut.to_dict`."""
+
+    auc: dict[str, float | None]
+
+
 def read_info(path: Path) -> dict[str, Any]:
     """Read the info of the run that wrote a predictions file; an empty one for a file without any."""
     try:
         info = json.loads((pq.read_schema(path).metadata or {}).get(METADATA_KEY, b"{}"))
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: the run's info in its metadata is not JSON; write it anew") from error
-    lists = ("seen_generators", "map_share", "known_reals", "pairing_notes")
-    mappings = ("operating_point", "shortcut", "pairs", "training_pairs", "settings", "test_scored")
-    kinds: dict[str, type] = {"seed": int, **dict.fromkeys(lists, list), **dict.fromkeys(mappings, dict)}
+    kinds: dict[str, Any] = {
+        "seed": int, "map_share": list[Any], "shortcut": dict[str, HeaderAudit],
+        **dict.fromkeys(("seen_generators", "known_reals", "pairing_notes"), list[str]),
+        **dict.fromkeys(("operating_point", "pairs", "training_pairs", "settings", "test_scored"), dict[str, Any]),
+    }  # fmt: skip
     wrong = ["info"]
     if isinstance(info, dict):
-        wrong = [key for key, kind in kinds.items() if not isinstance(info.get(key), kind | None)]
+        wrong = [key for key, kind in kinds.items() if not fits(info.get(key), kind | None)]
     if wrong:
         raise UserError(f"{path}: '{wrong[0]}' in its metadata is not what fakedet writes; write the file anew")
     pairs = ("pairs", "training_pairs")  # None stands for the default rules

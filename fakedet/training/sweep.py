@@ -98,6 +98,8 @@ def plan(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> 
                             "SLURM is installed, or pass hydra/launcher=local")  # fmt: skip
         if root.get("study") is None:
             return slurm, None
+        if not isinstance(root.study, DictConfig):
+            raise UserError("study: the file must hold a mapping 'study' with name, title, baseline and caveats")
         if root.hydra.runtime.choices["hydra/sweeper"] != "basic":
             raise UserError("hydra/sweeper: a study lists its jobs; only the sweeper 'basic' does")
         lines = [f"{key}={value}" for key, value in (root.hydra.sweeper.params or {}).items()]
@@ -118,6 +120,8 @@ def plan(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> 
                 for number, texts in enumerate(itertools.product(*values.values()))]  # fmt: skip
     settings = {"name": "study", "title": "Study", "baseline": None, "caveats": [], **plain(root.study)}
     settings["protocol"] = protocol
+    if not jobs:
+        raise UserError("study: hydra.sweeper.params give no job: one of them has no values")
     methods = list(dict.fromkeys(job.method for job in jobs))
     if settings["baseline"] not in (None, *methods):
         raise UserError(f"study.baseline: '{settings['baseline']}' is not among its methods: {'; '.join(methods)}")

@@ -95,7 +95,10 @@ def test_the_needed_columns_suffice_in_other_kinds(tmp_path: Path) -> None:
     assert info == {}
 
 
-@pytest.mark.parametrize("info", [[1], {"seed": "x"}, {"seen_generators": 3}, {"operating_point": "y"}])
+@pytest.mark.parametrize("info", [
+    [1], {"seed": "x"}, {"seen_generators": 3}, {"operating_point": "y"}, {"seen_generators": ["a", {}]},
+    {"shortcut": {"gen_a": "x"}}, {"shortcut": {"gen_a": {"value": "x"}}},
+])  # fmt: skip
 def test_a_strange_identity_is_named(info: object, tmp_path: Path) -> None:
     write_predictions(frame(), tmp_path / "p.parquet", info)
     with pytest.raises(UserError, match="in its metadata is not what fakedet writes"):

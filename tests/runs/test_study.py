@@ -40,6 +40,7 @@ def write_study(folder: Path, methods: str, seeds: str, **changes: object) -> Pa
     }  # fmt: skip
     for name in ("study", "model"):
         (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / "study" / "word.yaml").write_text("# @package _global_\nstudy: a word\n")
     text = OmegaConf.to_yaml(OmegaConf.merge(study, changes))
     (folder / "study" / "small.yaml").write_text(f"# @package _global_\n{text}")
     for name, text in METHODS.items():
@@ -424,6 +425,8 @@ MISTAKES = [
     (["+also.x={manifest: a.csv, rot: b}"], "also.x: there is no key 'data.rot'; did you mean 'root'?"),
     (["study.baseline=mien"], "study.baseline: 'mien' is not among its methods: trace; mine"),
     (["seed=0,1,0"], "has the seed 0 twice"),
+    (["seed=range(0)"], "hydra.sweeper.params give no job"),
+    (["study=word"], "study: the file must hold a mapping"),
 ]
 
 

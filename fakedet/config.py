@@ -430,10 +430,16 @@ def _values(override: Override) -> list[Any]:
 
 
 def texts_of(override: Override) -> list[str]:
-    """Write an override once for each value that it sweeps over, or as it is if it sweeps over none."""
+    """Write an override once for each value that it sweeps over, or as it is if it is no sweep.
+
+    Raises:
+        UserError: a sweep over no value.
+    """
     if not override.is_discrete_sweep():
         return [str(override.input_line)]
-    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+    if not (texts := [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]):
+        raise UserError(f"{override.input_line}: a sweep over no value")
+    return texts
 
 
 def _check_option(override: Override, options: list[str]) -> None:

@@ -352,3 +352,10 @@ def fits(value: Any, kind: Any) -> bool:
     if kind is float:
         return isinstance(value, int | float)
     return kind is Any or (isinstance(value, kind) and not isinstance(value, bool))
+
+
+def default_cache() -> Path:
+    """Return the folder for what is made once: ``FAKEDET_CACHE``, or ~/.cache/fakedet; UserError without a home."""
+    if not (given := os.environ.get("FAKEDET_CACHE")) and os.path.expanduser("~") == "~":
+        raise UserError("this user has no home folder to keep the demo data in: set FAKEDET_CACHE or data.cache")
+    return Path(given or Path.home() / ".cache" / "fakedet")

@@ -79,7 +79,8 @@ def tiny_manifest_module(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def demo_cache() -> Path:
     """The cache that holds the full demo data; made if it is not there yet (about a minute)."""
-    from fakedet.data.demo import default_cache, demo_data
+    from fakedet.data.demo import demo_data
+    from fakedet.utils import default_cache
 
     demo_data(default_cache())
     return default_cache()

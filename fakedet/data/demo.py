@@ -35,7 +35,7 @@ from fakedet.data.decode import DecodeError, read_image
 from fakedet.data.manifest import Manifest, load_manifest
 from fakedet.data.transforms import Pixels
 from fakedet.errors import UserError
-from fakedet.utils import bar, threads
+from fakedet.utils import bar, default_cache, threads
 
 log = logging.getLogger("fakedet")
 
@@ -100,13 +100,6 @@ class DemoDataModule(ImageDataModule):
     def read_manifest(self) -> Manifest:
         """Make the images if they are not there yet, and return their manifest."""
         return load_manifest(demo_data(self.cache, self.recipe_seed), None, self.allow_group_leak)
-
-
-def default_cache() -> Path:
-    """Return the folder that demo data are kept in."""
-    if not (given := os.environ.get("FAKEDET_CACHE")) and os.path.expanduser("~") == "~":
-        raise UserError("this user has no home folder to keep the demo data in: set FAKEDET_CACHE or data.cache")
-    return Path(given or Path.home() / ".cache" / "fakedet")
 
 
 def demo_data(cache: Path, seed: int = 0, recipe: DemoRecipe | None = None) -> Path:

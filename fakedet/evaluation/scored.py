@@ -14,10 +14,10 @@ import pandas as pd
 
 from fakedet.checkpoint import digest_of_weights
 from fakedet.data.datamodule import DataModule
-from fakedet.data.demo import default_cache
 from fakedet.data.manifest import Manifest
 from fakedet.errors import UserError
 from fakedet.methods.base import Detector
+from fakedet.utils import default_cache
 
 log = logging.getLogger("fakedet")
 

@@ -120,8 +120,6 @@ def plan(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> 
                 for number, texts in enumerate(itertools.product(*values.values()))]  # fmt: skip
     settings = {"name": "study", "title": "Study", "baseline": None, "caveats": [], **plain(root.study)}
     settings["protocol"] = protocol
-    if not jobs:
-        raise UserError("study: hydra.sweeper.params give no job: one of them has no values")
     methods = list(dict.fromkeys(job.method for job in jobs))
     if settings["baseline"] not in (None, *methods):
         raise UserError(f"study.baseline: '{settings['baseline']}' is not among its methods: {'; '.join(methods)}")

@@ -40,7 +40,6 @@ def write_study(folder: Path, methods: str, seeds: str, **changes: object) -> Pa
     }  # fmt: skip
     for name in ("study", "model"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    (folder / "study" / "word.yaml").write_text("# @package _global_\nstudy: a word\n")
     text = OmegaConf.to_yaml(OmegaConf.merge(study, changes))
     (folder / "study" / "small.yaml").write_text(f"# @package _global_\n{text}")
     for name, text in METHODS.items():
@@ -425,8 +424,7 @@ MISTAKES = [
     (["+also.x={manifest: a.csv, rot: b}"], "also.x: there is no key 'data.rot'; did you mean 'root'?"),
     (["study.baseline=mien"], "study.baseline: 'mien' is not among its methods: trace; mine"),
     (["seed=0,1,0"], "has the seed 0 twice"),
-    (["seed=range(0)"], "hydra.sweeper.params give no job"),
-    (["study=word"], "study: the file must hold a mapping"),
+    (["seed=range(0)"], "seed=range(0): a sweep over no value"),
 ]
 
 
@@ -453,6 +451,21 @@ def test_a_mistake_in_a_file_names_its_method(
     assert study(place, monkeypatch) == 2
     said = capsys.readouterr().err
     assert "study: the overrides of 'nothing': model=nothing: there is no such config" in said
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("study: a word", "study: the file must hold a mapping"),
+    ("study: {name: none}\nhydra: {sweeper: {params: {seed: range(0)}}}", "seed=range(0): a sweep over no value"),
+])  # fmt: skip
+def test_a_study_file_that_holds_something_else_is_refused(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "odd.yaml").write_text(f"# @package _global_\n{text}\n")
+    assert launch("study", ["--config-dir", str(tmp_path), "study=odd"]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
 
 
 def test_a_study_is_named_and_is_a_multirun(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -137,7 +137,7 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
         if not trainer.is_global_zero:
             return None
         counts = count_scoring(method, datamodule, frame, folder)
-        metrics = {**score.measure_predictions(frame, datamodule, method, bootstrap), "test_scored": counts}
+        metrics = score.measure_predictions(frame, datamodule, method, bootstrap)
         pictures = score.small_pictures(datamodule, frame, point, config.pictures)
         if degraded is not None:
             described = frame[[name for name in frame if name == "id" or name not in SCORED]]
@@ -147,7 +147,7 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
     metrics["data_was_used_for"] = used or None
     info = {
         **score.info_of(method, datamodule, metrics), "checkpoint": str(config.checkpoint), "split": split,
-        "data_was_used_for": used or None, "run": facts, "map_share": share,
+        "data_was_used_for": used or None, "run": facts, "map_share": share, "test_scored": counts,
         "shortcut": header_audit(datamodule, split) if config.header_audit else {},
     }  # fmt: skip
     quarantine = Quarantine.from_records(records, datamodule.manifest, (split,))

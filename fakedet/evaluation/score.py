@@ -278,7 +278,7 @@ def info_of(method: Detector, datamodule: DataModule, metrics: Mapping[str, Any]
         **method.info, "crop_size": datamodule.crop_size, "eval_policy": datamodule.eval_policy,
         "match": datamodule.matcher.to_dict() if datamodule.matcher else None, "pairs": metrics["pairs"],
         "training_pairs": method.info["pairs"], "known_reals": sorted(known_reals(datamodule)),
-        "pairing_notes": metrics["pairing_notes"], "test_scored": metrics["test_scored"],
+        "pairing_notes": metrics["pairing_notes"],
     }  # fmt: skip
 
 

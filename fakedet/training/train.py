@@ -315,10 +315,11 @@ def _test(
     if not trainer.is_global_zero:
         return None
     counts = count_scoring(method, datamodule, frame, folder)
-    metrics = {**score.measure_predictions(frame, datamodule, method, plain(config.bootstrap)), "test_scored": counts}
+    metrics = score.measure_predictions(frame, datamodule, method, plain(config.bootstrap))
     info = {
         **score.info_of(method, datamodule, metrics), "checkpoint": str(fitted.checkpoint), "split": "test",
         "run": facts, "map_share": share, "shortcut": header_audit(datamodule, "test") if config.header_audit else {},
+        "test_scored": counts,  # not in metrics.json, which the same run leaves anew to the last digit
     }  # fmt: skip
     quarantine = Quarantine.from_records(records, datamodule.manifest, ("train", "val", "test"))
     pictures = score.small_pictures(datamodule, frame, point, config.pictures)

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from fakedet.cli.app import launch, register_resolvers
 from fakedet.errors import UserError
 from fakedet.evaluation.predictions import read_predictions
+from fakedet.evaluation.predictions import read_info
 from fakedet.training.sweep import Job, Study, plan, watch
 
 METHODS = {
@@ -408,7 +409,7 @@ def test_scorings_of_the_test_split_are_counted_and_told(place: Path, capsys: py
     assert launch("evaluate", [*words, "bootstrap.resamples=0", "header_audit=false", "pictures=0"]) == 0
     assert told in capsys.readouterr().out
     assert len(notes.read_text().splitlines()) == 3
-    assert json.loads((place / "again" / "metrics.json").read_text())["test_scored"] == {"times": 2, "runs": 2}
+    assert read_info(place / "again" / "predictions.parquet")["test_scored"] == {"times": 2, "runs": 2}
 
 
 MISTAKES = [

@@ -17,8 +17,7 @@ from omegaconf import OmegaConf
 
 from fakedet.cli.app import launch, register_resolvers
 from fakedet.errors import UserError
-from fakedet.evaluation.predictions import read_predictions
-from fakedet.evaluation.predictions import read_info
+from fakedet.evaluation.predictions import read_info, read_predictions
 from fakedet.training.sweep import Job, Study, plan, watch
 
 METHODS = {

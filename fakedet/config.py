@@ -12,7 +12,7 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -399,7 +399,7 @@ def check_command_line(verb: str, arguments: list[str]) -> None:
 
         groups = [item for item in overrides if not item.is_hydra_override() and options(item.key_or_group)]
         for override in groups:
-            _check_option(override, options(override.key_or_group))
+            _check_option(override, options)
         config = compose(verb, overrides=[*search, *(texts_of(override)[0] for override in groups)])
         for override in overrides:
             if override not in groups:
@@ -442,14 +442,15 @@ def texts_of(override: Override) -> list[str]:
     return texts
 
 
-def _check_option(override: Override, options: list[str]) -> None:
+def _check_option(override: Override, options: Callable[[str], list[str]]) -> None:
     key = override.key_or_group
     for value in _values(override):
         for name in value if isinstance(value, list) else [value]:
             if name is None and not override.is_delete():
                 raise UserError(f"{key}=null: a group is left out with ~{key}")
-            if name is not None and str(name) not in options:
-                raise UserError(f"{key}={name}: there is no such config; {nearest(str(name), options)}")
+            folder, _, own = str(name).rpartition("/")
+            if name is not None and own not in options(f"{key}/{folder}" if folder else key):
+                raise UserError(f"{key}={name}: there is no such config; {nearest(str(name), options(key))}")
 
 
 def _check_value(override: Override, config: DictConfig) -> None:

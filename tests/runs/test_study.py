@@ -468,6 +468,13 @@ def test_a_study_file_that_holds_something_else_is_refused(
     assert said.count("\n") == 1
 
 
+def test_an_experiment_in_a_folder_may_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, said in (("demo/bce", "data.crop_size=0"), ("demo/bcee", "there is no such config")):
+        words = ["study=demo", f"experiment={name}", "data.crop_size=0", f"output_dir={tmp_path}/out"]
+        assert launch("study", words) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_a_study_is_named_and_is_a_multirun(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(trained)
     assert launch("study", ["threads=1"]) == 2

@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import matplotlib.colors as mcolors
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -57,14 +57,19 @@ class Drawing:
 
 
 def render(package: str, template: str, path: Path, **context: Any) -> None:
-    """Render a template, a path inside a package, and ``style``, the common style sheet, into an HTML file.
+    """Render a template, a path inside a package, into an HTML file with the common frame and style sheet.
 
-    The file is written whole or not at all; all values of the context are escaped.
+    The template extends "page.html", which shows ``title``. The file is written whole or not at all; all values of the
+    context are escaped.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    text = files(package).joinpath(template).read_text(encoding="utf-8")
-    style = files("fakedet.evaluation").joinpath("report/style.css").read_text(encoding="utf-8")
-    content = environment.from_string(text).render(style=Markup(style), **context)
+    common = files("fakedet.evaluation").joinpath("report")
+    own = files(package).joinpath(template)
+    environment = Environment(
+        loader=FunctionLoader(lambda name: (common / name if name == "page.html" else own).read_text(encoding="utf-8")),
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    style = Markup((common / "style.css").read_text(encoding="utf-8"))
+    content = environment.get_template(template).render(style=style, **context)
     with replacing(path) as temporary:
         temporary.write_text(content, encoding="utf-8")
 

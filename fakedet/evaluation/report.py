@@ -76,13 +76,12 @@ def write_page(page: Page, path: Path) -> None:
     words = {word for method in page.comparison.methods for word in re.findall(r"\w+", method)}
     words |= set(generators) if {*generators} <= {*demo.SEEN, *demo.UNSEEN} else set()
     render(
-        "fakedet.evaluation", "report/report.html", path, page=page, comparison=page.comparison,
+        "fakedet.evaluation", "report/report.html", path, title=page.title, page=page, comparison=page.comparison,
         opening=opening(page.comparison), verdict=verdict(page.comparison), marks_of=_marks(page.comparison),
         words=words, spelled={name: told for name in (*generators, *page.comparison.methods)
                               if (told := legible(name).replace("\\$", "$").strip()) != name.strip()},
         columns=list(dict.fromkeys(name for run in page.runs for name in run)),
         tables=[(TITLES[metric], metric, rows(page.comparison, metric)) for metric in page.comparison.values],
-        probability=lambda p: "" if p != p else "p < 0.01" if p < 0.01 else f"p = {p:.2f}",
     )  # fmt: skip
 
 

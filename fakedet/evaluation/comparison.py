@@ -18,7 +18,7 @@ from fakedet.evaluation.predictions import align, called_fake
 from fakedet.metrics.bootstrap import Interval, percentile_interval, share_interval
 from fakedet.metrics.decisions import Accuracy, accuracies
 from fakedet.metrics.pairing import Counterparts, Pairs, against, group_cells, real_counterparts
-from fakedet.metrics.per_generator import METRICS, GeneratorSummary, bootstrap_statistics, mean_members
+from fakedet.metrics.per_generator import METRICS, BootstrapTable, GeneratorSummary, bootstrap_statistics, mean_members
 
 MEANS = {"map_seen": "mean, seen", "map_unseen": "mean, unseen", "map": "mean, all"}  # mean -> its name in tables
 WHERE = {"map_seen": "seen generators", "map_unseen": "unseen generators", "map": "all generators"}  # in sentences
@@ -54,6 +54,16 @@ class Difference:
     def exceeds(self) -> bool:
         """Whether the interval excludes zero."""
         return bool(self.way)
+
+    @property
+    def p_text(self) -> str:
+        """The p-value as text; "" if it is not known."""
+        return "" if np.isnan(self.p) else "p < 0.01" if self.p < 0.01 else f"p = {self.p:.2f}"
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the cells of table.csv."""
+        return {"difference": self.interval.value, "difference_low": self.interval.low,
+                "difference_high": self.interval.high, "p": self.p, "exceeds": self.exceeds}  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -163,18 +173,7 @@ def compare(
     called = {key: called_fake(own) for key, own in aligned.items()}
     table = bootstrap_statistics(frame, logits, pairs, seen, n_resamples, seed, known_reals)
     classes = accuracies(frame, called, n_resamples, seed)
-    # Metric → generator, mean or class → key of a run → its value, and (R,) of the resamples.
-    found: dict[str, dict[str, dict[str, Statistic]]] = {}
-    for metric in METRICS if mean_members(table.generators, "map")[0] else ():
-        if metric == "auc_matched" and table.matched_by != "features":  # by source it is the plain AUC, or nearly
-            continue
-        found[metric] = {
-            name: {key: (table.value(key, metric, name), table.samples(key, metric, name)) for key in logits}
-            for name in (*table.generators, *MEANS)
-        }
-    if not found or not all(np.isnan(calls).all() for calls in called.values()):
-        found["accuracy"] = {name: {key: (row.points[key], row.samples[key]) for key in logits}
-                             for name, row in classes.items()}  # fmt: skip
+    found = _statistics(table, classes, called)
     values: Values = {metric: {} for metric in found}
     differences: Differences = {metric: {} for metric in found}
     for metric, by_name in found.items():
@@ -192,6 +191,27 @@ def compare(
         table.generators, classes, values, differences, len(frame), left_out, len(set(group_cells(frame)[0])),
         _support(frame, real_counterparts(frame, pairs, known_reals), table.generators), n_resamples, level,
     )  # fmt: skip
+
+
+def _statistics(
+    table: BootstrapTable, classes: Mapping[str, Accuracy], called: Mapping[str, NDArray[np.float64]]
+) -> dict[str, dict[str, dict[str, Statistic]]]:
+    """Return metric → generator, mean or class → key of a run → its value, and (R,) values of the resamples.
+
+    AP and AUC where a generator has fakes and reals; the accuracy where it has not, or any run has a threshold.
+    """
+    found: dict[str, dict[str, dict[str, Statistic]]] = {}
+    for metric in METRICS if mean_members(table.generators, "map")[0] else ():
+        if metric == "auc_matched" and table.matched_by != "features":  # by source it is the plain AUC, or nearly
+            continue
+        found[metric] = {
+            name: {key: (table.value(key, metric, name), table.samples(key, metric, name)) for key in called}
+            for name in (*table.generators, *MEANS)
+        }
+    if not found or not all(np.isnan(calls).all() for calls in called.values()):
+        found["accuracy"] = {name: {key: (row.points[key], row.samples[key]) for key in called}
+                             for name, row in classes.items()}  # fmt: skip
+    return found
 
 
 def _support(
@@ -285,19 +305,25 @@ def verdict(comparison: Comparison) -> list[str]:
     if few := comparison.few_groups:
         told.append(f"The intervals rest on only {few} photographs or prompts: with so few, they are too narrow, and a "
                     "difference that exceeds its interval is a hint and no result.")  # fmt: skip
-    fewest = min(len(seeds) for seeds in comparison.seeds.values())
+    told += seed_notes(comparison.seeds, comparison.baseline)
+    if comparison.n_left_out:
+        told.append(f"{comparison.n_left_out} images that not every run has scored are left out for all methods.")
+    return told
+
+
+def seed_notes(seeds: Mapping[str, Sequence[int]], baseline: str) -> list[str]:
+    """Say in sentences what the intervals do not cover of how training varies, and which seeds differ."""
+    told = []
+    fewest = min(map(len, seeds.values()))
     if fewest == 1:
         told.append("With one seed per method, the intervals leave out how much training varies.")
     elif fewest < FEW_SEEDS:
         told.append(f"With {fewest} seeds per method, the intervals understate how much training varies.")
-    base = comparison.seeds[comparison.baseline]
-    for method, seeds in comparison.seeds.items():
-        if seeds != base:
-            shared = ", ".join(str(seed) for seed in seeds if seed in base)
+    for method, own in seeds.items():
+        if list(own) != list(seeds[baseline]):
+            shared = ", ".join(str(seed) for seed in own if seed in seeds[baseline])
             over = f"over the seeds that both have ({shared})" if shared else "not paired over seeds"
-            told.append(f"{method} and {comparison.baseline} have different seeds; their difference is {over}.")
-    if comparison.n_left_out:
-        told.append(f"{comparison.n_left_out} images that not every run has scored are left out for all methods.")
+            told.append(f"{method} and {baseline} have different seeds; their difference is {over}.")
     return told
 
 
@@ -430,8 +456,7 @@ def write_csv(comparison: Comparison, path: Path) -> None:
                 line = {"metric": metric, "name": row.key, "section": row.section, "counts": row.counts,
                         "method": method, **vars(cell)}  # fmt: skip
                 if gap := by_name[row.key].get(method):
-                    line |= {"difference": gap.interval.value, "difference_low": gap.interval.low,
-                             "difference_high": gap.interval.high, "p": gap.p, "exceeds": gap.exceeds}  # fmt: skip
+                    line |= gap.to_row()
                 lines.append(line)
     pd.DataFrame(lines).to_csv(path, index=False)
 

@@ -15,13 +15,13 @@ from fakedet.errors import UserError, nearest
 from fakedet.evaluation import plots
 from fakedet.evaluation.comparison import (
     FEW_GROUPS,
-    FEW_SEEDS,
     TITLES,
     Difference,
     Statistic,
     difference_of,
     escape,
     mean_of_runs,
+    seed_notes,
 )
 from fakedet.evaluation.predictions import align
 from fakedet.metrics.bootstrap import Interval, percentile_interval
@@ -114,6 +114,8 @@ def compare_families(
         logits[family] = {key: frame["logit"].to_numpy(dtype=np.float64) for key, frame in aligned.items()}
         if left_out:
             notes.append(f"{family}: {left_out} images that not every run has scored are left out for all methods.")
+    if len(families) < FEW_GROUPS:
+        notes.append(f"With {len(families)} families, intervals over families are somewhat too narrow.")
     table = bootstrap_families(frames, logits, resamples, seed)
     drawn = draw_families(len(families), resamples, seed)
     images = pd.concat([frame[["path", "group"]] for frame in frames.values()])
@@ -126,7 +128,7 @@ def compare_families(
         {metric: values for metric, (values, _, _) in found.items()},
         {metric: differences for metric, (_, differences, _) in found.items()},
         {metric: worst for metric, (_, _, worst) in found.items()},
-        int(images["path"].nunique()), int(images["group"].nunique()), [*notes, *_cautions(seeds, families, baseline)],
+        int(images["path"].nunique()), int(images["group"].nunique()), [*notes, *seed_notes(seeds, baseline)],
         resamples, level,
     )  # fmt: skip
 
@@ -209,22 +211,6 @@ def _of_family(frame: pd.DataFrame, family: str, run: str) -> pd.DataFrame:
     return frame[(frame["label"] == 0) | (frame["family"] == family)]
 
 
-def _cautions(seeds: Mapping[str, Sequence[int]], families: Sequence[str], baseline: str) -> list[str]:
-    """Say what the intervals do not cover."""
-    told, fewest = [], min(map(len, seeds.values()))
-    if len(families) < FEW_GROUPS:
-        told.append(f"With {len(families)} families, intervals over families are somewhat too narrow.")
-    if fewest < FEW_SEEDS:
-        times = "one seed" if fewest == 1 else f"{fewest} seeds"
-        told.append(f"With {times} per method, the intervals understate how much training varies.")
-    for method, own in seeds.items():
-        if list(own) != list(seeds[baseline]):
-            shared = ", ".join(str(number) for number in own if number in seeds[baseline])
-            over = f"over the seeds that both have ({shared})" if shared else "not paired over seeds"
-            told.append(f"{method} and {baseline} have different seeds; their difference is {over}.")
-    return told
-
-
 def opening(comparison: FamilyComparison) -> list[str]:
     """Say in sentences how the methods rank, what is chosen, and what the matched AUC says of it."""
     values, worst, base = comparison.values["auc"], comparison.worst["auc"], comparison.baseline
@@ -238,7 +224,7 @@ def opening(comparison: FamilyComparison) -> list[str]:
         if "auc_matched" in comparison.values:
             line += f", on the same content {comparison.values['auc_matched'][MEAN][method].text('.3f')}"
         if gap := comparison.differences["auc"][MEAN].get(method):
-            line += f"; difference to {base} {gap.interval.text('+.3f')} (p {_p(gap.p)})"
+            line += f"; difference to {base} {gap.interval.text('+.3f')} ({gap.p_text or 'p unknown'})"
         told.append(line)
     best = comparison.chosen
     line = f"chosen: {best}: highest mean; its worst family is {worst[best]} ({values[WORST][best].text('.3f')})"
@@ -250,10 +236,6 @@ def opening(comparison: FamilyComparison) -> list[str]:
         if note := content_note(values[MEAN][method], matched, comparison.matched_by):
             told.append(f"{method}: {note}")
     return told
-
-
-def _p(p: float) -> str:
-    return "unknown" if np.isnan(p) else "< 0.01" if p < 0.01 else f"= {p:.2f}"
 
 
 def table(comparison: FamilyComparison, metric: str, differences: bool = False) -> str:
@@ -288,11 +270,9 @@ def write_report(comparison: FamilyComparison, folder: Path, title: str, caveats
         for name, cells in by_name.items():
             for method, cell in cells.items():
                 gap = comparison.differences[metric][name].get(method)
-                paired = gap and {"difference": gap.interval.value, "difference_low": gap.interval.low,
-                                  "difference_high": gap.interval.high, "p": gap.p}  # fmt: skip
                 of = comparison.worst[metric][method] if name == WORST else ""
                 line = {"metric": metric, "family": name, "of": of, "method": method, **vars(cell)}
-                lines.append(line | (paired or {}))
+                lines.append(line | (gap.to_row() if gap else {}))
     pd.DataFrame(lines).to_csv(folder / "table.csv", index=False)
     others, parts, figures = (
         comparison.methods[1:],
@@ -315,6 +295,6 @@ def write_report(comparison: FamilyComparison, folder: Path, title: str, caveats
     (folder / "table.md").write_text("\n".join(parts), encoding="utf-8")
     render(
         "fakedet.evaluation", "report/families.html", folder / "report.html", title=title, comparison=comparison,
-        opening=told, caveats=read_with, figures=figures, titles=TITLES, top=(MEAN, WORST), below=below, p=_p,
+        opening=told, caveats=read_with, figures=figures, titles=TITLES, top=(MEAN, WORST), below=below,
     )  # fmt: skip
     return [*told, *read_with]

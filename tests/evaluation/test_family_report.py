@@ -64,4 +64,4 @@ def test_one_method_is_measured_without_differences(tmp_path) -> None:
     comparison = compare_families(_predictions({"traces": 2.5}, seeds=1), "traces", 20)
     lines = write_report(comparison, tmp_path, "One", [])
     assert not any("difference" in line for line in lines)
-    assert "With one seed per method, the intervals understate how much training varies." in lines
+    assert "With one seed per method, the intervals leave out how much training varies." in lines

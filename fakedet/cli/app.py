@@ -325,7 +325,8 @@ def _launch(verb: str, arguments: list[str]) -> int:
     failed_jobs.clear()
 
     def run_hydra(*more: str) -> None:
-        sys.argv = [sys.argv[0], *arguments, *more]
+        # Hydra's parser wants all overrides in one place.
+        sys.argv = [sys.argv[0], *(item for item in arguments if item not in overrides), *overrides, *more]
         hydra.main(version_base="1.3", config_path="pkg://fakedet.conf", config_name=verb)(_task(verb, mistakes))()
 
     flags, overrides = _flags(arguments)

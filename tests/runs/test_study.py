@@ -220,7 +220,8 @@ def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 def study(root: Path, patch: pytest.MonkeyPatch, *more: str) -> int:
     patch.chdir(root)
     patch.setenv("OTHER_MANIFEST", "data/other.csv")
-    return launch("study", ["--config-dir", str(root / "configs"), "study=small", "data.manifest=data/manifest.csv",
+    # The flag may stand among the overrides.
+    return launch("study", ["study=small", "--config-dir", str(root / "configs"), "data.manifest=data/manifest.csv",
                             "stage1_cache=stage1", "hydra/launcher=basic", *more])  # fmt: skip
 
 

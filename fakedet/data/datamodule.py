@@ -27,7 +27,7 @@ from fakedet.data.manifest import Cells, Manifest, hold_out, load_manifest, make
 from fakedet.data.match import MatchedSource, Matcher
 from fakedet.data.sampler import BalancedBatchSampler, EvaluationSampler, Shards
 from fakedet.data.sources import FileSource, ShardSource, Source
-from fakedet.data.transforms import POLICIES, Augment, Augmentation
+from fakedet.data.transforms import POLICIES, RECIPES, Augment, Augmentation
 from fakedet.errors import UserError, choose
 
 log = logging.getLogger("fakedet")
@@ -147,6 +147,7 @@ class ImageDataModule(LightningDataModule):
         self.shard_window, self.shard_cache, self.seed = shard_window, shard_cache, seed
         self.augment, self.views, self.real_only = augment or Augmentation("none"), views, real_only
         self.test_split, self._measured = "test", "val"
+        self.by_handle = False  # whether batches may hold handles of pictures; see fakedet.models.features.Pictures
         self._training: ImageLoader | None = None
         self._position: dict[str, int] = {}
         self._cells: dict[str, Cells] = {}
@@ -267,6 +268,8 @@ class ImageDataModule(LightningDataModule):
         )  # fmt: skip
         codes, source = self.cells.codes, self.image_source
         dataset = ImageDataset(self.manifest, codes, source, self.augment, self.crop_size, self.views, ids)
+        is_plain = isinstance(self.augment, Augmentation) and self.augment.settings == RECIPES["none"]
+        dataset.by_handle = self.by_handle and self.num_workers == 0 and is_plain
         if self._position:
             sampler.set_epoch(self._position["epoch"])
             sampler.set_start_step(self._position["step"])
@@ -309,6 +312,7 @@ class ImageDataModule(LightningDataModule):
         """Load these rows, as evaluation sees them: a rank's share, or by default all of them on every rank."""
         codes, source = self.cells.codes, self.image_source
         dataset = EvaluationDataset(self.manifest, codes, source, self.eval_policy, self.crop_size)
+        dataset.by_handle = self.by_handle and self.num_workers == 0 and self.eval_policy != "resize"
         sampler = EvaluationSampler(ids, self.eval_batch_size, rank, world_size)
         return make_loader(dataset, sampler, self.num_workers, self.seed)
 

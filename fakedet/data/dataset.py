@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypedDict
 
@@ -25,9 +25,10 @@ from fakedet.data.decode import DecodeError, decode_image
 from fakedet.data.degrade import View, degraded_views
 from fakedet.data.manifest import Manifest
 from fakedet.data.sampler import Draw
-from fakedet.data.sources import Source
+from fakedet.data.sources import FileSource, Source
 from fakedet.data.transforms import POLICIES, Augment, evaluation_views
 from fakedet.errors import UserError, choose
+from fakedet.models.features import Pictures
 
 log = logging.getLogger("fakedet")
 
@@ -38,7 +39,7 @@ IDLE = -1  # Of a worker that reads no row
 class Batch(TypedDict):
     """What every loader of a data module yields. B is 0 if no image of the batch could be read."""
 
-    image: Tensor  # (B, V, 3, H, W) uint8 RGB: V views of each image
+    image: Tensor  # (B, V, 3, H, W) uint8 RGB: V views of each image; or (B, V, 1) int64, handles of Pictures
     label: Tensor  # (B,) int64: 0 real, 1 fake
     generator: Tensor  # (B,) int64: each image's code in :class:`fakedet.data.manifest.Cells`
     id: Tensor  # (B,) int64: each image's row in the manifest
@@ -48,10 +49,16 @@ class Batch(TypedDict):
 def collate(items: list[dict[str, Any]], views: int, size: int) -> Batch:
     """Stack any number of items into a batch of V ``views``, H and W ``size``; items without views only report."""
     whole = [item for item in items if item["views"]]
-    pixels = np.empty((len(whole), views, 3, size, size), dtype=np.uint8)
-    for row, item in enumerate(whole):
-        for view, image in enumerate(item["views"]):
-            pixels[row, view] = image.transpose(2, 0, 1)
+    pixels: NDArray[Any]
+    handles = [[view for view in item["views"] if isinstance(view, int)] for item in whole]
+    if whole and all(len(of) == views for of in handles):
+        pixels = np.array(handles, dtype=np.int64)[..., None]
+    else:
+        pixels = np.empty((len(whole), views, 3, size, size), dtype=np.uint8)
+        for row, item in enumerate(whole):
+            for view, image in enumerate(item["views"]):
+                shown = Pictures.pixels(image) if isinstance(image, int) else image
+                pixels[row, view] = shown.transpose(2, 0, 1)
     label, generator, ids = (
         torch.tensor([item[key] for item in whole], dtype=torch.int64) for key in ("label", "generator", "id")
     )
@@ -69,6 +76,7 @@ class _Images(Dataset[dict[str, Any]]):
         self.labels = manifest.frame["label"].to_numpy()
         self.views, self.size = views, size
         self.reading = Reading(0)  # replaced by make_loader, which knows the number of workers
+        self.by_handle = False  # whether files whose views are all the whole picture are given by their handles
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -89,7 +97,24 @@ class _Images(Dataset[dict[str, Any]]):
         except DecodeError as error:
             return {"id": row, "path": self.paths[row].as_py(), "reason": error.reason}
 
-    def item(self, row: int, views: list[NDArray[np.uint8]], quarantined: list[dict[str, Any]]) -> dict[str, Any]:
+    def handle_of(self, row: int, image: NDArray[np.uint8] | None = None) -> int | None:
+        """Return the handle of a row's file, a new one if its pixels are given; None if it has or gets none."""
+        source = self.source
+        if not self.by_handle or type(source) is not FileSource:  # others may change what a file holds
+            return None
+        try:
+            path = source.root / self.paths[row].as_py()
+            facts = path.stat()
+        except OSError:
+            return None
+        key = str(path), facts.st_mtime_ns, facts.st_size, self.size
+        if image is None or key in Pictures.known or image.shape[:2] != (self.size, self.size):
+            return Pictures.known.get(key)
+        return Pictures.add(key, image, lambda: decode_image(source.read(row)))
+
+    def item(
+        self, row: int, views: Sequence[NDArray[np.uint8] | int], quarantined: list[dict[str, Any]]
+    ) -> dict[str, Any]:
         """Return an item for :func:`collate`."""
         codes = {"id": row, "label": int(self.labels[row]), "generator": int(self.codes[row])}
         return {**codes, "views": views, "quarantined": quarantined}
@@ -119,7 +144,11 @@ class ImageDataset(_Images):
         """Read one draw, whose seed all randomness comes from; a UserError if none of those tried can be read."""
         quarantined: list[dict[str, Any]] = []
         for row in self._candidates(draw):
+            if (handle := self.handle_of(row)) is not None:
+                return self.item(row, [handle] * self.views, quarantined)
             if not isinstance(image := self.read(row), dict):
+                if (handle := self.handle_of(row, image)) is not None:
+                    return self.item(row, [handle] * self.views, quarantined)
                 seeds = np.random.SeedSequence(draw.seed).generate_state(self.views, np.uint64)
                 return self.item(row, [self.augment(image, self.size, int(seed)) for seed in seeds], quarantined)
             quarantined.append(image)
@@ -154,8 +183,12 @@ class EvaluationDataset(_Images):
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         """Read one row."""
+        if (handle := self.handle_of(draw.id)) is not None:
+            return self.item(draw.id, [handle] * self.views, [])
         if isinstance(image := self.read(draw.id), dict):
             return self.item(draw.id, [], [image])
+        if (handle := self.handle_of(draw.id, image)) is not None:
+            return self.item(draw.id, [handle] * self.views, [])
         return self.item(draw.id, evaluation_views(image, self.size, self.policy), [])
 
 

@@ -179,7 +179,7 @@ def check_range(images: Tensor) -> None:
 def _check_arguments(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
     """Check the images that a method is called with, except while it is traced, when they have no values."""
     images = arguments[0] if arguments else named.get("images")
-    if isinstance(images, Tensor) and not torch.compiler.is_compiling():
+    if isinstance(images, Tensor) and images.dtype != torch.int64 and not torch.compiler.is_compiling():
         check_range(images)
 
 
@@ -205,6 +205,9 @@ class Detector(LightningModule):
     encoder: nn.Module
     needs_stage1: ClassVar[bool] = False
     """Whether the method is built over a trained stage 1, passed to it as ``source``."""
+    features_only: bool = False
+    """Whether images go into frozen encoders alone, so that :class:`fakedet.models.features.Pictures` may stand for
+    them."""
 
     def __init__(self, optimizer: Any) -> None:
         super().__init__()
@@ -368,5 +371,6 @@ def _scaled(images: Tensor) -> Tensor:
     """Scale uint8 images to float [0, 1], on their device: they travel there as a quarter of the bytes."""
     if images.dtype == torch.uint8:
         return images.float().div_(255.0)
-    check_range(images)  # of a data module of the user's own
+    if images.dtype != torch.int64:  # handles
+        check_range(images)  # of a data module of the user's own
     return images

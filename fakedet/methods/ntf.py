@@ -82,6 +82,7 @@ class NaturalTracePretraining(Detector):
         self.heterogeneous = ProjectionHead(embedding_dim, hidden_dim, projection_dim)
         self.bank = TraceBank(projection_dim, bank_size)
         self.copies, self.fixed_copies = copies, fixed_copies
+        self.features_only = copies is None or fixed_copies
         self.temperature = temperature
         self.weights = (heterogeneous_weight, homogeneous_weight)
         self.distance = choose(distance, DISTANCES, "model.distance")
@@ -190,6 +191,7 @@ class NaturalTraceForensics(Detector):
         self.contrastive_weight = contrastive_weight
         self.distance = choose(distance, DISTANCES, "model.distance")
         self.copies = CopiesAsFakes(copies, copies_per_real, fixed_copies)
+        self.features_only = copies_per_real == 0 or fixed_copies
 
     def forward(self, images: Tensor) -> Scores:
         """Score images (N, 3, H, W) by the logit or the standardised distance, and measure z's distance."""

@@ -52,6 +52,7 @@ class SupervisedDetector(Detector):
             self.projection = ProjectionHead(embedding_dim, hidden_dim, projection_dim)
         self.contrastive_weight = contrastive_weight
         self.copies = CopiesAsFakes(copies, copies_per_real, fixed_copies)
+        self.features_only = copies_per_real == 0 or fixed_copies
 
     def forward(self, images: Tensor) -> Scores:
         """Score images (N, 3, H, W) by the logit; there is no trace distance."""

@@ -313,7 +313,7 @@ class FrozenBackbone(nn.Module):
         if torch.compiler.is_compiling():
             return self.describe(images)
         rows = self.cache.features(self, images, destroyer, draws)
-        return torch.stack(rows).to(images.device) if rows else images.new_zeros(0, self.out_dim)
+        return torch.stack(rows).to(images.device) if rows else self.mean.new_zeros(0, self.out_dim)
 
     def describe(self, images: Tensor) -> Tensor:
         """Compute the pooled features of each level, (N, out_dim), without the cache."""

@@ -14,7 +14,7 @@ import os
 import sqlite3
 import threading
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fakedet.errors import UserError, one_line
@@ -33,6 +34,48 @@ VARIABLE = "FAKEDET_FEATURES"  # environment variable that names the file; unset
 FORMAT = 3  # to be raised when the same settings give other features
 BATCHES = {"cpu": 1, "cuda": 32}  # images that a kind of device computes at a time, others one
 CHECK = 4  # bytes of the checksum at the end of each row of the file
+
+
+class Pictures:
+    """Pictures that a whole number, their handle, stands for, so that known features need no pixels.
+
+    Batches of a method that looks at features alone hold handles (N, 1) int64 in place of images (N, 3, H, W): a
+    picture is then decoded, scaled and hashed once in a process, not in every epoch.
+    """
+
+    known: ClassVar[dict[Hashable, int]] = {}
+    """Handles by what tells files apart, which is for the caller to say."""
+    _kept: ClassVar[list[tuple[Any, tuple[int, ...], Callable[[], NDArray[np.uint8]]]]] = []
+
+    @classmethod
+    def add(cls, key: Hashable, image: NDArray[np.uint8], read: Callable[[], NDArray[np.uint8]]) -> int | None:
+        """Give a picture (H, W, 3), which ``read`` decodes again, a handle; None if there are too many."""
+        if len(cls._kept) >= FeatureCache.capacity:
+            return None
+        pixels = cls._scaled(image)
+        cls._kept.append((hashlib.sha256(pixels.view(-1).numpy().data), tuple(pixels.shape), read))
+        cls.known[key] = len(cls._kept) - 1
+        return cls.known[key]
+
+    @classmethod
+    def content(cls, handle: int) -> tuple[Any, tuple[int, ...]]:
+        """Return the hash of a picture's floats, to be continued, and their shape (3, H, W)."""
+        content, shape, _ = cls._kept[handle]
+        return content.copy(), shape
+
+    @classmethod
+    def pixels(cls, handle: int) -> NDArray[np.uint8]:
+        """Decode a picture (H, W, 3) again."""
+        return cls._kept[handle][2]()
+
+    @classmethod
+    def images(cls, handles: Tensor) -> Tensor:
+        """Decode pictures of one size again, float (N, 3, H, W) in [0, 1]."""
+        return torch.stack([cls._scaled(cls.pixels(handle)) for handle in handles.flatten().tolist()])
+
+    @staticmethod
+    def _scaled(image: NDArray[np.uint8]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float().div_(255.0)
 
 
 class FeatureCache:
@@ -59,6 +102,8 @@ class FeatureCache:
     ) -> list[Tensor]:
         """Compute or look up the features (D,), on the CPU, of each of some float images (N, 3, H, W) in [0, 1].
 
+        Handles (N, 1) of :class:`Pictures` stand for images as well.
+
         The backbone is as for :func:`fingerprint`; its ``describe`` maps (B, 3, H, W) to (B, D). On CPUs images are
         computed side by side, as many as PyTorch has threads and each alone by one thread: several threads to an image
         cost up to seven times the CPU, batches save nothing, and features would depend on both. On other devices
@@ -67,14 +112,17 @@ class FeatureCache:
         With a ``destroyer`` and ``draws`` (N, width) the features are those of ``destroyer(images, draws=draws)``; the
         copies are made only where these are not known. The destroyer's ``fingerprint`` (bytes) says what it does.
         """
-        device = images.device.type
+        device, by_handle = images.device.type, images.dtype == torch.int64
         if device not in self._backbones:
             self._backbones[device] = fingerprint(backbone)
         net, file = self._backbones[device], self._shared_file()
         keys, found = [], dict[bytes, Tensor]()
         for index, image in enumerate(images.cpu()):
-            content = hashlib.sha256(image.contiguous().view(-1).numpy().data)
-            content.update(repr((net, tuple(image.shape))).encode())
+            if by_handle:
+                content, shape = Pictures.content(int(image))
+            else:
+                content, shape = hashlib.sha256(image.contiguous().view(-1).numpy().data), tuple(image.shape)
+            content.update(repr((net, shape)).encode())
             if draws is not None:
                 content.update(destroyer.fingerprint + draws[index].numpy().tobytes())
             keys.append(key := content.digest())
@@ -88,7 +136,8 @@ class FeatureCache:
         def look(rows: list[int]) -> Tensor:
             """Compute some rows, on the GPU together with zeros up to the fixed size."""
             with torch.no_grad():  # which each thread sets for itself
-                seen = images[rows] if draws is None else destroyer(images[rows], draws=draws[rows])
+                seen = Pictures.images(images[rows]).to(images.device) if by_handle else images[rows]
+                seen = seen if draws is None else destroyer(seen, draws=draws[rows])
                 made: Tensor = backbone.describe(F.pad(seen, (0,) * 7 + (BATCHES.get(device, 1) - len(rows),)))
                 return made[: len(rows)].cpu()
 

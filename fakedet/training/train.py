@@ -37,7 +37,7 @@ from fakedet.build import (
 )
 from fakedet.checkpoint import FORMAT, load_stage1, read_checkpoint
 from fakedet.config import check_config, packages_of
-from fakedet.data.datamodule import DataModule
+from fakedet.data.datamodule import DataModule, ImageDataModule
 from fakedet.data.manifest import Quarantine
 from fakedet.detector import Detector as LoadedDetector
 from fakedet.detector import load
@@ -49,7 +49,7 @@ from fakedet.evaluation.predictions import method_settings
 from fakedet.evaluation.scored import count_scoring
 from fakedet.methods.base import Detector, gather_records
 from fakedet.methods.ntf import NaturalTracePretraining
-from fakedet.models.backbones import public_backbones
+from fakedet.models.backbones import FrozenBackbone, public_backbones
 from fakedet.training.loggers import finish_loggers, log_dashboard, log_summary, resolve_logger
 from fakedet.training.resume import open_or_resume, resume_point_of, taken
 from fakedet.training.stage1 import cached_stage1, obtain_cached, stage1_config
@@ -228,6 +228,10 @@ def fit(config: DictConfig, folder: Path, datamodule: DataModule, stage1_path: P
     if stage1_path:
         stage1 = load_stage1(stage1_path, sorted(packages_of(given["stage1"])), given["stage1"]["encoder"])
     method = build_method(given["model"], stage1)
+    seeing = (method.encoder, getattr(getattr(method, "source", None), "encoder", method.encoder))
+    known = [isinstance(getattr(encoder, "backbone", None), FrozenBackbone) for encoder in seeing]
+    if isinstance(datamodule, ImageDataModule):
+        datamodule.by_handle = method.features_only and all(known)
     method.info = {
         "format": FORMAT, "model": given["model"], "stage1": stage1.config if stage1 else None,
         "seen_generators": [] if datamodule.real_only else list(datamodule.seen_generators),

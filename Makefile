@@ -14,7 +14,7 @@ export FAKEDET_WIDE
 export NO_ALBUMENTATIONS_UPDATE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo study test test-slow lint bench train train-ddp submit sweep sweep-slurm resume compare evaluate lock pins clean
+.PHONY: help setup demo detector study test test-slow lint bench train train-ddp submit sweep sweep-slurm resume compare evaluate lock pins clean
 
 # Ends with a line of its own where a target's variable is not given.
 need = $(if $(value $(1)),,$(error $(1)= is not given; `make help` shows an example))
@@ -44,6 +44,20 @@ demo: $(STAMP)  ## Train and compare all methods on the embedded demo data; writ
 study: $(STAMP)  ## Run conf/study/NAME.yaml, or go on with it: make study NAME=seeds JOBS=2; writes runs/studies/NAME.
 	$(call need,NAME)
 	@$(BIN)/fakedet study study=$(NAME) $(if $(JOBS),hydra.launcher.n_jobs=$(JOBS)) $(ARGS)
+
+# SCORE=no leaves the test split alone, while the recipe is tried.
+DETECTOR := experiments/wide/detector
+MADE := runs/detector
+
+detector: $(STAMP)  ## Train the detector that fakedet ships (conf/experiment/wide/detector.yaml); weights and card in experiments/wide.
+	@$(BIN)/fakedet train experiment=wide/detector output_dir=$(MADE)/train $(ARGS)
+	@$(BIN)/fakedet export checkpoint=$(MADE)/train/checkpoints/best.ckpt output=$(DETECTOR).safetensors
+	@rm -rf $(DETECTOR).safetensors.json $(MADE)/test $(MADE)/native.csv $(MADE)/native.csv.about.json
+ifneq ($(SCORE),no)
+	@$(BIN)/fakedet evaluate checkpoint=wide data=wide output_dir=$(MADE)/test
+endif
+	@$(BIN)/fakedet predict source=$(FAKEDET_CORPUS)/native output=$(MADE)/native.csv
+	@$(BIN)/python experiments/wide/card.py $(DETECTOR).safetensors --run $(MADE)/train --test $(MADE)/test --study runs/studies/wide/summary.json --native $(MADE)/native.csv
 
 test: lint  ## Lint, check types and run the tests but the long ones.
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)

@@ -19,7 +19,7 @@ Made from the docstrings by `python docs/make_api.py`; do not edit.
 ```python
 import fakedet
 
-detector = fakedet.load("demo")
+detector = fakedet.load()
 detector.predict("photo.jpg").verdict  # "real", "fake" or "undecided"
 detector.predict("folder").to_csv("answers.csv")
 detector.embed(["a.jpg", "b.jpg"])  # float32 (2, D)

@@ -8,10 +8,8 @@ import sys
 import fakedet
 
 folder = sys.argv[1]
-# "demo" comes with fakedet. It knows simulated fakes only, and is no use for real cases.
-checkpoint = sys.argv[2] if len(sys.argv) > 2 else "demo"
-
-detector = fakedet.load(checkpoint)
+# Without CHECKPOINT, the detector that comes with fakedet; "demo" is no use for real cases.
+detector = fakedet.load(*sys.argv[2:])
 print(detector)
 
 table = detector.predict(folder)

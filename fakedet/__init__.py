@@ -1,7 +1,7 @@
 """fakedet: detect AI-generated images by the natural traces that real photographs share.
 
 >>> import fakedet
->>> detector = fakedet.load("demo")
+>>> detector = fakedet.load()
 >>> detector.predict("photo.jpg").verdict
 'real'
 """

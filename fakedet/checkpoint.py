@@ -30,15 +30,14 @@ from fakedet.errors import UserError, choose, one_line
 from fakedet.methods.base import TRAINING_KEYS, Detector
 from fakedet.methods.ntf import NaturalTracePretraining, TraceSource
 from fakedet.metrics.decisions import OperatingPoint
-from fakedet.models.backbones import VARIABLES, MissingWeights, public_backbones
+from fakedet.models.backbones import MissingWeights, public_backbones
 from fakedet.models.features import check_backbones
+from fakedet.shipped import BACKBONES, SHIPPED, require_shipped
 from fakedet.utils import fits, replacing
 
 LARGEST_CROP = 2**12  # pixels a side
 FORMAT = 2  # of checkpoints; version 0.1 of fakedet wrote 1
 SAFETENSORS = ".safetensors"
-# Names that stand for a checkpoint wherever one is asked for.
-SHIPPED = {"demo": Path(__file__).parent / "weights" / f"demo{SAFETENSORS}"}
 
 
 class Model(TypedDict):
@@ -128,12 +127,13 @@ def load_detector(path: str | Path, trust: Sequence[str] = (), backbone: str | P
         trust: packages, besides fakedet, whose classes the checkpoint may name. Their code is imported and run: name
             only those that you would run anyway.
         backbone: file with the public weights that the checkpoint leaves out; None: the one that
-            :data:`fakedet.models.backbones.VARIABLES` names, else timm's cache or the network.
+            :data:`fakedet.shipped.BACKBONES` names, else timm's cache or the network.
 
     Raises:
         UserError: no such file, not a checkpoint of fakedet, a class that it may not name, weights that do not fit, or
             a backbone that is not here or has another sha256.
     """
+    require_shipped(path, backbone)
     try:
         return detector_of(read_checkpoint(path), path, trust, backbone)
     except RecursionError as error:
@@ -174,7 +174,7 @@ def detector_of(
         parts["source"] = TraceSource(stage1.encoder, stage1.homogeneous)
     method = make_model(**parts)
     if info.backbones:
-        check_backbones(checkpoint["fakedet"], {"backbones": public_backbones(method)}, path, "backbone")
+        check_backbones(checkpoint["fakedet"], {"backbones": public_backbones(method)}, path, "backbone", rounded=True)
     method.info, method.config = dataclasses.asdict(info), dict[str, Any](**info.model)
     method.trust, method.backbone = tuple(trust), backbone
     try:
@@ -231,7 +231,8 @@ class _Judge:
         model |= {key: value for key, value in without.items() if key in model}
         encoder = {key: value for key, value in model["encoder"].items() if key != "cache_dir"}  # of timm's downloads
         if "pretrained" in encoder:  # else the weights come from the checkpoint
-            file = backbone or os.environ.get(VARIABLES.get(str(encoder.get("name")), ""))
+            known = BACKBONES.get(str(encoder.get("name")))
+            file = backbone or (os.environ.get(known.variable) if known else None)
             encoder |= {"pretrained": public, "weights": str(file) if public and file else None}
         return self.node({**model, "encoder": encoder}, place, Detector)
 

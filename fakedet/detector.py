@@ -6,6 +6,7 @@ logits are averaged; :func:`decide` compares them with the detector's operating 
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections import Counter
@@ -34,6 +35,9 @@ from fakedet.data.transforms import evaluation_views, pad_to
 from fakedet.errors import UserError
 from fakedet.methods import base
 from fakedet.metrics.decisions import OperatingPoint
+from fakedet.shipped import DEFAULT, DEMO, SHIPPED
+
+log = logging.getLogger("fakedet")
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Single: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | Pixels"
@@ -516,14 +520,14 @@ class Detector:
 
 
 def load(
-    checkpoint: str | os.PathLike[str], device: str | torch.device = "auto", trust: Sequence[str] = (),
+    checkpoint: str | os.PathLike[str] = DEFAULT, device: str | torch.device = "auto", trust: Sequence[str] = (),
     backbone: str | os.PathLike[str] | None = None,
 ) -> Detector:  # fmt: skip
     """Load a detector.
 
     Args:
         checkpoint: a .ckpt file that ``fakedet train`` wrote, a .safetensors file that ``fakedet export`` wrote, or the
-            name of a detector that comes with fakedet ("demo").
+            name of a detector that comes with fakedet: "wide", which needs CLIP's weights, or "demo", a demonstration.
         device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
         trust: names of packages, besides fakedet, whose classes the checkpoint may name.
         backbone: a file of the public weights of a frozen backbone, which checkpoints leave out; None: timm's cache or
@@ -542,7 +546,9 @@ def load(
         raise UserError(f"device={device}: {str(error).splitlines()[0]}; valid: auto, cpu, cuda") from error
     packages = (trust,) if isinstance(trust, str) else tuple(trust)
     weights = None if backbone is None else os.fspath(backbone)
-    return Detector(load_detector(path, packages, weights), found, locate(path))
+    if (place := locate(path)) == SHIPPED["demo"]:
+        log.warning("%s", DEMO)
+    return Detector(load_detector(path, packages, weights), found, place)
 
 
 def _check_batch_size(size: int) -> None:

@@ -100,9 +100,18 @@ def describe(detector: Detector, overrides: Sequence[str]) -> dict[str, Any]:
                "operating_point.calibration; p-value among real images by operating_point.reference: see "
                "docs/evaluation.md",
         "operating_point": detector.info.get("operating_point"),
-        "detector": {key: value for key, value in detector.info.items() if key != "operating_point"},
+        "detector": _without_folders({key: one for key, one in detector.info.items() if key != "operating_point"}),
         "run": provenance(["fakedet", "export", *overrides]),
     }  # fmt: skip
+
+
+def _without_folders(node: Any) -> Any:
+    """Leave the user's own folders out of plain values: of an absolute path, the file's name is kept."""
+    if isinstance(node, Mapping):
+        return {key: _without_folders(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_without_folders(value) for value in node]
+    return Path(node).name if isinstance(node, str) and Path(node).is_absolute() else node
 
 
 def _traced(model: Exported, size: int) -> Any:
@@ -143,7 +152,7 @@ def _write_onnx(model: Exported, size: int, path: Path, described: Mapping[str, 
 
 def _write_safetensors(model: Exported, size: int, path: Path, described: Mapping[str, Any]) -> Run:
     module = model.module
-    write_published(path, module.own_weights(module.state_dict()), module.info)
+    write_published(path, module.own_weights(module.state_dict()), _without_folders(module.info))
     loaded = Exported(detector_of(read_published(path), path, module.trust, module.backbone)).eval()
     return lambda images: loaded(torch.from_numpy(images))[0].detach().numpy()
 

@@ -7,7 +7,8 @@ import signal
 import sys
 
 import fakedet
-from fakedet.errors import nearest
+from fakedet.errors import UserError, nearest
+from fakedet.shipped import DEFAULT, require_shipped
 
 VERBS = {
     "index": "write the manifest of a folder of images, in any known layout",
@@ -65,6 +66,13 @@ def main() -> int:
     if verb not in VERBS:
         print(f"fakedet: '{verb}' is not a verb; {nearest(verb, VERBS)}", file=sys.stderr)
         return 2
+    given = dict(word.partition("=")[::2] for word in arguments[1:])
+    if verb in ("predict", "serve") and not any(word.startswith("-") for word in given):
+        try:
+            require_shipped(given.get("checkpoint", DEFAULT), given.get("backbone"))
+        except UserError as error:
+            print(f"fakedet: {error}", file=sys.stderr)
+            return 2
     # Imported late: Hydra and PyTorch take seconds that `fakedet --help` need not.
     from fakedet.cli.app import launch
 

@@ -29,7 +29,18 @@ from omegaconf import DictConfig
 
 from fakedet.config import check_config
 from fakedet.data.scan import describe_left_behind, is_left_behind
-from fakedet.detector import COLUMNS, Detector, Pixels, Prediction, Rules, Verdict, images_below, load, shown_path
+from fakedet.detector import (
+    COLUMNS,
+    UNDECIDED,
+    Detector,
+    Pixels,
+    Prediction,
+    Rules,
+    Verdict,
+    images_below,
+    load,
+    shown_path,
+)
 from fakedet.errors import UserError
 from fakedet.utils import bar, plain, provenance, threads, write_json
 
@@ -64,7 +75,8 @@ def run_predict(config: DictConfig, overrides: list[str]) -> None:
     _tell_kept(writer, errors, changed, heatmaps is not None)
     for what in (*get_args(Verdict), ERROR):
         if what != ERROR or writer.counts[what]:
-            log.info("%-12s %d", what, writer.counts[what])
+            why = "  (the column 'reason' says why)" if what == UNDECIDED and writer.counts[what] else ""
+            log.info("%-12s %d%s", what, writer.counts[what], why)
     log.info("written to  %s", writer.path)
     if writer.counts[ERROR]:
         raise SystemExit(1)
@@ -87,6 +99,8 @@ def open_detector(config: DictConfig, *positive: str) -> tuple[Detector, Rules]:
              ", ".join(detector.generators) or "none (it knows real images only)")  # fmt: skip
     if data := detector.info.get("training_data"):
         log.info("and on real images of the sources: %s", ", ".join(data["real"]))
+    if (card := detector.path.with_suffix(".md")).is_file():
+        log.info("how well it does, and what it cannot do: %s", card)
     log.info(
         "about %g %% of photographs like its %d real validation images (the same sources) are called fake, and about "
         "%g %% of fakes like its %d validation fakes are called real; nothing is promised for other photographs and "

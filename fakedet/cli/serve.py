@@ -30,6 +30,7 @@ from omegaconf import DictConfig
 from fakedet.cli.predict import open_detector
 from fakedet.detector import FAKE, HEATMAP_BYTES, REAL, UNDECIDED, Detector, Pixels, Rules, read_picture
 from fakedet.errors import UserError
+from fakedet.shipped import DEMO, SHIPPED
 from fakedet.utils import threads
 
 log = logging.getLogger("fakedet")
@@ -70,7 +71,8 @@ def run_serve(config: DictConfig, overrides: list[str]) -> None:
     known = ", ".join(detector.generators) or "none: it knows real images only"
     introduction = (
         "# Is this picture a photograph?\n\n"
-        f"This detector has seen fakes of: {known}. It was checked on {detector.require_operating_point().n_real} "
+        + f"**{DEMO}.**\n\n" * (detector.path == SHIPPED["demo"])
+        + f"This detector has seen fakes of: {known}. It was checked on {detector.require_operating_point().n_real} "
         "photographs. It answers *real*, *fake* or *undecided*; of photographs like those it was checked on, at most "
         f"{100 * rules.false_alarm:g} % are called fake. Images are judged on this machine and not kept."
     )

@@ -13,6 +13,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from huggingface_hub import constants
 from timm.models import adapt_input_conv, load_state_dict
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -20,13 +21,8 @@ from torch import Tensor, nn
 from fakedet.errors import UserError, choose, nearest, one_line
 from fakedet.models.features import FeatureCache, fingerprint
 from fakedet.models.heads import Classifier
+from fakedet.shipped import BACKBONES, unreachable
 from fakedet.utils import fast_dtype
-
-VARIABLES = {
-    "vit_base_patch16_clip_quickgelu_224.openai": "FAKEDET_CLIP",
-    "tf_efficientnet_lite2.in1k": "FAKEDET_LITE",
-}
-"""Environment variables that name a file of a model's weights, as conf/model/encoder reads them."""
 
 
 class MissingWeights(UserError):
@@ -41,12 +37,11 @@ class MissingWeights(UserError):
         """Say what is missing and how to get it; ``setting`` names a file of weights."""
         settings = timm.get_pretrained_cfg(self.name)
         place = (settings.hf_hub_id or settings.url) if settings is not None else None
-        variable = f" (or export {VARIABLES[self.name]}=FILE)" if self.name in VARIABLES else ""
+        variable = f" (or export {BACKBONES[self.name].variable}=FILE)" if self.name in BACKBONES else ""
         return (
             f"no weights '{place or self.name}' on this machine: put the file here and pass {setting}=FILE{variable}. "
             "They are neither in the local cache nor can be downloaded "
-            f"({shorten(one_line(self.error), 160, placeholder=' …')}); HF_HUB_OFFLINE=1 keeps the hub's client from "
-            "trying again"
+            f"({shorten(one_line(self.error), 160, placeholder=' …')})"
         )
 
 
@@ -92,12 +87,17 @@ def create_timm_model(
         )
     if not keep_head:
         options["num_classes"] = 0
+    # Without an answer of the hub, its client would try for a minute, even if the file is in its cache.
+    why, offline = unreachable() if download and settings and settings.hf_hub_id else "", constants.HF_HUB_OFFLINE
     try:
+        constants.HF_HUB_OFFLINE = offline or bool(why)
         model: nn.Module = timm.create_model(name, pretrained=download, in_chans=channels, **options)
     except Exception as error:  # whatever a builder, a hub client or the network raises
         if download and not isinstance(error, TypeError):
-            raise MissingWeights(name, error) from error
+            raise MissingWeights(name, OSError(why) if why else error) from error
         raise UserError(f"model.encoder: timm cannot build '{name}': {one_line(error)}") from error
+    finally:
+        constants.HF_HUB_OFFLINE = offline
     if weights is not None:
         _load_weights(model, weights, channels)
     return model
@@ -173,17 +173,23 @@ def describe_public(name: str, pretrained: bool, weights: str | Path | None) -> 
 
 
 def public_backbones(module: nn.Module) -> dict[str, dict[str, str | None]]:
-    """Describe the frozen models with public weights in a module: place in the state dict → name, file, sha256."""
+    """Describe the frozen models with public weights in a module: place in the state dict → name, file, sha256.
+
+    "vectors" is the sha256 of all weights but the matrices, in 16 bits: the same for a copy whose matrices are rounded.
+    """
     found, digests = {}, {}
     for place, part in module.named_modules(remove_duplicate=False):
         if public := getattr(part, "public", None):
             if id(part.model) not in digests:
-                digest = hashlib.sha256()
+                digest, vectors = hashlib.sha256(), hashlib.sha256()
                 for name, value in part.model.state_dict().items():
-                    digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+                    described = f"{name} {value.dtype} {tuple(value.shape)}\n".encode()
+                    digest.update(described)
                     digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-                digests[id(part.model)] = digest.hexdigest()
-            found[f"{place}.model"] = {**public, "sha256": digests[id(part.model)]}
+                    if value.ndim != 2:
+                        vectors.update(described + value.cpu().half().numpy().tobytes())
+                digests[id(part.model)] = {"sha256": digest.hexdigest(), "vectors": vectors.hexdigest()}
+            found[f"{place}.model"] = {**public, **digests[id(part.model)]}
     return found
 
 

@@ -314,17 +314,22 @@ class FeatureFile:
             ) from error
 
 
-def check_backbones(wanted: Mapping[str, Any], found: Mapping[str, Any], path: str | Path, setting: str) -> None:
+def check_backbones(
+    wanted: Mapping[str, Any], found: Mapping[str, Any], path: str | Path, setting: str, rounded: bool = False
+) -> None:
     """Raise UserError if a backbone that a checkpoint leaves out has other weights here.
 
     Both infos hold ``backbones`` as :func:`fakedet.models.backbones.public_backbones` gives them; ``setting`` names a
-    file of weights.
+    file of weights. With ``rounded``, the matrices of a backbone may be rounded otherwise, with a warning.
     """
     for place, one in (wanted.get("backbones") or {}).items():
         if not isinstance(one, dict) or not all(str(one.get(key, "\n")).isprintable() for key in ("name", "sha256")):
             raise UserError(f"{path} is damaged: a backbone in it has no name and sha256")
         here = (found.get("backbones") or {}).get(place) or {"sha256": "none"}
-        if here["sha256"] != one["sha256"]:
+        if rounded and one["sha256"] != here["sha256"] and here.get("vectors", "none") == one.get("vectors"):
+            log.warning("%s was trained over its backbone '%s' with other rounding of its matrices than here: its "
+                        "numbers differ a little", path, one["name"])  # fmt: skip
+        elif here["sha256"] != one["sha256"]:
             file = f", from a file '{one['file']}'" if str(one.get("file") or "\n").isprintable() else ""
             raise UserError(
                 f"{path}: it was trained over other weights of its backbone '{one['name']}' (sha256 "

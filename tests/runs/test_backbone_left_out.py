@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -25,6 +26,7 @@ from fakedet.evaluation.predictions import read_predictions
 from fakedet.methods.ntf import NaturalTraceForensics
 from fakedet.metrics.matched import content_pairs, matched_auc
 from fakedet.models.features import FeatureCache
+from fakedet.shipped import BACKBONES, DEFAULT, SHIPPED
 from fakedet.training.train import train
 
 NAME = "test_efficientnet"
@@ -76,6 +78,7 @@ def test_no_checkpoint_holds_the_backbone_and_each_tells_its_hash(run: Path) -> 
         assert path.stat().st_size < (run / "w.safetensors").stat().st_size, path
         for place, one in content["fakedet"]["backbones"].items():
             assert place.endswith("encoder.backbone.model")
+            assert len(one.pop("vectors")) == 64
             assert one == {"name": NAME, "file": "w.safetensors", "sha256": digest.hexdigest()}
     assert set(read_checkpoint(best(run))["fakedet"]["backbones"]) == {
         "encoder.backbone.model", "source.encoder.backbone.model"
@@ -133,6 +136,20 @@ def test_it_is_refused_in_one_line_without_its_backbone_or_over_another(
             assert re.search(told, said), said
 
 
+def test_the_default_is_taken_once_its_backbone_is_named(
+    run: Path, tiny_manifest_module: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SHIPPED, DEFAULT, best(run))
+    images = tiny_manifest_module.parent / "gen_a"
+    known = fakedet.load(best(run), "cpu", backbone=run / "w.safetensors").predict(images)
+    words = [f"backbone={run / 'w.safetensors'}", f"source={images}", f"output={run}/default.csv"]
+    assert launch("predict", words) == 0
+    assert pd.read_csv(run / "default.csv")["score"].tolist() == pytest.approx(known["score"].tolist(), abs=1e-5)
+    monkeypatch.setitem(BACKBONES, NAME, BACKBONES["tf_efficientnet_lite2.in1k"])
+    monkeypatch.setenv("FAKEDET_LITE", str(run / "w.safetensors"))
+    assert fakedet.load(device="cpu").predict(images)["score"].tolist() == known["score"].tolist()
+
+
 @pytest.mark.slow
 def test_every_verb_works_over_the_file_and_gives_the_same(run: Path, tiny_manifest_module: Path) -> None:
     given = [f"checkpoint={best(run)}", f"backbone={run / 'w.safetensors'}"]
@@ -146,6 +163,8 @@ def test_every_verb_works_over_the_file_and_gives_the_same(run: Path, tiny_manif
     for name, more in (("without", []), ("whole", ["embed_backbone=true"])):
         path = run / f"{name}.safetensors"
         assert launch("export", [*given, f"output={path}", "check=3", *more]) == 0
+        assert b"w.safetensors" in path.read_bytes()
+        assert str(run).encode() not in path.read_bytes(), "a folder of this machine"
         sizes[name] = path.stat().st_size
         detector = fakedet.load(path, "cpu", backbone=None if more else run / "w.safetensors")
         for one, two in zip(detector.module(images), known, strict=True):

@@ -114,7 +114,14 @@ def _check_operating_point(content: Any, path: Path) -> None:
         if point.reference is not None:
             np.asarray(point.reference.scores, dtype=np.float64)
             point.reference.p_values(np.zeros(1), np.zeros(1))
-        _ = point.threshold > 0, f"{point.rate:%} {point.n_real:d} {point.n_fake:d}", ", ".join(point.notes)
+        if not fits([point.promise(0.05, 0.05), str(point.left_out or "")], list[str]):
+            raise ValueError("names with control codes")
+        _ = (
+            point.threshold > 0,
+            point.lowest_fake(0.05),
+            f"{point.rate:%} {point.n_real:d} {point.n_fake:d}",
+            ", ".join(point.notes),
+        )
     except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
         raise UserError(f"{path} is damaged: its operating point: {one_line(error)}") from error
 

@@ -23,6 +23,7 @@ from fakedet.detector import Detector
 from fakedet.errors import UserError
 from fakedet.methods import base
 from fakedet.metrics.bootstrap import Interval
+from fakedet.metrics.decisions import percent
 from fakedet.utils import provenance, replacing, write_json
 
 # Largest difference of a logit, relative where the logit is above 1: a trace distance as the score may be tens.
@@ -215,6 +216,13 @@ def model_card(detector: Detector, name: str) -> str:
         told = (f"An image is called fake above a logit of {point.threshold:.3f}, which {point.rate:.0%} of "
                 f"{point.n_real} real validation images may exceed; calibration `{point.calibration.kind}`, fitted to "
                 f"these and {point.n_fake} fakes.")  # fmt: skip
+    if point is not None and point.left_out is not None:
+        each = sorted(point.left_out.shares.items(), key=lambda item: -item[1])
+        listed = ", ".join(f"{key} {percent(share)} % of {point.left_out.sizes[key]}" for key, share in each)
+        told = (f"An image is called fake above a logit of {point.threshold:.3f}. It was fitted by detectors that were "
+                f"trained without the family of the image, to {point.n_real} photographs and {point.n_fake} fakes, "
+                f"each collection and each family counting the same. Called fake: {point.left_out}. By collection: "
+                f"{listed}. Calibration `{point.calibration.kind}`, fitted to the same.")  # fmt: skip
     return CARD.format(
         name=name, version=fakedet.__version__, method=info["model"]["name"], seed=info["seed"], more=more,
         encoder=str(encoder["_target_"]).rsplit(".", 1)[-1], data="\n".join(lines), results=results, point=told,

@@ -202,6 +202,36 @@ def test_every_verb_refuses_it_in_one_line(
         {"fakes": [float("nan")]},
         {"fakes": ["x"]},
         {"notes": [1]},
+        {
+            "reference": {
+                "centre": [0, 0],
+                "spread": [1, 1],
+                "scores": [0.0, 1.0],
+                "strata": {"names": ["a"], "cells": [0, 10**12], "groups": [0, 1]},
+            }
+        },
+        {
+            "reference": {
+                "centre": [0, 0],
+                "spread": [1, 1],
+                "scores": [0.0, 1.0],
+                "strata": {"names": ["a"], "cells": [0], "groups": [0]},
+            }
+        },
+        {
+            "reference": {
+                "centre": [0, 0],
+                "spread": [1, 1],
+                "scores": [0.0, 1.0],
+                "strata": {"names": ["\x1b[2J"], "cells": [0, 0], "groups": [0, 1]},
+            }
+        },
+        {"fakes": [0.0], "families": {"names": ["a"], "cells": ["x"], "groups": [0]}},
+        {"fakes": [0.0], "families": {"names": ["a"], "cells": [0], "groups": [10**12]}},
+        {"left_out": {"mean": {"value": "x"}, "shares": {"a": 0.1}, "sizes": {"a": 1}}},
+        {"left_out": {"mean": {"value": 0.1}, "shares": {"a": "x"}, "sizes": {"a": 1}}},
+        {"left_out": {"mean": {"value": 0.1}, "shares": {"\x1b[2J": 0.2}, "sizes": {}}},
+        {"left_out": 3},
     ],
     ids=str,
 )

@@ -101,12 +101,8 @@ def open_detector(config: DictConfig, *positive: str) -> tuple[Detector, Rules]:
         log.info("and on real images of the sources: %s", ", ".join(data["real"]))
     if (card := detector.path.with_suffix(".md")).is_file():
         log.info("how well it does, and what it cannot do: %s", card)
-    log.info(
-        "about %g %% of photographs like its %d real validation images (the same sources) are called fake, and about "
-        "%g %% of fakes like its %d validation fakes are called real; nothing is promised for other photographs and "
-        "generators", 100 * rules.false_alarm, point.n_real, 100 * rules.miss, point.n_fake,
-    )  # fmt: skip
-    if point.reference and (lowest := 1 / (len(point.reference.scores) + 1)) > rules.false_alarm:
+    log.info("%s", point.promise(rules.false_alarm, rules.miss))
+    if point.reference and (lowest := point.reference.lowest) > rules.false_alarm:
         log.warning("with %d real validation images no p-value can be below %.3f: nothing will be called fake",
                     point.n_real, lowest)  # fmt: skip
     return detector, rules
@@ -279,7 +275,8 @@ def _write_about(writer: Writer, detector: Detector, settings: Mapping[str, Any]
         "checkpoint_sha256": hashlib.sha256(detector.path.read_bytes()).hexdigest(),
         "operating_point": {
             "rate": point.rate, "n_real": point.n_real, "n_fake": point.n_fake, "calibration": point.calibration.kind,
-            "threshold": point.threshold if math.isfinite(point.threshold) else None},
+            "threshold": point.threshold if math.isfinite(point.threshold) else None,
+            "left_out": point.left_out and point.left_out.to_dict()},
         "run": provenance(["fakedet", "predict", *overrides]),
     }  # fmt: skip
     if writer.done:

@@ -69,12 +69,19 @@ def run_serve(config: DictConfig, overrides: list[str]) -> None:
         raise UserError("fakedet serve needs Gradio: pip install 'fakedet[serve]'") from error
     detector, rules = open_detector(config, "batch_size", "max_mb", "per_minute")
     known = ", ".join(detector.generators) or "none: it knows real images only"
+    point = detector.require_operating_point()
+    alarms = point.reference and point.reference.false_alarms(rules.false_alarm)
+    promised = (
+        f"called fake are {alarms}"
+        if alarms
+        else (f"of photographs like those it was checked on, at most {100 * rules.false_alarm:g} % are called fake")
+    )
     introduction = (
         "# Is this picture a photograph?\n\n"
         + f"**{DEMO}.**\n\n" * (detector.path == SHIPPED["demo"])
-        + f"This detector has seen fakes of: {known}. It was checked on {detector.require_operating_point().n_real} "
-        "photographs. It answers *real*, *fake* or *undecided*; of photographs like those it was checked on, at most "
-        f"{100 * rules.false_alarm:g} % are called fake. Images are judged on this machine and not kept."
+        + f"This detector has seen fakes of: {known}. It was checked on {point.n_real} "
+        f"photographs. It answers *real*, *fake* or *undecided*; {promised}. Images are judged on this machine and not "
+        "kept."
     )
     judge = partial(_judge, detector=detector, rules=rules, batch_size=config.batch_size)
     answer = partial(_cards, judge=judge, limit=RateLimit(config.per_minute), max_mb=config.max_mb)

@@ -32,6 +32,7 @@ from fakedet.evaluation.evaluate import evaluate
 from fakedet.evaluation.report import Report, compare_runs, report_on
 from fakedet.export import export_detector
 from fakedet.metrics.bootstrap import Interval
+from fakedet.metrics.decisions import left_out_alarms
 from fakedet.metrics.pairing import against
 from fakedet.training.resume import config_of, finished
 from fakedet.training.sweep import Study
@@ -244,7 +245,7 @@ def _log_decisions(metrics: Mapping[str, Any]) -> None:
     point = metrics["operating_point"]
     fitted = f"{point['split']}: {point['n_real']} real, {point['n_fake']} fake"
     log.info("at the threshold for %g %% of reals (fitted on %s):", 100 * point["rate"], fitted)
-    for note in point["notes"]:
+    for note in [*point["notes"], *filter(None, [left_out_alarms(point)])]:
         log.info("note: %s", note)
     for name, entry in metrics["per_collection"].items():
         log.info("%-24s reals called real %s  (%d real)", name, interval(entry["acc_real"]), entry["n_real"])

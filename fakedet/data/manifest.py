@@ -182,16 +182,19 @@ def make_cells(manifest: Manifest, pairs: Mapping[str, Any] | None, split: str) 
 def hold_out(
     manifest: Manifest, generators: Sequence[str], measure: str = "test", families: Sequence[str] = ()
 ) -> Manifest:
-    """Take the fakes of generators and of families of generators out of training and validation.
+    """Take the fakes of generators, families of fakes and families of photographs out of training and validation.
 
     Args:
         manifest: the images.
-        generators, families: whose fakes leave the splits train and val; none: the manifest is returned as it is.
+        generators, families: whose images leave the splits train and val (of generators the fakes, of families the
+            fakes or the photographs, with all other images of these photographs' groups); none: the manifest is
+            returned as it is.
         measure: "test": the split test stays, and the held-out generators are unseen in it. "held_out": for choosing
             hyperparameters without looking at the test split, so that split is not used either. The split test becomes
             the held-out fakes whose groups are no longer trained on, and the reals of some groups, drawn by name, whose
             images leave train and val: half of the groups of validation reals; with ``families`` a quarter of all
             groups of train and val that hold a real or fakes of several families, the same whichever are held out.
+            Held-out photographs are all in it; where no fakes are held out, it is these alone.
 
     A UserError if a name is no generator or family of training or validation fakes, the measure is unknown, or
     "held_out" has nothing to hold out.
@@ -207,14 +210,21 @@ def hold_out(
     used = frame["split"].isin(("train", "val"))
     fakes, held = frame[is_fake & used], used & False
     for key, column, names in (("hold_out", "generator", generators), ("hold_out_families", "family", families)):
-        known = sorted(fakes[column].unique())
+        known, what, rows = {*fakes[column]}, "fakes", is_fake
+        if key == "hold_out_families":  # a name that fakes and photographs share is of the fakes
+            what, rows = "images", is_fake | ~frame[column].isin(known)
+            known |= {*frame.loc[used, column]}
         for name in names:
             if name not in known:
-                raise UserError(f"data.{key}: no training or validation fakes are of '{name}'; {nearest(name, known)}")
-        held = held | (is_fake & used & frame[column].isin(list(names)))
-    split = frame["split"].mask(held, ASIDE)
+                told = nearest(name, sorted(known))
+                raise UserError(f"data.{key}: no training or validation {what} are of '{name}'; {told}")
+        held = held | (used & rows & frame[column].isin(list(names)))
+    photographs = held & ~is_fake
+    # What else shows a held-out photograph is not trained on either.
+    split = frame["split"].mask(held | (used & frame["group"].isin(frame.loc[photographs, "group"])), ASIDE)
     if measure == "held_out":
-        split = split.mask(split == "test", ASIDE)
+        split = split.mask(split == "test", ASIDE).mask(photographs, "test")
+    if measure == "held_out" and (held & is_fake).any():
         leaving, parts = (used, 4) if families else (split == "val", 2)
         groups = set(frame.loc[leaving & ~is_fake, "group"])
         if families:  # prompts that generators share; else none of their fakes could be measured

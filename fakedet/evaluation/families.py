@@ -23,9 +23,10 @@ from fakedet.evaluation.comparison import (
     mean_of_runs,
     seed_notes,
 )
-from fakedet.evaluation.predictions import align
-from fakedet.metrics.bootstrap import Interval, percentile_interval
-from fakedet.metrics.families import bootstrap_families, draw_families, mean_over_families
+from fakedet.evaluation.predictions import align, called_fake
+from fakedet.metrics.bootstrap import Interval, draw_families, mean_over_families, percentile_interval
+from fakedet.metrics.decisions import Strata, false_alarms, percent
+from fakedet.metrics.families import bootstrap_families
 from fakedet.metrics.matched import content_note
 from fakedet.metrics.pairing import against
 from fakedet.metrics.per_generator import METRICS, BootstrapTable, GeneratorSummary
@@ -209,6 +210,23 @@ def _of_family(frame: pd.DataFrame, family: str, run: str) -> pd.DataFrame:
     if missing := [name for name in wanted if name not in frame]:
         raise UserError(f"{run}, without {family}: the predictions have no column {', '.join(missing)}")
     return frame[(frame["label"] == 0) | (frame["family"] == family)]
+
+
+def tell_false_alarms(frames: Mapping[str, Sequence[pd.DataFrame]]) -> list[str]:
+    """Say of each method how often it calls photographs fake whose collection its run was trained without.
+
+    Args:
+        frames: method → the photographs of such runs, with their verdicts and the collection ``left_out``.
+    """
+    told = []
+    for method, parts in frames.items():
+        rows = pd.concat(parts, ignore_index=True)
+        called = called_fake(rows)
+        if len(rows) and not np.isnan(called).any():
+            alarms = false_alarms(called, Strata.of(rows["left_out"], rows["group"]))
+            each = ", ".join(f"{name} {percent(share)} %" for name, share in alarms.shares.items())
+            told.append(f"{method}: called fake at each run's threshold: {alarms}. By collection: {each}.")
+    return told
 
 
 def opening(comparison: FamilyComparison) -> list[str]:

@@ -7,6 +7,7 @@ import binascii
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -22,6 +23,7 @@ from fakedet.metrics.pairing import column
 from fakedet.utils import fits, replacing
 
 ORIGINAL = "original"
+FILE = "predictions.parquet"
 METADATA_KEY, PICTURES_KEY = b"fakedet", b"fakedet.pictures"
 SCHEMA = {
     "id": "int64", "path": "str", "label": "int8", "generator": "str", "family": "str", "source": "str", "group": "str",
@@ -33,6 +35,8 @@ CONTENT = "content"  # optional: a (D,) array of float32 that says what the imag
 # Runs over one manifest differ by the few images that one of them could not read. Runs that share a smaller part of
 # their images than this were evaluated on different data.
 SHARED = 0.9
+TOGETHER = "+"  # between the names of families that a run left out together
+STUDY = "study.json"  # in a study's folder: what its report says, and its jobs in the order of the sweep
 
 
 def write_predictions(
@@ -101,6 +105,20 @@ class HeaderAudit(TypedDict):
     auc: dict[str, float | None]
 
 
+class LeftOut(TypedDict):
+    """What is read of :meth:`fakedet.metrics.decisions.FalseAlarms.to_dict`."""
+
+    mean: dict[str, float | None]
+    shares: dict[str, float]
+    sizes: dict[str, int]
+
+
+class Point(TypedDict):
+    """What is read of an operating point that has it."""
+
+    left_out: LeftOut | None
+
+
 def read_info(path: Path) -> dict[str, Any]:
     """Read the info of the run that wrote a predictions file; an empty one for a file without any."""
     try:
@@ -110,7 +128,8 @@ def read_info(path: Path) -> dict[str, Any]:
     kinds: dict[str, Any] = {
         "seed": int, "map_share": list[Any], "shortcut": dict[str, HeaderAudit],
         **dict.fromkeys(("seen_generators", "known_reals", "pairing_notes"), list[str]),
-        **dict.fromkeys(("operating_point", "pairs", "training_pairs", "settings", "test_scored"), dict[str, Any]),
+        **dict.fromkeys(("pairs", "training_pairs", "settings", "test_scored"), dict[str, Any]),
+        "operating_point": Point,
     }  # fmt: skip
     wrong = ["info"]
     if isinstance(info, dict):
@@ -261,7 +280,7 @@ ASIDE = (
     "bootstrap", "test_after_fit", "callbacks.progress", "callbacks.guard", "callbacks.throughput", "callbacks.resume",
     "data.manifest", "data.root", "data.shard_cache", "data.num_workers", "data.eval_batch_size", "data.max_quarantine",
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.deterministic",
-    "trainer.log_every_n_steps",
+    "trainer.log_every_n_steps", "operating_point.predictions",
 )  # fmt: skip
 
 
@@ -296,6 +315,91 @@ def _flat(tree: Any, above: str = "") -> dict[str, str]:
         parts = [_flat(value, f"{above}.{key}" if above else str(key)) for key, value in tree.items()]
         return {key: value for part in parts for key, value in part.items()}
     return {above: tree if isinstance(tree, str) else json.dumps(tree, default=str).replace('"', "")}
+
+
+def left_out_families(frame: pd.DataFrame, info: Mapping[str, Any]) -> pd.Series:
+    """Name the family that its run was trained without for each image, "" where it was not.
+
+    Families that were left out together are joined to one, fakes and photographs apart.
+    """
+    names = [str(name) for name in _held_out(info)[2]]
+    told = pd.Series("", index=frame.index, dtype=object)
+    for label in (1, 0):
+        # A name that fakes and photographs share is of the fakes.
+        rows = frame["family"].isin(names) & (frame["label"] == label)
+        own = [name for name in names if name in set(frame.loc[rows, "family"])]
+        names = [name for name in names if name not in own]
+        told[rows] = TOGETHER.join(own)
+    return told
+
+
+def _held_out(info: Mapping[str, Any]) -> list[Any]:
+    """Return generators, measure and families as :func:`fakedet.data.manifest.hold_out` takes them; () for none."""
+    return [*(info.get("held_out") or ()), (), (), ()]
+
+
+def left_out_folders(given: str | Sequence[str]) -> list[Path]:
+    """Return the folders of the runs that ``operating_point.predictions`` names, or whose studies or sweeps it names.
+
+    UserError for one without predictions.
+    """
+    folders: list[Path] = []
+    for root in map(Path, [given] if isinstance(given, str) else given):
+        jobs = sorted(path.parent for path in root.glob("*/overrides.yaml"))
+        with suppress(OSError, ValueError, LookupError, TypeError):  # a study knows the jobs that have not begun
+            jobs = [root / job["folder"] for job in json.loads((root / STUDY).read_text(encoding="utf-8"))["jobs"]]
+        folders += jobs if jobs and not (root / FILE).is_file() else [root]
+    for folder in folders:
+        if not (folder / FILE).is_file():
+            raise UserError(f"operating_point.predictions: {folder} has no {FILE}; name the folders of finished runs "
+                            "that left out families of fakes and of photographs, or of a study of them "
+                            "(protocol=leave_out)")  # fmt: skip
+    return folders
+
+
+def read_left_out(given: str | Sequence[str], settings: Mapping[str, str]) -> pd.DataFrame:
+    """Read the images that runs scored without having trained on their families, fakes and photographs.
+
+    Args:
+        given: folders, as for :func:`left_out_folders`.
+        settings: of the method that the runs must be of; see :func:`method_settings`.
+
+    Returns:
+        A row per image: label, logit, trace_distance, group, and ``left_out``, the collection or family; see
+        :func:`left_out_families`.
+
+    Raises:
+        UserError: a run of another method or that measured a test split, an image in two runs, one class alone, or a
+            single collection of photographs.
+    """
+    parts = []
+    for folder in left_out_folders(given):
+        read = read_file(folder / FILE)
+        frame, where = read.original, f"operating_point.predictions: {folder}"
+        if _held_out(read.info)[1] != "held_out":
+            raise UserError(f"{where} measured a test split; pass data.measure=held_out in its training")
+        known = read.info.get("settings") or {}
+        aside = ("data.hold_out", "data.measure", "data.pairs", "operating_point.")
+        if other := [key for key in sorted({*known, *settings})
+                     if not key.startswith(aside) and known.get(key, "null") != settings.get(key, "null")]:  # fmt: skip
+            told = ", ".join(f"{key}={known.get(key, 'null')}, here {settings.get(key, 'null')}" for key in other[:3])
+            more = f", and {len(other) - 3} more" if len(other) > 3 else ""
+            raise UserError(f"{where} is a run of another method: {told}{more}")
+        groups = _photographs(frame)
+        parts.append(frame.assign(group=groups, left_out=left_out_families(frame, read.info), run=str(folder)))
+    found = pd.concat(parts, ignore_index=True)
+    found = found[found["left_out"] != ""].reset_index(drop=True)
+    if len(twice := found[found.duplicated("path", keep=False)]):
+        runs = " and ".join(sorted(set(twice["run"]))[:2])
+        raise UserError(f"operating_point.predictions: {runs} left out the same images; take the runs of one seed, "
+                        "each of which leaves out other families")  # fmt: skip
+    for label, kind in ((0, "photographs"), (1, "fakes")):
+        names = sorted(set(found.loc[found["label"] == label, "left_out"]))
+        if len(names) < 2 - label:
+            only = f"of '{names[0]}' alone" if names else "of no family"
+            raise UserError(f"operating_point.predictions: its runs left out {kind} {only}; protocol=leave_out leaves "
+                            "out every family of fakes and of photographs in turn")  # fmt: skip
+    return found
 
 
 def name_methods(runs: Sequence[tuple[str, int, Path, Mapping[str, Any]]]) -> list[str]:

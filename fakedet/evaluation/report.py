@@ -22,8 +22,9 @@ from fakedet.errors import UserError, nearest
 from fakedet.evaluation import families, plots, predictions, scored
 from fakedet.evaluation.comparison import TITLES, Comparison, compare, opening, rows, verdict, write_csv, write_markdown
 from fakedet.evaluation.evaluate import measure_robustness
-from fakedet.evaluation.predictions import MAP, Read
+from fakedet.evaluation.predictions import MAP, STUDY, Read
 from fakedet.metrics.bootstrap import Interval
+from fakedet.metrics.decisions import left_out_alarms
 from fakedet.metrics.matched import content_note
 from fakedet.metrics.pairing import Pairs, pairing_notes, real_counterparts
 from fakedet.pages import REAL_COLOUR, Drawing, render
@@ -32,7 +33,6 @@ from fakedet.utils import FAILURE, open_folder, plain, provenance, write_config,
 
 log = logging.getLogger("fakedet")
 
-STUDY = "study.json"  # in a study's folder: what its report says, and its jobs in the order of the sweep
 ENDED = "jobs.jsonl"  # in a multirun's folder: one line per job that has ended
 # Overrides that do not tell methods apart: the seeds of a method belong together, the others leave its results alone.
 NOT_COMPARED = ("seed", "output_dir", "overwrite", "resume", "stage1_cache", "threads", "logger", "study", "hydra")
@@ -354,6 +354,8 @@ def _caveats(read: list[Read], shortcuts: Mapping[str, Interval]) -> list[str]:
         own = dict.fromkeys(predictions.differences([one.info for one in read if one.method == method]))
         if len(own) > 1:
             told.append(f"{method} stands for runs of different configs: {'; '.join(own)}.")
+        told += [f"{method} at its threshold: {line}." for one in read if one.method == method
+                 if (line := left_out_alarms(one.info.get("operating_point")))]  # fmt: skip
     return list(dict.fromkeys([*told, *scored.told_by(one.info for one in read)]))
 
 
@@ -478,19 +480,34 @@ def compare_runs(config: DictConfig, overrides: list[str], command: list[str] | 
 
 def _report_on_families(runs: Sequence[Run], config: DictConfig, caveats: Sequence[str], command: list[str]) -> None:
     """Write the report of a study that left families out, and print what it says."""
-    read = {(run.method, str(run.family), run.seed): predictions.read_file(run.folder / "predictions.parquet")
-            for run in runs}  # fmt: skip
     methods = list(dict.fromkeys(run.method for run in runs))
     if config.baseline not in (None, *methods):
         raise UserError(f"baseline={config.baseline}: {nearest(config.baseline, methods)}")
-    frames = {key: one.original for key, one in read.items()}
-    found = families.compare_families(frames, config.baseline or methods[0], **plain(config.bootstrap))
+    infos, of_fakes, of_photographs = [], {}, dict[str, list[pd.DataFrame]]()
+    for run in runs:
+        read = predictions.read_file(run.folder / predictions.FILE)
+        frame = read.original.assign(left_out=predictions.left_out_families(read.original, read.info))
+        infos.append(read.info)
+        left_out = frame[frame["left_out"] != ""]
+        if len(fakes := left_out[left_out["label"] == 1]) or not len(left_out):
+            family = str(next(iter(fakes["left_out"]), run.family))
+            of_fakes[run.method, family, run.seed] = frame.assign(
+                family=frame["family"].mask(frame.index.isin(fakes.index), family)
+            )
+        of_photographs.setdefault(run.method, []).append(left_out[left_out["label"] == 0])
+    told = [*caveats, *families.tell_false_alarms(of_photographs), *scored.told_by(infos)]
+    found, base = None, config.baseline or methods[0]
+    if of_fakes:
+        found = families.compare_families(of_fakes, base, **plain(config.bootstrap))
     folder = open_folder(config.output_dir, config.overwrite)
     write_config(folder, config, command[2:])
-    counted = scored.told_by(one.info for one in read.values())
-    for line in families.write_report(found, folder, str(config.title), [*caveats, *counted]):
+    if found:
+        told = families.write_report(found, folder, str(config.title), told)
+    else:
+        write_json(folder / "summary.json", {"title": str(config.title), "caveats": told})
+    for line in told:
         log.info("%s", line)
-    log.info("report  %s", folder / "report.html")
+    log.info("report  %s", folder / ("report.html" if of_fakes else "summary.json"))
 
 
 def _planned(root: Path, study: Mapping[str, Any]) -> list[Run]:

@@ -22,7 +22,15 @@ from fakedet.data.decode import DecodeError, decode_image
 from fakedet.data.manifest import Quarantine, hold_out
 from fakedet.errors import UserError
 from fakedet.evaluation.plots import project
-from fakedet.evaluation.predictions import MAP, ORIGINAL, called_fake, confident_errors, examples, write_predictions
+from fakedet.evaluation.predictions import (
+    MAP,
+    ORIGINAL,
+    called_fake,
+    confident_errors,
+    examples,
+    left_out_folders,
+    write_predictions,
+)
 from fakedet.methods.base import Detector, gather_records
 from fakedet.metrics.bootstrap import Interval
 from fakedet.metrics.calibration import KINDS
@@ -158,31 +166,31 @@ class _Collector(Callback):
                 parts.append((batch[name] if name in batch else getattr(outputs, name)).cpu().numpy())
 
 
-def check_operating_point(rate: float, calibration: str) -> None:
-    """Raise UserError, before training, if the rate is not a share of reals or there is no such calibration."""
+def check_operating_point(rate: float, calibration: str, runs: str | list[str] | None = None) -> None:
+    """Raise UserError, before training, if the rate is no share, or there is no such calibration or no predictions."""
     if not 0 < rate < 1:
         raise UserError(f"operating_point.rate={rate}: a share of reals between 0 and 1, such as 0.05")
     if calibration not in KINDS:
         raise UserError(f"operating_point.calibration={calibration}: valid: {', '.join(KINDS)}")
+    if runs:
+        left_out_folders(runs)
 
 
-def fit_on_validation(
-    trainer: Trainer, method: Detector, datamodule: DataModule, rate: float, calibration: str, checkpoint: Path
-) -> None:
-    """Fit the operating point on the validation split and write it into the checkpoint and the method.
+def fit_decisions(
+    trainer: Trainer, method: Detector, datamodule: DataModule, rate: float, calibration: str, checkpoint: Path,
+    left_out: pd.DataFrame | None = None,
+) -> None:  # fmt: skip
+    """Fit the operating point and write it into the checkpoint and the method.
 
     Args:
         trainer, method, datamodule: of the training; the method has the chosen weights.
         rate: share of reals that may be called fake.
         calibration: one of :data:`fakedet.metrics.calibration.KINDS`.
         checkpoint: of the chosen weights; it is rewritten.
+        left_out: what it is fitted on, of :func:`fakedet.evaluation.predictions.read_left_out`; None: the validation
+            split.
     """
-    # limit_val_batches shortens the validation of an epoch; the operating point is fitted on all images. Without
-    # loggers, because the curves show the training and end with it.
-    limit, loggers = trainer.limit_val_batches, trainer.loggers
-    trainer.limit_val_batches, trainer.loggers = trainer.limit_test_batches, []
-    frame = score_split(trainer, method, datamodule, "val")
-    trainer.limit_val_batches, trainer.loggers = limit, loggers
+    frame = _validated(trainer, method, datamodule) if left_out is None else left_out
     reals = datamodule.bank_dataloader(512)  # for the centre and spread of the reference
     training = predict(trainer, method, reals, ("logit", "trace_distance"), "training reals")
     if not trainer.is_global_zero:
@@ -192,14 +200,25 @@ def fit_on_validation(
     if not (frame["label"] == 0).any():
         log.warning("no operating point: no real image of the validation split could be read")
         return
+    names = () if left_out is None else (frame["left_out"], frame["group"])
     point = fit_operating_point(
         frame["logit"], frame["trace_distance"], frame["label"], training["logit"], training["trace_distance"],
-        rate, calibration, datamodule.manifest.sha256, "val",
+        rate, calibration, datamodule.manifest.sha256, "val" if left_out is None else "left out of training", *names,
     )  # fmt: skip
-    for note in point.notes:
+    for note in [*point.notes, *(() if point.left_out is None else (point.left_out,))]:
         log.info("operating point: %s", note)
     method.info["operating_point"] = point.to_dict()
     write_whole({**read_checkpoint(checkpoint), "fakedet": method.info}, checkpoint)
+
+
+def _validated(trainer: Trainer, method: Detector, datamodule: DataModule) -> pd.DataFrame:
+    # limit_val_batches shortens the validation of an epoch; the operating point is fitted on all images. Without
+    # loggers, because the curves show the training and end with it.
+    limit, loggers = trainer.limit_val_batches, trainer.loggers
+    trainer.limit_val_batches, trainer.loggers = trainer.limit_test_batches, []
+    frame = score_split(trainer, method, datamodule, "val")
+    trainer.limit_val_batches, trainer.loggers = limit, loggers
+    return frame
 
 
 def used_for_fitting(method: Detector, datamodule: DataModule, split: str) -> str:
@@ -211,7 +230,7 @@ def used_for_fitting(method: Detector, datamodule: DataModule, split: str) -> st
         return ""
     made_with = hold_out(datamodule.as_read, *method.info.get("held_out", ((), "test"))).frame["split"]
     found = set(made_with.loc[datamodule.manifest.rows(split).index])
-    fitted = {method.operating_point.split} if method.operating_point else set()
+    fitted = {"val"} if method.operating_point else set()
     return "training" if found & ({"train", "val"} - fitted) else "fitting" if found & fitted else ""
 
 
@@ -268,6 +287,7 @@ def measure_predictions(
         "rate": point.rate, "threshold": point.threshold if math.isfinite(point.threshold) else None,
         "calibration": point.calibration.kind, "n_real": point.n_real, "n_fake": point.n_fake,
         "manifest_sha256": point.manifest, "split": point.split, "notes": list(point.notes),
+        "left_out": point.left_out and point.left_out.to_dict(),
     }  # fmt: skip
     return {**metrics, "operating_point": fitted}
 

@@ -110,6 +110,18 @@ def resample_chunks(strata: GroupStrata, n_resamples: int, seed: int) -> Iterato
     return resample_weights(strata, n_resamples, np.random.default_rng(seed), chunk)
 
 
+def draw_families(n_families: int, n_resamples: int, seed: int) -> NDArray[np.int64]:
+    """Draw families with replacement, as many as there are: (R, F) the number of times that each was drawn."""
+    drawn = np.random.default_rng([seed, n_families, 0xFA]).integers(n_families, size=(n_resamples, n_families))
+    drawn += np.arange(n_resamples)[:, None] * n_families
+    return np.bincount(drawn.ravel(), minlength=n_resamples * n_families).reshape(n_resamples, n_families)
+
+
+def mean_over_families(samples: NDArray[Any], drawn: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Average the (R, F) values of the families over those that were drawn; NaN where that of a drawn one is."""
+    return np.where(drawn > 0, samples * drawn, 0.0).sum(axis=1) / drawn.sum(axis=1)  # type: ignore[no-any-return]
+
+
 def percentile_interval(value: float, samples: NDArray[Any], level: float = 0.95) -> Interval:
     """Take the interval that a share ``level`` of the (R,) resamples lies in; ValueError for a level outside (0, 1).
 

@@ -52,8 +52,12 @@ def balanced_weights(labels: ArrayLike) -> NDArray[np.float64]:
     return np.where(label == 1, 0.5 / max(1, counts[1]), 0.5 / max(1, counts[0]))
 
 
-def fit_calibration(logits: ArrayLike, labels: ArrayLike, kind: str = "temperature") -> Calibration:
+def fit_calibration(
+    logits: ArrayLike, labels: ArrayLike, kind: str = "temperature", weights: ArrayLike | None = None
+) -> Calibration:
     """Fit a calibration of a kind on (n,) held-out rows, label 0 = real, 1 = fake, weight one half for each class.
+
+    Within a class every row weighs the same, or as (n,) ``weights`` say.
 
     "temperature" is Platt's scaling (Platt 1999, section 2): a temperature and a shift by maximum likelihood, with
     his smoothed targets. The shift is needed because balanced training batches do not centre the logits.
@@ -64,7 +68,7 @@ def fit_calibration(logits: ArrayLike, labels: ArrayLike, kind: str = "temperatu
     values, label = np.asarray(logits, dtype=np.float64), np.asarray(labels)
     if set(np.unique(label)) != {0, 1}:
         raise ValueError("a calibration needs reals and fakes")
-    weights = balanced_weights(label)
+    weights = balanced_weights(label) if weights is None else np.asarray(weights, dtype=np.float64)
     if kind == "none":
         return Calibration("none")
     if kind == "isotonic":

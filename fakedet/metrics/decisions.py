@@ -16,7 +16,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from fakedet.metrics.bootstrap import Interval, percentile_interval, resample_chunks, share_interval, stratify_groups
+from fakedet.metrics.bootstrap import (
+    Interval,
+    draw_families,
+    mean_over_families,
+    percentile_interval,
+    resample_chunks,
+    share_interval,
+    stratify_groups,
+)
 from fakedet.metrics.calibration import BINS, Calibration, bin_of, fit_calibration
 from fakedet.metrics.pairing import Counterparts, Pairs, column, group_cells, real_counterparts
 from fakedet.metrics.ranking import rank, running_sum
@@ -29,18 +37,118 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Strata:
+    """Which collection or family, and which group, each of n held-out images is of; every collection counts the same.
+
+    An image of the collection c, one of K with n_c images each, weighs 1 / (K n_c). Images of one group (photograph or
+    prompt) are not independent, so that these weights are worth 1 / Σ_g w_g² groups, w_g being the sum over a group
+    (the effective sample size of Kish, Survey Sampling, 1965).
+    """
+
+    names: tuple[str, ...]  # of the collections or families
+    cells: tuple[int, ...]  # (n,) number of each image's collection
+    groups: tuple[int, ...]  # (n,) number of its group
+
+    @classmethod
+    def of(cls, names: ArrayLike, groups: ArrayLike) -> Strata:
+        """Number (n,) names of collections and (n,) groups."""
+        cells, known = pd.factorize(np.asarray(names, dtype=object), sort=True)
+        numbers, _ = pd.factorize(np.asarray(groups, dtype=object))
+        return cls(tuple(map(str, known)), tuple(map(int, cells)), tuple(map(int, numbers)))
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Strata:
+        """Read plain values; ValueError if numbers are not those of names and groups."""
+        found = cls(*(tuple(content[key]) for key in ("names", "cells", "groups")))
+        n = len(found.cells)
+        if len(found.groups) != n or {*found.cells} != {*range(len(found.names))} or not {*found.groups} <= {*range(n)}:
+            raise ValueError("its collections do not fit its images")
+        return found
+
+    def weights(self) -> Floats:
+        """Return the (n,) weights, of sum 1."""
+        cells = np.asarray(self.cells)
+        return np.asarray(1 / (len(self.names) * np.bincount(cells)[cells]), dtype=np.float64)
+
+    def counts(self) -> Floats:
+        """Return the (n,) weights, of the sum that they are worth in independent groups."""
+        weights = self.weights()
+        return np.asarray(weights / (np.bincount(np.asarray(self.groups), weights) ** 2).sum())
+
+
+@dataclass(frozen=True)
+class FalseAlarms:
+    """The share of photographs called fake, of collections that were left out of training."""
+
+    mean: Interval  # over the collections, each of which counts the same
+    shares: dict[str, float]  # of each collection
+    sizes: dict[str, int]  # number of its photographs
+
+    def __str__(self) -> str:
+        worst = max(self.shares, key=lambda name: self.shares[name], default="")
+        numbers = self.mean.value, self.mean.low, self.mean.high, self.shares.get(worst, math.nan)
+        value, low, high, most = map(percent, numbers)
+        return (
+            f"{value} % of photographs: mean over {len(self.shares)} collections left out of training, 95 % interval "
+            f"{low} to {high} %; worst {worst} {most} % of {self.sizes.get(worst)}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        return {**vars(self), "mean": self.mean.to_dict()}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> FalseAlarms:
+        """Read what :meth:`to_dict` wrote."""
+        return cls(Interval.from_dict(content["mean"]), dict(content["shares"]), dict(content["sizes"]))
+
+
+def left_out_alarms(point: Mapping[str, Any] | None) -> str:
+    """Tell the false alarms of an operating point that is given as plain values; "" where it has none."""
+    return str(FalseAlarms.from_dict(point["left_out"])) if point and point.get("left_out") else ""
+
+
+def percent(share: float) -> str:
+    """Write a share in [0, 1] as a percentage, with two digits where it is small."""
+    return f"{100 * share:.0f}" if share >= 0.0995 or not share else f"{100 * share:.2g}"
+
+
+def false_alarms(called: ArrayLike, strata: Strata, n_resamples: int = 1000, seed: int = 0) -> FalseAlarms:
+    """Measure how often the photographs of a collection are called fake, with the mean's interval over collections.
+
+    A resample draws the groups of each collection, and collections, both with replacement.
+
+    Args:
+        called: (n,) whether each photograph is called fake, in the order of the strata.
+        n_resamples: of the bootstrap, like ``seed``.
+    """
+    names = np.asarray(strata.names, dtype=object)[np.asarray(strata.cells)]
+    frame = pd.DataFrame({"label": 0, "generator": names, "group": strata.groups})
+    found = [row for row in accuracies(frame, {"": called}, n_resamples, seed).values() if row.name]
+    shares = np.array([1 - row.points[""] for row in found])
+    samples = 1 - np.stack([row.samples[""] for row in found], axis=1)
+    means = mean_over_families(samples, draw_families(len(found), n_resamples, seed))
+    return FalseAlarms(
+        share_interval(float(shares.mean()), means, len(found)),
+        {row.name: float(share) for row, share in zip(found, shares, strict=True)}, {row.name: row.n for row in found},
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Reference:
     """Held-out reals, among which a conformal p-value ranks an image.
 
     The score of an image is the larger of its standardised logit and its standardised trace distance. Centre and spread
     come from training reals, so that the score does not depend on the held-out reals, and
     p = (1 + #{reference scores >= its score}) / (n + 1) is valid: over fresh reals P(p <= α) <= α (Vovk et al.
-    2005, chapter 2), whatever the detector, if they are drawn from the same distribution as the reference reals.
+    2005, chapter 2), whatever the detector, if they are drawn from the same distribution as the reference reals. With
+    strata, numbers of scores are sums of :meth:`Strata.counts`, so that each collection counts the same.
     """
 
     centre: tuple[float, float]  # of logit and distance among training reals; NaN where the method has no distance
     spread: tuple[float, float]
     scores: tuple[float, ...]  # of the held-out reals, rising
+    strata: Strata | None = None  # of the scores; None: all count the same
 
     def score(self, logits: ArrayLike, distances: ArrayLike) -> Floats:
         """Return the (n,) nonconformity scores of images."""
@@ -53,9 +161,21 @@ class Reference:
 
     def p_values(self, logits: ArrayLike, distances: ArrayLike) -> Floats:
         """Return the (n,) conformal p-values in (0, 1]; small = unusual among reals."""
+        return self._among(self.score(logits, distances))
+
+    @property
+    def lowest(self) -> float:
+        """The lowest p-value that there is."""
+        return float(self._among(np.full(1, np.inf))[0])
+
+    def _among(self, scores: Floats) -> Floats:
         known = np.asarray(self.scores)
-        at_least = len(known) - np.searchsorted(known, self.score(logits, distances), side="left")
-        return np.asarray((1.0 + at_least) / (len(known) + 1.0), dtype=np.float64)
+        above = _from_each(np.ones(len(known)) if self.strata is None else self.strata.counts())
+        return np.asarray((1.0 + above[np.searchsorted(known, scores, side="left")]) / (above[0] + 1.0))
+
+    def false_alarms(self, rate: float) -> FalseAlarms | None:
+        """Measure the reference reals whose p-value is at most ``rate``; None without strata."""
+        return false_alarms(self._among(np.asarray(self.scores)) <= rate, self.strata) if self.strata else None
 
 
 @dataclass(frozen=True)
@@ -74,18 +194,33 @@ class OperatingPoint:
     manifest: str  # SHA-256
     split: str
     notes: tuple[str, ...] = ()
-    fakes: tuple[float, ...] = ()  # logits of the validation fakes, usually of the training split's generators, rising
+    fakes: tuple[float, ...] = ()  # logits of the held-out fakes, usually of the training split's generators, rising
+    families: Strata | None = None  # of the fakes, where families were left out of training
+    left_out: FalseAlarms | None = None  # at the threshold, where collections were left out of training
 
     def lowest_fake(self, missed: float) -> float:
-        """Return the logit below which a share of the validation fakes lies; NaN without fakes.
+        """Return the logit below which a share of the held-out fakes lies; NaN without fakes.
 
         It bounds the share of missed fakes for these generators; for an unseen generator it promises nothing.
         """
         if not self.fakes:
             return math.nan
         # As for the threshold: a fresh fake lies below the k-th lowest of n with probability k / (n + 1).
-        allowed = math.floor(missed * (len(self.fakes) + 1) + 1e-9)
-        return -math.inf if allowed < 1 else self.fakes[allowed - 1]
+        return -threshold_at(-np.asarray(self.fakes), missed, self.families.counts() if self.families else None)
+
+    def promise(self, false_alarm: float, miss: float) -> str:
+        """Say how often `fakedet predict` is wrong if it may be at these rates, and about which images."""
+        if self.reference is None or (alarms := self.reference.false_alarms(false_alarm)) is None:
+            return (
+                f"about {100 * false_alarm:g} % of photographs like its {self.n_real} real validation images (the same "
+                f"sources) are called fake, and about {100 * miss:g} % of fakes like its {self.n_fake} validation "
+                "fakes are called real; nothing is promised for other photographs and generators"
+            )
+        missed = f"{100 * miss:g} % of fakes"
+        if self.families:
+            names = self.families.names
+            missed += f" (mean over {len(names)} {'family' if len(names) == 1 else 'families'} left out of training)"
+        return f"called fake: {alarms}. Called real: about {missed}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold: null for a missing distance and for an infinite threshold."""
@@ -94,10 +229,14 @@ class OperatingPoint:
             return [value if math.isfinite(value) else None for value in values]
 
         held = self.reference
-        reference = held and {"centre": finite(held.centre), "spread": finite(held.spread), "scores": list(held.scores)}
+        reference = held and {
+            "centre": finite(held.centre), "spread": finite(held.spread), "scores": list(held.scores),
+            "strata": _plain(held.strata),
+        }  # fmt: skip
         return {
             **vars(self), "threshold": finite((self.threshold,))[0], "calibration": self.calibration.to_dict(),
             "reference": reference, "notes": list(self.notes), "fakes": list(self.fakes),
+            "families": _plain(self.families), "left_out": self.left_out and self.left_out.to_dict(),
         }  # fmt: skip
 
     @classmethod
@@ -108,59 +247,94 @@ class OperatingPoint:
             first, second = (default if value is None else value for value in values)
             return first, second
 
-        given = content["reference"]
+        def strata(of: dict[str, Any], key: str, values: list[float]) -> Strata | None:
+            if not of.get(key):
+                return None
+            if len((found := Strata.from_dict(of[key])).cells) != len(values):
+                raise ValueError("its collections do not fit its images")
+            return found
+
+        given, fakes, alarms = content["reference"], content.get("fakes", ()), content.get("left_out")
         reference = given and Reference(
-            known(given["centre"], math.nan), known(given["spread"], 1.0), tuple(given["scores"])
-        )
+            known(given["centre"], math.nan), known(given["spread"], 1.0), tuple(given["scores"]),
+            strata(given, "strata", given["scores"]),
+        )  # fmt: skip
         threshold = math.inf if content["threshold"] is None else content["threshold"]
         return cls(
             threshold, content["rate"], Calibration.from_dict(content["calibration"]), reference,
             content["n_real"], content["n_fake"], content["manifest"], content["split"], tuple(content["notes"]),
-            tuple(content.get("fakes", ())),
+            tuple(fakes), strata(content, "families", fakes), alarms and FalseAlarms.from_dict(alarms),
         )  # fmt: skip
 
 
-def threshold_at(logits_of_reals: ArrayLike, rate: float) -> float:
+def _plain(strata: Strata | None) -> dict[str, Any] | None:
+    return {key: list(values) for key, values in vars(strata).items()} if strata else None
+
+
+def _from_each(counts: Floats) -> Floats:
+    """Return the (n + 1,) sums of (n,) counts from each place on."""
+    return np.append(np.cumsum(counts[::-1])[::-1], 0.0)
+
+
+def threshold_at(logits_of_reals: ArrayLike, rate: float, counts: ArrayLike | None = None) -> float:
     """Choose the lowest threshold that calls at most a share ``rate`` in (0, 1) of reals fake, from (n,) logits.
 
     The conformal choice: of n held-out reals at most ⌊rate · (n + 1)⌋ − 1 may lie above, so that a fresh real from the
     same distribution is called fake with a probability of at most ``rate``; the plain quantile would exceed it by up to
     1/n. With fewer than 1/rate − 1 reals nothing is called fake.
+
+    ``counts`` (n,) are how many independent reals each stands for (:meth:`Strata.counts`), whose sum then takes the
+    place of n: (1 + sum above) / (1 + sum) is at most ``rate``. None: each stands for itself.
     """
-    values = np.sort(np.asarray(logits_of_reals, dtype=np.float64))
-    allowed = math.floor(rate * (len(values) + 1) + 1e-9)
-    # A fresh real exceeds the k-th highest of n with probability k / (n + 1).
-    return math.inf if allowed < 1 else float(values[len(values) - allowed])
+    values = np.asarray(logits_of_reals, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    values, sums = values[order], _from_each((np.ones(len(values)) if counts is None else np.asarray(counts))[order])
+    above = sums[np.searchsorted(values, values, side="right")]  # of ties none is above the others
+    allowed = np.flatnonzero(1 + above <= rate * (sums[0] + 1) + 1e-9)
+    return float(values[allowed[0]]) if len(allowed) else math.inf
 
 
 def fit_operating_point(
     logits: ArrayLike, distances: ArrayLike, labels: ArrayLike, training_logits: ArrayLike,
-    training_distances: ArrayLike, rate: float, kind: str, manifest: str, split: str,
+    training_distances: ArrayLike, rate: float, kind: str, manifest: str, split: str, names: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
 ) -> OperatingPoint:  # fmt: skip
-    """Fit threshold, calibration and reference on validation data; ValueError without reals.
+    """Fit threshold, calibration and reference on held-out images; ValueError without reals.
 
     Args:
-        logits: (n,) of the validation split, of ``manifest`` (SHA-256) and ``split`` (its name).
+        logits: (n,) of the validation split, of ``manifest`` (SHA-256) and ``split`` (its name), or of images each by
+            a detector that was trained without its collection or family.
         distances: (n,) trace distances; NaN where the method has none.
         labels: (n,) 0 = real, 1 = fake; without fakes there is no calibration, whatever ``kind`` is.
         training_logits: (m,) of training reals, like ``training_distances``; without any there is no reference.
         rate: share of reals that may be called fake.
+        names: (n,) of the collection or family that an image's detector was trained without, each of which then counts
+            the same within its class, and (n,) ``groups``; None: every image counts the same.
     """
     values, far = np.asarray(logits, dtype=np.float64), np.asarray(distances, dtype=np.float64)
     label = np.asarray(labels)
     reals = label == 0
     if not reals.any():
         raise ValueError("an operating point needs reals")
-    notes, calibration = [], Calibration("none")
+    collections, families = (
+        None if names is None or not own.any() else Strata.of(np.asarray(names)[own], np.asarray(groups)[own])
+        for own in (reals, ~reals)
+    )
+    notes, calibration, weights = [], Calibration("none"), None
     if reals.all():
         notes.append("no fakes in the validation split: scores are not calibrated")
     else:
-        calibration = fit_calibration(values, label, kind)
-    threshold = threshold_at(values[reals], rate)
+        if collections and families:
+            weights = np.zeros(len(values))
+            weights[reals], weights[~reals] = collections.weights() / 2, families.weights() / 2
+        calibration = fit_calibration(values, label, kind, weights)
+    counts = np.ones(int(reals.sum())) if collections is None else collections.counts()
+    threshold = threshold_at(values[reals], rate, counts)
     if math.isinf(threshold):
+        worth = "" if collections is None else f", worth {counts.sum():.0f} independent ones of each collection alike"
         notes.append(
-            f"too few validation reals ({int(reals.sum())}) for a false-positive rate of {rate:g}, so this detector "
-            f"calls nothing fake; {math.ceil(1 / rate) - 1} are needed"
+            f"too few validation reals ({int(reals.sum())}{worth}) for a false-positive rate of {rate:g}, so this "
+            f"detector calls nothing fake; {math.ceil(1 / rate) - 1} are needed"
         )
     reference = None
     logit, distance = np.asarray(training_logits), np.asarray(training_distances)
@@ -170,17 +344,27 @@ def fit_operating_point(
         # 1 where the standard deviation is 0 or undefined.
         first, second = (std if math.isfinite(std) and std > 0 else 1.0 for std in stds)
         reference = Reference(centre, (first, second), ())
-        reference = replace(reference, scores=_thinned(reference.score(values[reals], far[reals])))
-    return OperatingPoint(threshold, rate, calibration, reference, int(reals.sum()), int((~reals).sum()),
-                          manifest, split, tuple(notes), _thinned(values[~reals]))  # fmt: skip
+        scores, strata = _thinned(reference.score(values[reals], far[reals]), collections)
+        reference = replace(reference, scores=scores, strata=strata)
+    return OperatingPoint(
+        threshold, rate, calibration, reference, int(reals.sum()), int((~reals).sum()), manifest, split, tuple(notes),
+        *_thinned(values[~reals], families),
+        false_alarms(values[reals] > threshold, collections) if collections else None,
+    )  # fmt: skip
 
 
-def _thinned(values: Floats) -> tuple[float, ...]:
-    """Sort values and keep at most :data:`MOST_REFERENCES`, evenly spaced."""
-    values = np.sort(values)
-    if len(values) > MOST_REFERENCES:
-        values = values[np.linspace(0, len(values) - 1, MOST_REFERENCES).round().astype(int)]
-    return tuple(map(float, values))
+def _thinned(values: Floats, strata: Strata | None) -> tuple[tuple[float, ...], Strata | None]:
+    """Sort values and keep at most :data:`MOST_REFERENCES`, evenly spaced, of each collection as many."""
+    cells = np.zeros(len(values), dtype=np.int64) if strata is None else np.asarray(strata.cells)
+    order, kept = np.argsort(values, kind="stable"), np.zeros(len(values), dtype=bool)
+    most = MOST_REFERENCES // max(1, len(np.unique(cells)))
+    for cell in np.unique(cells):
+        own = order[cells[order] == cell]
+        kept[own[np.linspace(0, len(own) - 1, most).round().astype(int)] if len(own) > most else own] = True
+    order = order[kept[order]]
+    if strata is not None:
+        strata = Strata.of(np.asarray(strata.names, dtype=object)[cells[order]], np.asarray(strata.groups)[order])
+    return tuple(map(float, values[order])), strata
 
 
 def decision_statistics(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from fakedet.errors import UserError
 from fakedet.metrics.pairing import column, real_counterparts
@@ -23,9 +22,9 @@ def bootstrap_families(
 
     A family's fakes are ranked among the reals of the same source (:func:`fakedet.metrics.pairing.real_counterparts`)
     by the detector that was trained without it, so that logits are compared within a family alone. A resample draws
-    each photograph or prompt once, for all families and scorers that it is in; with :func:`draw_families` and
-    :func:`mean_over_families` it becomes a resample of families and groups, crossed (Owen, The pigeonhole bootstrap,
-    Annals of Applied Statistics 1(2), 2007).
+    each photograph or prompt once, for all families and scorers that it is in; with the functions ``draw_families`` and
+    ``mean_over_families`` of :mod:`fakedet.metrics.bootstrap` it becomes a resample of families and groups, crossed
+    (Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1(2), 2007).
 
     Args:
         frames: family -> its test images, a row per image: path, label, generator, family (of fakes), source, group
@@ -60,15 +59,3 @@ def bootstrap_families(
         name: replace(row, reals=found[name].reals, rule=found[name].rule) for name, row in table.generators.items()
     }
     return replace(table, generators=told)
-
-
-def draw_families(n_families: int, n_resamples: int, seed: int) -> NDArray[np.int64]:
-    """Draw families with replacement, as many as there are: (R, F) the number of times that each was drawn."""
-    drawn = np.random.default_rng([seed, n_families, 0xFA]).integers(n_families, size=(n_resamples, n_families))
-    drawn += np.arange(n_resamples)[:, None] * n_families
-    return np.bincount(drawn.ravel(), minlength=n_resamples * n_families).reshape(n_resamples, n_families)
-
-
-def mean_over_families(samples: NDArray[Any], drawn: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Average the (R, F) values of the families over those that were drawn; NaN where that of a drawn one is."""
-    return np.where(drawn > 0, samples * drawn, 0.0).sum(axis=1) / drawn.sum(axis=1)  # type: ignore[no-any-return]

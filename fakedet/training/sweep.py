@@ -31,7 +31,8 @@ from omegaconf.errors import OmegaConfBaseException
 from fakedet.build import build_datamodule, build_encoder
 from fakedet.config import check_command_line, check_config, texts_of
 from fakedet.errors import Preempted, UserError, choose, one_line
-from fakedet.evaluation.report import ENDED, STUDY, ended_jobs, method_label
+from fakedet.evaluation.predictions import STUDY, TOGETHER
+from fakedet.evaluation.report import ENDED, ended_jobs, method_label
 from fakedet.training.resume import differences
 from fakedet.training.train import also_config, also_sha256, make_datamodule
 from fakedet.utils import bar, number, plain, write_json, written
@@ -129,8 +130,11 @@ def plan(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> 
     return slurm, Study(folder, settings, jobs, config_dir, added)
 
 
-def _families(config: DictConfig) -> list[str]:
-    """Return the families that a protocol leaves out in turn: those that it names, or all of the training fakes."""
+def _families(config: DictConfig) -> list[str | list[str]]:
+    """Return the families that a protocol leaves out in turn, or together: those that it names, or all in training.
+
+    All are those of the fakes and, if the protocol leaves out photographs too, then the collections of these.
+    """
     datamodule = build_datamodule({**plain(config.data), "hold_out_families": [], "measure": "test"})
     datamodule.prepare()
     rows = datamodule.manifest.rows("train")
@@ -138,12 +142,16 @@ def _families(config: DictConfig) -> list[str]:
     if len(found) < 2:
         raise UserError(f"protocol={config.protocol.name}: the training fakes are of {len(found)} family "
                         f"({', '.join(found)}), and without it nothing is left to train on")  # fmt: skip
-    return [choose(str(name), found, "protocol.families") for name in config.protocol.families or found]
+    collections = sorted({*rows.loc[rows["label"] == 0, "family"]} - {*found})
+    asked = plain(config.protocol.families) or [*found, *(collections if config.protocol.get("photographs") else ())]
+    for name in [name for one in asked for name in (one if isinstance(one, list) else [one])]:
+        choose(str(name), [*found, *collections], "protocol.families")
+    return [list(map(str, one)) if isinstance(one, list) else str(one) for one in asked]
 
 
-def _leaving_out(families: Sequence[str]) -> list[str]:
+def _leaving_out(families: Sequence[str | list[str]]) -> list[str]:
     """Return the overrides that leave each family out in turn, and score nothing of a test split."""
-    swept = ",".join(written([name]) for name in families)
+    swept = ",".join(written(one if isinstance(one, list) else [one]) for one in families)
     return [f"data.hold_out_families={swept}", "data.measure=held_out", "also=null"]
 
 
@@ -166,7 +174,7 @@ def _compose_job(
         del config["hydra"]
     config.output_dir = str(target)
     left_out = config.data.get("hold_out_families") if config.get("protocol") else None
-    family = left_out[0] if left_out else None
+    family = TOGETHER.join(left_out) if left_out else None
     return Job(overrides, method or str(config.name), int(config.seed or 0), target, config, family)
 
 

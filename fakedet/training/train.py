@@ -45,7 +45,7 @@ from fakedet.errors import Preempted, UserError, nearest, one_line
 from fakedet.evaluation import score
 from fakedet.evaluation.evaluate import evaluate
 from fakedet.evaluation.plots import draw_map, plot_curves, plot_scores, read_curves
-from fakedet.evaluation.predictions import method_settings
+from fakedet.evaluation.predictions import method_settings, read_left_out
 from fakedet.evaluation.scored import count_scoring
 from fakedet.methods.base import Detector, gather_records
 from fakedet.methods.ntf import NaturalTracePretraining
@@ -87,7 +87,8 @@ def train(config: DictConfig, overrides: list[str] | None = None) -> TrainedRun:
         UserError: anything wrong with config, data or folder; before training where possible.
     """
     check_config(config)
-    score.check_operating_point(config.operating_point.rate, config.operating_point.calibration)
+    point = plain(config.operating_point)
+    score.check_operating_point(point["rate"], point["calibration"], point.get("predictions"))
     folder = open_or_resume(config) if is_main_process() else Path(config.output_dir)
     with taken(folder), threads(config.threads):
         trained = _train(config, folder, overrides)
@@ -117,6 +118,11 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
         header_audit(datamodule, "train")
     stage1_path = obtain_stage1(config, folder, datamodule) if needs_stage1(config.model) else None
     stage1_seconds = time.perf_counter() - started
+    point, left_out = plain(config.operating_point), None
+    if point.get("predictions"):
+        stage1 = read_checkpoint(stage1_path)["fakedet"] if stage1_path else None
+        settings = method_settings(plain(config), datamodule.manifest.sha256, stage1)
+        left_out = read_left_out(point["predictions"], settings)
 
     fitted = fit(config, folder, datamodule, stage1_path)
     method, trainer = fitted.method, fitted.trainer
@@ -124,8 +130,7 @@ def _train(config: DictConfig, folder: Path, overrides: list[str] | None) -> Tra
     if isinstance(method, NaturalTracePretraining) and _is_shared(config) and is_main_process():
         link(fitted.checkpoint, cached_stage1(config, datamodule.manifest))
 
-    point = config.operating_point
-    score.fit_on_validation(trainer, method, datamodule, point.rate, point.calibration, fitted.checkpoint)
+    score.fit_decisions(trainer, method, datamodule, point["rate"], point["calibration"], fitted.checkpoint, left_out)
     metrics = None
     if config.test_after_fit and not datamodule.has_split("test"):
         log.info("the manifest has no test split: nothing is scored after training")

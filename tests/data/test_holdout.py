@@ -137,12 +137,49 @@ def test_a_family_is_left_out_and_measured_as_a_naive_loop_does(seed: int) -> No
     assert photographs[0]
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_collections_of_photographs_are_left_out_and_measured_as_a_naive_loop_does(seed: int) -> None:
+    frame = table_of_families(seed).frame
+    cameras = np.random.default_rng(seed).choice(["phone", "slr", "scan"], len(frame)).astype(object)
+    frame["family"] = frame["family"].where(frame["label"] == 1, cameras)
+    for left_out in (["phone"], ["phone", "scan"]):
+        rows = list(frame.itertuples())
+        photographs = {row.group for row in rows if row.split != "test" and not row.label and row.family in left_out}
+        expected = []
+        for row in rows:
+            is_held = row.split != "test" and not row.label and row.family in left_out
+            leaves = row.split == "test" or row.group in photographs
+            expected.append("test" if is_held else "aside" if leaves else row.split)
+        held = hold_out(Manifest(frame, Path(), "0"), [], "held_out", left_out).frame
+        assert held["split"].tolist() == expected
+        assert set(held.loc[held["split"] == "test", "family"]) == set(left_out)
+        kept = hold_out(Manifest(frame, Path(), "0"), [], "test", left_out).frame["split"]
+        assert kept.tolist() == ["test" if row.split == "test" else "aside" if row.group in photographs else row.split
+                                 for row in rows]  # fmt: skip
+    both = hold_out(Manifest(frame, Path(), "0"), [], "held_out", ["x", "phone"]).frame
+    alone = hold_out(Manifest(frame, Path(), "0"), [], "held_out", ["x"]).frame
+    tested, used = both[both["split"] == "test"], both[both["split"].isin(["train", "val"])]
+    assert not set(tested["group"]) & set(used["group"])
+    assert not set(used["family"]) & {"x", "phone"}
+    reals = (frame["label"] == 0) & (frame["split"] != "test")
+    drawn = reals & ((frame["family"] == "phone") | (alone["split"] == "test"))
+    assert set(tested.index[tested["label"] == 0]) == set(frame.index[drawn])
+    assert set(alone.index[(alone["split"] == "test") & (alone["label"] == 1)]) <= set(tested.index)
+
+
+def test_a_name_that_fakes_and_photographs_share_is_of_the_fakes() -> None:
+    frame = table_of_families(0).frame.assign(split="train")
+    frame["family"] = frame["family"].replace("camera", "x")
+    held = hold_out(Manifest(frame, Path(), "0"), [], "test", ["x"]).frame
+    assert (held["split"] == "aside").tolist() == ((frame["label"] == 1) & (frame["family"] == "x")).tolist()
+
+
 def test_generators_and_families_can_both_be_held_out() -> None:
     manifest = table_of_families(0)
     one = hold_out(manifest, ["d"], "test", ["x"]).frame
     other = hold_out(manifest, ["a", "b", "d"]).frame
     pd.testing.assert_frame_equal(one, other)
-    with pytest.raises(UserError, match=r"data.hold_out_families: no .* fakes are of 'yy'; did you mean 'y'"):
+    with pytest.raises(UserError, match=r"data.hold_out_families: no .* images are of 'yy'; did you mean 'y'"):
         hold_out(manifest, [], "held_out", ["yy"])
 
 

@@ -7,8 +7,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from fakedet.errors import UserError
 from fakedet.evaluation.families import MEAN, WORST, compare_families
-from fakedet.metrics.bootstrap import resample_weights, stratify_groups
-from fakedet.metrics.families import bootstrap_families, draw_families
+from fakedet.metrics.bootstrap import draw_families, resample_weights, stratify_groups
+from fakedet.metrics.families import bootstrap_families
 
 FAMILIES = ("adm", "gan", "ldm")
 METHODS = {"bce": 0.8, "ntf": 1.3}

@@ -359,6 +359,19 @@ def test_a_protocol_makes_a_grid_of_methods_seeds_and_families(families: Path) -
         planned(*words, "data.hold_out=[gen_b]")
 
 
+def test_a_protocol_leaves_out_collections_of_photographs_too(families: Path) -> None:
+    def left_out(*words: str) -> list[list[str]]:
+        jobs = planned("seed=3", "protocol=leave_out", *words).jobs
+        assert all(job.family == "+".join(job.config.data.hold_out_families) for job in jobs)
+        assert all(job.folder.name.endswith(f"={','.join(job.config.data.hold_out_families)}") for job in jobs)
+        return [list(job.config.data.hold_out_families) for job in jobs]
+
+    assert left_out() == [["one"], ["two"], ["real_x"], ["real_y"]]
+    assert left_out("protocol.families=[one,[real_x,real_y]]") == [["one"], ["real_x", "real_y"]]
+    with pytest.raises(UserError, match=r"protocol.families: 'real_z' is not known; did you mean 'real_"):
+        planned("protocol=leave_out", "protocol.families=[one,[real_x,real_z]]")
+
+
 def test_a_study_that_leaves_families_out_never_scores_the_test_split(
     families: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

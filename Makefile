@@ -50,14 +50,15 @@ DETECTOR := experiments/wide/detector
 MADE := runs/detector
 
 detector: $(STAMP)  ## Train the detector that fakedet ships (conf/experiment/wide/detector.yaml); weights and card in experiments/wide.
-	@$(BIN)/fakedet train experiment=wide/detector output_dir=$(MADE)/train $(ARGS)
+	@$(BIN)/fakedet study --config-dir experiments/wide study=detector
+	@$(BIN)/fakedet train experiment=wide/detector output_dir=$(MADE)/train overwrite=true operating_point.predictions=$(MADE)/folds/leave_out $(ARGS)
 	@$(BIN)/fakedet export checkpoint=$(MADE)/train/checkpoints/best.ckpt output=$(DETECTOR).safetensors
 	@rm -rf $(DETECTOR).safetensors.json $(MADE)/test $(MADE)/native.csv $(MADE)/native.csv.about.json
 ifneq ($(SCORE),no)
 	@$(BIN)/fakedet evaluate checkpoint=wide data=wide output_dir=$(MADE)/test
 endif
 	@$(BIN)/fakedet predict source=$(FAKEDET_CORPUS)/native output=$(MADE)/native.csv
-	@$(BIN)/python experiments/wide/card.py $(DETECTOR).safetensors --run $(MADE)/train --test $(MADE)/test --study runs/studies/wide/summary.json --native $(MADE)/native.csv
+	@$(BIN)/python experiments/wide/card.py $(DETECTOR).safetensors --run $(MADE)/train --test $(MADE)/test --study runs/studies/wide/leave_family_out/summary.json --native $(MADE)/native.csv
 
 test: lint  ## Lint, check types and run the tests but the long ones.
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)

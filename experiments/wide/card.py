@@ -1,7 +1,7 @@
 """Write the card of the detector that fakedet ships, from what was measured: `make detector` calls it.
 
     python experiments/wide/card.py experiments/wide/detector.safetensors --run runs/detector/train \\
-        --test runs/detector/test --study runs/studies/wide/summary.json --native runs/detector/native.csv
+        --test runs/detector/test --study runs/studies/wide/leave_family_out/summary.json --native runs/detector/native.csv
 
 --run is the folder of the training, --test that of `fakedet evaluate` on the test split, --study the summary.json of
 the study that left families out, and --native the table of `fakedet predict` on a folder in the layout
@@ -24,9 +24,8 @@ import fakedet
 from fakedet.checkpoint import read_checkpoint
 from fakedet.evaluation.predictions import ORIGINAL, called_fake, read_predictions
 from fakedet.evaluation.scored import told_by
-from fakedet.metrics.bootstrap import Interval, percentile_interval
+from fakedet.metrics.bootstrap import Interval, draw_families, mean_over_families, percentile_interval
 from fakedet.metrics.decisions import Accuracy, accuracies
-from fakedet.metrics.families import draw_families, mean_over_families
 
 RESAMPLES = 1000
 NOT_MEASURED = "not measured"

@@ -25,7 +25,7 @@ from fakedet.checkpoint import read_checkpoint
 from fakedet.evaluation.predictions import ORIGINAL, called_fake, read_predictions
 from fakedet.evaluation.scored import told_by
 from fakedet.metrics.bootstrap import Interval, draw_families, mean_over_families, percentile_interval
-from fakedet.metrics.decisions import Accuracy, accuracies
+from fakedet.metrics.decisions import Accuracy, accuracies, left_out_alarms
 
 RESAMPLES = 1000
 NOT_MEASURED = "not measured"
@@ -62,8 +62,8 @@ USE = """\
 For research: several of the photographs and generators are under non-commercial terms (below), and so is what was
 learned from them. Label 0 = real, 1 = fake; score = P(fake). Do not accuse anyone by its answer alone."""
 POINT = """\
-An image is called fake above a logit of {threshold:.3f}, which {percent:g} % of {n_real} photographs kept out of
-training may exceed. `fakedet predict` says "fake" or "real" only where altered copies and tiles of the picture
+An image is called fake above a logit of {threshold:.3f}, fitted to {n_real} photographs and {n_fake} fakes, each scored
+by a detector that was trained without its {without}{alarms}. `fakedet predict` says "fake" or "real" only where altered copies and tiles of the picture
 agree, and "undecided" otherwise."""
 LIMITS = (
     "Where fakes and photographs show the same, it is weaker (last row of the first table): much of an AUC is content.",
@@ -93,7 +93,9 @@ def card(
         "serve` and `fakedet.load()` take it by default."
     )
     point, manifest = info["operating_point"], _manifest(run)
-    called = POINT.format(**point, percent=100 * point["rate"])
+    alarms = left_out_alarms(point)
+    called = POINT.format(**point, without="collection or family" if alarms else "photograph or prompt",
+                          alarms=f". Called fake there: {alarms}" if alarms else "")  # fmt: skip
     return CARD.format(
         what=_fill(what), use=_fill(USE),
         headline=_table(("", "AUC [95 % interval]", "measured on"), _headline(auc, rows, study)),
@@ -126,7 +128,7 @@ def _headline(auc: Any, rows: pd.DataFrame | None, study: Path | None) -> list[t
         found += [("families left out, mean", mean, f"{on}, photographs and seeds"),
                   ("families left out, worst", worst, summary["worst"]["auc"][method])]  # fmt: skip
     else:
-        found.append(("families left out", NOT_MEASURED, "`make study NAME=wide`"))
+        found.append(("families left out", NOT_MEASURED, "`experiments/wide/README.md`"))
     if auc is None or rows is None:
         return [*found, ("test split", NOT_MEASURED, "`fakedet evaluate`")]
     wild = set(rows["generator"][(rows["label"] == 1) & (rows["source"] == WILD)])

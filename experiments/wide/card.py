@@ -1,7 +1,8 @@
 """Write the card of the detector that fakedet ships, from what was measured: `make detector` calls it.
 
     python experiments/wide/card.py experiments/wide/detector.safetensors --run runs/detector/train \\
-        --test runs/detector/test --study runs/studies/wide/leave_family_out/summary.json --native runs/detector/native.csv
+        --test runs/detector/test --study runs/studies/wide/leave_family_out/summary.json \\
+        --native runs/detector/native.csv
 
 --run is the folder of the training, --test that of `fakedet evaluate` on the test split, --study the summary.json of
 the study that left families out, and --native the table of `fakedet predict` on a folder in the layout
@@ -63,8 +64,8 @@ For research: several of the photographs and generators are under non-commercial
 learned from them. Label 0 = real, 1 = fake; score = P(fake). Do not accuse anyone by its answer alone."""
 POINT = """\
 An image is called fake above a logit of {threshold:.3f}, fitted to {n_real} photographs and {n_fake} fakes, each scored
-by a detector that was trained without its {without}{alarms}. `fakedet predict` says "fake" or "real" only where altered copies and tiles of the picture
-agree, and "undecided" otherwise."""
+by a detector that was trained without its {without}{alarms}. `fakedet predict` says "fake" or "real" only where altered
+copies and tiles of the picture agree, and "undecided" otherwise."""
 LIMITS = (
     "Where fakes and photographs show the same, it is weaker (last row of the first table): much of an AUC is content.",
     "It knows the generators above and what resembles them; generators of other kinds, and newer ones, it may miss.",

@@ -266,7 +266,10 @@ def launch(verb: str, arguments: list[str]) -> int:
         is_main_process(), start_name()  # they refuse what no launcher can have set
         if verb == "study":
             verb, arguments = "train", study_as_multirun(arguments)
-        arguments = expand_encoders(as_typed(arguments, _flags(arguments)[0].multirun))
+        flags, overrides = _flags(arguments)
+        # Hydra's parser wants all overrides in one place.
+        arguments = [*(item for item in arguments if item not in overrides), *overrides]
+        arguments = expand_encoders(as_typed(arguments, flags.multirun))
         check_command_line(verb, arguments)
         return _launch(verb, arguments)
     except UserError as error:
@@ -325,8 +328,7 @@ def _launch(verb: str, arguments: list[str]) -> int:
     failed_jobs.clear()
 
     def run_hydra(*more: str) -> None:
-        # Hydra's parser wants all overrides in one place.
-        sys.argv = [sys.argv[0], *(item for item in arguments if item not in overrides), *overrides, *more]
+        sys.argv = [sys.argv[0], *arguments, *more]
         hydra.main(version_base="1.3", config_path="pkg://fakedet.conf", config_name=verb)(_task(verb, mistakes))()
 
     flags, overrides = _flags(arguments)

@@ -492,7 +492,8 @@ class Detector:
         if min(header.width, header.height) < self.crop_size:
             doubts.append(f"smaller than the {self.crop_size} pixels that the detector looks at")
         qualities = (self.info.get("training_data") or {}).get("jpeg_quality")
-        if qualities and 0 < header.jpeg_quality < qualities[0]:
+        # Five points of quality change little, and 75, the default of many programs, is often just below.
+        if qualities and 0 < header.jpeg_quality < qualities[0] - 5:
             doubts.append(f"compressed harder (JPEG quality {header.jpeg_quality}) than 95 in 100 of the pictures that "
                           f"the detector learned from (quality {qualities[0]:.0f} and up)")  # fmt: skip
         return doubts

@@ -58,7 +58,7 @@ ifneq ($(SCORE),no)
 	@$(BIN)/fakedet evaluate checkpoint=wide data=wide output_dir=$(MADE)/test
 endif
 	@$(BIN)/fakedet predict source=$(FAKEDET_CORPUS)/native output=$(MADE)/native.csv
-	@$(BIN)/python experiments/wide/card.py $(DETECTOR).safetensors --run $(MADE)/train --test $(MADE)/test --study runs/studies/wide/leave_family_out/summary.json --native $(MADE)/native.csv
+	@$(BIN)/python experiments/wide/card.py $(DETECTOR).safetensors --run $(MADE)/train --test $(MADE)/test --study runs/studies/wide/leave_family_out/summary.json --method bce_vae --native $(MADE)/native.csv
 
 test: lint  ## Lint, check types and run the tests but the long ones.
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)

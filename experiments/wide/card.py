@@ -5,8 +5,9 @@
         --native runs/detector/native.csv
 
 --run is the folder of the training, --test that of `fakedet evaluate` on the test split, --study the summary.json of
-the study that left families out, and --native the table of `fakedet predict` on a folder in the layout
-GENERATOR/{0_real,1_fake}/. What is not given or not there is said to be not measured.
+the study that left families out, --method the detector's name in it (default: the method chosen there), and --native
+the table of `fakedet predict` on a folder in the layout GENERATOR/{0_real,1_fake}/. What is not given or not there is
+said to be not measured.
 """
 
 from __future__ import annotations
@@ -77,8 +78,9 @@ LIMITS = (
 
 
 def card(
-    detector: Path, run: Path, test: Path | None = None, study: Path | None = None, native: Path | None = None
-) -> str:
+    detector: Path, run: Path, test: Path | None = None, study: Path | None = None, native: Path | None = None,
+    method: str | None = None,
+) -> str:  # fmt: skip
     """Put the card together."""
     info = read_checkpoint(detector)["fakedet"]
     settings = json.loads((run / "run.json").read_text())
@@ -99,7 +101,7 @@ def card(
                           alarms=f". Called fake there: {alarms}" if alarms else "")  # fmt: skip
     return CARD.format(
         what=_fill(what), use=_fill(USE),
-        headline=_table(("", "AUC [95 % interval]", "measured on"), _headline(auc, rows, study)),
+        headline=_table(("", "AUC [95 % interval]", "measured on"), _headline(auc, rows, study, method)),
         scored=_fill(f"{called} {_false_alarms(alone, point)} {scored}"),
         native="Not measured." if native is None or not native.is_file() else _native(pd.read_csv(native), manifest),
         data_told=_fill("Images of train and val, and on the test split: the share of a collection's photographs called"
@@ -117,12 +119,14 @@ def _scored(test: Path) -> tuple[pd.DataFrame, str]:
     )
 
 
-def _headline(auc: Any, rows: pd.DataFrame | None, study: Path | None) -> list[tuple[str, str, str]]:
+def _headline(
+    auc: Any, rows: pd.DataFrame | None, study: Path | None, method: str | None
+) -> list[tuple[str, str, str]]:
     """Say how it does on families left out, generators seen and unseen, and on the same content."""
     found = []
     if study is not None and study.is_file():
         summary = json.loads(study.read_text())
-        method, names = summary["chosen"], list(summary["families"])
+        method, names = method or summary["chosen"], list(summary["families"])
         mean, worst = (_interval(summary["values"]["auc"][key][method]) for key in
                        ("mean over families", "worst family"))  # fmt: skip
         on = f"{len(names)} families of generators, each left out of a training of `{method}`; interval over families"
@@ -258,8 +262,9 @@ if __name__ == "__main__":
     parser.add_argument("--run", type=Path, required=True)
     for option in ("test", "study", "native"):
         parser.add_argument(f"--{option}", type=Path)
+    parser.add_argument("--method")
     given = parser.parse_args()
     target = given.detector.with_suffix(".md")
     test = given.test if given.test and (given.test / "predictions.parquet").is_file() else None
-    target.write_text(card(given.detector, given.run, test, given.study, given.native), encoding="utf-8")
+    target.write_text(card(given.detector, given.run, test, given.study, given.native, given.method), encoding="utf-8")
     print(f"card  {target}")

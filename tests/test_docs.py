@@ -59,7 +59,8 @@ def parsed(words: tuple[str, ...]) -> Iterator[list[Override]]:
 
 @functools.cache
 def composed(verb: str, choices: tuple[str, ...]) -> DictConfig:
-    return compose(verb, overrides=list(choices))
+    # For commands with --config-dir experiments/wide.
+    return compose(verb, overrides=[f"hydra.searchpath=[file://{ROOT}/experiments/wide]", *choices])
 
 
 def mistake(verb: str, overrides: list[Override]) -> str:

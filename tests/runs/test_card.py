@@ -78,7 +78,7 @@ def test_the_card_is_complete(script: ModuleType, made: Path) -> None:
     rows = {cells[0]: cells for line in told.splitlines() if line.startswith("|")
             for cells in [[cell.strip() for cell in line.strip("|").split("|")]]}  # fmt: skip
     called = frame["verdict"] == "fake"
-    assert f"above a logit of {threshold_of(made):.3f}, which 25 % of 8 photographs" in told
+    assert f"above a logit of {threshold_of(made):.3f}, fitted to 8 photographs and 8 fakes" in told
     for name, licence in (("real_x", "CC0-1.0"), ("real_y", "non-commercial / research")):
         own = frame["generator"] == name
         assert rows[name][1:3] == ["12", licence]

@@ -208,7 +208,9 @@ class _Judged:
             raise UserError(f"{self.path}: it leaves out its backbone '{error.name}', and there are "
                             f"{error.told('backbone')}") from error  # fmt: skip
         except UserError as error:
-            told = one_line(error).replace("model.encoder.weights", "backbone")
+            file = values.get("weights") or ""
+            variables = (one.variable for one in BACKBONES.values() if os.environ.get(one.variable, "-") == file)
+            told = one_line(error).replace("model.encoder.weights", next(variables, "backbone"))
             raise UserError(f"{self.path}: {told}") from error
         except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
             raise UserError(f"{self.path}: {self.place} cannot be built: {one_line(error)}") from error
@@ -306,7 +308,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = locate(path)
     if not path.is_file():
-        raise UserError(f"no checkpoint at {path}; `fakedet train` writes checkpoints/best.ckpt in its folder")
+        raise UserError(
+            f"no checkpoint at {path}; `fakedet train` writes checkpoints/best.ckpt in its folder, "
+            f"and {' and '.join(SHIPPED)} come with fakedet"
+        )
     checkpoint = read_published(path) if path.suffix == SAFETENSORS else _unpickle(path)
     CheckpointInfo.from_dict(checkpoint["fakedet"], path)
     if not isinstance(checkpoint.get("state_dict"), dict):

@@ -311,7 +311,8 @@ def _tell_kept(writer: Writer, errors: int, changed: list[str], heatmaps: bool) 
         log.warning("heatmaps are drawn while an image is judged: of the %d done before there are none new; name "
                     "another output for theirs", resumed)  # fmt: skip
     if writer.first_error:
-        log.warning("%d files could not be read, the first: %s; the column 'error' says why", writer.counts[ERROR],
+        files = "file" if writer.counts[ERROR] == 1 else "files"
+        log.warning("%d %s could not be read, the first: %s; the column 'error' says why", writer.counts[ERROR], files,
                     writer.first_error)  # fmt: skip
     if resumed:
         log.info("%d images were done before", resumed)

@@ -246,6 +246,16 @@ def test_large_images_and_hard_compression(checkpoint: Path, tmp_path: Path) -> 
     assert "too many pixels" in found["huge.png"]["error"]
 
 
+def test_compression_a_little_harder_than_in_training_is_no_doubt(checkpoint: Path, tmp_path: Path) -> None:
+    lowest = fakedet.load(checkpoint).info["training_data"]["jpeg_quality"][0]
+    noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)
+    for name, below in (("near", 4), ("hard", 8)):
+        cv2.imwrite(str(tmp_path / f"{name}.jpg"), noise, [cv2.IMWRITE_JPEG_QUALITY, round(lowest) - below])
+    assert predict(checkpoint, tmp_path, tmp_path / "p.csv") == 0
+    doubts = {name: "compressed harder" in row["reason"] for name, row in rows(tmp_path / "p.csv").items()}
+    assert doubts == {"near.jpg": False, "hard.jpg": True}
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_no_row_is_lost_or_doubled(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     for number in range(60):

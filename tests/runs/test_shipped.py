@@ -82,6 +82,16 @@ def test_where_the_backbone_is_missing_one_line_says_what_to_fetch(verb: str) ->
             fakedet.load()
 
 
+def test_what_names_a_file_of_weights_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKEDET_CLIP", "/nowhere/clip.safetensors")
+    with pytest.raises(UserError, match=r"FAKEDET_CLIP: there is no file /nowhere/clip.safetensors"):
+        fakedet.load()
+    with pytest.raises(UserError, match=r"backbone: there is no file /nowhere/other.safetensors"):
+        fakedet.load(backbone="/nowhere/other.safetensors")
+    with pytest.raises(UserError, match=r"no checkpoint at demoo; .* wide and demo come with fakedet"):
+        fakedet.load("demoo")
+
+
 def test_where_the_weights_are_missing_one_line_says_which_file_to_fetch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

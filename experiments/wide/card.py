@@ -72,7 +72,6 @@ LIMITS = (
     "It knows the generators above and what resembles them; generators of other kinds, and newer ones, it may miss.",
     "It looks at {size} pixels a side; an edit elsewhere in a picture is not seen, and smaller pictures are undecided.",
     "Screenshots, filters, upscaling and repeated compression remove what it looks at.",
-    "False alarms differ between cameras and collections (above); photographs unlike all of them may have more.",
     "Its backbone has seen 400 million pictures of the web, perhaps some of those that it is tested on.",
     "Faces are not among the collections that its threshold was fitted on: where no real face was trained on, 48 % of "
     "274 were called fake. Nothing is promised for subjects of which it has seen no photograph.",

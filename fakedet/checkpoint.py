@@ -25,8 +25,8 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor, nn
 
-from fakedet.data.transforms import POLICIES
-from fakedet.errors import UserError, choose, one_line
+from fakedet.data.transforms import check_policy
+from fakedet.errors import UserError, one_line
 from fakedet.methods.base import TRAINING_KEYS, Detector
 from fakedet.methods.ntf import NaturalTracePretraining, TraceSource
 from fakedet.metrics.decisions import OperatingPoint
@@ -100,7 +100,10 @@ class CheckpointInfo:
                 raise UserError(f"{path} is damaged: '{name}' in it is no {wanted}")
         if not 0 < content["crop_size"] <= LARGEST_CROP:
             raise UserError(f"{path} is damaged: 'crop_size' in it is {content['crop_size']}")
-        choose(content["eval_policy"], POLICIES, f"{path} is damaged: 'eval_policy' in it")
+        try:
+            check_policy(content["eval_policy"], content["crop_size"])
+        except UserError as error:
+            raise UserError(f"{path} is damaged: {str(error).replace('data.eval_policy', 'eval_policy')}") from error
         if content.get("operating_point") is not None:
             _check_operating_point(content["operating_point"], path)
         return cls(**content)

@@ -240,7 +240,7 @@ MISSING_HINTS = {
     "output": "the file to write",
     "predictions": "a predictions.parquet that `fakedet train` or `evaluate` wrote, or a list of them",
     "output_dir": "the folder to write into",
-    "checkpoint": "the .ckpt file that `fakedet train` wrote",
+    "checkpoint": "the .ckpt file that `fakedet train` wrote, or detector=NAME weights=FILE for a published one",
 }
 # Keys that only another option than the default has.
 ELSEWHERE = dict.fromkeys(("data.manifest", "data.root"), "data=demo makes its own images; pass data=manifest as well")
@@ -265,8 +265,8 @@ def without_hydra() -> Iterator[None]:
 NAMED_LISTS = ("source", "predictions", "runs", "reals", "fakes", "unseen")
 NAMED = (
     *NAMED_LISTS, "manifest", "root", "cache", "shard_cache", "checkpoint", "stage1_checkpoint", "stage1_cache", "run",
-    "output_dir", "output", "heatmaps", "weights", "head", "dir", "save_dir", "dirpath", "path", "file", "baseline",
-    "title", "group",
+    "output_dir", "output", "heatmaps", "weights", "backbone", "head", "dir", "save_dir", "dirpath", "path", "file",
+    "baseline", "title", "group",
 )  # fmt: skip
 # Text that stands for itself as the value of such a key.
 LITERAL = re.compile(r"(?!(null|true|false|\?\?\?)$)[^~'\"\[{\\$\s]([^'\"\\$\n]*[^'\"\\$\s])?")
@@ -405,7 +405,9 @@ def check_command_line(verb: str, arguments: list[str]) -> None:
             if override not in groups:
                 _check_value(override, config)
         given = [texts_of(override)[0] for override in overrides if not override.is_hydra_override()]
-        for key in sorted(OmegaConf.missing_keys(compose(verb, overrides=[*search, *given]))):
+        whole = compose(verb, overrides=[*search, *given])
+        instead = {"checkpoint"} if whole.get("detector") else set[str]()  # a published one takes its place
+        for key in sorted(OmegaConf.missing_keys(whole) - instead):
             hint = f": {MISSING_HINTS[key]}" if key in MISSING_HINTS else ""
             raise UserError(f"{key} is not given; pass {key}=...{hint}")
 

@@ -34,7 +34,8 @@ from fakedet.data.scan import walk
 from fakedet.data.transforms import evaluation_views, pad_to
 from fakedet.errors import UserError
 from fakedet.methods import base
-from fakedet.metrics.decisions import OperatingPoint
+from fakedet.metrics.decisions import PUBLISHED, OperatingPoint
+from fakedet.published import load_published, settings_of
 from fakedet.shipped import DEFAULT, DEMO, SHIPPED
 
 log = logging.getLogger("fakedet")
@@ -49,6 +50,7 @@ REAL: Verdict = "real"
 FAKE: Verdict = "fake"
 UNDECIDED: Verdict = "undecided"
 TILES = "tiles"  # stands for the tiles' mean among the views of an image
+CROPS = ("crop", "multi-crop")  # policies that look at a picture's own pixels
 READERS = 4  # threads that read and decode files
 HEATMAP_BYTES = 9.0  # for each pixel of an image: its pixels, the heatmap and its file
 DRAWN = 1 << 19  # pixels of a heatmap that are drawn at a time: each takes 130 bytes while it is
@@ -278,7 +280,8 @@ class Detector:
         self.crop_size = int(self.info["crop_size"])
         """Side in pixels of the squares that the detector looks at."""
         self.crop_policy = str(self.info["eval_policy"])
-        """Where they are taken: "crop" (the centre), "multi-crop" (the mean of five) or "resize"."""
+        """How they are taken: "crop" (the centre), "multi-crop" (the mean of five), "resize" (the shorter side to that
+        many pixels, then the centre), or torchvision's steps, such as "shorter256-bicubic+centre"."""
         self.generators: list[str] = list(self.info["seen_generators"])
         """Generators whose fakes it was trained on."""
         self.memory_mb = MAX_MEMORY // 10**6
@@ -371,8 +374,8 @@ class Detector:
         """Give the logits of a batch, without gradients.
 
         Images of any size are cropped by :attr:`crop_policy`: "crop" scores the centre square of :attr:`crop_size`
-        pixels, "multi-crop" averages the centre and the four corners, and "resize" takes only images of that size.
-        Smaller images are padded by reflection.
+        pixels, "multi-crop" averages the centre and the four corners, and smaller images are padded by reflection. A
+        detector that resizes takes only images of :attr:`crop_size`.
 
         Args:
             images: float (N, 3, H, W), RGB in [0, 1], not normalised, on any device.
@@ -488,7 +491,9 @@ class Detector:
     def _doubts(self, header: Header | None) -> list[str]:
         """Say why an image lies outside of what the detector was made for."""
         assert header is not None
-        doubts = []
+        doubts: list[str] = []
+        if self.require_operating_point().split == PUBLISHED:  # its authors' code has none
+            return doubts
         if min(header.width, header.height) < self.crop_size:
             doubts.append(f"smaller than the {self.crop_size} pixels that the detector looks at")
         qualities = (self.info.get("training_data") or {}).get("jpeg_quality")
@@ -504,13 +509,13 @@ class Detector:
     def _views(self, images: Tensor) -> Tensor:
         """Crop a batch (N, 3, H, W) as evaluation does, into float (N, V, 3, S, S) on the detector's device."""
         size, (height, width) = self.crop_size, images.shape[-2:]
-        if self.crop_policy == "resize" and (height, width) != (size, size):
+        if self.crop_policy not in CROPS and (height, width) != (size, size):
             raise UserError(f"a tensor of images of {height} x {width} pixels: this detector resizes images to {size} "
                             f"x {size} first; give it a tensor of that size, or files")  # fmt: skip
         # Crop a picture of pixel numbers in place of the images: the same places and the same padding for all.
         rows, columns = np.indices((height, width))
         numbers = np.stack([rows, columns, columns], axis=-1)
-        policy = "crop" if self.crop_policy == "resize" else self.crop_policy
+        policy = self.crop_policy if self.crop_policy in CROPS else "crop"
         batch = images.to(self.module.device)
         batch = batch.float().div(255.0) if batch.dtype == torch.uint8 else batch.float()
         crops = [
@@ -522,7 +527,8 @@ class Detector:
 
 def load(
     checkpoint: str | os.PathLike[str] = DEFAULT, device: str | torch.device = "auto", trust: Sequence[str] = (),
-    backbone: str | os.PathLike[str] | None = None,
+    backbone: str | os.PathLike[str] | None = None, *, detector: str | Mapping[str, Any] | None = None,
+    weights: str | os.PathLike[str] | None = None,
 ) -> Detector:  # fmt: skip
     """Load a detector.
 
@@ -533,10 +539,13 @@ def load(
         trust: names of packages, besides fakedet, whose classes the checkpoint may name.
         backbone: a file of the public weights of a frozen backbone, which checkpoints leave out; None: timm's cache or
             the network, or the file that FAKEDET_CLIP or FAKEDET_LITE names.
+        detector: name of a published detector, which takes the place of the checkpoint, such as "univfd" (see
+            docs/detectors.md), or its config.
+        weights: the file that its authors published.
 
     Raises:
-        UserError: no such file or device, no checkpoint of fakedet, a class from a package that is not trusted, or a
-            backbone that is not here or has other weights.
+        UserError: no such file or device, no checkpoint of fakedet, a class from a package that is not trusted, a
+            backbone that is not here or has other weights, or a file that is not of the published detector.
     """
     path = os.fspath(checkpoint)
     if device == "auto":
@@ -545,11 +554,14 @@ def load(
         found = torch.zeros(1, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device={device}: {str(error).splitlines()[0]}; valid: auto, cpu, cuda") from error
+    if detector is not None:
+        settings = settings_of(detector) if isinstance(detector, str) else detector
+        return Detector(load_published(settings, weights, backbone), found, Path(weights or "").expanduser())
     packages = (trust,) if isinstance(trust, str) else tuple(trust)
-    weights = None if backbone is None else os.fspath(backbone)
+    file = None if backbone is None else os.fspath(backbone)
     if (place := locate(path)) == SHIPPED["demo"]:
         log.warning("%s", DEMO)
-    return Detector(load_detector(path, packages, weights), found, place)
+    return Detector(load_detector(path, packages, file), found, place)
 
 
 def _check_batch_size(size: int) -> None:

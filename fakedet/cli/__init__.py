@@ -67,7 +67,7 @@ def main() -> int:
         print(f"fakedet: '{verb}' is not a verb; {nearest(verb, VERBS)}", file=sys.stderr)
         return 2
     given = dict(word.partition("=")[::2] for word in arguments[1:])
-    if verb in ("predict", "serve") and not any(word.startswith("-") for word in given):
+    if verb in ("predict", "serve") and not any(word.startswith(("-", "detector")) for word in given):
         try:
             require_shipped(given.get("checkpoint", DEFAULT), given.get("backbone"))
         except UserError as error:

@@ -32,7 +32,7 @@ from fakedet.evaluation.evaluate import evaluate
 from fakedet.evaluation.report import Report, compare_runs, report_on
 from fakedet.export import export_detector
 from fakedet.metrics.bootstrap import Interval
-from fakedet.metrics.decisions import left_out_alarms
+from fakedet.metrics.decisions import PUBLISHED, left_out_alarms
 from fakedet.metrics.pairing import against
 from fakedet.training.resume import config_of, finished
 from fakedet.training.sweep import Study
@@ -243,8 +243,11 @@ def run_evaluate(config: DictConfig, overrides: list[str]) -> float | None:
 def _log_decisions(metrics: Mapping[str, Any]) -> None:
     """Print the shares of reals and fakes that are classified correctly at the stored threshold."""
     point = metrics["operating_point"]
-    fitted = f"{point['split']}: {point['n_real']} real, {point['n_fake']} fake"
-    log.info("at the threshold for %g %% of reals (fitted on %s):", 100 * point["rate"], fitted)
+    if point["split"] == PUBLISHED:
+        log.info("at the threshold of its publication:")
+    else:
+        fitted = f"{point['split']}: {point['n_real']} real, {point['n_fake']} fake"
+        log.info("at the threshold for %g %% of reals (fitted on %s):", 100 * point["rate"], fitted)
     for note in [*point["notes"], *filter(None, [left_out_alarms(point)])]:
         log.info("note: %s", note)
     for name, entry in metrics["per_collection"].items():

@@ -27,8 +27,8 @@ from fakedet.data.manifest import Cells, Manifest, hold_out, load_manifest, make
 from fakedet.data.match import MatchedSource, Matcher
 from fakedet.data.sampler import BalancedBatchSampler, EvaluationSampler, Shards
 from fakedet.data.sources import FileSource, ShardSource, Source
-from fakedet.data.transforms import POLICIES, RECIPES, Augment, Augmentation
-from fakedet.errors import UserError, choose
+from fakedet.data.transforms import RECIPES, Augment, Augmentation, check_policy
+from fakedet.errors import UserError
 
 log = logging.getLogger("fakedet")
 
@@ -49,7 +49,7 @@ class DataModule(Protocol):
     pairs: Mapping[str, Any] | None  # See :mod:`fakedet.metrics.pairing`; None: the default rules
     image_source: Source  # Gives the bytes of a row, for degraded views and audits
     crop_size: int
-    eval_policy: str  # A key of :data:`fakedet.data.transforms.POLICIES`
+    eval_policy: str  # See :func:`fakedet.data.transforms.evaluation_views`
     num_workers: int
     seed: int
     real_only: bool  # Whether training serves reals only (stage 1)
@@ -114,7 +114,8 @@ class ImageDataModule(LightningDataModule):
         manifest: the table; see :func:`fakedet.data.manifest.load_manifest`.
         root: folder that the table's paths are relative to; None: the table's own folder.
         pairs: generator → the reals it is compared with; see :mod:`fakedet.metrics.pairing`.
-        crop_size, eval_policy: side of the square that the detector sees, in pixels; "crop", "multi-crop" or "resize".
+        crop_size, eval_policy: side of the square that the detector sees, in pixels; how evaluation takes them, see
+            :func:`fakedet.data.transforms.evaluation_views`.
         batch_size, eval_batch_size: images of a training batch over all ranks, and of an evaluation batch on each.
         num_workers: processes that load images.
         steps_per_epoch: training steps of an epoch; None: as many as one pass over the training rows takes.
@@ -159,7 +160,7 @@ class ImageDataModule(LightningDataModule):
         if not isinstance(num_workers, int) or not 0 <= num_workers <= most:
             raise UserError(f"data.num_workers={num_workers}: this machine has {cores()} cores; valid: 0 (load in the "
                             f"main process) to {most}, best about one a core")  # fmt: skip
-        choose(self.eval_policy, POLICIES, "data.eval_policy")
+        check_policy(self.eval_policy, self.crop_size)
         if not 0 <= self.max_quarantine <= 1:
             raise UserError(f"data.max_quarantine={self.max_quarantine}: must be a share between 0 and 1")
         if self.matcher is not None and self.matcher.size < self.crop_size:
@@ -312,7 +313,7 @@ class ImageDataModule(LightningDataModule):
         """Load these rows, as evaluation sees them: a rank's share, or by default all of them on every rank."""
         codes, source = self.cells.codes, self.image_source
         dataset = EvaluationDataset(self.manifest, codes, source, self.eval_policy, self.crop_size)
-        dataset.by_handle = self.by_handle and self.num_workers == 0 and self.eval_policy != "resize"
+        dataset.by_handle = self.by_handle and self.num_workers == 0 and self.eval_policy in ("crop", "multi-crop")
         sampler = EvaluationSampler(ids, self.eval_batch_size, rank, world_size)
         return make_loader(dataset, sampler, self.num_workers, self.seed)
 

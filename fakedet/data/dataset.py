@@ -26,8 +26,8 @@ from fakedet.data.degrade import View, degraded_views
 from fakedet.data.manifest import Manifest
 from fakedet.data.sampler import Draw
 from fakedet.data.sources import FileSource, Source
-from fakedet.data.transforms import POLICIES, Augment, evaluation_views
-from fakedet.errors import UserError, choose
+from fakedet.data.transforms import Augment, evaluation_views, views_of
+from fakedet.errors import UserError
 from fakedet.models.features import Pictures
 
 log = logging.getLogger("fakedet")
@@ -178,7 +178,7 @@ class EvaluationDataset(_Images):
     """
 
     def __init__(self, manifest: Manifest, codes: NDArray[np.int64], source: Source, policy: str, size: int) -> None:
-        super().__init__(manifest, codes, source, POLICIES[choose(policy, POLICIES, "data.eval_policy")], size)
+        super().__init__(manifest, codes, source, views_of(policy), size)
         self.policy = policy
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
@@ -200,7 +200,7 @@ class RobustDataset(Dataset[dict[str, Any]]):
 
     def __init__(self, source: Source, views: list[View], policy: str, size: int) -> None:
         self.source, self.views, self.policy, self.size = source, views, policy, size
-        self.crops = POLICIES[policy]
+        self.crops = views_of(policy)
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         """Read one row: ``image`` is (V, P, 3, H, W) uint8; None if it cannot be read."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any, Protocol
 
 # Before the import: albumentations asks the network for its newest version otherwise.
@@ -15,12 +17,17 @@ import albumentations as A
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as tv
 
 from fakedet.errors import UserError, choose, nearest
 
 Pixels = NDArray[np.uint8]
 
 POLICIES = {"crop": 1, "multi-crop": 5, "resize": 1}  # Views that each evaluation policy takes of an image
+RESIZES = {name: InterpolationMode(name) for name in ("bilinear", "bicubic", "lanczos")}
+CUTS = {"centre": 1, "five": 5, "ten": 10}  # Views of the last step of a policy that is written as torchvision's steps
 LONGEST_RATIO = 16  # Images are cut to this aspect ratio before resizing: one of a single row would grow to gigabytes
 # Pixels by which the augmented region exceeds the crop: two JPEG blocks, so that the crop begins anywhere in the JPEG
 # grid and contains no border of a blur.
@@ -45,10 +52,15 @@ def evaluation_views(image: Pixels, size: int, policy: str) -> list[Pixels]:
     * ``multi-crop``: the centre and the four corners; scores are averaged over them.
     * ``resize``: the shorter side is resized to ``size``, then the centre is cut out. This destroys the traces that a
       detector looks for; it serves comparisons with detectors that were evaluated in this way.
+    * torchvision's own steps, for detectors that were published with them, joined by "+": ``shorter256-bicubic``
+      resizes the shorter side, ``square256-bilinear`` both, whatever the shape, and ``enlarge256-bicubic`` the shorter
+      side if it is less, all through PIL; then ``centre`` cuts out the centre, padded with zeros, ``five`` the four
+      corners and the centre, ``ten`` these and their mirror images.
 
-    Returns ``POLICIES[policy]`` arrays (size, size, 3) of an image (H, W, 3); an unknown policy is a UserError.
+    Returns ``views_of(policy)`` arrays (size, size, 3) of an image (H, W, 3); an unknown policy is a UserError.
     """
-    choose(policy, POLICIES, "data.eval_policy")
+    if (steps := steps_of(policy)) is not None:
+        return _torchvision_views(image, size, steps)
     if policy == "resize":
         most = LONGEST_RATIO * min(image.shape[:2])
         top, left = (max(side - most, 0) // 2 for side in image.shape[:2])
@@ -62,6 +74,66 @@ def evaluation_views(image: Pixels, size: int, policy: str) -> list[Pixels]:
     if policy == "multi-crop":
         corners += [(0, 0), (0, right), (bottom, 0), (bottom, right)]
     return [_cut(image, top, left, size, size) for top, left in corners]
+
+
+@cache
+def steps_of(policy: str) -> tuple[tuple[str, int, str], ...] | None:
+    """Read an evaluation policy that is written as torchvision's steps: (name, size, interpolation) of each.
+
+    None for one of :data:`POLICIES`; UserError for one that is neither.
+    """
+    if policy in POLICIES:
+        return None
+    steps = []
+    for step in policy.split("+"):
+        found = re.fullmatch(r"(shorter|square|enlarge)([1-9]\d{1,3})-([a-z]+)|(centre|five|ten)", step)
+        if found is None or (found[3] and found[3] not in RESIZES):
+            raise UserError(f"data.eval_policy: '{policy}' is not known; {nearest(policy, POLICIES)}, or torchvision's "
+                            "steps, such as shorter256-bicubic+centre or square224-bilinear")  # fmt: skip
+        steps.append((found[1] or found[4], int(found[2] or 0), found[3] or ""))
+    *before, (last, _, _) = steps
+    if last not in (*CUTS, "square") or any(name in CUTS for name, _, _ in before):
+        raise UserError(f"data.eval_policy={policy}: it must end, and only end, with a step that gives squares: "
+                        f"{', '.join(CUTS)} or square")  # fmt: skip
+    return tuple(steps)
+
+
+def views_of(policy: str) -> int:
+    """Return how many views an evaluation policy takes of an image; UserError for an unknown one."""
+    steps = steps_of(policy)
+    return POLICIES[policy] if steps is None else CUTS.get(steps[-1][0], 1)
+
+
+def check_policy(policy: str, size: int) -> None:
+    """Raise UserError for an unknown evaluation policy, and one whose views are not squares of ``size`` pixels."""
+    steps = steps_of(policy)
+    if steps and steps[-1][0] == "square" and steps[-1][1] != size:
+        raise UserError(f"data.eval_policy={policy} gives squares of {steps[-1][1]} pixels: set data.crop_size to that")
+
+
+def _torchvision_views(image: Pixels, size: int, steps: tuple[tuple[str, int, str], ...]) -> list[Pixels]:
+    """Take the views as the evaluation code of most published detectors does: PIL images through torchvision."""
+    picture: Any = Image.fromarray(np.ascontiguousarray(image))
+    for name, wanted, interpolation in steps:
+        if name in CUTS:
+            break
+        mode = RESIZES[interpolation]
+        if name == "square":
+            picture = tv.resize(picture, [wanted, wanted], mode)
+        elif name == "shorter" or min(picture.size) < wanted:
+            # One that is resized to a ribbon of gigabytes is cut before; published code would fail on it.
+            longest = LONGEST_RATIO * min(picture.size)
+            picture = tv.center_crop(picture, [min(side, longest) for side in picture.size[::-1]])
+            picture = tv.resize(picture, [wanted], mode)
+    last = steps[-1][0]
+    if last == "square":
+        return [np.asarray(picture)]
+    if last == "centre":
+        return [np.asarray(tv.center_crop(picture, [size, size]))]
+    if min(picture.size) < size:  # torchvision's own refuses these
+        picture = tv.center_crop(picture, [max(size, side) for side in picture.size[::-1]])
+    views = (tv.five_crop if last == "five" else tv.ten_crop)(picture, [size, size])
+    return [np.asarray(view) for view in views]
 
 
 def pad_to(image: Pixels, height: int, width: int) -> Pixels:

@@ -17,7 +17,6 @@ from omegaconf import DictConfig
 
 from fakedet.audit.shortcuts import header_audit
 from fakedet.build import build_augmentation, build_datamodule, build_trainer
-from fakedet.checkpoint import load_detector
 from fakedet.config import check_config
 from fakedet.data.datamodule import DataModule
 from fakedet.data.dataset import RobustDataset, make_loader
@@ -34,6 +33,7 @@ from fakedet.metrics.bootstrap import Interval, percentile_interval
 from fakedet.metrics.decisions import accuracies
 from fakedet.metrics.pairing import real_counterparts
 from fakedet.metrics.per_generator import bootstrap_statistics
+from fakedet.published import open_method
 from fakedet.utils import is_main_process, open_folder, plain, provenance, threads, write_config, write_json
 
 log = logging.getLogger("fakedet")
@@ -113,7 +113,7 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
     facts = provenance(["fakedet", "evaluate", *overrides])
     check_config(config)
     split, bootstrap = config.split, plain(config.bootstrap)
-    method = load_detector(config.checkpoint, config.get("trust") or (), config.get("backbone"))
+    method = open_method(config)
     datamodule = _datamodule(plain(config.data), config.seed, method)
     datamodule.require(split)
     if datamodule.pairs is None and method.info["pairs"]:
@@ -146,7 +146,8 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
             frame = pd.concat([frame, degraded[degraded["view"] != ORIGINAL]], ignore_index=True)
     metrics["data_was_used_for"] = used or None
     info = {
-        **score.info_of(method, datamodule, metrics), "checkpoint": str(config.checkpoint), "split": split,
+        **score.info_of(method, datamodule, metrics), "split": split,
+        "checkpoint": str(config.weights if config.detector else config.checkpoint),
         "data_was_used_for": used or None, "run": facts, "map_share": share, "test_scored": counts,
         "shortcut": header_audit(datamodule, split) if config.header_audit else {},
     }  # fmt: skip

@@ -364,7 +364,7 @@ def _row(one: Read) -> dict[str, Any]:
     return {
         "method": one.method, "seed": one.seed, "split": one.info.get("split"),
         "images": len(one.original), "views": one.frame["view"].nunique(),
-        "threshold for reals called fake": point.get("rate"), "fitted on": point.get("split"),
+        "threshold for reals called fake": point.get("rate") or None, "fitted on": point.get("split"),
         "checkpoint": one.info.get("checkpoint"), "file": str(one.path),
     }  # fmt: skip
 

@@ -31,6 +31,7 @@ from fakedet.metrics.ranking import rank, running_sum
 
 DECISIONS = ("acc_real", "acc_fake", "ece", "brier", "tpr_at_1", "tpr_at_5")
 RATES = {"tpr_at_1": 0.01, "tpr_at_5": 0.05}
+PUBLISHED = "publication"  # the "split" of an operating point that a detector's authors chose
 MOST_REFERENCES = 5000  # scores of reals kept in a checkpoint; p-values are then no finer than 1/5001
 
 Floats = NDArray[np.float64]
@@ -201,15 +202,18 @@ class OperatingPoint:
     def lowest_fake(self, missed: float) -> float:
         """Return the logit below which a share of the held-out fakes lies; NaN without fakes.
 
-        It bounds the share of missed fakes for these generators; for an unseen generator it promises nothing.
+        It bounds the share of missed fakes for these generators; for an unseen generator it promises nothing. Of a
+        published detector it is the threshold.
         """
         if not self.fakes:
-            return math.nan
+            return self.threshold if self.split == PUBLISHED else math.nan
         # As for the threshold: a fresh fake lies below the k-th lowest of n with probability k / (n + 1).
         return -threshold_at(-np.asarray(self.fakes), missed, self.families.counts() if self.families else None)
 
     def promise(self, false_alarm: float, miss: float) -> str:
         """Say how often `fakedet predict` is wrong if it may be at these rates, and about which images."""
+        if self.split == PUBLISHED:
+            return "; ".join(self.notes)
         if self.reference is None or (alarms := self.reference.false_alarms(false_alarm)) is None:
             return (
                 f"about {100 * false_alarm:g} % of photographs like its {self.n_real} real validation images (the same "

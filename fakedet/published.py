@@ -1,0 +1,158 @@
+"""Published detectors: built from a config in conf/detector/, with their authors' weights, and used as published.
+
+A config says how the model is built, how its published weights are named, and how its authors prepare an image. The
+weights are read as tensors alone: nothing that a file names is called.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from fakedet.build import build_method
+from fakedet.checkpoint import CheckpointInfo, Model, TrainingData, load_detector
+from fakedet.config import check_command_line, without_hydra
+from fakedet.errors import UserError, one_line
+from fakedet.methods.base import Detector
+from fakedet.metrics.calibration import Calibration
+from fakedet.metrics.decisions import PUBLISHED, OperatingPoint
+from fakedet.models.backbones import read_weights
+from fakedet.utils import plain
+
+
+def open_method(config: DictConfig) -> Detector:
+    """Load the detector that a verb's config names: ``checkpoint``, or ``detector`` with its ``weights``.
+
+    UserError as in :func:`fakedet.checkpoint.load_detector` and :func:`load_published`.
+    """
+    if config.detector:
+        return load_published(plain(config.detector), config.weights, config.backbone)
+    if config.weights:
+        raise UserError("weights=FILE is of a published detector: name it too, as in detector=univfd")
+    return load_detector(config.checkpoint, config.trust, config.backbone)
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """Read the config of a published detector, conf/detector/NAME.yaml; UserError for a name that there is none of."""
+    with without_hydra():
+        check_command_line("predict", words := [f"detector={name}", "source=-"])
+        with hydra.initialize_config_module("fakedet.conf", version_base="1.3"):
+            return dict(plain(hydra.compose("predict", overrides=words).detector))
+
+
+def load_published(
+    settings: Mapping[str, Any], weights: str | os.PathLike[str] | None,
+    backbone: str | os.PathLike[str] | None = None,
+) -> Detector:  # fmt: skip
+    """Build a published detector with its authors' weights, in evaluation mode on the CPU.
+
+    Args:
+        settings: a config of conf/detector/. ``model`` is built as in training; ``rename`` lists [pattern, replacement]
+            of regular expressions that turn the file's names of weights into the model's, in this order, where a name
+            that becomes "" is left out; ``fake_class`` is the output of a classifier of two classes that means fake,
+            null where it has one; ``crop_size`` and ``eval_policy`` prepare images; above ``threshold``, a P(fake), an
+            image is called fake; ``trained_on`` holds ``real`` and ``fake``: name → number of images.
+        weights: the published file; None: UserError that says what to fetch.
+        backbone: file of the weights of a frozen backbone that the published file does not hold.
+
+    Raises:
+        UserError: a missing file, one of another model, or a model that cannot be built.
+    """
+    name = settings["name"]
+    if weights is None:
+        raise UserError(f"detector={name} needs its authors' weights: fetch {settings['file']} ({settings['licence']}) "
+                        f"from {settings['fetch']}, and pass weights=FILE")  # fmt: skip
+    state = _renamed(_read(weights, name), settings)
+    model = dict(settings["model"])
+    if backbone is not None:
+        model["encoder"] = {**model["encoder"], "weights": str(backbone)}
+    method = build_method(model)
+    left_out = tuple(f"encoder.{part}." for part in ("model", "backbone.model") if _is_public(method, part))
+    own = {key: value for key, value in method.state_dict().items() if not key.startswith(left_out)}
+    problems = [
+        f"{len(keys)} {what} ({', '.join(sorted(keys)[:3])}{', …' if len(keys) > 3 else ''})"
+        for what, keys in (
+            ("weights of the model are not in it", own.keys() - state.keys()),
+            ("of its weights are not in the model", state.keys() - own.keys()),
+            ("have another shape", {key for key in own.keys() & state.keys() if own[key].shape != state[key].shape}),
+        ) if keys
+    ]  # fmt: skip
+    if problems:
+        raise UserError(f"weights={weights} is no file of detector={name}: {'; '.join(problems)}")
+    method.load_state_dict(state, strict=False)
+    threshold = float(settings["threshold"])
+    trained = {kind: dict(settings["trained_on"].get(kind) or {}) for kind in ("real", "fake")}
+    point = OperatingPoint(
+        math.log(threshold / (1 - threshold)), 0.0, Calibration("none"), None, 0, 0, "", PUBLISHED,
+        (f"its authors' own threshold, P(fake) > {threshold:g}; what share of photographs is above it is not known",),
+    )  # fmt: skip
+    info = CheckpointInfo(
+        Model(**{**model, "name": name}), None, sorted(trained["fake"]),
+        int(settings["crop_size"]), settings["eval_policy"], None, "", None, [],
+        TrainingData(manifest="", real=trained["real"], fake=trained["fake"], jpeg_quality=None), 0, name,
+        point.to_dict(),
+        {"detector": name, "weights": _digest(weights)[:8]},
+    )  # fmt: skip
+    method.info, method.config = dataclasses.asdict(info), dict[str, Any](**info.model)
+    method.backbone = None if backbone is None else Path(backbone)
+    return method.eval()
+
+
+def _is_public(method: Detector, part: str) -> bool:
+    """Say whether a part of the encoder is a frozen backbone whose public weights are already loaded."""
+    try:
+        holder = method.encoder.get_submodule(part.rpartition(".")[0])
+    except AttributeError:
+        return False
+    return bool(getattr(holder, "public", None)) and hasattr(holder, "model")
+
+
+def _digest(file: str | os.PathLike[str]) -> str:
+    with open(Path(file).expanduser(), "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _read(file: str | os.PathLike[str], name: str) -> dict[str, Tensor]:
+    """Read the tensors of a published file: a state dict, or one inside of what its training kept beside it."""
+    path, content = Path(file).expanduser(), None
+    if path.suffix == ".safetensors" or not path.is_file():
+        return read_weights(path, f"detector={name}: weights")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # its settings, which hold plain values
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or foreign file makes the reader raise
+        raise UserError(f"weights={path} cannot be read as a PyTorch file of tensors and plain values: "
+                        f"{one_line(error)[:300]}") from error  # fmt: skip
+    while isinstance(content, dict) and not any(isinstance(value, Tensor) for value in content.values()):
+        within = [key for key in ("state_dict", "model_state_dict", "model", "net") if key in content]
+        content = content[within[0]] if within else None
+    if not isinstance(content, dict):
+        raise UserError(f"weights={path} holds no state dict: names with tensors")
+    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def _renamed(state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Give the weights the model's names, as float32, and join a classifier of two classes into one logit."""
+    renamed = {}
+    for key, value in state.items():
+        for pattern, replacement in [[r"^module\.", ""], *settings["rename"]]:
+            key = re.sub(pattern, replacement, key)
+        if key:
+            renamed[key] = value.float() if value.is_floating_point() else value
+    if (fake := settings.get("fake_class")) is not None:
+        for part in ("classifier.linear.weight", "classifier.linear.bias"):  # sigmoid(a - b) is the softmax of two
+            if part in renamed and len(renamed[part]) == 2:
+                renamed[part] = (renamed[part][fake] - renamed[part][1 - fake])[None]
+    return renamed

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fakedet.build import build_method
 from fakedet.checkpoint import CheckpointInfo, Model, TrainingData, load_detector
-from fakedet.config import check_command_line, without_hydra
+from fakedet.config import check_command_line, target_of, without_hydra
 from fakedet.errors import UserError, one_line
 from fakedet.methods.base import Detector
 from fakedet.metrics.calibration import Calibration
@@ -61,7 +61,8 @@ def load_published(
     Args:
         settings: a config of conf/detector/. ``model`` is built as in training; ``rename`` lists [pattern, replacement]
             of regular expressions that turn the file's names of weights into the model's, in this order, where a name
-            that becomes "" is left out; ``fake_class`` is the output of a classifier of two classes that means fake,
+            that becomes "" is left out; ``convert`` may name a function that is given the file's weights, by name,
+            before that; ``fake_class`` is the output of a classifier of two classes that means fake,
             null where it has one; ``crop_size`` and ``eval_policy`` prepare images; above ``threshold``, a P(fake), an
             image is called fake; ``trained_on`` holds ``real`` and ``fake``: name → number of images.
         weights: the published file; None: UserError that says what to fetch.
@@ -74,7 +75,10 @@ def load_published(
     if weights is None:
         raise UserError(f"detector={name} needs its authors' weights: fetch {settings['file']} ({settings['licence']}) "
                         f"from {settings['fetch']}, and pass weights=FILE")  # fmt: skip
-    state = _renamed(_read(weights, name), settings)
+    state = _read(weights, name)
+    if settings.get("convert"):
+        state = target_of({"_target_": settings["convert"]}, "detector.convert")(state)
+    state = _renamed(state, settings)
     model = dict(settings["model"])
     if backbone is not None:
         model["encoder"] = {**model["encoder"], "weights": str(backbone)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fakedet.errors import UserError
@@ -98,6 +99,7 @@ class TimmEncoder(nn.Module):
         stem_kernel: kernel size of the first convolution, whose weights are then drawn anew; None: the model's own.
         keep_head: embed by the output of the model's last linear layer (CLIP's projection), not by its input.
         frozen: never train the weights nor update the batch statistics.
+        unit_length: divide each embedding by its length.
         kwargs: passed to ``timm.create_model``, such as ``img_size`` or ``drop_path_rate``.
 
     Raises:
@@ -114,6 +116,7 @@ class TimmEncoder(nn.Module):
         stem_kernel: int | None = None,
         keep_head: bool = False,
         frozen: bool = False,
+        unit_length: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__()
@@ -129,7 +132,7 @@ class TimmEncoder(nn.Module):
         # Some models (MobileNet) widen once more after pooling: num_features is then not what comes out.
         width = getattr(self.model, "head_hidden_size", None) or self.model.num_features
         self.embedding_dim = int(self.model.num_classes if keep_head else width)  # type: ignore[arg-type]
-        self.frozen = frozen
+        self.frozen, self.unit_length = frozen, unit_length
         self.public = None
         if frozen:
             self.requires_grad_(False)
@@ -157,4 +160,4 @@ class TimmEncoder(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             # Channels last: convolutions are a quarter faster on CPUs, and GPUs in half precision want it too.
             embedding: Tensor = self.model(seen.contiguous(memory_format=torch.channels_last))
-        return embedding
+            return F.normalize(embedding, dim=1) if self.unit_length else embedding

@@ -37,8 +37,8 @@ def open_method(config: DictConfig) -> Detector:
 
     UserError as in :func:`fakedet.checkpoint.load_detector` and :func:`load_published`.
     """
-    if config.detector:
-        return load_published(plain(config.detector), config.weights, config.backbone)
+    if published := config.get("detector"):  # the group's key is missing where it is null
+        return load_published(plain(published), config.weights, config.backbone)
     if config.weights:
         raise UserError("weights=FILE is of a published detector: name it too, as in detector=univfd")
     return load_detector(config.checkpoint, config.trust, config.backbone)

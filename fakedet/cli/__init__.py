@@ -18,6 +18,7 @@ VERBS = {
     "train": "train a detector (model=ntf, a baseline), or stage 1 alone (model=ntf_stage1)",
     "resume": "go on with a run that was stopped, in its folder",
     "evaluate": "score a manifest with a checkpoint: predictions.parquet and metrics.json",
+    "benchmark": "score a public benchmark by its protocol, beside the published figures",
     "report": "rebuild tables, figures and the page from predictions files alone",
     "compare": "gather the runs of a sweep into one table and page",
     "predict": "classify images as real, fake or undecided",

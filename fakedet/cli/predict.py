@@ -94,7 +94,7 @@ def open_detector(config: DictConfig, *positive: str) -> tuple[Detector, Rules]:
             raise UserError(f"{key}={config[key]}: must be at least 1")
     rules = Rules(config.false_alarm, config.miss, tuple(str(view) for view in config.views), config.tiles)
     detector = load(config.checkpoint, config.device, config.trust, config.backbone,
-                    detector=config.detector and plain(config.detector), weights=config.weights)  # fmt: skip
+                    detector=plain(config.get("detector")), weights=config.weights)  # fmt: skip
     point = detector.require_operating_point()
     log.info("detector '%s', trained on fakes of: %s", detector.info["name"],
              ", ".join(detector.generators) or "none (it knows real images only)")  # fmt: skip

@@ -27,6 +27,7 @@ from fakedet.data.scan import describe_left_behind
 from fakedet.data.shards import shard_manifest
 from fakedet.detector import load
 from fakedet.errors import UserError
+from fakedet.evaluation.benchmark import HEADS, MEAN, METRICS, describe, published_table, score_benchmark
 from fakedet.evaluation.comparison import console_table, opening
 from fakedet.evaluation.evaluate import evaluate
 from fakedet.evaluation.report import Report, compare_runs, report_on
@@ -255,6 +256,23 @@ def _log_decisions(metrics: Mapping[str, Any]) -> None:
     for name, entry in metrics["per_generator"].items():
         own = f"reals called real {interval(entry['acc_real'])}  " if entry["n_real"] else ""
         log.info("%-24s %sfakes called fake %s  (%d fake)", name, own, interval(entry["acc_fake"]), entry["n_fake"])
+
+
+def run_benchmark(config: DictConfig, overrides: list[str]) -> float | None:
+    """Show a benchmark; where its data are named, score it, print the table and return its mean AP."""
+    benchmark, cells = score_benchmark(config, overrides)
+    if config.data.root is None and config.data.manifest is None:
+        tables = [line for metric in METRICS for line in published_table(benchmark, metric)]
+        print("\n".join([*describe(benchmark), *tables]))
+        return None
+    if not cells:
+        return None
+    shown = Table(*HEADS, title=str(benchmark.facts["title"]))
+    for cell in cells:
+        shown.add_row(*map(Text, cell.texts))
+    Console(width=None if Console().is_terminal else 130).print(shown)
+    log.info("table     %s/benchmark.md", config.output_dir)
+    return next(cell.own.value / 100 for cell in cells if (cell.metric, cell.set) == ("ap", MEAN))
 
 
 def run_report(config: DictConfig, overrides: list[str]) -> None:

@@ -147,7 +147,7 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
     metrics["data_was_used_for"] = used or None
     info = {
         **score.info_of(method, datamodule, metrics), "split": split,
-        "checkpoint": str(config.weights if config.detector else config.checkpoint),
+        "checkpoint": str(config.weights if config.get("detector") else config.checkpoint),
         "data_was_used_for": used or None, "run": facts, "map_share": share, "test_scored": counts,
         "shortcut": header_audit(datamodule, split) if config.header_audit else {},
     }  # fmt: skip

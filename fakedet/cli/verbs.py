@@ -75,7 +75,7 @@ def run_index(config: DictConfig, overrides: list[str]) -> None:
     reals, fakes, unseen = ([names] if isinstance(names, str) else [str(name) for name in names or ()]
                             for names in (config.reals, config.fakes, config.unseen))  # fmt: skip
     settings = IndexSettings(config.layout, reals, fakes, config.split, unseen, config.group, config.split_seed,
-                             config.hash, config.threads, config.skip_unreadable)  # fmt: skip
+                             config.hash, config.threads, config.skip_unreadable, config.extract)  # fmt: skip
     found = index_source(Path(config.source), output, settings, root, columns)
     Console(width=None if Console().is_terminal else 110).print(_table(found))
     state, copies, seconds = found.scan, found.copies, time.perf_counter() - started

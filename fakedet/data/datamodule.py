@@ -26,7 +26,7 @@ from fakedet.data.dataset import EvaluationDataset, ImageDataset, ImageLoader, c
 from fakedet.data.manifest import Cells, Manifest, hold_out, load_manifest, make_cells
 from fakedet.data.match import MatchedSource, Matcher
 from fakedet.data.sampler import BalancedBatchSampler, EvaluationSampler, Shards
-from fakedet.data.sources import FileSource, ShardSource, Source
+from fakedet.data.sources import FileSource, ParquetSource, ShardSource, Source
 from fakedet.data.transforms import RECIPES, Augment, Augmentation, check_policy
 from fakedet.errors import UserError
 
@@ -124,7 +124,8 @@ class ImageDataModule(LightningDataModule):
         hold_out, hold_out_families, measure: generators and families whose fakes are not trained on, and what is then
             tested, "test" or "held_out"; see :func:`fakedet.data.manifest.hold_out`.
         match: settings of a :class:`fakedet.data.match.Matcher`; with size null or 0, images are taken as they are.
-        shard_window: shards of each stratum that are open at a time; see :class:`BalancedBatchSampler`.
+        shard_window: shards, or row groups of parquet files, of each stratum that are open at a time; see
+            :class:`BalancedBatchSampler`.
         shard_cache: folder for shards of an object store; None: litdata's own.
         augment, views: makes the training views (None: random crops only); number of views of each training image.
         real_only, seed: serve only reals in training (stage 1); seed of sampling and augmentation.
@@ -176,6 +177,10 @@ class ImageDataModule(LightningDataModule):
     def make_source(self) -> Source:
         """Return what reads the bytes of a row of the manifest; called once. A subclass may override it."""
         manifest = self.manifest
+        if manifest.inside is not None:
+            assert manifest.shards is not None
+            paths = manifest.frame["path"].tolist()
+            return ParquetSource(manifest.shards, paths, manifest.inside, manifest.fact("bytes"))
         if manifest.shards is None:
             return FileSource(manifest.root, manifest.frame["path"].tolist())
         assert manifest.digests is not None
@@ -262,13 +267,17 @@ class ImageDataModule(LightningDataModule):
         ids = rows.index.to_numpy()
         # Rounded up: one pass leaves no row out for lack of a whole batch.
         steps = self.steps_per_epoch or -(-len(rows) // self.batch_size)
-        shards = None if self.manifest.shards is None else Shards(self.manifest.fact("shard"), self.shard_window)
+        shards = None
+        if isinstance(source := self.make_source(), ParquetSource):
+            shards = Shards(source.row_groups(), self.shard_window)
+        elif self.manifest.shards is not None:
+            shards = Shards(self.manifest.fact("shard"), self.shard_window)
         sampler = BalancedBatchSampler(
             ids, rows["label"].to_numpy(), rows["generator"].tolist(), rows["source"].tolist(),
             self.batch_size, steps, self.seed, self.real_only, *_rank_and_world_size(), shards,
         )  # fmt: skip
-        codes, source = self.cells.codes, self.image_source
-        dataset = ImageDataset(self.manifest, codes, source, self.augment, self.crop_size, self.views, ids)
+        codes = self.cells.codes
+        dataset = ImageDataset(self.manifest, codes, self.image_source, self.augment, self.crop_size, self.views, ids)
         is_plain = isinstance(self.augment, Augmentation) and self.augment.settings == RECIPES["none"]
         dataset.by_handle = self.by_handle and self.num_workers == 0 and is_plain
         if self._position:

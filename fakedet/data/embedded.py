@@ -30,7 +30,7 @@ from fakedet.data.manifest_table import (
     matching,
     named_classes,
 )
-from fakedet.data.scan import is_left_behind
+from fakedet.data.scan import Facts, Scan, Store, is_left_behind
 from fakedet.errors import UserError, nearest, one_line
 from fakedet.utils import replacing, shown_names
 
@@ -341,6 +341,54 @@ def extract(
     layout = Embedded(folder.name, places)
     layout.places = places
     return layout, paths, failed
+
+
+def look_inside(
+    parts: list[Part], store: Store, hashed: bool, seen: Callable[[int], None] = lambda count: None
+) -> tuple[Embedded, Scan]:
+    """Put what is known of the images inside parquet files into a store, without writing the images anywhere.
+
+    The path of an image is FILE.parquet/<split>/<generator>/{real,fake}/ROW.jpg, by which
+    :class:`fakedet.data.sources.ParquetSource` reads it. ``seen`` is called with the number of rows done. Returns the
+    layout of these paths and the counts, with (file and row, reason) of rows without an image or a label. A UserError
+    for Arrow files, whose rows cannot be read one by one, and if a file is damaged.
+    """
+    if other := next((part.path for part in parts if part.path.suffix != ".parquet"), None):
+        raise UserError(
+            f"extract=false: {other} is no parquet file; pass extract=true, which writes its images"
+        )
+    places: dict[Parts, Place] = {}
+    state = Scan()
+    for folder in store.folders():
+        store.forget(folder, store.known(folder))
+    for part in parts:
+        changed, found = part.path.stat().st_mtime_ns, list[Facts]()
+        for number, row in _rows(part, tuple(NAMES), 64):
+            place, data = _place(part, row), row["image"]
+            state.files += 1
+            seen(state.files)
+            try:
+                if place is None:
+                    raise DecodeError(f"its label is {row['label']!r}, which is neither real nor fake")
+                if not isinstance(data, bytes):
+                    raise DecodeError("no image bytes, or only the path of a file")
+                header = parse_header(data)
+            except DecodeError as error:
+                state.problems.append((f"{part.name} row {number}", error.reason))
+                continue
+            below = (_safe(place.source),) if place.source else ()
+            where = (place.split or "unsplit", *below, _safe(place.generator), ("real", "fake")[place.label])
+            where = (*PurePosixPath(part.name).parts, *where)
+            places[where] = place
+            name = f"{number:08d}.{ENDINGS.get(header.format, 'png')}"
+            digest = hashlib.sha256(data).hexdigest() if hashed else ""
+            found.append(Facts("/".join(where), name, len(data), changed, digest, header.format, header.width,
+                               header.height, header.jpeg_quality, header.jpeg_tables, ""))  # fmt: skip
+        store.add(found)
+        state.read += len(found)
+    layout = Embedded(parts[0].name, places)
+    layout.places = places
+    return layout, state
 
 
 def _safe(name: str) -> str:

@@ -15,19 +15,20 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from itertools import islice
 from operator import attrgetter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fakedet.data.embedded import Embedded, Part, decide, extract, find_parts
+from fakedet.data.embedded import Embedded, Part, decide, extract, find_parts, look_inside
 from fakedet.data.layouts import Layout, Place, find_layout
 from fakedet.data.manifest import check_manifest
 from fakedet.data.manifest_table import (
     COLUMNS,
     FACTS,
+    INSIDE_KEY,
     ROOT_KEY,
     SHARDS_KEY,
     SHARES,
@@ -73,6 +74,7 @@ class Settings:
     hashed: bool = True  # Take the SHA-256 of each file, which finds duplicates
     threads: int | None = None  # Files read at a time, at most 64; None: four for each core
     skip_unreadable: bool = False  # Go on without folders that cannot be read
+    extract: bool = True  # Write images that lie inside parquet or Arrow files to files of their own
     pattern: re.Pattern[str] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -157,9 +159,19 @@ def index_source(
 def index_embedded(parts: list[Part], manifest: Path, settings: Settings) -> Indexed:
     """Write the images that a dataset's files hold to images/ beside the manifest, and the manifest of these images.
 
-    What another dataset wrote to images/ is not looked at. A UserError if the labels are ambiguous.
+    What another dataset wrote to images/ is not looked at. Where the settings do not extract, images stay where they
+    are, and the manifest names their rows. A UserError if the labels are ambiguous.
     """
     decide(parts, settings.reals, settings.fakes)
+    if not settings.extract:
+        with Store(manifest.with_suffix(".index.sqlite")) as store:
+            with bar("reading rows") as shown:
+                layout, state = look_inside(parts, store, settings.hashed, shown.show)
+            if not state.read:
+                raise UserError(f"{parts[0].path}: no image can be used; the first: {': '.join(state.problems[0])}")
+            base = parts[0].path.resolve().parents[len(PurePosixPath(parts[0].name).parts) - 1]
+            inside = json.dumps({part.name: part.columns["image"] for part in parts})
+            return index_store(store, state, base, manifest, settings, layout, {INSIDE_KEY: inside.encode()})
     folder = manifest.parent.resolve() / "images"
     log.info("%d file(s) hold images; they are written to %s", len(parts), folder)
     with bar("writing images") as shown:
@@ -216,11 +228,12 @@ def index_folder(
 
 
 def index_store(
-    store: Store, state: Scan, root: Path, manifest: Path, settings: Settings, layout: Layout | None = None
-) -> Indexed:
+    store: Store, state: Scan, root: Path, manifest: Path, settings: Settings, layout: Layout | None = None,
+    metadata: Mapping[bytes, bytes] | None = None,
+) -> Indexed:  # fmt: skip
     """Write the manifest of the files that a store knows; a UserError if none can be used or no layout fits.
 
-    ``layout`` None: the one that the settings name, or that fits.
+    ``layout`` None: the one that the settings name, or that fits. ``metadata`` is written into the manifest besides.
     """
     counts = store.counts()
     if not counts:
@@ -253,7 +266,7 @@ def index_store(
             generator = place.generator.strip() or "unnamed"  # as the manifest is read
             yield (fact.path, place.label, generator, place.source, split, group, generator), place.reason, fact
 
-    return _write(manifest, root, layout.name, settings, state, copies, rows(), rejected)
+    return _write(manifest, root, layout.name, settings, state, copies, rows(), rejected, metadata)
 
 
 def _parts(folder: str) -> tuple[str, ...]:
@@ -447,7 +460,7 @@ def _contradictions(frame: pd.DataFrame, facts: Mapping[str, Facts]) -> Copies:
 
 def _write(
     manifest: Path, root: Path, layout: str, settings: Settings, state: Scan, copies: Copies,
-    found: Iterator[Row], rejected: list[tuple[str, str]],
+    found: Iterator[Row], rejected: list[tuple[str, str]], metadata: Mapping[bytes, bytes] | None = None,
 ) -> Indexed:  # fmt: skip
     """Write the rows; reading them fills ``rejected``."""
     counts: Counter[tuple[int, str, str]] = Counter()
@@ -463,7 +476,8 @@ def _write(
     how = {key: getattr(settings, key) for key in ("split", "unseen", "group", "split_seed")}
     made = json.dumps({"layout": layout, **how}, default=list)
     relative = os.fsencode(os.path.relpath(root, manifest.parent.resolve()))
-    written = write_manifest(manifest, rows(), {ROOT_KEY: relative, b"fakedet.index": made.encode()})
+    described_by = {ROOT_KEY: relative, b"fakedet.index": made.encode(), **(metadata or {})}
+    written = write_manifest(manifest, rows(), described_by)
     path = manifest.with_suffix(".rejected.csv")
     write_rejected(path, sorted(rejected))
     # What follows a colon or names another file belongs to one file only.

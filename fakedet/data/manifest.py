@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fakedet.data import manifest_table as columns
-from fakedet.data.manifest_table import COLUMNS, FACTS, ROOT_KEY, SHARDS_KEY, content, read_table, texts
+from fakedet.data.manifest_table import COLUMNS, FACTS, INSIDE_KEY, ROOT_KEY, SHARDS_KEY, content, read_table, texts
 from fakedet.errors import UserError, choose, nearest
 from fakedet.metrics.pairing import real_counterparts
 
@@ -32,7 +33,9 @@ class Manifest:
     root: Path  # The folder that paths are relative to
     sha256: str  # Of the frame's content; the same for a CSV and a parquet table of the same rows
     facts: pa.Table | None = None  # Further columns, which `fakedet index` and `fakedet shard` write; see ``FACTS``
-    shards: str | None = None  # Folder or URL of the shards that hold the images; None: they are files below the root
+    # Folder or URL of the shards or parquet files that hold the images; None: they are files below the root
+    shards: str | None = None
+    inside: dict[str, str] | None = None  # Parquet files that hold the images → their column of these; None: none do
     notes: list[str] = field(default_factory=list)  # What was filled in or not used, for the log
     path: Path = Path("<data frame>")  # The file it was read from
 
@@ -84,8 +87,8 @@ def load_manifest(
 
     Args:
         path: a parquet or CSV file with at least the columns path, label (0 real, 1 fake) and generator.
-        root: the folder that its paths are relative to, or the folder or URL of its shards; None: what the manifest
-            itself says, or else its own folder.
+        root: the folder that its paths are relative to, or the folder or URL of its shards or parquet files; None: what
+            the manifest itself says, or else its own folder.
         allow_group_leak: accept a group of images that is in several splits.
         split_seed: of the split by groups that a table without a split gets.
     """
@@ -94,9 +97,10 @@ def load_manifest(
     metadata = table.schema.metadata or {}
     written = metadata.get(SHARDS_KEY, metadata.get(ROOT_KEY))
     own = path.parent if written is None else (path.parent / os.fsdecode(written)).resolve()
-    if SHARDS_KEY in metadata:
-        shards = str(own if root is None else root)
-        return check_manifest(table, path, path.parent, allow_group_leak, split_seed, shards, probe=False)
+    if SHARDS_KEY in metadata or INSIDE_KEY in metadata:
+        location = str(own if root is None else root)
+        found = check_manifest(table, path, path.parent, allow_group_leak, split_seed, location, probe=False)
+        return replace(found, inside=json.loads(metadata[INSIDE_KEY])) if INSIDE_KEY in metadata else found
     return check_manifest(table, path, own if root is None else Path(root), allow_group_leak, split_seed)
 
 
@@ -147,7 +151,7 @@ def check_manifest(
         lengths, characters = content(values)
         digest.update(lengths.astype("<u2" if lengths.max() < 1 << 16 else "<i8").data)
         digest.update(characters.data)
-    return Manifest(frame, root, digest.hexdigest(), kept, shards, notes, path)
+    return Manifest(frame, root, digest.hexdigest(), kept, shards, None, notes, path)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ SHARES = {"train": 0.70, "val": 0.15, "test": 0.15}
 # Metadata of a parquet manifest, both relative to its folder:
 ROOT_KEY = b"fakedet.root"  # the folder that paths are relative to
 SHARDS_KEY = b"fakedet.shards"  # the folder of the shards that hold the images
+INSIDE_KEY = b"fakedet.inside"  # JSON: parquet files that hold the images → their column of these
 # What str.strip() takes off; Arrow's own idea of white space is narrower.
 BLANKS = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from naive import IMAGENET, centre, normalised, picture, saved, with_random_statistics
+from tests.detectors.naive import IMAGENET, centre, normalised, picture, saved, with_random_statistics
 from PIL import Image
 
 import fakedet

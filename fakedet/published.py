@@ -21,11 +21,10 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from fakedet.build import build_method
 from fakedet.checkpoint import CheckpointInfo, Model, TrainingData, load_detector
-from fakedet.config import check_command_line, target_of, without_hydra
+from fakedet.config import build, check_command_line, target_of, without_hydra
 from fakedet.errors import UserError, one_line
-from fakedet.methods.base import Detector
+from fakedet.methods.base import TRAINING_KEYS, Detector
 from fakedet.metrics.calibration import Calibration
 from fakedet.metrics.decisions import PUBLISHED, OperatingPoint
 from fakedet.models.backbones import read_weights
@@ -82,7 +81,9 @@ def load_published(
     model = dict(settings["model"])
     if backbone is not None:
         model["encoder"] = {**model["encoder"], "weights": str(backbone)}
-    method = build_method(model)
+    encoder = build(model["encoder"], "detector.model.encoder")
+    parts = {key: value for key, value in model.items() if key not in (*TRAINING_KEYS, "encoder")}
+    method: Detector = build(parts, "detector.model", encoder=encoder)
     left_out = tuple(f"encoder.{part}." for part in ("model", "backbone.model") if _is_public(method, part))
     own = {key: value for key, value in method.state_dict().items() if not key.startswith(left_out)}
     problems = [

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from tests.detectors.naive import IMAGENET, centre, normalised, picture, saved, with_random_statistics
 from PIL import Image
 
 import fakedet
+from tests.detectors.naive import IMAGENET, centre, normalised, picture, saved, with_random_statistics
 
 SIZES = [(300, 257), (224, 224), (100, 260)]
 

@@ -354,9 +354,7 @@ def look_inside(
     for Arrow files, whose rows cannot be read one by one, and if a file is damaged.
     """
     if other := next((part.path for part in parts if part.path.suffix != ".parquet"), None):
-        raise UserError(
-            f"extract=false: {other} is no parquet file; pass extract=true, which writes its images"
-        )
+        raise UserError(f"extract=false: {other} is no parquet file; pass extract=true, which writes its images")
     places: dict[Parts, Place] = {}
     state = Scan()
     for folder in store.folders():

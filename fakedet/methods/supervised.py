@@ -26,6 +26,7 @@ class SupervisedDetector(Detector):
         copies, copies_per_real, fixed_copies: trace-destroyed copies among the fakes; see
             :class:`fakedet.methods.destroy.CopiesAsFakes`.
         head: a file with a linear classifier's ``weight`` (1, D) and ``bias`` (1), as UnivFD publishes; None: random.
+        penalty_weight: of the encoder's own ``penalty()``, which a tuned subspace has.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class SupervisedDetector(Detector):
         copies_per_real: float = 0.0,
         fixed_copies: bool = False,
         head: str | None = None,
+        penalty_weight: float = 0.0,
     ) -> None:
         super().__init__(optimizer)
         self.encoder, self.loss = encoder, loss
@@ -50,7 +52,7 @@ class SupervisedDetector(Detector):
         self.projection: nn.Module | None = None
         if contrastive_weight > 0:
             self.projection = ProjectionHead(embedding_dim, hidden_dim, projection_dim)
-        self.contrastive_weight = contrastive_weight
+        self.contrastive_weight, self.penalty_weight = contrastive_weight, penalty_weight
         self.copies = CopiesAsFakes(copies, copies_per_real, fixed_copies)
         self.features_only = copies_per_real == 0 or fixed_copies
 
@@ -70,5 +72,7 @@ class SupervisedDetector(Detector):
             z, y = gather_rows(self, self.projection(embedding)), gather_rows(self, is_fake)
             contrastive, _ = sum_of_terms(self.loss(z, y, None))
             loss = loss + self.contrastive_weight * contrastive
+        if self.penalty_weight and (penalty := self.encoder.penalty()) is not None:  # type: ignore[operator]
+            loss = loss + self.penalty_weight * penalty
         self.log_step(loss, len(labels))
         return loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from fakedet.errors import UserError
 from fakedet.models.backbones import create_timm_model, describe_public, required_size
 from fakedet.models.frontends import build_frontend
+from fakedet.models.tuning import Subspace
+from fakedet.models.tuning import tune as tune_model
 
 
 def cut_model_after(model: Any, layer: str, name: str) -> None:
@@ -100,6 +103,7 @@ class TimmEncoder(nn.Module):
         keep_head: embed by the output of the model's last linear layer (CLIP's projection), not by its input.
         frozen: never train the weights nor update the batch statistics.
         unit_length: divide each embedding by its length.
+        tune: train few weights alone; see :func:`fakedet.models.tuning.tune`. None: all, unless frozen.
         kwargs: passed to ``timm.create_model``, such as ``img_size`` or ``drop_path_rate``.
 
     Raises:
@@ -117,6 +121,7 @@ class TimmEncoder(nn.Module):
         keep_head: bool = False,
         frozen: bool = False,
         unit_length: bool = False,
+        tune: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__()
@@ -134,10 +139,17 @@ class TimmEncoder(nn.Module):
         self.embedding_dim = int(self.model.num_classes if keep_head else width)  # type: ignore[arg-type]
         self.frozen, self.unit_length = frozen, unit_length
         self.public = None
+        if tune is not None:
+            tune_model(self.model, tune)
         if frozen:
             self.requires_grad_(False)
             if stem_kernel is None:  # which starts from random numbers
                 self.public = describe_public(name, pretrained, weights)
+
+    def penalty(self) -> Tensor | None:
+        """Sum what the trained directions of a subspace cost; None where none are trained."""
+        costs = [part.penalty() for part in self.model.modules() if isinstance(part, Subspace)]
+        return torch.stack(costs).sum() if costs else None
 
     def train(self, mode: bool = True) -> TimmEncoder:
         """Follow the mode, unless frozen: batch statistics and dropout of a frozen encoder stay as in evaluation."""
@@ -161,3 +173,39 @@ class TimmEncoder(nn.Module):
             # Channels last: convolutions are a quarter faster on CPUs, and GPUs in half precision want it too.
             embedding: Tensor = self.model(seen.contiguous(memory_format=torch.channels_last))
             return F.normalize(embedding, dim=1) if self.unit_length else embedding
+
+
+class AttentiveEncoder(nn.Module):
+    """Embed images by what one learned query attends to among a frozen transformer's tokens (an attentive probe).
+
+    Cross-attention with layer normalisation, as in V-JEPA's evaluation (Bardes et al., 2024), without its MLP.
+
+    Args:
+        name, frontend, pretrained, weights, kwargs: see :class:`TimmEncoder`.
+        heads: of the attention; must divide the width of the tokens.
+
+    Raises:
+        UserError: see :class:`TimmEncoder`; a model without tokens, or a number of heads that does not fit.
+    """
+
+    def __init__(
+        self, name: str, frontend: str = "rgb", pretrained: bool = True, weights: str | None = None, heads: int = 8,
+        **kwargs: Any,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.backbone = TimmEncoder(name, frontend, pretrained, weights, frozen=True, **kwargs)
+        self.embedding_dim = int(self.backbone.model.num_features)  # type: ignore[arg-type]
+        if not hasattr(self.backbone.model, "blocks") or self.embedding_dim % heads:
+            raise UserError(f"model.encoder: '{name}' with heads={heads}: an attentive probe needs a transformer, "
+                            "whose width the heads divide")  # fmt: skip
+        self.query = nn.Parameter(torch.randn(1, 1, self.embedding_dim) * 0.02)
+        self.norm = nn.LayerNorm(self.embedding_dim)
+        self.attention = nn.MultiheadAttention(self.embedding_dim, heads, batch_first=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed float RGB (N, 3, H, W) in [0, 1] as (N, embedding_dim)."""
+        with torch.no_grad():
+            tokens = cast("Any", self.backbone.model).forward_features(self.backbone.frontend(images))
+        tokens = self.norm(tokens)
+        attended: Tensor = self.attention(self.query.expand(len(tokens), -1, -1), tokens, tokens, need_weights=False)[0]
+        return attended[:, 0]

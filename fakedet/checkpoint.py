@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from fakedet.data.transforms import check_policy
 from fakedet.errors import UserError, one_line
+from fakedet.hub import PREFIX, fetch
 from fakedet.methods.base import TRAINING_KEYS, Detector
 from fakedet.methods.ntf import NaturalTracePretraining, TraceSource
 from fakedet.metrics.decisions import OperatingPoint
@@ -323,7 +324,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def locate(checkpoint: str | Path) -> Path:
-    """Return the file of a checkpoint: a path, or the name of one that comes with fakedet."""
+    """Return the file of a checkpoint: a path, hf://OWNER/NAME on the hub, or one that comes with fakedet by name."""
+    if str(checkpoint).startswith(PREFIX):
+        return fetch(str(checkpoint))
     path = Path(os.path.expanduser(checkpoint))
     return path if path.is_file() else SHIPPED.get(str(checkpoint), path)
 

@@ -534,7 +534,8 @@ def load(
 
     Args:
         checkpoint: a .ckpt file that ``fakedet train`` wrote, a .safetensors file that ``fakedet export`` wrote, or the
-            name of a detector that comes with fakedet: "wide", which needs CLIP's weights, or "demo", a demonstration.
+            name of a detector that comes with fakedet: "wide", which needs CLIP's weights, or "demo", a demonstration;
+            or hf://OWNER/NAME, one on the Hugging Face hub.
         device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
         trust: names of packages, besides fakedet, whose classes the checkpoint may name.
         backbone: a file of the public weights of a frozen backbone, which checkpoints leave out; None: timm's cache or

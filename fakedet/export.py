@@ -91,7 +91,7 @@ def describe(detector: Detector, overrides: Sequence[str]) -> dict[str, Any]:
             "decoding": "EXIF orientation applied, transparency on white, 16-bit to 8 by the high byte, greyscale in "
                         "three channels, divided by 255",
             "crop": f"{detector.crop_policy}: see fakedet.data.transforms.evaluation_views; nothing is resized unless "
-                    "the policy is 'resize'; smaller images are padded by reflection; logits of several crops are "
+                    "the policy says so; smaller images are padded by reflection; logits of several crops are "
                     "averaged"},
         "output": {
             "logit": "float32 (batch,); sigmoid is not a probability before calibration; NaN for an image with values "
@@ -199,7 +199,7 @@ def model_card(detector: Detector, name: str) -> str:
                 "those weights were trained on, and their licence holds for this file as well.")  # fmt: skip
         if info["backbones"]:
             more += " This file leaves them out: it needs them as `backbone=FILE`, or from timm."
-    if run := _of_run(detector.path, "run.json"):
+    if run := of_run(detector.path, "run.json"):
         places = ("output_dir=", "stage1_cache=", "stage1_checkpoint=", "data.root=")  # of the user's own folders
         command = shlex.join(word for word in run["command"] if not word.startswith(places))
         more += f"\n\nTrained by `{command}`" + (f", at commit {run['git']['commit'][:12]}." if run.get("git") else ".")
@@ -209,7 +209,7 @@ def model_card(detector: Detector, name: str) -> str:
     if not detector.generators:
         lines += ["", "It was trained on photographs alone, and has seen no fakes."]
     results = "## Results\n\nNo metrics.json lies in the run's folder; run `fakedet evaluate` on data of your own."
-    if metrics := _of_run(detector.path, "metrics.json"):
+    if metrics := of_run(detector.path, "metrics.json"):
         results = _results(metrics)
     told = "None: it ranks images and cannot judge single ones."
     if point is not None:
@@ -230,7 +230,7 @@ def model_card(detector: Detector, name: str) -> str:
     )  # fmt: skip
 
 
-def _of_run(checkpoint: Path, name: str) -> dict[str, Any] | None:
+def of_run(checkpoint: Path, name: str) -> dict[str, Any] | None:
     """Read a file of the run that a checkpoint lies in, if it is there."""
     try:
         return json.loads((checkpoint.parent.parent / name).read_text(encoding="utf-8"))  # type: ignore[no-any-return]

@@ -11,7 +11,7 @@ ROOT = Path(fakedet.__file__).parent
 # From the ground up. A module imports what stands on a lower level, and its own package; never sideways or up.
 LEVELS = (
     {"errors", "benchmarks"},
-    {"utils", "losses", "metrics", "shipped"},
+    {"utils", "losses", "metrics", "shipped", "hub"},
     {"models", "pages"},
     {"methods", "data"},
     {"config"},

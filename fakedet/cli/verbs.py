@@ -19,6 +19,7 @@ from fakedet.audit.match import match_manifest
 from fakedet.audit.report import audit_manifest
 from fakedet.audit.shortcuts import WARN
 from fakedet.build import build_augmentation, build_datamodule
+from fakedet.checkpoint import SAFETENSORS
 from fakedet.config import check_config, shown_command
 from fakedet.data.datamodule import DataModule
 from fakedet.data.index import Indexed, index_source
@@ -31,7 +32,8 @@ from fakedet.evaluation.benchmark import HEADS, MEAN, METRICS, describe, publish
 from fakedet.evaluation.comparison import console_table, opening
 from fakedet.evaluation.evaluate import evaluate
 from fakedet.evaluation.report import Report, compare_runs, report_on
-from fakedet.export import export_detector
+from fakedet.export import export_detector, of_run
+from fakedet.hub import push, repository_of
 from fakedet.metrics.bootstrap import Interval
 from fakedet.metrics.decisions import PUBLISHED, left_out_alarms
 from fakedet.metrics.pairing import against
@@ -308,6 +310,10 @@ def show_reports(reports: Sequence[Report]) -> None:
 def run_export(config: DictConfig, overrides: list[str]) -> None:
     """Export, and say how near it is to the original."""
     path = Path(config.output)
+    if config.push is not None:
+        repository_of(config.push)
+        if path.suffix != SAFETENSORS:
+            raise UserError(f"push={config.push}: others load a {SAFETENSORS} file; set output=x{SAFETENSORS}")
     detector = load(config.checkpoint, "cpu", config.trust, config.backbone)
     if config.embed_backbone:
         detector.module.info["backbones"] = None
@@ -315,3 +321,7 @@ def run_export(config: DictConfig, overrides: list[str]) -> None:
     log.info("logits differ from PyTorch's by at most %.2g on %d images", worst, config.check)
     log.info("model        %s (%.1f MB)", path, path.stat().st_size / 1e6)
     log.info("description  %s.json", path)
+    if config.push is not None:
+        card, metrics = path.with_suffix(".md").read_text(encoding="utf-8"), of_run(detector.path, "metrics.json")
+        log.info("uploaded     %s", push(config.push, path, card, metrics, config.licence, config.private))
+        log.info("next         %s", shown_command("predict", "source=FOLDER", checkpoint=config.push))

@@ -281,3 +281,23 @@ class SupCon(nn.Module):
     def forward(self, z: Tensor, labels: Tensor, traces: Tensor | None = None) -> Tensor:
         """Compute the loss of (M, D) projections with labels (M,); traces are not used."""
         return supervised_contrastive_loss(z, labels, self.temperature)
+
+
+class ExtendedSupCon(nn.Module):
+    """The supervised contrastive loss with the natural traces of the batch's reals as further rows of the class real.
+
+    It stands for the "extended supervised contrastive" loss that the paper's first version names, whose equation is not
+    public to us: this is our reading, hard where :class:`SoftContrastive` is soft.
+    """
+
+    def __init__(self, temperature: float = 0.1) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, z: Tensor, labels: Tensor, traces: Tensor | None = None) -> Tensor:
+        """Compute the loss of (M, D) projections with labels (M,) and, where there are any, traces (M, D)."""
+        if traces is not None:
+            reals = labels == 0
+            z = torch.cat([z, traces[reals].to(z.dtype)])
+            labels = torch.cat([labels, labels[reals]])
+        return supervised_contrastive_loss(z, labels, self.temperature)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import NamedTuple
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import torch
 
 from fakedet.data.decode import DecodeError
 from fakedet.data.transforms import JPEG_SIDE, Pixels, evaluation_views, pad_to
@@ -78,6 +80,28 @@ def _forwarded(image: Pixels, times: float, rng: np.random.Generator) -> Pixels:
     return image
 
 
+def _regenerated(crop: Pixels, times: float, rng: np.random.Generator) -> Pixels:
+    """Pass through a second generator: a diffusion model's auto-encoder encodes and decodes it so many times."""
+    padded = pad_to(crop, *(-(-side // 8) * 8 for side in crop.shape[:2]))
+    top, left = ((wide - side) // 2 for wide, side in zip(padded.shape, crop.shape[:2], strict=False))
+    images = torch.from_numpy(padded.copy()).permute(2, 0, 1)[None]
+    for _ in range(int(times)):
+        with torch.inference_mode():
+            images = (_autoencoder()(images.float() / 255).clamp(0, 1) * 255).round().to(torch.uint8)
+    made: Pixels = images[0].permute(1, 2, 0).numpy()
+    return made[top : top + crop.shape[0], left : left + crop.shape[1]]
+
+
+@cache
+def _autoencoder() -> Any:
+    if not (folder := os.environ.get("FAKEDET_VAE")):
+        raise UserError("robustness: regenerated needs an auto-encoder: put NAME_encoder.pth and NAME_decoder.pth of "
+                        "github.com/madebyollin/taesd into a folder, and export FAKEDET_VAE=FOLDER")  # fmt: skip
+    from fakedet.models.autoencoders import TinyAutoencoder  # few need it
+
+    return TinyAutoencoder(folder)
+
+
 def _keep_corner(image: Pixels, share: float, rng: np.random.Generator) -> Pixels:
     """Keep the upper left share of both sides, so that the centre is another one."""
     return image[: max(1, round(image.shape[0] * share)), : max(1, round(image.shape[1] * share))]
@@ -101,7 +125,7 @@ FAMILIES: dict[str, Family] = {
     "contrast": Family(_contrast, 0.1, 5), "screenshot": Family(_screenshot, 0.1, 4, lambda factor: factor),
     "social": Family(_social, 0.1, 2, lambda factor: factor),
     "forwarded": Family(_forwarded, 1, 10, lambda times: 0.9 ** int(times)),
-    "crop": Family(_keep_corner, 0.1, 1),
+    "crop": Family(_keep_corner, 0.1, 1), "regenerated": Family(_regenerated, 1, 10),
 }  # fmt: skip
 
 
@@ -141,6 +165,8 @@ def degraded_views(image: Pixels, view: View, size: int, policy: str, seed: int)
         return evaluation_views(image, size, policy)
     family = FAMILIES[view.family]
     rng = np.random.default_rng((seed, 97))
+    if view.family == "regenerated":  # whose net sees far: what the detector looks at passes it, not the whole image
+        return [family.apply(crop, view.severity, rng) for crop in evaluation_views(image, size, policy)]
     if policy != "crop" or view.family == "crop":
         longest = WEBP_SIDE if view.family == "webp" else JPEG_SIDE
         if max(image.shape) > longest and view.family != "crop":

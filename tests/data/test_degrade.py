@@ -14,11 +14,12 @@ from fakedet.checkpoint import load_detector
 from fakedet.cli.app import launch
 from fakedet.data.dataset import RobustDataset
 from fakedet.data.decode import decode_image
-from fakedet.data.degrade import FAMILIES, View, degraded_views, make_views
+from fakedet.data.degrade import FAMILIES, View, _autoencoder, degraded_views, make_views
 from fakedet.data.sampler import Draw
 from fakedet.data.transforms import evaluation_views
 from fakedet.errors import UserError
 from fakedet.evaluation.predictions import read_predictions
+from tests.models.test_autoencoder import files, naive
 
 
 def photo(height: int = 300, width: int = 401) -> np.ndarray:
@@ -146,3 +147,22 @@ def test_a_sweep_decodes_each_image_once_and_keeps_the_original(tiny_manifest: P
         images = torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))[None, None].float() / 255
         with torch.no_grad():
             assert float(method.score_views(images).logit) == pytest.approx(logit, abs=1e-4)
+
+
+def test_a_second_generator_is_the_auto_encoder_over_what_the_detector_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _autoencoder.cache_clear()
+    monkeypatch.delenv("FAKEDET_VAE", raising=False)
+    with pytest.raises(UserError, match="export FAKEDET_VAE=FOLDER"):
+        degraded_views(photo(), View("regenerated", 1), 20, "crop", 0)
+    states = files(tmp_path, pools=False)
+    monkeypatch.setenv("FAKEDET_VAE", str(tmp_path))
+    (found,) = degraded_views(photo(), View("regenerated", 2), 24, "crop", 0)
+    (crop,) = evaluation_views(photo(), 24, "crop")
+    image = torch.from_numpy(crop.copy()).permute(2, 0, 1)[None]
+    for _ in range(2):
+        image = (naive(states, image.float() / 255).clamp(0, 1) * 255).round().to(torch.uint8)
+    assert np.abs(found.astype(int) - image[0].permute(1, 2, 0).numpy()).max() <= 1
+    assert degraded_views(photo(), View("regenerated", 1), 21, "crop", 0)[0].shape == (21, 21, 3)
+    _autoencoder.cache_clear()

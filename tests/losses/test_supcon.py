@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fakedet.losses import supervised_contrastive_loss
+from fakedet.losses import ExtendedSupCon, supervised_contrastive_loss
 
 TAU = 0.1
 
@@ -71,3 +71,11 @@ def test_stays_finite_and_outside_autocast():
 def test_one_label_a_row():
     with pytest.raises(ValueError, match="5 rows and labels"):
         supervised_contrastive_loss(rows(5), torch.zeros(4), TAU)
+
+
+def test_the_extended_loss_counts_the_traces_of_reals_as_further_reals():
+    z, traces, labels = rows(5), rows(5, seed=1), [0, 1, 0, 1, 1]
+    wanted = naive(torch.stack([*z, traces[0], traces[2]]), [*labels, 0, 0], 0.3)
+    loss = ExtendedSupCon(0.3)
+    assert float(loss(z, torch.tensor(labels), traces)) == pytest.approx(wanted, rel=1e-10)
+    assert float(loss(z, torch.tensor(labels), None)) == pytest.approx(naive(z, labels, 0.3), rel=1e-10)

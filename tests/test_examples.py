@@ -92,6 +92,12 @@ def test_the_notebook_runs_and_holds_no_outputs(monkeypatch: pytest.MonkeyPatch,
     assert names["logits"].shape == (4,)  # type: ignore[attr-defined]
 
 
+def test_the_pages_of_benchmarks_and_detectors_are_those_of_the_package() -> None:
+    pages = runpy.run_path(str(FOLDER.parent / "docs" / "make_benchmarks.py"))["main"]()
+    for path, text in pages.items():
+        assert path.read_text(encoding="utf-8") == text, "run: python docs/make_benchmarks.py"
+
+
 def test_the_api_page_is_that_of_the_docstrings() -> None:
     docs = FOLDER.parent / "docs"
     page = (docs / "api.md").read_text(encoding="utf-8")

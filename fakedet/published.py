@@ -27,7 +27,7 @@ from fakedet.errors import UserError, one_line
 from fakedet.methods.base import TRAINING_KEYS, Detector
 from fakedet.metrics.calibration import Calibration
 from fakedet.metrics.decisions import PUBLISHED, OperatingPoint
-from fakedet.models.backbones import read_weights
+from fakedet.models.backbones import MissingWeights, read_weights
 from fakedet.utils import plain
 
 
@@ -81,7 +81,11 @@ def load_published(
     model = dict(settings["model"])
     if backbone is not None:
         model["encoder"] = {**model["encoder"], "weights": str(backbone)}
-    encoder = build(model["encoder"], "detector.model.encoder")
+    try:
+        encoder = build(model["encoder"], "detector.model.encoder")
+    except MissingWeights as error:
+        raise UserError(f"detector={name} takes public weights beside its authors': {error.told('backbone')}"
+                        ) from error  # fmt: skip
     parts = {key: value for key, value in model.items() if key not in (*TRAINING_KEYS, "encoder")}
     method: Detector = build(parts, "detector.model", encoder=encoder)
     left_out = tuple(f"encoder.{part}." for part in ("model", "backbone.model") if _is_public(method, part))

@@ -42,6 +42,8 @@ class Backbone(NamedTuple):
 BACKBONES = {
     "vit_base_patch16_clip_quickgelu_224.openai": Backbone(
         "FAKEDET_CLIP", "timm/vit_base_patch16_clip_224.openai", "OpenAI's CLIP ViT-B/16 (330 MB)"),
+    "vit_large_patch14_clip_quickgelu_224.openai": Backbone(
+        "FAKEDET_CLIP_LARGE", "timm/vit_large_patch14_clip_224.openai", "OpenAI's CLIP ViT-L/14 (1.2 GB)"),
     "tf_efficientnet_lite2.in1k": Backbone(
         "FAKEDET_LITE", "timm/tf_efficientnet_lite2.in1k", "EfficientNet-Lite2 (22 MB)"),
 }  # fmt: skip

@@ -63,7 +63,8 @@ def load_published(
             that becomes "" is left out; ``convert`` may name a function that is given the file's weights, by name,
             before that; ``fake_class`` is the output of a classifier of two classes that means fake,
             null where it has one; ``crop_size`` and ``eval_policy`` prepare images; above ``threshold``, a P(fake), an
-            image is called fake; ``trained_on`` holds ``real`` and ``fake``: name → number of images.
+            image is called fake; ``trained_on`` holds ``real`` and ``fake``: name → number of images, null for
+            none (as in a variant of another config).
         weights: the published file; None: UserError that says what to fetch.
         backbone: file of the weights of a frozen backbone that the published file does not hold.
 
@@ -102,7 +103,8 @@ def load_published(
         raise UserError(f"weights={weights} is no file of detector={name}: {'; '.join(problems)}")
     method.load_state_dict(state, strict=False)
     threshold = float(settings["threshold"])
-    trained = {kind: dict(settings["trained_on"].get(kind) or {}) for kind in ("real", "fake")}
+    given = {kind: settings["trained_on"].get(kind) or {} for kind in ("real", "fake")}
+    trained = {kind: {key: count for key, count in of.items() if count is not None} for kind, of in given.items()}
     point = OperatingPoint(
         math.log(threshold / (1 - threshold)), 0.0, Calibration("none"), None, 0, 0, "", PUBLISHED,
         (f"its authors' own threshold, P(fake) > {threshold:g}; what share of photographs is above it is not known",),

@@ -54,8 +54,9 @@ def evaluation_views(image: Pixels, size: int, policy: str) -> list[Pixels]:
       detector looks for; it serves comparisons with detectors that were evaluated in this way.
     * torchvision's own steps, for detectors that were published with them, joined by "+": ``shorter256-bicubic``
       resizes the shorter side, ``square256-bilinear`` both, whatever the shape, and ``enlarge256-bicubic`` the shorter
-      side if it is less, all through PIL; then ``centre`` cuts out the centre, padded with zeros, ``five`` the four
-      corners and the centre, ``ten`` these and their mirror images.
+      side if it is less, all through PIL; ``tile`` repeats a picture until no side is below ``size``; then ``centre``
+      cuts out the centre, padded with zeros, ``five`` the four corners and the centre, ``ten`` these and their mirror
+      images.
 
     Returns ``views_of(policy)`` arrays (size, size, 3) of an image (H, W, 3); an unknown policy is a UserError.
     """
@@ -86,7 +87,7 @@ def steps_of(policy: str) -> tuple[tuple[str, int, str], ...] | None:
         return None
     steps = []
     for step in policy.split("+"):
-        found = re.fullmatch(r"(shorter|square|enlarge)([1-9]\d{1,3})-([a-z]+)|(centre|five|ten)", step)
+        found = re.fullmatch(r"(shorter|square|enlarge)([1-9]\d{1,3})-([a-z]+)|(centre|five|ten|tile)", step)
         if found is None or (found[3] and found[3] not in RESIZES):
             raise UserError(f"data.eval_policy: '{policy}' is not known; {nearest(policy, POLICIES)}, or torchvision's "
                             "steps, such as shorter256-bicubic+centre or square224-bilinear")  # fmt: skip
@@ -117,6 +118,10 @@ def _torchvision_views(image: Pixels, size: int, steps: tuple[tuple[str, int, st
     for name, wanted, interpolation in steps:
         if name in CUTS:
             break
+        if name == "tile":
+            again = [-(-size // side) for side in picture.size[::-1]]
+            picture = Image.fromarray(np.tile(np.asarray(picture), (*again, 1)))
+            continue
         mode = RESIZES[interpolation]
         if name == "square":
             picture = tv.resize(picture, [wanted, wanted], mode)

@@ -39,22 +39,25 @@ class RgbFrontend(nn.Module):
 class NprFrontend(nn.Module):
     """Keep neighbouring-pixel relations: x − up(down(x)), nearest, factor 2 (Tan et al., CVPR 2024).
 
-    Within each 2×2 block the upper left pixel is subtracted from all four. The authors' code multiplies by 2/3 after
-    dividing the colours by ImageNet's standard deviation, 2.96 in all; here the factor is 2/3 · ``gain``.
+    Within each 2×2 block the upper left pixel is subtracted from all four. The factor is 2/3 · ``gain``, one number or
+    one for each colour; the authors' code divides the colours by ImageNet's standard deviations before, so that its
+    gains are their inverses.
     """
 
     out_channels = 3
+    factor: Tensor
 
-    def __init__(self, gain: float = RESIDUAL_GAIN) -> None:
+    def __init__(self, gain: float | Sequence[float] = RESIDUAL_GAIN) -> None:
         super().__init__()
-        self.gain = gain
+        factor = torch.tensor(gain, dtype=torch.float64).view(1, -1, 1, 1) * (2.0 / 3.0)
+        self.register_buffer("factor", factor.float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the residual of float RGB (N, 3, H, W) in [0, 1]; an odd last row or column is cut off."""
         height, width = images.shape[-2:]
         images = images[..., : height - height % 2, : width - width % 2]
         nearest = images[..., ::2, ::2].repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
-        return (images - nearest) * (2.0 / 3.0 * self.gain)
+        return (images - nearest) * self.factor
 
 
 class HighPassFrontend(nn.Module):
@@ -121,7 +124,8 @@ class WaveletFrontend(nn.Module):
 
 FRONTENDS: dict[str, Callable[[], nn.Module]] = {
     "rgb": RgbFrontend, "clip": lambda: RgbFrontend(CLIP_MEAN, CLIP_STD), "npr": NprFrontend,
-    "highpass": HighPassFrontend, "wavelet": WaveletFrontend,
+    "npr_imagenet": lambda: NprFrontend([1 / std for std in IMAGENET_STD]), "highpass": HighPassFrontend,
+    "wavelet": WaveletFrontend,
 }  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from fakedet.data import decode
 from fakedet.data.decode import MAX_MEMORY, Budget, DecodeError, Header
 from fakedet.data.degrade import FAMILIES, ORIGINAL, View, degraded_views, parse_view
 from fakedet.data.scan import walk
-from fakedet.data.transforms import evaluation_views, pad_to
+from fakedet.data.transforms import evaluation_views, is_whole, pad_to
 from fakedet.errors import UserError
 from fakedet.methods import base
 from fakedet.metrics.decisions import PUBLISHED, OperatingPoint
@@ -281,7 +281,7 @@ class Detector:
         """Side in pixels of the squares that the detector looks at."""
         self.crop_policy = str(self.info["eval_policy"])
         """How they are taken: "crop" (the centre), "multi-crop" (the mean of five), "resize" (the shorter side to that
-        many pixels, then the centre), or torchvision's steps, such as "shorter256-bicubic+centre"."""
+        many pixels, then the centre), torchvision's steps, such as "shorter256-bicubic+centre", or whole pictures."""
         self.generators: list[str] = list(self.info["seen_generators"])
         """Generators whose fakes it was trained on."""
         self.memory_mb = MAX_MEMORY // 10**6
@@ -348,6 +348,7 @@ class Detector:
             UserError: ``x`` has a wrong type, dtype, range or shape, or a file cannot be read.
         """
         _check_batch_size(batch_size)
+        batch_size = 1 if is_whole(self.crop_policy) else batch_size
         budget = Budget(self.memory_mb * 10**6)
 
         def crops(picture: Picture) -> Pixels:
@@ -375,7 +376,7 @@ class Detector:
 
         Images of any size are cropped by :attr:`crop_policy`: "crop" scores the centre square of :attr:`crop_size`
         pixels, "multi-crop" averages the centre and the four corners, and smaller images are padded by reflection. A
-        detector that resizes takes only images of :attr:`crop_size`.
+        detector that resizes takes only images of :attr:`crop_size`, one that looks at whole pictures any.
 
         Args:
             images: float (N, 3, H, W), RGB in [0, 1], not normalised, on any device.
@@ -431,6 +432,7 @@ class Detector:
         groups = [group for picture in seen for group in picture.crops.values()]
         crops = [crop for group in groups for crop in group]
         numbers = [np.zeros((2, 0))]  # logits and trace distances
+        batch_size = 1 if is_whole(self.crop_policy) else batch_size
         with torch.inference_mode():
             for start in range(0, len(crops), batch_size):
                 batch = np.ascontiguousarray(np.stack(crops[start : start + batch_size]).transpose(0, 3, 1, 2))
@@ -509,6 +511,8 @@ class Detector:
     def _views(self, images: Tensor) -> Tensor:
         """Crop a batch (N, 3, H, W) as evaluation does, into float (N, V, 3, S, S) on the detector's device."""
         size, (height, width) = self.crop_size, images.shape[-2:]
+        if is_whole(self.crop_policy):
+            return images.to(self.module.device).float().div(255.0 if images.dtype == torch.uint8 else 1.0)[:, None]
         if self.crop_policy not in CROPS and (height, width) != (size, size):
             raise UserError(f"a tensor of images of {height} x {width} pixels: this detector resizes images to {size} "
                             f"x {size} first; give it a tensor of that size, or files")  # fmt: skip

@@ -27,7 +27,7 @@ from fakedet.data.manifest import Cells, Manifest, hold_out, load_manifest, make
 from fakedet.data.match import MatchedSource, Matcher
 from fakedet.data.sampler import BalancedBatchSampler, EvaluationSampler, Shards
 from fakedet.data.sources import FileSource, ParquetSource, ShardSource, Source
-from fakedet.data.transforms import RECIPES, Augment, Augmentation, check_policy
+from fakedet.data.transforms import RECIPES, Augment, Augmentation, check_policy, is_whole
 from fakedet.errors import UserError
 
 log = logging.getLogger("fakedet")
@@ -323,7 +323,8 @@ class ImageDataModule(LightningDataModule):
         codes, source = self.cells.codes, self.image_source
         dataset = EvaluationDataset(self.manifest, codes, source, self.eval_policy, self.crop_size)
         dataset.by_handle = self.by_handle and self.num_workers == 0 and self.eval_policy in ("crop", "multi-crop")
-        sampler = EvaluationSampler(ids, self.eval_batch_size, rank, world_size)
+        size = 1 if is_whole(self.eval_policy) else self.eval_batch_size
+        sampler = EvaluationSampler(ids, size, rank, world_size)
         return make_loader(dataset, sampler, self.num_workers, self.seed)
 
     def _training_rows(self) -> Any:

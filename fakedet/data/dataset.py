@@ -47,14 +47,19 @@ class Batch(TypedDict):
 
 
 def collate(items: list[dict[str, Any]], views: int, size: int) -> Batch:
-    """Stack any number of items into a batch of V ``views``, H and W ``size``; items without views only report."""
+    """Stack any number of items into a batch of V ``views``; items without views only report.
+
+    H and W are ``size``, except under a policy that shows whole pictures, one in a batch.
+    """
     whole = [item for item in items if item["views"]]
     pixels: NDArray[Any]
     handles = [[view for view in item["views"] if isinstance(view, int)] for item in whole]
     if whole and all(len(of) == views for of in handles):
         pixels = np.array(handles, dtype=np.int64)[..., None]
     else:
-        pixels = np.empty((len(whole), views, 3, size, size), dtype=np.uint8)
+        first = next((view for item in whole for view in item["views"] if not isinstance(view, int)), None)
+        height, width = (size, size) if first is None else first.shape[:2]
+        pixels = np.empty((len(whole), views, 3, height, width), dtype=np.uint8)
         for row, item in enumerate(whole):
             for view, image in enumerate(item["views"]):
                 shown = Pictures.pixels(image) if isinstance(image, int) else image
@@ -195,7 +200,8 @@ class EvaluationDataset(_Images):
 class RobustDataset(Dataset[dict[str, Any]]):
     """Evaluation images under V degradations, the ``views``; each image is decoded once.
 
-    The policy, see :func:`fakedet.data.transforms.evaluation_views`, takes P crops, squares of side ``size``.
+    The policy, see :func:`fakedet.data.transforms.evaluation_views`, takes P crops, squares of side ``size``; under one
+    that shows whole pictures there is one degradation, and one picture in a batch.
     """
 
     def __init__(self, source: Source, views: list[View], policy: str, size: int) -> None:
@@ -215,7 +221,7 @@ class RobustDataset(Dataset[dict[str, Any]]):
         """Stack items: image (B·V, P, 3, H, W), id and number of the view (B·V,); unreadable images are left out."""
         whole = [item for item in items if item["image"] is not None]
         none = np.zeros((0, self.crops, 3, self.size, self.size), np.uint8)
-        pixels = np.concatenate([none, *(item["image"] for item in whole)])
+        pixels = np.concatenate([item["image"] for item in whole] or [none])
         ids = torch.tensor([item["id"] for item in whole], dtype=torch.int64).repeat_interleave(len(self.views))
         view = torch.arange(len(self.views)).repeat(len(whole))
         return {"image": torch.from_numpy(pixels), "id": ids, "view": view}

@@ -28,6 +28,7 @@ Pixels = NDArray[np.uint8]
 POLICIES = {"crop": 1, "multi-crop": 5, "resize": 1}  # Views that each evaluation policy takes of an image
 RESIZES = {name: InterpolationMode(name) for name in ("bilinear", "bicubic", "lanczos")}
 CUTS = {"centre": 1, "five": 5, "ten": 10}  # Views of the last step of a policy that is written as torchvision's steps
+STEP = r"(shorter|square|enlarge)([1-9]\d{1,3})-([a-z]+)|(centre|five|ten|tile)|(whole)([1-9]\d{1,3})"
 LONGEST_RATIO = 16  # Images are cut to this aspect ratio before resizing: one of a single row would grow to gigabytes
 # Pixels by which the augmented region exceeds the crop: two JPEG blocks, so that the crop begins anywhere in the JPEG
 # grid and contains no border of a blur.
@@ -57,6 +58,7 @@ def evaluation_views(image: Pixels, size: int, policy: str) -> list[Pixels]:
       side if it is less, all through PIL; ``tile`` repeats a picture until no side is below ``size``; then ``centre``
       cuts out the centre, padded with zeros, ``five`` the four corners and the centre, ``ten`` these and their mirror
       images.
+    * ``whole2048``, last: all of the picture, of any shape; of one with a longer side, the middle 2048 pixels of it.
 
     Returns ``views_of(policy)`` arrays (size, size, 3) of an image (H, W, 3); an unknown policy is a UserError.
     """
@@ -87,15 +89,15 @@ def steps_of(policy: str) -> tuple[tuple[str, int, str], ...] | None:
         return None
     steps = []
     for step in policy.split("+"):
-        found = re.fullmatch(r"(shorter|square|enlarge)([1-9]\d{1,3})-([a-z]+)|(centre|five|ten|tile)", step)
+        found = re.fullmatch(STEP, step)
         if found is None or (found[3] and found[3] not in RESIZES):
             raise UserError(f"data.eval_policy: '{policy}' is not known; {nearest(policy, POLICIES)}, or torchvision's "
                             "steps, such as shorter256-bicubic+centre or square224-bilinear")  # fmt: skip
-        steps.append((found[1] or found[4], int(found[2] or 0), found[3] or ""))
+        steps.append((found[1] or found[4] or found[5], int(found[2] or found[6] or 0), found[3] or ""))
     *before, (last, _, _) = steps
-    if last not in (*CUTS, "square") or any(name in CUTS for name, _, _ in before):
+    if last not in (*CUTS, "square", "whole") or any(name in (*CUTS, "whole") for name, _, _ in before):
         raise UserError(f"data.eval_policy={policy}: it must end, and only end, with a step that gives squares: "
-                        f"{', '.join(CUTS)} or square")  # fmt: skip
+                        f"{', '.join(CUTS)} or square, or with whole2048")  # fmt: skip
     return tuple(steps)
 
 
@@ -103,6 +105,12 @@ def views_of(policy: str) -> int:
     """Return how many views an evaluation policy takes of an image; UserError for an unknown one."""
     steps = steps_of(policy)
     return POLICIES[policy] if steps is None else CUTS.get(steps[-1][0], 1)
+
+
+def is_whole(policy: str) -> bool:
+    """Say whether the views of an evaluation policy have the shapes of the pictures, so that no two can be stacked."""
+    steps = steps_of(policy)
+    return steps is not None and steps[-1][0] == "whole"
 
 
 def check_policy(policy: str, size: int) -> None:
@@ -122,6 +130,8 @@ def _torchvision_views(image: Pixels, size: int, steps: tuple[tuple[str, int, st
             again = [-(-size // side) for side in picture.size[::-1]]
             picture = Image.fromarray(np.tile(np.asarray(picture), (*again, 1)))
             continue
+        if name == "whole":
+            return [np.asarray(tv.center_crop(picture, [min(side, wanted) for side in picture.size[::-1]]))]
         mode = RESIZES[interpolation]
         if name == "square":
             picture = tv.resize(picture, [wanted, wanted], mode)

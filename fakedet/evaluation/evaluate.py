@@ -23,6 +23,7 @@ from fakedet.data.dataset import RobustDataset, make_loader
 from fakedet.data.degrade import ORIGINAL, View, make_views
 from fakedet.data.manifest import Quarantine
 from fakedet.data.sampler import EvaluationSampler
+from fakedet.data.transforms import is_whole
 from fakedet.errors import UserError
 from fakedet.evaluation import score
 from fakedet.evaluation.plots import plot_robustness
@@ -45,21 +46,24 @@ SCORED = ("view", "logit", "trace_distance", "score", "p_value", "verdict", CONT
 def score_views(
     trainer: Trainer, method: Detector, datamodule: DataModule, split: str, views: list[View]
 ) -> pd.DataFrame:
-    """Score all views of a split; each image is decoded once for all of them.
+    """Score all views of a split; each image is decoded once for all of them, or, where it is seen whole, for each.
 
     Returns:
         Columns id, view, logit, trace_distance: a row per image and view, in manifest order; the rows of all ranks.
     """
-    dataset = RobustDataset(datamodule.image_source, views, datamodule.eval_policy, datamodule.crop_size)
-    images = max(1, 256 // (len(views) * dataset.crops))  # at most 256 crops at a time
-    ids = datamodule.manifest.rows(split).index.to_numpy()
-    sampler = EvaluationSampler(ids, images, trainer.global_rank, trainer.world_size)
-    loader = make_loader(dataset, sampler, datamodule.num_workers, datamodule.seed)
-    columns = ("id", "view", "logit", "trace_distance")
-    own = pd.DataFrame(score.predict(trainer, method, loader, columns, f"{len(views)} views"))
-    frame = pd.concat(gather_records([own]), ignore_index=True).sort_values("id", kind="stable", ignore_index=True)
-    names = np.asarray([view.name for view in views], dtype=object)
-    return frame.assign(view=names[frame["view"].astype(int)])
+    ids, whole = datamodule.manifest.rows(split).index.to_numpy(), is_whole(datamodule.eval_policy)
+    own: list[pd.DataFrame] = []
+    for part in [[view] for view in views] if whole else [views]:
+        dataset = RobustDataset(datamodule.image_source, part, datamodule.eval_policy, datamodule.crop_size)
+        images = 1 if whole else max(1, 256 // (len(part) * dataset.crops))  # at most 256 crops at a time
+        sampler = EvaluationSampler(ids, images, trainer.global_rank, trainer.world_size)
+        loader = make_loader(dataset, sampler, datamodule.num_workers, datamodule.seed)
+        columns = ("id", "view", "logit", "trace_distance")
+        found = pd.DataFrame(score.predict(trainer, method, loader, columns, f"{len(part)} views"))
+        names = np.asarray([view.name for view in part], dtype=object)
+        own.append(found.assign(view=names[found["view"].astype(int)]))
+    everywhere: list[pd.DataFrame] = gather_records(own)
+    return pd.concat(everywhere, ignore_index=True).sort_values("id", kind="stable", ignore_index=True)
 
 
 def measure_robustness(

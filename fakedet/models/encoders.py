@@ -50,6 +50,18 @@ def set_stem_kernel(model: Any, size: int, name: str) -> None:
     setattr(model.get_submodule(parent), attribute, new)
 
 
+def set_stem_stride(model: Any, stride: int, name: str) -> None:
+    """Let, in place, the first convolution of a timm ResNet, and the pooling behind it, take steps of ``stride``.
+
+    Raises:
+        UserError: a model whose stem is not one convolution with a pooling, or a stride below 1.
+    """
+    first, pool = getattr(model, "conv1", None), getattr(model, "maxpool", None)
+    if stride < 1 or not isinstance(first, nn.Conv2d) or not isinstance(pool, nn.MaxPool2d):
+        raise UserError(f"model.encoder.stem_stride={stride}: at least 1, and for a ResNet; '{name}' is none")
+    first.stride, pool.stride = (stride, stride), stride
+
+
 class SmallEncoder(nn.Module):
     """A small net for residuals of small crops, quick on a CPU.
 
@@ -100,6 +112,7 @@ class TimmEncoder(nn.Module):
         weights: a file with weights for this model, safetensors or PyTorch; replaces ``pretrained``.
         cut_after: the last stage that is kept ("layer2" for NPR and SAFE); None: all.
         stem_kernel: kernel size of the first convolution, whose weights are then drawn anew; None: the model's own.
+        stem_stride: of a ResNet's first convolution and of the pooling behind it; None: the model's own, 2.
         keep_head: embed by the output of the model's last linear layer (CLIP's projection), not by its input.
         frozen: never train the weights nor update the batch statistics.
         unit_length: divide each embedding by its length.
@@ -118,6 +131,7 @@ class TimmEncoder(nn.Module):
         weights: str | None = None,
         cut_after: str | None = None,
         stem_kernel: int | None = None,
+        stem_stride: int | None = None,
         keep_head: bool = False,
         frozen: bool = False,
         unit_length: bool = False,
@@ -132,6 +146,8 @@ class TimmEncoder(nn.Module):
             cut_model_after(self.model, cut_after, name)
         if stem_kernel is not None:
             set_stem_kernel(self.model, stem_kernel, name)
+        if stem_stride is not None:
+            set_stem_stride(self.model, stem_stride, name)
         self.name = name
         self.size = required_size(self.model, kwargs)
         # Some models (MobileNet) widen once more after pooling: num_features is then not what comes out.

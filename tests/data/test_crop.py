@@ -55,6 +55,13 @@ def test_evaluation_sees_the_centre_and_with_multi_crop_the_corners() -> None:
     np.testing.assert_array_equal(evaluation_views(image, 8, "multi-crop"), expected)
 
 
+def test_a_whole_picture_is_seen_up_to_a_size() -> None:
+    np.testing.assert_array_equal(evaluation_views(numbered(20, 30), 8, "whole30"), [numbered(20, 30)])
+    np.testing.assert_array_equal(evaluation_views(numbered(20, 30), 8, "whole12"), [numbered(20, 30)[4:16, 9:21]])
+    with pytest.raises(UserError, match="must end, and only end"):
+        evaluation_views(numbered(9, 9), 8, "whole12+centre")
+
+
 def test_only_resize_resizes() -> None:
     image = np.full((40, 60, 3), 77, np.uint8)
     image[:, 30:] = 177

@@ -84,6 +84,18 @@ def test_evaluation_gives_each_row_once_in_order(tiny_manifest: Path, split: str
             assert cells.names[code] == frame["generator"][row]
 
 
+def test_whole_pictures_are_evaluated_one_by_one_whatever_their_sizes(tiny_manifest: Path) -> None:
+    data = module(tiny_manifest, eval_policy="whole46", num_workers=1)
+    batches = list(data.eval_dataloader("test"))
+    assert [batch["id"].tolist() for batch in batches] == [[row] for row in data.manifest.rows("test").index]
+    # Files are 40 to 47 rows high and 48 pixels wide: of the 48, the middle 46 are seen.
+    for batch in batches:
+        pixels = cv2.imread(str(tiny_manifest.parent / data.manifest.frame["path"][int(batch["id"])]))[..., ::-1]
+        top = (len(pixels) - min(46, len(pixels))) // 2
+        expected = pixels[top : top + 46, 1:47].transpose(2, 0, 1)
+        np.testing.assert_array_equal(batch["image"].numpy(), expected[None, None])
+
+
 class Recorder(LightningModule):
     """Write down what the training loop is given."""
 

@@ -75,6 +75,8 @@ def test_cutting_what_is_not_there_names_what_is() -> None:
         TimmEncoder("resnet18", cut_after="layer9")
     with pytest.raises(UserError, match="odd size"):
         TimmEncoder("resnet18", stem_kernel=4)
+    with pytest.raises(UserError, match=r"stem_stride=1: .*for a ResNet; 'test_vit' is none"):
+        TimmEncoder("test_vit", stem_stride=1)
 
 
 def tiny_clip(**more: object) -> TimmEncoder:

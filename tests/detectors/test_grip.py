@@ -16,7 +16,11 @@ from fakedet.cli.app import launch
 from fakedet.published import settings_of
 
 SIZES = [(32, 45), (60, 24), (17, 33)]
-VARIANTS = {"dmimage_progan": ["progan"]}
+VARIANTS = {
+    "dmimage_progan": ["progan"],
+    "aligned_forensics": ["latent_diffusion_autoencoder"],
+    "stay_positive": ["latent_diffusion_autoencoder"],
+}
 
 
 class FullResolution(torch.nn.Module):

@@ -18,6 +18,7 @@ from typing import Any
 
 import hydra
 import torch
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from fakedet.methods.base import TRAINING_KEYS, Detector
 from fakedet.metrics.calibration import Calibration
 from fakedet.metrics.decisions import PUBLISHED, OperatingPoint
 from fakedet.models.backbones import MissingWeights, read_weights
+from fakedet.shipped import unreachable
 from fakedet.utils import plain
 
 
@@ -66,7 +68,8 @@ def load_published(
             image is called fake; ``trained_on`` holds ``real`` and ``fake``: name → number of images, null for
             none (as in a variant of another config).
         weights: the published file; None: UserError that says what to fetch.
-        backbone: file of the weights of a frozen backbone that the published file does not hold.
+        backbone: file of the weights of a frozen backbone that the published file does not hold; None: those that timm
+            knows, or the file that ``backbone`` in the settings names, by its ``repository`` on the hub and ``file``.
 
     Raises:
         UserError: a missing file, one of another model, or a model that cannot be built.
@@ -80,6 +83,8 @@ def load_published(
         state = target_of({"_target_": settings["convert"]}, "detector.convert")(state)
     state = _renamed(state, settings)
     model = dict(settings["model"])
+    if backbone is None and settings.get("backbone"):
+        backbone = _of_hub(settings["backbone"]["repository"], settings["backbone"]["file"], name)
     if backbone is not None:
         model["encoder"] = {**model["encoder"], "weights": str(backbone)}
     try:
@@ -128,6 +133,21 @@ def _is_public(method: Detector, part: str) -> bool:
     except AttributeError:
         return False
     return bool(getattr(holder, "public", None)) and hasattr(holder, "model")
+
+
+def _of_hub(repository: str, file: str, name: str) -> str:
+    """Give the place of a file of the Hugging Face hub in its cache, fetched if need be."""
+    found = try_to_load_from_cache(repository, file)
+    if isinstance(found, str):
+        return found
+    try:
+        if why := unreachable():
+            raise OSError(why)
+        return hf_hub_download(repository, file)
+    except Exception as error:  # whatever the hub's client or the network raises
+        raise UserError(f"detector={name} needs a public backbone beside its authors' weights: fetch "
+                        f"https://huggingface.co/{repository}/resolve/main/{file}, and pass backbone=FILE "
+                        f"(this machine cannot: {one_line(error)[:200]})") from error  # fmt: skip
 
 
 def _digest(file: str | os.PathLike[str]) -> str:

@@ -27,8 +27,8 @@ Pixels = NDArray[np.uint8]
 
 POLICIES = {"crop": 1, "multi-crop": 5, "resize": 1}  # Views that each evaluation policy takes of an image
 RESIZES = {name: InterpolationMode(name) for name in ("bilinear", "bicubic", "lanczos")}
-CUTS = {"centre": 1, "five": 5, "ten": 10}  # Views of the last step of a policy that is written as torchvision's steps
-STEP = r"(shorter|square|enlarge)([1-9]\d{1,3})-([a-z]+)|(centre|five|ten|tile)|(whole)([1-9]\d{1,3})"
+CUTS = {"centre": 1, "five": 5, "ten": 10, "grid": 5}  # Views of the last of a policy's torchvision steps
+STEP = r"(shorter|square|enlarge)([1-9]\d{1,3})-([a-z]+)|(centre|five|ten|tile)|(whole|grid)([1-9]\d{1,3})"
 LONGEST_RATIO = 16  # Images are cut to this aspect ratio before resizing: one of a single row would grow to gigabytes
 # Pixels by which the augmented region exceeds the crop: two JPEG blocks, so that the crop begins anywhere in the JPEG
 # grid and contains no border of a blur.
@@ -58,6 +58,8 @@ def evaluation_views(image: Pixels, size: int, policy: str) -> list[Pixels]:
       side if it is less, all through PIL; ``tile`` repeats a picture until no side is below ``size``; then ``centre``
       cuts out the centre, padded with zeros, ``five`` the four corners and the centre, ``ten`` these and their mirror
       images.
+    * ``grid14``, last: ``five`` squares of whole patches of 14 pixels, counted from the upper left, as B-Free takes
+      them; a picture that is smaller on any side is repeated to the right and below, and its upper left is seen.
     * ``whole2048``, last: all of the picture, of any shape; of one with a longer side, the middle 2048 pixels of it.
 
     Returns ``views_of(policy)`` arrays (size, size, 3) of an image (H, W, 3); an unknown policy is a UserError.
@@ -97,7 +99,7 @@ def steps_of(policy: str) -> tuple[tuple[str, int, str], ...] | None:
     *before, (last, _, _) = steps
     if last not in (*CUTS, "square", "whole") or any(name in (*CUTS, "whole") for name, _, _ in before):
         raise UserError(f"data.eval_policy={policy}: it must end, and only end, with a step that gives squares: "
-                        f"{', '.join(CUTS)} or square, or with whole2048")  # fmt: skip
+                        "centre, five, ten, grid14 or square, or with whole2048")  # fmt: skip
     return tuple(steps)
 
 
@@ -118,6 +120,8 @@ def check_policy(policy: str, size: int) -> None:
     steps = steps_of(policy)
     if steps and steps[-1][0] == "square" and steps[-1][1] != size:
         raise UserError(f"data.eval_policy={policy} gives squares of {steps[-1][1]} pixels: set data.crop_size to that")
+    if steps and steps[-1][0] == "grid" and size % steps[-1][1]:
+        raise UserError(f"data.eval_policy={policy}: data.crop_size={size} is no multiple of {steps[-1][1]} pixels")
 
 
 def _torchvision_views(image: Pixels, size: int, steps: tuple[tuple[str, int, str], ...]) -> list[Pixels]:
@@ -143,12 +147,25 @@ def _torchvision_views(image: Pixels, size: int, steps: tuple[tuple[str, int, st
     last = steps[-1][0]
     if last == "square":
         return [np.asarray(picture)]
+    if last == "grid":
+        return _on_grid(np.asarray(picture), size, steps[-1][1])
     if last == "centre":
         return [np.asarray(tv.center_crop(picture, [size, size]))]
     if min(picture.size) < size:  # torchvision's own refuses these
         picture = tv.center_crop(picture, [max(size, side) for side in picture.size[::-1]])
     views = (tv.five_crop if last == "five" else tv.ten_crop)(picture, [size, size])
     return [np.asarray(view) for view in views]
+
+
+def _on_grid(image: Pixels, size: int, patch: int) -> list[Pixels]:
+    """Cut the five squares of whole patches; of a side below one patch, all pixels are repeated."""
+    height, width = (side // patch * patch or side for side in image.shape[:2])
+    if min(height, width) < size:
+        return [image[np.arange(size)[:, None] % height, np.arange(size) % width]] * 5
+    bottom, right = height - size, width - size
+    middle = bottom // patch // 2 * patch, right // patch // 2 * patch
+    corners = [middle, (0, 0), (bottom, 0), (bottom, right), (0, right)]
+    return [image[top : top + size, left : left + size] for top, left in corners]
 
 
 def pad_to(image: Pixels, height: int, width: int) -> Pixels:

@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from fakedet.data.transforms import POLICIES, Augmentation, evaluation_views, pad_to, random_crop
+from fakedet.data.transforms import POLICIES, Augmentation, check_policy, evaluation_views, pad_to, random_crop
 from fakedet.errors import UserError
 
 
@@ -60,6 +60,14 @@ def test_a_whole_picture_is_seen_up_to_a_size() -> None:
     np.testing.assert_array_equal(evaluation_views(numbered(20, 30), 8, "whole12"), [numbered(20, 30)[4:16, 9:21]])
     with pytest.raises(UserError, match="must end, and only end"):
         evaluation_views(numbered(9, 9), 8, "whole12+centre")
+
+
+def test_squares_of_whole_patches_need_a_size_of_whole_patches() -> None:
+    with pytest.raises(UserError, match=r"data\.crop_size=40 is no multiple of 14 pixels"):
+        check_policy("grid14", 40)
+    assert check_policy("grid14", 42) is None
+    (view, *others) = evaluation_views(np.zeros((1, 60_000, 3), np.uint8), 42, "grid14")
+    assert [one.shape for one in (view, *others)] == [(42, 42, 3)] * 5
 
 
 def test_only_resize_resizes() -> None:

@@ -44,8 +44,9 @@ def random_vit(
 
 
 def embed(
-    weights: Mapping[str, Tensor], images: Tensor, heads: int, eps: float, act: Callable[[Tensor], Tensor] = F.gelu
-) -> Tensor:
+    weights: Mapping[str, Tensor], images: Tensor, heads: int, eps: float, act: Callable[[Tensor], Tensor] = F.gelu,
+    patch: int = 14,
+) -> Tensor:  # fmt: skip
     """Give the class token (N, width) behind the last normalisation, of normalised images (N, 3, H, W)."""
     layer = {name.removesuffix(".weight") for name in weights if name.endswith(".weight")}
     width = weights["cls_token"].shape[-1]
@@ -57,7 +58,7 @@ def embed(
         x = (x - x.mean(dim=-1, keepdim=True)) / (x.var(dim=-1, unbiased=False, keepdim=True) + eps).sqrt()
         return x * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
-    patches = F.conv2d(images, weights["patch_embed.proj.weight"], weights.get("patch_embed.proj.bias"), stride=14)
+    patches = F.conv2d(images, weights["patch_embed.proj.weight"], weights.get("patch_embed.proj.bias"), stride=patch)
     x, places = patches.flatten(2).transpose(1, 2), weights["pos_embed"]
     first = [weights["cls_token"], *([weights["reg_token"]] if "reg_token" in weights else [])]
     is_bare = places.shape[1] == x.shape[1]  # nothing is added to the tokens that are no patches

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from naive import CLIP, centre, normalised, picture, saved
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from vits import Vit, clip_large
+from tests.detectors.vits import Vit, clip_large
 
 import fakedet
 from fakedet.published import settings_of
+from tests.detectors.naive import CLIP, centre, normalised, picture, saved
 
 SIZES = [(300, 257), (224, 224), (100, 260)]
 

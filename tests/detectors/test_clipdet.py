@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
-from naive import CLIP, centre, normalised, picture, saved, shorter
 from PIL import Image
-from plain_vit import embed, random_vit
 from torch import Tensor
 
 import fakedet
 from fakedet.build import build_encoder
 from fakedet.published import settings_of
+from tests.detectors.naive import CLIP, centre, normalised, picture, saved, shorter
+from tests.detectors.plain_vit import embed, random_vit
 
 SIZES = [(300, 257), (224, 224), (100, 260)]
 OPEN_CLIP = [  # timm's names as open_clip's

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from naive import IMAGENET, centre, normalised, picture, saved, shorter
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
-from vits import Vit
+from tests.detectors.vits import Vit
 
 import fakedet
 from fakedet.published import settings_of
+from tests.detectors.naive import IMAGENET, centre, normalised, picture, saved, shorter
 
 NAMES = (
     ("conv1", "patch_embed.proj"), ("class_embedding", "cls_token"), ("positional_embedding", "pos_embed"),

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 import torch
 import torchvision
-from naive import IMAGENET, normalised, picture, saved, with_random_statistics
 from torch import Tensor
 
 import fakedet
 from fakedet.cli.app import launch
 from fakedet.published import settings_of
+from tests.detectors.naive import IMAGENET, normalised, picture, saved, with_random_statistics
 
 SIZES = [(32, 45), (60, 24), (17, 33)]
 VARIANTS = {

@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from naive import IMAGENET, centre, normalised, picture, saved, with_random_statistics
 from PIL import Image
 from torch import Tensor, nn
 
 import fakedet
+from tests.detectors.naive import IMAGENET, centre, normalised, picture, saved, with_random_statistics
 
 
 class Trunk(nn.Module):

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tests.detectors.vits import Vit, clip_large
 
 import fakedet
 from fakedet.published import settings_of
 from tests.detectors.naive import CLIP, centre, normalised, picture, saved
+from tests.detectors.vits import Vit, clip_large
 
 SIZES = [(300, 257), (224, 224), (100, 260)]
 

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
-from tests.detectors.vits import Vit
 
 import fakedet
 from fakedet.published import settings_of
 from tests.detectors.naive import IMAGENET, centre, normalised, picture, saved, shorter
+from tests.detectors.vits import Vit
 
 NAMES = (
     ("conv1", "patch_embed.proj"), ("class_embedding", "cls_token"), ("positional_embedding", "pos_embed"),

@@ -144,11 +144,15 @@ def _torchvision_views(image: Pixels, size: int, steps: tuple[tuple[str, int, st
             longest = LONGEST_RATIO * min(picture.size)
             picture = tv.center_crop(picture, [min(side, longest) for side in picture.size[::-1]])
             picture = tv.resize(picture, [wanted], mode)
-    last = steps[-1][0]
+    return _last_views(picture, size, *steps[-1][:2])
+
+
+def _last_views(picture: Any, size: int, last: str, patch: int) -> list[Pixels]:
+    """Take the views of the last of torchvision's steps."""
     if last == "square":
         return [np.asarray(picture)]
     if last == "grid":
-        return _on_grid(np.asarray(picture), size, steps[-1][1])
+        return _on_grid(np.asarray(picture), size, patch)
     if last == "centre":
         return [np.asarray(tv.center_crop(picture, [size, size]))]
     if min(picture.size) < size:  # torchvision's own refuses these

@@ -27,8 +27,8 @@ Pixels = NDArray[np.uint8]
 
 POLICIES = {"crop": 1, "multi-crop": 5, "resize": 1}  # Views that each evaluation policy takes of an image
 RESIZES = {name: InterpolationMode(name) for name in ("bilinear", "bicubic", "lanczos")}
-CUTS = {"centre": 1, "five": 5, "ten": 10, "grid": 5}  # Views of the last of a policy's torchvision steps
-STEP = r"(shorter|square|enlarge)([1-9]\d{1,3})-([a-z]+)|(centre|five|ten|tile)|(whole|grid)([1-9]\d{1,3})"
+CUTS = {"centre": 1, "middle": 1, "five": 5, "ten": 10, "grid": 5}  # Views of the last of a policy's torchvision steps
+STEP = r"(shorter|square|enlarge)([1-9]\d{1,3})-([a-z]+)|(centre|middle|five|ten|tile)|(whole|grid)([1-9]\d{1,3})"
 LONGEST_RATIO = 16  # Images are cut to this aspect ratio before resizing: one of a single row would grow to gigabytes
 # Pixels by which the augmented region exceeds the crop: two JPEG blocks, so that the crop begins anywhere in the JPEG
 # grid and contains no border of a blur.
@@ -56,8 +56,8 @@ def evaluation_views(image: Pixels, size: int, policy: str) -> list[Pixels]:
     * torchvision's own steps, for detectors that were published with them, joined by "+": ``shorter256-bicubic``
       resizes the shorter side, ``square256-bilinear`` both, whatever the shape, and ``enlarge256-bicubic`` the shorter
       side if it is less, all through PIL; ``tile`` repeats a picture until no side is below ``size``; then ``centre``
-      cuts out the centre, padded with zeros, ``five`` the four corners and the centre, ``ten`` these and their mirror
-      images.
+      cuts out the centre, padded with zeros, ``middle`` the same as albumentations rounds it, ``five`` the four corners
+      and the centre, ``ten`` these and their mirror images.
     * ``grid14``, last: ``five`` squares of whole patches of 14 pixels, counted from the upper left, as B-Free takes
       them; a picture that is smaller on any side is repeated to the right and below, and its upper left is seen.
     * ``whole2048``, last: all of the picture, of any shape; of one with a longer side, the middle 2048 pixels of it.
@@ -155,6 +155,8 @@ def _last_views(picture: Any, size: int, last: str, patch: int) -> list[Pixels]:
         return _on_grid(np.asarray(picture), size, patch)
     if last == "centre":
         return [np.asarray(tv.center_crop(picture, [size, size]))]
+    if last == "middle":
+        return [np.asarray(tv.crop(picture, *(int((side - size) / 2) for side in picture.size[::-1]), size, size))]
     if min(picture.size) < size:  # torchvision's own refuses these
         picture = tv.center_crop(picture, [max(size, side) for side in picture.size[::-1]])
     views = (tv.five_crop if last == "five" else tv.ten_crop)(picture, [size, size])

@@ -1,0 +1,71 @@
+"""Weights of published detectors as their authors name and split them, turned into those of a timm model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+HUGGING_FACE_CLIP = (  # names within Hugging Face's CLIP vision model → timm's
+    (r"^embeddings\.class_embedding$", "cls_token"), (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
+    (r"^embeddings\.patch_embedding\.", "patch_embed.proj."), (r"^pre_layrnorm\.", "norm_pre."),
+    (r"^post_layernorm\.", "norm."), (r"^encoder\.layers\.", "blocks."), (r"\.layer_norm(\d)\.", r".norm\1."),
+    (r"\.self_attn\.out_proj\.", ".attn.proj."),
+)  # fmt: skip
+OPENAI_CLIP = (  # names within OpenAI's CLIP vision model → timm's
+    (r"^class_embedding$", "cls_token"), (r"^positional_embedding$", "pos_embed"), (r"^conv1\.", "patch_embed.proj."),
+    (r"^ln_pre\.", "norm_pre."), (r"^ln_post\.", "norm."), (r"^transformer\.resblocks\.", "blocks."),
+    (r"\.ln_(\d)\.", r".norm\1."), (r"\.attn\.in_proj_", ".attn.qkv."), (r"\.attn\.out_proj\.", ".attn.proj."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."), (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+)  # fmt: skip
+
+
+def from_c2p_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name the weights of C2P-CLIP's vision model as timm's, and its classifier "classifier.linear" (Tan et al., 2025).
+
+    A file without such weights is returned with few names, and fits no model.
+    """
+    made: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if key.startswith("model.vision_model.") and not re.search(r"\.[kv]_proj\.|position_ids$", key):
+            if ".q_proj." in key:
+                value = torch.cat([state[key.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"])
+                key = key.replace(".self_attn.q_proj.", ".attn.qkv.")
+            made[_renamed(key.removeprefix("model.vision_model."), HUGGING_FACE_CLIP)] = value
+        elif key == "model.visual_projection.weight":
+            made |= {"head.weight": value, "head.bias": torch.zeros(len(value))}
+        elif key.startswith("model.fc."):
+            made[key.replace("model.fc.", "classifier.linear.")] = value
+    return _with_batch_axis(made)
+
+
+def from_drct_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name the weights of DRCT's CLIP as timm's, below "model" (Chen et al., ICML 2024); its text tower is left out.
+
+    CLIP's projection and the linear layer after it have nothing between them, and become one. A file without such
+    weights is returned with few names, and fits no model.
+    """
+    made: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if key.startswith("model.model.visual."):
+            made[_renamed(key.removeprefix("model.model.visual."), OPENAI_CLIP)] = value
+        elif key.startswith("model.fc."):
+            made[key.replace("model.fc.", "head.")] = value
+    if {"proj", "head.weight"} <= made.keys():
+        made["head.weight"] = (made["head.weight"].double() @ made.pop("proj").double().T).float()
+    outer = {key: value for key, value in state.items() if key.startswith("fc.")}
+    return {f"model.{key}": value for key, value in _with_batch_axis(made).items()} | outer
+
+
+def _renamed(key: str, table: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in table:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _with_batch_axis(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the two embeddings of a vision transformer the shapes that timm's have: (1, 1, D) and (1, N, D)."""
+    wide = ("cls_token", "pos_embed")
+    return {key: value.reshape(1, -1, value.shape[-1]) if key in wide else value for key, value in state.items()}

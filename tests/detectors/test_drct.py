@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from naive import CLIP, IMAGENET, centre, normalised, picture, saved, shorter
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
-from vits import Vit, clip_large
 
 import fakedet
 from fakedet.models import conversions
 from fakedet.models.encoders import TimmEncoder
 from fakedet.published import settings_of
+from tests.detectors.naive import CLIP, IMAGENET, centre, normalised, picture, saved, shorter
+from tests.detectors.vits import Vit, clip_large
 
 SIZES = [(301, 257), (227, 300), (224, 224), (100, 261), (90, 41)]
 DEPTHS = [1, 1, 2, 1]

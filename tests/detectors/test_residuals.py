@@ -67,6 +67,16 @@ def test_npr_looks_at_the_residual_of_the_resized_normalised_picture(
     assert detector.predict(image, views=(), tiles=0).logit == pytest.approx(wanted, abs=1e-4)
 
 
+@pytest.mark.parametrize("size", [(300, 357), (256, 256), (101, 260)])
+def test_npr_of_whole_pictures_leaves_out_an_odd_row_or_column(tmp_path: Path, size: tuple[int, int]) -> None:
+    net, image = trunk(1), picture(*size)
+    with torch.no_grad():
+        seen = normalised(image, IMAGENET)[:, :, : size[0] // 2 * 2, : size[1] // 2 * 2]
+        wanted = float(net(npr(seen)))
+    detector = fakedet.load(detector="npr_whole", weights=saved(net.state_dict(), tmp_path))
+    assert detector.predict(image, views=(), tiles=0).logit == pytest.approx(wanted, abs=1e-4)
+
+
 @pytest.mark.parametrize("size", [(300, 257), (224, 224), (100, 260), (90, 40)])
 def test_npr_of_genimage_repeats_small_pictures(tmp_path: Path, size: tuple[int, int]) -> None:
     net, image = trunk(1), picture(*size)

@@ -28,7 +28,7 @@ Pixels = NDArray[np.uint8]
 POLICIES = {"crop": 1, "multi-crop": 5, "resize": 1}  # Views that each evaluation policy takes of an image
 RESIZES = {name: InterpolationMode(name) for name in ("bilinear", "bicubic", "lanczos")}
 CUTS = {"centre": 1, "middle": 1, "five": 5, "ten": 10, "grid": 5}  # Views of the last of a policy's torchvision steps
-STEP = r"(shorter|square|enlarge)([1-9]\d{1,3})-([a-z]+)|(centre|middle|five|ten|tile)|(whole|grid)([1-9]\d{1,3})"
+STEP = r"(shorter|square|enlarge)([1-9]\d{1,3})-([a-z]+)|(centre|middle|five|ten|tile)|(whole|grid|tile)([1-9]\d{1,3})"
 LONGEST_RATIO = 16  # Images are cut to this aspect ratio before resizing: one of a single row would grow to gigabytes
 # Pixels by which the augmented region exceeds the crop: two JPEG blocks, so that the crop begins anywhere in the JPEG
 # grid and contains no border of a blur.
@@ -55,9 +55,10 @@ def evaluation_views(image: Pixels, size: int, policy: str) -> list[Pixels]:
       detector looks for; it serves comparisons with detectors that were evaluated in this way.
     * torchvision's own steps, for detectors that were published with them, joined by "+": ``shorter256-bicubic``
       resizes the shorter side, ``square256-bilinear`` both, whatever the shape, and ``enlarge256-bicubic`` the shorter
-      side if it is less, all through PIL; ``tile`` repeats a picture until no side is below ``size``; then ``centre``
-      cuts out the centre, padded with zeros, ``middle`` the same as albumentations rounds it, ``five`` the four corners
-      and the centre, ``ten`` these and their mirror images.
+      side if it is less, all through PIL; ``square224-opencv`` goes through OpenCV, bilinear without smoothing before;
+      ``tile`` repeats a picture until no side is below ``size``, ``tile256`` below 256 pixels. Then ``centre`` cuts out
+      the centre, padded with zeros, ``middle`` the same as albumentations rounds it, ``five`` the four corners and the
+      centre, ``ten`` these and their mirror images.
     * ``grid14``, last: ``five`` squares of whole patches of 14 pixels, counted from the upper left, as B-Free takes
       them; a picture that is smaller on any side is repeated to the right and below, and its upper left is seen.
     * ``whole2048``, last: all of the picture, of any shape; of one with a longer side, the middle 2048 pixels of it.
@@ -92,7 +93,7 @@ def steps_of(policy: str) -> tuple[tuple[str, int, str], ...] | None:
     steps = []
     for step in policy.split("+"):
         found = re.fullmatch(STEP, step)
-        if found is None or (found[3] and found[3] not in RESIZES):
+        if found is None or (found[3] and found[3] not in (*RESIZES, *("opencv",) * (found[1] == "square"))):
             raise UserError(f"data.eval_policy: '{policy}' is not known; {nearest(policy, POLICIES)}, or torchvision's "
                             "steps, such as shorter256-bicubic+centre or square224-bilinear")  # fmt: skip
         steps.append((found[1] or found[4] or found[5], int(found[2] or found[6] or 0), found[3] or ""))
@@ -127,32 +128,44 @@ def check_policy(policy: str, size: int) -> None:
 def _torchvision_views(image: Pixels, size: int, steps: tuple[tuple[str, int, str], ...]) -> list[Pixels]:
     """Take the views as the evaluation code of most published detectors does: PIL images through torchvision."""
     picture: Any = Image.fromarray(np.ascontiguousarray(image))
-    for name, wanted, interpolation in steps:
-        if name in CUTS:
-            break
-        if name == "tile":
-            again = [-(-size // side) for side in picture.size[::-1]]
-            picture = Image.fromarray(np.tile(np.asarray(picture), (*again, 1)))
-            continue
-        if name == "whole":
-            return [np.asarray(tv.center_crop(picture, [min(side, wanted) for side in picture.size[::-1]]))]
-        mode = RESIZES[interpolation]
-        if name == "square":
-            picture = tv.resize(picture, [wanted, wanted], mode)
-        elif name == "shorter" or min(picture.size) < wanted:
-            # One that is resized to a ribbon of gigabytes is cut before; published code would fail on it.
-            longest = LONGEST_RATIO * min(picture.size)
-            picture = tv.center_crop(picture, [min(side, longest) for side in picture.size[::-1]])
-            picture = tv.resize(picture, [wanted], mode)
+    for step in steps:
+        picture = _resized(picture, size, *step)
     return _last_views(picture, size, *steps[-1][:2])
 
 
-def _last_views(picture: Any, size: int, last: str, patch: int) -> list[Pixels]:
+def _resized(picture: Any, size: int, name: str, wanted: int, interpolation: str) -> Any:
+    """Do one of torchvision's steps that resize or repeat; others leave the picture as it is."""
+    if name == "tile":
+        return _tiled(picture, wanted or size)
+    if name == "square" and interpolation == "opencv":
+        return Image.fromarray(cv2.resize(np.asarray(picture), (wanted, wanted)))
+    if name == "square":
+        return tv.resize(picture, [wanted, wanted], RESIZES[interpolation])
+    if name == "shorter" or (name == "enlarge" and min(picture.size) < wanted):
+        # One that is resized to a ribbon of gigabytes is cut before; published code would fail on it.
+        longest = LONGEST_RATIO * min(picture.size)
+        picture = tv.center_crop(picture, [min(side, longest) for side in picture.size[::-1]])
+        return tv.resize(picture, [wanted], RESIZES[interpolation])
+    return picture
+
+
+def _tiled(picture: Any, least: int) -> Any:
+    """Repeat a picture, whole, to the right and below, until no side is below ``least`` pixels."""
+    if min(picture.size) >= least:
+        return picture
+    longest = LONGEST_RATIO * least  # a row of a million pixels would grow to gigabytes
+    pixels = np.asarray(tv.center_crop(picture, [min(side, longest) for side in picture.size[::-1]]))
+    return Image.fromarray(np.tile(pixels, [*(-(-least // side) for side in pixels.shape[:2]), 1]))
+
+
+def _last_views(picture: Any, size: int, last: str, wanted: int) -> list[Pixels]:
     """Take the views of the last of torchvision's steps."""
     if last == "square":
         return [np.asarray(picture)]
+    if last == "whole":
+        return [np.asarray(tv.center_crop(picture, [min(side, wanted) for side in picture.size[::-1]]))]
     if last == "grid":
-        return _on_grid(np.asarray(picture), size, patch)
+        return _on_grid(np.asarray(picture), size, wanted)
     if last == "centre":
         return [np.asarray(tv.center_crop(picture, [size, size]))]
     if last == "middle":

@@ -69,3 +69,31 @@ def _with_batch_axis(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give the two embeddings of a vision transformer the shapes that timm's have: (1, 1, D) and (1, N, D)."""
     wide = ("cls_token", "pos_embed")
     return {key: value.reshape(1, -1, value.shape[-1]) if key in wide else value for key, value in state.items()}
+
+
+def from_effort(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Fold Effort's weights into those of timm's CLIP, and name its classifier "head" (Yan et al., ICML 2025).
+
+    In each attention a linear layer's matrix is kept as ``weight_main`` + U S V, of which only the last singular values
+    were trained. Both of its trainings are read: that of DeepfakeBench, and that of UniversalFakeDetect, whose file
+    holds CLIP's text tower as well. A file without such weights is returned with few names, and fits no model.
+    """
+    found: dict[str, Tensor] = {}
+    for key, value in state.items():
+        within = re.fullmatch(r"(?:module\.)?(?:backbone|model\.vision_model)\.(.+)", key)
+        head = re.fullmatch(r"(?:module\.)?(?:head|fc)\.(weight|bias)", key)
+        if within or head:
+            found[within[1] if within else f"head.{head[1]}"] = value  # type: ignore[index]
+    for key in [name for name in found if name.endswith(".weight_main")]:
+        layer = key.removesuffix(".weight_main")
+        low, scale, high = (found.pop(f"{layer}.{part}_residual") for part in "USV")
+        found[f"{layer}.weight"] = found.pop(key) + (low * scale) @ high
+    made: dict[str, Tensor] = {}
+    for key, value in found.items():
+        if re.search(r"\.(?:k|v)_proj\.|\.[SUV]_r$|position_ids$", key):
+            continue
+        if ".q_proj." in key:
+            value = torch.cat([found[key.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"])
+            key = key.replace(".self_attn.q_proj.", ".attn.qkv.")
+        made[_renamed(key, HUGGING_FACE_CLIP)] = value
+    return _with_batch_axis(made)

@@ -80,7 +80,11 @@ def load_published(
                         f"from {settings['fetch']}, and pass weights=FILE")  # fmt: skip
     state = _read(weights, name)
     if settings.get("convert"):
-        state = target_of({"_target_": settings["convert"]}, "detector.convert")(state)
+        convert = target_of({"_target_": settings["convert"]}, "detector.convert")
+        try:
+            state = convert(state)
+        except (LookupError, RuntimeError) as error:  # a part of another name or shape
+            raise UserError(f"weights={weights} is no file of detector={name}: {one_line(error)[:300]}") from error
     state = _renamed(state, settings)
     model = dict(settings["model"])
     if backbone is None and settings.get("backbone"):

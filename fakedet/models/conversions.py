@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 HUGGING_FACE_CLIP = (  # names within Hugging Face's CLIP vision model → timm's
@@ -97,3 +98,24 @@ def from_effort(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             key = key.replace(".self_attn.q_proj.", ".attn.qkv.")
         made[_renamed(key, HUGGING_FACE_CLIP)] = value
     return _with_batch_axis(made)
+
+
+def from_dda(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Fold DDA's low-rank parts into timm's DINOv2 for images of 336 pixels (Chen et al., NeurIPS 2025).
+
+    A linear layer is its original one + B A / 8, of rank 8. DINOv2's positions, 37 × 37, are resized to 24 × 24 as its
+    own code does, by a scale that is a tenth of a place larger, and not as timm does. The classifier is named "head".
+    """
+    found = {re.sub(r"^(?:module\.)?base_model\.(?:model\.)?", "", key): value for key, value in state.items()}
+    for key in [name for name in found if name.endswith(".lora.lora_A")]:
+        layer = key.removesuffix(".lora.lora_A")
+        added = found.pop(f"{layer}.lora.lora_B") @ found.pop(key) / 8
+        found[f"{layer}.original_layer.weight"] = found[f"{layer}.original_layer.weight"] + added
+    made = {re.sub(r"^fc\.", "head.", key.replace(".original_layer.", ".")): value for key, value in found.items()}
+    made.pop("mask_token", None)
+    if "pos_embed" in made and made["pos_embed"].shape[1] == 1 + 37**2:
+        first, places = made["pos_embed"].split([1, 37**2], dim=1)
+        grid, scale = places.mT.unflatten(-1, (37, 37)), (24 + 0.1) / 37
+        resized = F.interpolate(grid, scale_factor=(scale, scale), mode="bicubic", antialias=False)
+        made["pos_embed"] = torch.cat([first, resized.flatten(2).mT], dim=1)
+    return made

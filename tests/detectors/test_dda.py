@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from naive import CLIP, centre, normalised, picture, saved
-from plain_vit import embed, random_vit
 from torch import Tensor
 
 import fakedet
 from fakedet.build import build_encoder
 from fakedet.published import settings_of
+from tests.detectors.naive import CLIP, centre, normalised, picture, saved
+from tests.detectors.plain_vit import embed, random_vit
 
 SIZES = [(400, 357), (336, 336), (100, 360)]
 WIDTH = 64

@@ -77,4 +77,4 @@ def test_settings_of_a_training_beside_the_weights_are_passed_over(tmp_path: Pat
     with torch.no_grad():
         wanted = float(net(normalised(centre(image, 224), IMAGENET)))
     found = fakedet.load(detector="cnndetection", weights=file)
-    assert found.predict(image, views=(), tiles=0).logit == pytest.approx(wanted, abs=1e-4)
+    assert found.predict(image, views=(), tiles=0).logit == pytest.approx(wanted, rel=1e-5)

@@ -104,7 +104,8 @@ class CheckpointInfo:
         try:
             check_policy(content["eval_policy"], content["crop_size"])
         except UserError as error:
-            raise UserError(f"{path} is damaged: {str(error).replace('data.eval_policy', 'eval_policy')}") from error
+            told = str(error).replace("data.eval_policy", "'eval_policy' in it")
+            raise UserError(f"{path} is damaged: {told}") from error
         if content.get("operating_point") is not None:
             _check_operating_point(content["operating_point"], path)
         return cls(**content)

@@ -126,46 +126,54 @@ class Cell(NamedTuple):
 
     metric: str
     set: str  # or "mean"
+    n: tuple[int, int]  # photographs and fakes that it was measured on; of a mean, of all sets together
     own: Interval
     published: float  # NaN where none was
     source: str
 
     @property
-    def texts(self) -> tuple[str, str, str, str, str, str]:
-        """The cell as text: metric, set, value with interval, published value, difference, source."""
+    def texts(self) -> tuple[str, ...]:
+        """The cell as text, as :data:`HEADS` names it."""
         other = ("", "")
         if not math.isnan(self.published):
             other = (f"{self.published:g}", f"{self.own.value - self.published:+.1f}")
-        return self.metric, self.set, self.own.text(".1f"), *other, self.source
+        return self.metric, self.set, "{} + {}".format(*self.n), self.own.text(".1f"), *other, self.source
 
 
-HEADS = ("metric", "set", "ours, %", "published, %", "difference", "source")
+HEADS = ("metric", "set", "real + fake", "ours, %", "published, %", "difference", "source")
 
 
 def beside_published(
-    measured: Mapping[str, Mapping[str, Interval]], benchmark: Benchmark, names: Sequence[str]
-) -> list[Cell]:
+    measured: Mapping[str, Mapping[str, Interval]], sizes: Mapping[str, tuple[int, int]], benchmark: Benchmark,
+    names: Sequence[str],
+) -> list[Cell]:  # fmt: skip
     """Set measured values beside those that were published of the same detector.
 
     Args:
         measured: of :func:`measure`.
+        sizes: photographs and fakes of each set that was measured, and of all as "mean".
         benchmark: names its sets; folders whose names differ in capitals alone are the same.
         names: what the detector is called in the published table; empty for one that is not there.
 
     Returns:
-        A cell for each measured value, or several if several sources published one.
+        A cell for each measured value, or several if several sources published one; published means only where they
+        are of the very sets that were measured.
     """
-    order = {name.lower(): name for name in [*benchmark.sets, MEAN]}
+    order = {name.lower(): name for name in benchmark.sets}
     cells = []
     for metric, values in measured.items():
         folded = {name.lower(): name for name in values}
         known = benchmark.table[benchmark.table["detector"].isin(names) & (benchmark.table["metric"] == metric)]
-        for key in [*(key for key in order if key in folded), *(key for key in folded if key not in order)]:
+        others = [key for key in folded if key not in order and key != MEAN]
+        for key in [*(key for key in order if key in folded), *others, MEAN]:
             name, own = order.get(key, folded[key]), values[folded[key]]
             rows = known.dropna(subset=name) if name in known else known[:0]
+            if key == MEAN:
+                rows = rows[[{*row[benchmark.sets].dropna().index.str.lower()} == {*folded} - {MEAN}
+                             for _, row in rows.iterrows()]]  # fmt: skip
             given = [(float(row[name]), str(row["source"])) for _, row in rows.iterrows()]
             percent = Interval(*(100 * number for number in (own.value, own.low, own.high)))
-            cells += [Cell(metric, name, percent, *one) for one in given or [(math.nan, "")]]
+            cells += [Cell(metric, name, sizes[folded[key]], percent, *one) for one in given or [(math.nan, "")]]
     return cells
 
 
@@ -201,7 +209,7 @@ def page(benchmark: Benchmark, cells: Sequence[Cell], detector: str, scored: str
     lines += [f"Scored as {scored} pixels; 95 % intervals over groups of pictures."]
     if missing := [name for name in benchmark.sets if name not in found]:
         lines += ["", f"Not in this folder: {', '.join(missing)}."]
-    lines += ["", f"| {' | '.join(HEADS)} |", "|---|---|---:|---:|---:|---|"]
+    lines += ["", f"| {' | '.join(HEADS)} |", "|---|---|---:|---:|---:|---:|---|"]
     lines += [f"| {' | '.join(cell.texts)} |" for cell in cells]
     lines += ["", *(f"- {key}: {METRICS[key]}" for key in dict.fromkeys(cell.metric for cell in cells))]
     for metric in METRICS:
@@ -239,9 +247,14 @@ def score_benchmark(config: DictConfig, overrides: list[str]) -> tuple[Benchmark
     if config.get("detector"):
         measured.pop("acc_threshold", None)  # the same as the accuracy
     names = (plain(config.get("detector")) or {}).get("published_as") or ()
-    cells = beside_published(measured, benchmark, names)
-    rows = [{"metric": cell.metric, "set": cell.set, **vars(cell.own), "published": cell.published,
-             "difference": cell.own.value - cell.published, "source": cell.source} for cell in cells]  # fmt: skip
+    counts = {name: (entry["n_real"], entry["n_fake"]) for name, entry in metrics["per_generator"].items()}
+    counts[MEAN] = (int((frame["label"] == 0).sum()), int((frame["label"] == 1).sum()))
+    cells = beside_published(measured, counts, benchmark, names)
+    rows = [
+        {"metric": cell.metric, "set": cell.set, "n_real": cell.n[0], "n_fake": cell.n[1], **vars(cell.own),
+         "published": cell.published, "difference": cell.own.value - cell.published, "source": cell.source}
+        for cell in cells
+    ]  # fmt: skip
     with replacing(folder / "benchmark.csv") as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False, float_format="%.3f")
     told = page(benchmark, cells, method_of(config), f"{info['eval_policy']} of {info['crop_size']}")

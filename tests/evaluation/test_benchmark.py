@@ -10,7 +10,8 @@ from sklearn.metrics import accuracy_score, average_precision_score
 
 from fakedet.cli.app import launch
 from fakedet.errors import UserError
-from fakedet.evaluation.benchmark import read_benchmark
+from fakedet.evaluation.benchmark import beside_published, read_benchmark
+from fakedet.metrics.bootstrap import Interval
 
 NAMES = ["forensynths", "universalfakedetect", "genimage", "drct", "synthbuster", "chameleon", "aigibench",
          "aigcdetectbenchmark", "wildrf", "community_forensics", "ai_genbench"]  # fmt: skip
@@ -71,6 +72,7 @@ def test_the_numbers_are_those_of_scikit_learn_over_each_set(name: str, tmp_path
         elif name not in ("drct", "synthbuster"):
             reals = reals[reals["generator"] == one]
         both = pd.concat([fakes, reals])
+        assert (found["ap", one].n_real, found["ap", one].n_fake) == (len(reals), len(fakes))
         accuracies.append(100 * accuracy_score(both["label"], both["score"] > 0.5))
         assert found["acc", one].value == pytest.approx(accuracies[-1], abs=2e-3)
         assert found["ap", one].value == pytest.approx(
@@ -105,6 +107,8 @@ def test_published_figures_of_the_same_detector_stand_beside_and_the_difference_
     assert dict(zip(rows["source"], rows["published"], strict=True)) == {
         "NPR's README": 99.8, "RINE's result files": 100.0}  # fmt: skip
     assert (table["difference"] - (table["value"] - table["published"])).abs().max() < 2e-3
+    # The published means are over other sets.
+    assert table.loc[table["set"] == "mean", "published"].isna().all()
     assert set(table["metric"]) == {"acc", "ap", "auc"}  # its own threshold is that of its publication
 
 
@@ -145,3 +149,18 @@ def test_a_benchmark_of_ones_own_is_a_yaml_file_and_a_table(tmp_path: Path) -> N
     (tmp_path / "ours.csv").write_text("detector,a\nX,50\n", encoding="utf-8")
     with pytest.raises(UserError, match="its table begins with detector,metric,source"):
         read_benchmark(str(tmp_path / "ours.yaml"))
+
+
+def test_a_published_mean_stands_beside_a_mean_over_the_same_sets_alone(tmp_path: Path) -> None:
+    (tmp_path / "ours.yaml").write_text(
+        "{title: Ours, paper: none, data: here, licence: CC0, root: x, layout: generators, protocol: [one]}",
+        encoding="utf-8")  # fmt: skip
+    (tmp_path / "ours.csv").write_text("detector,metric,source,A,b,mean\nX,acc,us,50,60,55\n", encoding="utf-8")
+    benchmark = read_benchmark(str(tmp_path / "ours.yaml"))
+    half = Interval(0.5, 0.4, 0.6)
+    for sets, wanted in ((["a", "b"], 55.0), (["a"], None), (["a", "b", "c"], None)):
+        measured = {"acc": {**dict.fromkeys(sets, half), "mean": half}}
+        cells = beside_published(measured, dict.fromkeys([*sets, "mean"], (1, 2)), benchmark, ["X"])
+        assert cells[0].set == "A"
+        assert cells[-1].set == "mean"
+        assert (None if np.isnan(cells[-1].published) else cells[-1].published) == wanted

@@ -153,7 +153,8 @@ def beside_published(
         measured: of :func:`measure`.
         sizes: photographs and fakes of each set that was measured, and of all as "mean".
         benchmark: names its sets; folders whose names differ in capitals alone are the same.
-        names: what the detector is called in the published table; empty for one that is not there.
+        names: what the detector is called in the published table, or "NAME / SOURCE" where only that source's row is of
+            these weights; empty for one that is not there.
 
     Returns:
         A cell for each measured value, or several if several sources published one; published means only where they
@@ -163,7 +164,9 @@ def beside_published(
     cells = []
     for metric, values in measured.items():
         folded = {name.lower(): name for name in values}
-        known = benchmark.table[benchmark.table["detector"].isin(names) & (benchmark.table["metric"] == metric)]
+        table = benchmark.table
+        is_named = table["detector"].isin(names) | (table["detector"] + " / " + table["source"]).isin(names)
+        known = table[is_named & (table["metric"] == metric)]
         others = [key for key in folded if key not in order and key != MEAN]
         for key in [*(key for key in order if key in folded), *others, MEAN]:
             name, own = order.get(key, folded[key]), values[folded[key]]

@@ -3,14 +3,17 @@
 import argparse
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import torchvision
 from PIL import Image
 
 import fakedet
+from fakedet.published import settings_of
 from tests.detectors.naive import IMAGENET, centre, normalised, picture, saved, with_random_statistics
 
+DETECTORS = Path(__file__).parents[2] / "conf" / "detector"
 SIZES = [(300, 257), (224, 224), (100, 260)]
 
 
@@ -78,3 +81,18 @@ def test_settings_of_a_training_beside_the_weights_are_passed_over(tmp_path: Pat
         wanted = float(net(normalised(centre(image, 224), IMAGENET)))
     found = fakedet.load(detector="cnndetection", weights=file)
     assert found.predict(image, views=(), tiles=0).logit == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("path", sorted(DETECTORS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_names_its_source_licence_and_rows_of_published_tables(path: Path) -> None:
+    settings = settings_of(path.stem)
+    assert settings["name"] == path.stem
+    for key in ("paper", "source", "licence", "file", "fetch", "crop_size", "eval_policy", "threshold", "trained_on"):
+        assert settings[key], key
+    names = set()
+    for table in DETECTORS.parents[1].glob("fakedet/benchmarks/*.csv"):
+        rows = pd.read_csv(table)
+        names |= {*rows["detector"], *(rows["detector"] + " / " + rows["source"])}
+    assert set(settings["published_as"]) <= names
+    with pytest.raises(fakedet.UserError, match=r"needs its authors' weights: fetch .* and pass weights=FILE"):
+        fakedet.load(detector=path.stem)

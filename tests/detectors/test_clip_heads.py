@@ -113,6 +113,7 @@ def test_rine_weighs_the_class_tokens_of_clips_blocks(
         assert detector.predict(image, views=(), tiles=0).logit == pytest.approx(wanted, rel=1e-4, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_rine_of_latent_diffusion_takes_the_mean_logit_of_ten_crops(tmp_path: Path, backbone: Path) -> None:
     torch.manual_seed(0)
     trained, image = Rine(2, 4, 1024).eval(), picture(300, 257)

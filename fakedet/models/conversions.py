@@ -23,55 +23,6 @@ OPENAI_CLIP = (  # names within OpenAI's CLIP vision model → timm's
 )  # fmt: skip
 
 
-def from_c2p_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Name the weights of C2P-CLIP's vision model as timm's, and its classifier "classifier.linear" (Tan et al., 2025).
-
-    A file without such weights is returned with few names, and fits no model.
-    """
-    made: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if key.startswith("model.vision_model.") and not re.search(r"\.[kv]_proj\.|position_ids$", key):
-            if ".q_proj." in key:
-                value = torch.cat([state[key.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"])
-                key = key.replace(".self_attn.q_proj.", ".attn.qkv.")
-            made[_renamed(key.removeprefix("model.vision_model."), HUGGING_FACE_CLIP)] = value
-        elif key == "model.visual_projection.weight":
-            made |= {"head.weight": value, "head.bias": torch.zeros(len(value))}
-        elif key.startswith("model.fc."):
-            made[key.replace("model.fc.", "classifier.linear.")] = value
-    return _with_batch_axis(made)
-
-
-def from_drct_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Name the weights of DRCT's CLIP as timm's, below "model" (Chen et al., ICML 2024); its text tower is left out.
-
-    CLIP's projection and the linear layer after it have nothing between them, and become one. A file without such
-    weights is returned with few names, and fits no model.
-    """
-    made: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if key.startswith("model.model.visual."):
-            made[_renamed(key.removeprefix("model.model.visual."), OPENAI_CLIP)] = value
-        elif key.startswith("model.fc."):
-            made[key.replace("model.fc.", "head.")] = value
-    if {"proj", "head.weight"} <= made.keys():
-        made["head.weight"] = (made["head.weight"].double() @ made.pop("proj").double().T).float()
-    outer = {key: value for key, value in state.items() if key.startswith("fc.")}
-    return {f"model.{key}": value for key, value in _with_batch_axis(made).items()} | outer
-
-
-def _renamed(key: str, table: tuple[tuple[str, str], ...]) -> str:
-    for pattern, replacement in table:
-        key = re.sub(pattern, replacement, key)
-    return key
-
-
-def _with_batch_axis(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the two embeddings of a vision transformer the shapes that timm's have: (1, 1, D) and (1, N, D)."""
-    wide = ("cls_token", "pos_embed")
-    return {key: value.reshape(1, -1, value.shape[-1]) if key in wide else value for key, value in state.items()}
-
-
 def from_effort(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Fold Effort's weights into those of timm's CLIP, and name its classifier "head" (Yan et al., ICML 2025).
 
@@ -89,15 +40,7 @@ def from_effort(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         layer = key.removesuffix(".weight_main")
         low, scale, high = (found.pop(f"{layer}.{part}_residual") for part in "USV")
         found[f"{layer}.weight"] = found.pop(key) + (low * scale) @ high
-    made: dict[str, Tensor] = {}
-    for key, value in found.items():
-        if re.search(r"\.(?:k|v)_proj\.|\.[SUV]_r$|position_ids$", key):
-            continue
-        if ".q_proj." in key:
-            value = torch.cat([found[key.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"])
-            key = key.replace(".self_attn.q_proj.", ".attn.qkv.")
-        made[_renamed(key, HUGGING_FACE_CLIP)] = value
-    return _with_batch_axis(made)
+    return _of_hugging_face({key: value for key, value in found.items() if not re.search(r"\.[SUV]_r$", key)})
 
 
 def from_dda(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -119,3 +62,54 @@ def from_dda(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         resized = F.interpolate(grid, scale_factor=(scale, scale), mode="bicubic", antialias=False)
         made["pos_embed"] = torch.cat([first, resized.flatten(2).mT], dim=1)
     return made
+
+
+def from_c2p_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name the weights of C2P-CLIP's vision model as timm's, and its classifier "classifier.linear" (Tan et al., 2025).
+
+    A file without such weights is returned with few names, and fits no model.
+    """
+    inner = "model.vision_model."
+    made = _of_hugging_face({key.removeprefix(inner): value for key, value in state.items() if key.startswith(inner)})
+    if (projection := state.get("model.visual_projection.weight")) is not None:
+        made |= {"head.weight": projection, "head.bias": torch.zeros(len(projection))}
+    layer = {key: value for key, value in state.items() if key.startswith("model.fc.")}
+    return made | {key.replace("model.fc.", "classifier.linear."): value for key, value in layer.items()}
+
+
+def from_drct_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name the weights of DRCT's CLIP as timm's, below "model" (Chen et al., ICML 2024); its text tower is left out.
+
+    CLIP's projection and the linear layer after it have nothing between them, and become one. A file without such
+    weights is returned with few names, and fits no model.
+    """
+    made: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if key.startswith("model.model.visual."):
+            made |= _named(key.removeprefix("model.model.visual."), value, OPENAI_CLIP)
+        elif key.startswith("model.fc."):
+            made[key.replace("model.fc.", "head.")] = value
+    if {"proj", "head.weight"} <= made.keys():
+        made["head.weight"] = (made["head.weight"].double() @ made.pop("proj").double().T).float()
+    outer = {key: value for key, value in state.items() if key.startswith("fc.")}
+    return {f"model.{key}": value for key, value in made.items()} | outer
+
+
+def _of_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name the weights of Hugging Face's CLIP vision model as timm's, with queries, keys and values in one matrix."""
+    made: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if re.search(r"\.[kv]_proj\.|position_ids$", key):
+            continue
+        if ".q_proj." in key:
+            value = torch.cat([state[key.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"])
+            key = key.replace(".self_attn.q_proj.", ".attn.qkv.")
+        made |= _named(key, value, HUGGING_FACE_CLIP)
+    return made
+
+
+def _named(key: str, value: Tensor, table: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
+    """Give a weight timm's name, and the two embeddings of a vision transformer timm's shapes: (1, 1, D), (1, N, D)."""
+    for pattern, replacement in table:
+        key = re.sub(pattern, replacement, key)
+    return {key: value.reshape(1, -1, value.shape[-1]) if key in ("cls_token", "pos_embed") else value}

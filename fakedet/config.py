@@ -237,6 +237,7 @@ def expand_encoders(arguments: list[str]) -> list[str]:
 MISSING_HINTS = {
     "data.manifest": "a parquet or CSV table with the columns path, label, generator; data=demo has its own",
     "source": "the images: a file, a folder, a table ..., see --help",
+    "name": "a benchmark, such as forensynths or genimage; docs/benchmarks.md lists them",
     "output": "the file to write",
     "predictions": "a predictions.parquet that `fakedet train` or `evaluate` wrote, or a list of them",
     "output_dir": "the folder to write into",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fakedet.errors import UserError, one_line
+from fakedet.shipped import unreachable
 
 PREFIX = "hf://"
 FILE = "detector.safetensors"
@@ -32,10 +33,11 @@ def fetch(name: str) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     repository, revision = repository_of(name)
+    why = unreachable()  # else the client would try for half a minute
     try:
-        return Path(hf_hub_download(repository, FILE, revision=revision))
+        return Path(hf_hub_download(repository, FILE, revision=revision, local_files_only=bool(why)))
     except LocalEntryNotFoundError as error:
-        raise UserError(f"{name} is not in the hub's cache, and the hub does not answer: {one_line(error)[:200]}. On a "
+        raise UserError(f"{name} is not in the hub's cache, and the hub does not answer ({why or 'no network'}). On a "
                         f"machine with a network, fetch {FILE} of it, and pass checkpoint=FILE") from error  # fmt: skip
     except Exception as error:  # whatever the hub's client and the network raise
         raise UserError(f"{name}: the hub has no {FILE} there that can be read: {one_line(error)[:200]}") from error

@@ -19,7 +19,7 @@ from typing import Any
 import hydra
 import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from fakedet.checkpoint import CheckpointInfo, Model, TrainingData, load_detector
@@ -39,6 +39,8 @@ def open_method(config: DictConfig) -> Detector:
     UserError as in :func:`fakedet.checkpoint.load_detector` and :func:`load_published`.
     """
     if published := config.get("detector"):  # the group's key is missing where it is null
+        if OmegaConf.select(config, "checkpoint", throw_on_missing=False) is not None:
+            raise UserError(f"checkpoint={config.checkpoint} and detector={published.name}: name one of them")
         return load_published(plain(published), config.weights, config.backbone)
     if config.weights:
         raise UserError("weights=FILE is of a published detector: name it too, as in detector=univfd")
@@ -168,8 +170,8 @@ def _read(file: str | os.PathLike[str], name: str) -> dict[str, Tensor]:
         with torch.serialization.safe_globals([argparse.Namespace]):  # its settings, which hold plain values
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file makes the reader raise
-        raise UserError(f"weights={path} cannot be read as a PyTorch file of tensors and plain values: "
-                        f"{one_line(error)[:300]}") from error  # fmt: skip
+        raise UserError(f"weights={path} is no PyTorch file of tensors and plain values: it is damaged, of another "
+                        "kind, or names code, which is refused") from error  # fmt: skip
     while isinstance(content, dict) and not any(isinstance(value, Tensor) for value in content.values()):
         within = [key for key in ("state_dict", "model_state_dict", "model", "net") if key in content]
         content = content[within[0]] if within else None

@@ -11,8 +11,8 @@ ROOT = Path(fakedet.__file__).parent
 # From the ground up. A module imports what stands on a lower level, and its own package; never sideways or up.
 LEVELS = (
     {"errors", "benchmarks"},
-    {"utils", "losses", "metrics", "shipped", "hub"},
-    {"models", "pages"},
+    {"utils", "losses", "metrics", "shipped"},
+    {"models", "pages", "hub"},
     {"methods", "data"},
     {"config"},
     {"checkpoint"},

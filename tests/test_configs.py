@@ -76,7 +76,15 @@ FROZEN = [
     "model.encoder.input_size=160",
     "model.encoder.levels=[-1]",
 ]
+TINY = ["model.encoder.pretrained=false", "model.encoder.name=test_vit", "data.crop_size=160"]
 STAND_INS = {
+    **{name: [*TINY, "model.encoder.weights=null"] for name in ("attentive_probe", "lora", "norm_tuned")},
+    "effort": TINY,
+    "linear_probe": FROZEN,
+    "ntf_paper": [
+        f"{node}.encoder.{value}" for node in ("model", "stage1") for value in ("pretrained=false", "name=resnet10t")
+    ]
+    + ["data.num_workers=0", "trainer.precision=32-true"],
     "frozen": FROZEN,
     "ntf_frozen": FROZEN,
     "cnndet": ["model.encoder.pretrained=false", "model.encoder.name=resnet10t"],

@@ -42,6 +42,7 @@ from fakedet.detector import (
     shown_path,
 )
 from fakedet.errors import UserError
+from fakedet.shipped import DEFAULT
 from fakedet.utils import bar, plain, provenance, threads, write_json
 
 log = logging.getLogger("fakedet")
@@ -93,6 +94,8 @@ def open_detector(config: DictConfig, *positive: str) -> tuple[Detector, Rules]:
         if config[key] < 1:
             raise UserError(f"{key}={config[key]}: must be at least 1")
     rules = Rules(config.false_alarm, config.miss, tuple(str(view) for view in config.views), config.tiles)
+    if config.get("detector") and config.checkpoint != DEFAULT:
+        raise UserError(f"checkpoint={config.checkpoint} and detector={config.detector.name}: name one of them")
     detector = load(config.checkpoint, config.device, config.trust, config.backbone,
                     detector=plain(config.get("detector")), weights=config.weights)  # fmt: skip
     point = detector.require_operating_point()

@@ -219,11 +219,9 @@ def index_folder(
                 "skip_unreadable=true. What was read so far is kept"
             )
         if not state.files:
-            what = f"{state.others} files of other kinds" if state.others else "no files at all"
+            what = f" but {state.others} files of other kinds" if state.others else ", and no other files"
             aside = f" ({left})" if (left := describe_left_behind(state.left_behind)) else ""
-            raise UserError(
-                f"{root}: there are no images (jpg, png, webp, bmp, tif, ...) but {what}{aside}; is it mounted?"
-            )
+            raise UserError(f"{root}: there are no images (jpg, png, webp, bmp, tif, ...){what}{aside}; is it mounted?")
         return index_store(store, state, root, manifest, settings)
 
 

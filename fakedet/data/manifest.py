@@ -99,6 +99,8 @@ def load_manifest(
     own = path.parent if written is None else (path.parent / os.fsdecode(written)).resolve()
     if SHARDS_KEY in metadata or INSIDE_KEY in metadata:
         location = str(own if root is None else root)
+        if INSIDE_KEY in metadata and "://" not in location and not os.path.isdir(location):
+            raise UserError(f"data.root={location}: there is no such folder; it is to hold the parquet files of {path}")
         found = check_manifest(table, path, path.parent, allow_group_leak, split_seed, location, probe=False)
         return replace(found, inside=json.loads(metadata[INSIDE_KEY])) if INSIDE_KEY in metadata else found
     return check_manifest(table, path, own if root is None else Path(root), allow_group_leak, split_seed)

@@ -20,13 +20,15 @@ from hydra import compose
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fakedet.data.index import Settings, index_source
+from fakedet.data.manifest import load_manifest
 from fakedet.errors import UserError, nearest
 from fakedet.evaluation.evaluate import evaluate
 from fakedet.evaluation.predictions import called_fake, read_predictions
-from fakedet.metrics.bootstrap import Interval, percentile_interval
+from fakedet.metrics.bootstrap import Interval, share_interval
 from fakedet.metrics.decisions import accuracies
 from fakedet.metrics.pairing import group_cells, real_counterparts
-from fakedet.utils import plain, replacing
+from fakedet.published import open_method
+from fakedet.utils import open_folder, plain, replacing
 
 log = logging.getLogger("fakedet")
 
@@ -46,7 +48,7 @@ class Benchmark:
     name: str
     facts: dict[str, Any]
     """title, paper, data (where they are to be had), licence, root (what data.root is to name), protocol (sentences);
-    layout, split and group, as `fakedet index` takes them."""
+    layout, split and group, as `fakedet index` takes them; shared_reals, whether all sets have the same photographs."""
     table: pd.DataFrame
     """Published figures: detector, metric, source, and a column in per cent, or NaN, for each set, "mean" the last."""
 
@@ -65,7 +67,9 @@ def read_benchmark(name: str) -> Benchmark:
              if path.name.endswith(".yaml")}  # fmt: skip
     path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else Path(str(known.get(name, "")))
     if not path.is_file():
-        raise UserError(f"name={name}: there is no such benchmark; {nearest(name, known)}, or a file NAME.yaml")
+        raise UserError(
+            f"name={name}: there is no such benchmark (a name, or a file NAME.yaml); {nearest(name, known)}"
+        )
     try:
         facts: dict[str, Any] = plain(OmegaConf.load(path))
         needed = ("title", "paper", "data", "licence", "root", "layout", "protocol")
@@ -97,26 +101,27 @@ def measure(
     cells = real_counterparts(frame, metrics["pairs"], metrics.get("known_reals"))
     groups, labels = group_cells(frame)[0], frame["label"].to_numpy()
     calls = {"acc": (frame["score"].to_numpy() > 0.5).astype(float), "acc_threshold": called_fake(frame)}
-    rows = {name: np.concatenate([cell.fake_rows, cell.real_rows]) for name, cell in cells.items()
-            if len(cell.real_rows)}  # fmt: skip
-    if not rows:
-        raise UserError("this benchmark's sets have no photographs to be compared with; data.pairs names them")
-    # As if all were of one class that is called rightly or wrongly: photographs that sets share are drawn together.
-    every = np.concatenate(list(rows.values()))
-    named = pd.DataFrame({"label": 1, "generator": np.repeat(list(rows), [len(own) for own in rows.values()]),
-                          "group": groups[every]})  # fmt: skip
-    right = {key: np.where(labels[every] == 1, call[every], 1 - call[every]) for key, call in calls.items()}
-    found = accuracies(named, right, int(bootstrap["resamples"]), int(bootstrap["seed"]))
+    parts = [(name, kind) for name, cell in cells.items() for kind in (cell.fake_rows, cell.real_rows)]
+    every = np.concatenate([rows for _, rows in parts])
+    # Photographs that sets share stand in each, and are drawn together because they are of one group.
+    names = np.repeat([name for name, _ in parts], [len(rows) for _, rows in parts])
+    named = pd.DataFrame({"label": labels[every], "generator": names, "group": groups[every]})
+    calls = {key: call[every] for key, call in calls.items() if not np.isnan(call).all()}  # there may be no threshold
+    found = accuracies(named, calls, int(bootstrap["resamples"]), int(bootstrap["seed"]))
     measured: dict[str, dict[str, Interval]] = {}
-    for key in right:
-        if np.isnan(right[key]).all():  # no threshold
-            continue
-        own = {name: found[f"fake:{name}"] for name in rows}
-        samples = np.mean([row.samples[key] for row in own.values()], axis=0)
-        mean = percentile_interval(float(np.mean([row.points[key] for row in own.values()])), samples)
-        measured[key] = {**{name: row.interval(key) for name, row in own.items()}, MEAN: mean}
+    for key in calls:
+        own, drawn, n_groups = {}, [], 0
+        for name in cells:
+            pair = [found[f"{kind}:{name}"] for kind in ("real", "fake")]
+            n, weights = sum(row.n_groups for row in pair), np.array([row.n for row in pair]) / sum(r.n for r in pair)
+            samples = weights @ np.stack([row.samples[key] for row in pair])
+            own[name] = share_interval(float(weights @ [row.points[key] for row in pair]), samples, n)
+            drawn.append(samples)
+            n_groups += n
+        mean = float(np.mean([value.value for value in own.values()]))
+        measured[key] = {**own, MEAN: share_interval(mean, np.mean(drawn, axis=0), n_groups)}
     for key in ("ap", "auc"):
-        each = {name: Interval.from_dict(metrics["per_generator"][name][key]) for name in rows}
+        each = {name: Interval.from_dict(metrics["per_generator"][name][key]) for name in cells}
         measured[key] = {**each, MEAN: Interval.from_dict(metrics[f"m{key}"])}
     return measured
 
@@ -235,13 +240,16 @@ def score_benchmark(config: DictConfig, overrides: list[str]) -> tuple[Benchmark
         return benchmark, []
     if config.checkpoint is None and not config.get("detector"):
         raise UserError("name the detector: checkpoint=FILE, wide or demo, or detector=NAME weights=FILE")
-    wanted, folder = compose("evaluate"), Path(config.output_dir)
+    open_method(config)  # what is wrong with it is told before a folder of a million pictures is read
+    wanted, folder = compose("evaluate"), open_folder(config.output_dir, config.overwrite)
     with open_dict(wanted):
         for key in ("checkpoint", "trust", "backbone", "weights", "detector", "trainer", "output_dir", "overwrite",
                     "seed", "threads", "bootstrap", "data"):  # fmt: skip
             wanted[key] = config.get(key)
     if config.data.manifest is None:
         wanted.data.manifest = str(_index(benchmark, Path(config.data.root), folder))
+    wanted.overwrite = True  # the folder is this run's own by now
+    _check_photographs(benchmark, wanted)
     metrics = evaluate(wanted, overrides)
     if metrics is None:
         return benchmark, []
@@ -272,11 +280,21 @@ def method_of(config: DictConfig) -> str:
 
 
 def _index(benchmark: Benchmark, root: Path, folder: Path) -> Path:
-    """Index a benchmark's folder in its layout into a manifest beside the output folder, or bring that up to date."""
-    facts, manifest = benchmark.facts, folder.with_name(f"{folder.name}.manifest.parquet")
-    manifest.parent.mkdir(parents=True, exist_ok=True)
+    """Index a benchmark's folder in its layout into a manifest in the output folder."""
+    facts = benchmark.facts
     settings = Settings(facts["layout"], split=facts.get("split"), group=facts.get("group", "auto"))
-    found = index_source(root, manifest, settings, None, {})
+    found = index_source(root, folder / "manifest.parquet", settings, None, {})
     for reason, count in found.reasons.most_common(4):
         log.warning("left out: %6d  %s", count, reason)
     return found.manifest
+
+
+def _check_photographs(benchmark: Benchmark, config: DictConfig) -> None:
+    """Raise UserError if a set would be compared with the photographs of others, which no published figure is of."""
+    manifest = load_manifest(config.data.manifest, config.data.root if "://" in str(config.data.root or "") else None)
+    cells = real_counterparts(manifest.rows(config.split), plain(config.data.pairs))
+    alone = [name for name, cell in cells.items() if cell.rule == "all" or not len(cell.real_rows)]
+    if alone and not benchmark.facts.get("shared_reals"):
+        raise UserError(f"{benchmark.name}: {', '.join(alone)}: fakes without photographs of their own; data.root is "
+                        f"to be {benchmark.facts['root']}. Leave these folders out, or name the photographs that they "
+                        "are compared with: data.pairs={NAME: [NAME]}")  # fmt: skip

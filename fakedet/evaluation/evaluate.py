@@ -140,6 +140,13 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
         frame, share = score.map_embeddings(trainer, method, datamodule, frame)
         if not trainer.is_global_zero:
             return None
+        if frame.empty:
+            lost = Quarantine.from_records(records, datamodule.manifest, (split,))
+            lost.write(folder / "quarantine.csv")
+            first = lost.frame.iloc[0]
+            raise UserError(f"none of the images of split={split} could be read; the first, {first['path']}: "
+                            f"{first['reason']}. data.root=FOLDER says where they are; all are in "
+                            f"{folder}/quarantine.csv")  # fmt: skip
         counts = count_scoring(method, datamodule, frame, folder)
         metrics = score.measure_predictions(frame, datamodule, method, bootstrap)
         pictures = score.small_pictures(datamodule, frame, point, config.pictures)

@@ -31,15 +31,17 @@ class MissingWeights(UserError):
     def __init__(self, name: str, error: BaseException) -> None:
         self.name, self.error = name, error
         super().__init__(f"model.encoder.pretrained: {self.told('model.encoder.weights')}; "
-                         "model.encoder.pretrained=false does without")  # fmt: skip
+                         "model.encoder.pretrained=false begins with random numbers")  # fmt: skip
 
     def told(self, setting: str) -> str:
         """Say what is missing and how to get it; ``setting`` names a file of weights."""
         settings = timm.get_pretrained_cfg(self.name)
         place = (settings.hf_hub_id or settings.url) if settings is not None else None
         variable = f" (or export {BACKBONES[self.name].variable}=FILE)" if self.name in BACKBONES else ""
+        hub = settings.hf_hub_id if settings is not None else None
+        fetch = f"fetch https://huggingface.co/{hub}/resolve/main/model.safetensors" if hub else "put the file here"
         return (
-            f"no weights '{place or self.name}' on this machine: put the file here and pass {setting}=FILE{variable}. "
+            f"no weights '{place or self.name}' on this machine: {fetch} and pass {setting}=FILE{variable}. "
             "They are neither in the local cache nor can be downloaded "
             f"({shorten(one_line(self.error), 160, placeholder=' …')})"
         )

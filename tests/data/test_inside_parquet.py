@@ -111,6 +111,7 @@ def test_a_url_of_fsspec_takes_the_place_of_the_folder(dataset, tmp_path: Path) 
         memory.rm("/bucket", recursive=True)
 
 
+@pytest.mark.filterwarnings("ignore:Total length of `_Batches`")  # nothing is left to be looked at
 def test_training_and_evaluation_go_through(dataset, tmp_path: Path) -> None:
     folder, _ = dataset
     manifest = indexed(folder, tmp_path / "m.parquet")
@@ -119,6 +120,12 @@ def test_training_and_evaluation_go_through(dataset, tmp_path: Path) -> None:
                          "bootstrap.resamples=5", "logger=csv")  # fmt: skip
     assert done.metrics["map"]["n_generators"] == 2
     pq.write_table(pa.table({"image": [b"x"]}), folder / "data" / "test-00000-of-00001.parquet")  # another file now
+    with pytest.raises(
+        UserError, match=r"none of the images of split=test could be read; the first, data/test.*data\.root"
+    ):
+        fakedet.evaluate(done.checkpoint, manifest, output_dir=tmp_path / "again")
+    with pytest.raises(UserError, match=r"data\.root=.*moved: there is no such folder"):
+        fakedet.evaluate(done.checkpoint, manifest, output_dir=tmp_path / "again", data__root=tmp_path / "moved")
     data = ImageDataModule(str(manifest))
     row = int(data.manifest.rows("test").index[5])
     with pytest.raises(DecodeError, match="has only 1 rows"):

@@ -10,6 +10,7 @@ import torchvision
 from PIL import Image
 
 import fakedet
+from fakedet.cli.app import launch
 from fakedet.published import settings_of
 from tests.detectors.naive import IMAGENET, centre, normalised, picture, saved, with_random_statistics
 
@@ -67,7 +68,7 @@ class Hostile:
 def test_a_published_file_can_run_nothing(tmp_path: Path) -> None:
     Hostile.trace = str(tmp_path / "ran")
     file = saved({"model": cnndetection().state_dict(), "extra": Hostile()}, tmp_path)
-    with pytest.raises(fakedet.UserError, match="cannot be read as a PyTorch file of tensors"):
+    with pytest.raises(fakedet.UserError, match=r"is no PyTorch file of tensors and plain values.* or names code"):
         fakedet.load(detector="cnndetection", weights=file)
     assert not (tmp_path / "ran").exists()
 
@@ -96,3 +97,12 @@ def test_every_config_names_its_source_licence_and_rows_of_published_tables(path
     assert set(settings["published_as"]) <= names
     with pytest.raises(fakedet.UserError, match=r"needs its authors' weights: fetch .* and pass weights=FILE"):
         fakedet.load(detector=path.stem)
+
+
+def test_a_checkpoint_and_a_published_detector_exclude_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for verb, words in (("predict", ["source=x"]), ("evaluate", ["data.manifest=x.csv"])):
+        words = [*words, "detector=cnndetection", "weights=x.pth", "checkpoint=demo"]
+        assert launch(verb, words) == 2
+        assert "checkpoint=demo and detector=cnndetection: name one of them" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score, average_precision_score
 
 from fakedet.cli.app import launch
 from fakedet.errors import UserError
-from fakedet.evaluation.benchmark import beside_published, read_benchmark
+from fakedet.evaluation.benchmark import beside_published, measure, read_benchmark
 from fakedet.metrics.bootstrap import Interval
 
 NAMES = ["forensynths", "universalfakedetect", "genimage", "drct", "synthbuster", "chameleon", "aigibench",
@@ -164,3 +164,49 @@ def test_a_published_mean_stands_beside_a_mean_over_the_same_sets_alone(tmp_path
         assert cells[0].set == "A"
         assert cells[-1].set == "mean"
         assert (None if np.isnan(cells[-1].published) else cells[-1].published) == wanted
+
+
+def test_a_set_without_photographs_of_its_own_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root = tmp_path / "test"
+    plant("forensynths", root)
+    for path in (root / "biggan" / "0_real").iterdir():
+        path.unlink()
+    words = ["name=forensynths", f"data.root={root}", "checkpoint=demo", f"output_dir={tmp_path / 'out'}"]
+    assert launch("benchmark", words) == 2
+    assert "forensynths: biggan: fakes without photographs of their own" in capsys.readouterr().err
+
+
+def test_the_mean_has_an_interval_as_wide_as_its_sets_allow() -> None:
+    """All photographs are called rightly and all fakes wrongly, so that no resample differs."""
+    rows = [{"label": label, "generator": name, "group": f"{name}{label}{number}", "score": 0.1, "verdict": "real",
+             "source": "", "path": f"{name}{label}{number}", "logit": 0.0}
+            for name in "ab" for label in (0, 1) for number in range(10)]  # fmt: skip
+    value = {"value": 0.5, "low": 0.4, "high": 0.6}
+    metrics = {
+        "pairs": None,
+        "map": value,
+        "mauc": value,
+        "per_generator": {name: {"ap": value, "auc": value} for name in "ab"},
+    }
+    found = measure(pd.DataFrame(rows), metrics, {"resamples": 50, "seed": 0})["acc"]
+    assert found["mean"].value == 0.5
+    assert 0.3 < found["mean"].low < 0.4 < 0.6 < found["mean"].high < 0.7  # of 40 pictures
+    assert found["a"].low < 0.3 < 0.7 < found["a"].high  # of 20
+
+
+@pytest.mark.parametrize("checkpoint", ["nowhere.ckpt", "demo"])
+def test_what_is_wrong_with_detector_or_folder_is_told_before_a_picture_is_read(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    root, out = tmp_path / "test", tmp_path / "out"
+    plant("chameleon", root)
+    out.mkdir()
+    (out / "there").write_text("x", encoding="utf-8")
+    assert (
+        launch("benchmark", ["name=chameleon", f"data.root={root}", f"checkpoint={checkpoint}", f"output_dir={out}"])
+        == 2
+    )
+    told = capsys.readouterr()
+    assert ("is not empty" if checkpoint == "demo" else "no checkpoint at") in told.err
+    assert "reading" not in told.out + told.err
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out.")] == []

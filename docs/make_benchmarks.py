@@ -69,7 +69,8 @@ fakedet predict detector=cnndetection weights=FILE source=FOLDER views=[] tiles=
 
 The second command is the published decision alone; without its last two words altered copies and
 tiles must agree, as for any detector. A published threshold promises no rate of false alarms, and
-fakedet says so. Weights are read as tensors alone; a file that names code is refused. What is not
+fakedet says so. Weights are read as tensors alone; a file that names code is refused, and one whose
+sha256 is not that of the published file, where it is known, is told. What is not
 here is told in one line, with where to fetch it. A detector of your own is a file
 `detector/NAME.yaml` in a folder that `--config-dir` names; copy one from `conf/detector`.
 

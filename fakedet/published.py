@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import logging
 import math
 import os
 import re
@@ -31,6 +32,8 @@ from fakedet.metrics.decisions import PUBLISHED, OperatingPoint
 from fakedet.models.backbones import MissingWeights, read_weights
 from fakedet.shipped import unreachable
 from fakedet.utils import plain
+
+log = logging.getLogger("fakedet")
 
 
 def open_method(config: DictConfig) -> Detector:
@@ -66,7 +69,8 @@ def load_published(
             of regular expressions that turn the file's names of weights into the model's, in this order, where a name
             that becomes "" is left out; ``convert`` may name a function that is given the file's weights, by name,
             before that; ``fake_class`` is the output of a classifier of two classes that means fake,
-            null where it has one; ``crop_size`` and ``eval_policy`` prepare images; above ``threshold``, a P(fake), an
+            null where it has one; ``sha256`` is the published file's, where it
+            is known; ``crop_size`` and ``eval_policy`` prepare images; above ``threshold``, a P(fake), an
             image is called fake; ``trained_on`` holds ``real`` and ``fake``: name → number of images, null for
             none (as in a variant of another config).
         weights: the published file; None: UserError that says what to fetch.
@@ -100,6 +104,19 @@ def load_published(
                         ) from error  # fmt: skip
     parts = {key: value for key, value in model.items() if key not in (*TRAINING_KEYS, "encoder")}
     method: Detector = build(parts, "detector.model", encoder=encoder)
+    _fill(method, state, f"weights={weights} is no file of detector={name}")
+    digest = _digest(weights)
+    if (known := settings.get("sha256")) and known != digest:
+        log.warning("weights=%s fits detector=%s, but its sha256 is %s, not that of the published file, %s", weights,
+                    name, digest, known)  # fmt: skip
+    info = dataclasses.asdict(_info(settings, model, digest))
+    method.info, method.config = info, dict[str, Any](**info["model"])
+    method.backbone = None if backbone is None else Path(backbone)
+    return method.eval()
+
+
+def _fill(method: Detector, state: Mapping[str, Tensor], refused: str) -> None:
+    """Load all weights of a method but those of a public backbone; UserError, which begins with ``refused``."""
     left_out = tuple(f"encoder.{part}." for part in ("model", "backbone.model") if _is_public(method, part))
     own = {key: value for key, value in method.state_dict().items() if not key.startswith(left_out)}
     problems = [
@@ -111,8 +128,13 @@ def load_published(
         ) if keys
     ]  # fmt: skip
     if problems:
-        raise UserError(f"weights={weights} is no file of detector={name}: {'; '.join(problems)}")
+        raise UserError(f"{refused}: {'; '.join(problems)}")
     method.load_state_dict(state, strict=False)
+
+
+def _info(settings: Mapping[str, Any], model: dict[str, Any], digest: str) -> CheckpointInfo:
+    """Say of a published detector what a checkpoint says of itself."""
+    name = settings["name"]
     threshold = float(settings["threshold"])
     given = {kind: settings["trained_on"].get(kind) or {} for kind in ("real", "fake")}
     trained = {kind: {key: count for key, count in of.items() if count is not None} for kind, of in given.items()}
@@ -120,16 +142,13 @@ def load_published(
         math.log(threshold / (1 - threshold)), 0.0, Calibration("none"), None, 0, 0, "", PUBLISHED,
         (f"its authors' own threshold, P(fake) > {threshold:g}; what share of photographs is above it is not known",),
     )  # fmt: skip
-    info = CheckpointInfo(
+    return CheckpointInfo(
         Model(**{**model, "name": name}), None, sorted(trained["fake"]),
         int(settings["crop_size"]), settings["eval_policy"], None, "", None, [],
         TrainingData(manifest="", real=trained["real"], fake=trained["fake"], jpeg_quality=None), 0, name,
         point.to_dict(),
-        {"detector": name, "weights": _digest(weights)[:8]},
+        {"detector": name, "weights": digest[:8]},
     )  # fmt: skip
-    method.info, method.config = dataclasses.asdict(info), dict[str, Any](**info.model)
-    method.backbone = None if backbone is None else Path(backbone)
-    return method.eval()
 
 
 def _is_public(method: Detector, part: str) -> bool:

@@ -141,12 +141,7 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
         if not trainer.is_global_zero:
             return None
         if frame.empty:
-            lost = Quarantine.from_records(records, datamodule.manifest, (split,))
-            lost.write(folder / "quarantine.csv")
-            first = lost.frame.iloc[0]
-            raise UserError(f"none of the images of split={split} could be read; the first, {first['path']}: "
-                            f"{first['reason']}. data.root=FOLDER says where they are; all are in "
-                            f"{folder}/quarantine.csv")  # fmt: skip
+            raise _none_readable(Quarantine.from_records(records, datamodule.manifest, (split,)), split, folder)
         counts = count_scoring(method, datamodule, frame, folder)
         metrics = score.measure_predictions(frame, datamodule, method, bootstrap)
         pictures = score.small_pictures(datamodule, frame, point, config.pictures)
@@ -167,6 +162,15 @@ def evaluate(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
     write_json(folder / "run.json", {**facts, "manifest_sha256": datamodule.manifest.sha256})
     quarantine.check(datamodule.max_quarantine)
     return metrics
+
+
+def _none_readable(lost: Quarantine, split: str, folder: Path) -> UserError:
+    """Write down why no image could be read, and return the error that says so."""
+    lost.write(folder / "quarantine.csv")
+    first = lost.frame.iloc[0]
+    return UserError(f"none of the images of split={split} could be read; the first, {first['path']}: "
+                     f"{first['reason']}. data.root=FOLDER says where they are; all are in {folder}/quarantine.csv"
+                     )  # fmt: skip
 
 
 def _write_robustness(

@@ -1,6 +1,7 @@
 """Published detectors: each against its network and preprocessing written anew, with weights that the test makes."""
 
 import argparse
+import hashlib
 from pathlib import Path
 
 import pandas as pd
@@ -106,3 +107,13 @@ def test_a_checkpoint_and_a_published_detector_exclude_each_other(
         words = [*words, "detector=cnndetection", "weights=x.pth", "checkpoint=demo"]
         assert launch(verb, words) == 2
         assert "checkpoint=demo and detector=cnndetection: name one of them" in capsys.readouterr().err
+
+
+def test_another_file_than_the_published_one_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = saved({"model": cnndetection().state_dict()}, tmp_path)
+    settings, right = settings_of("cnndetection"), hashlib.sha256(file.read_bytes()).hexdigest()
+    with caplog.at_level("WARNING", "fakedet"):
+        fakedet.load(detector={**settings, "sha256": right}, weights=file)
+        assert not caplog.messages
+        fakedet.load(detector={**settings, "sha256": "0" * 64}, weights=file)
+    assert f"its sha256 is {right}, not that of the published file, {'0' * 64}" in caplog.text

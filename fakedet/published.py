@@ -132,7 +132,7 @@ def _fill(method: Detector, state: Mapping[str, Tensor], refused: str) -> None:
     method.load_state_dict(state, strict=False)
 
 
-def _info(settings: Mapping[str, Any], model: dict[str, Any], digest: str) -> CheckpointInfo:
+def _info(settings: Mapping[str, Any], model: dict[Any, Any], digest: str) -> CheckpointInfo:
     """Say of a published detector what a checkpoint says of itself."""
     name = settings["name"]
     threshold = float(settings["threshold"])

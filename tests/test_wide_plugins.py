@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
@@ -123,9 +124,11 @@ def test_tiles_change_places_and_nothing_else() -> None:
     import wide.methods
 
     settings = {"name": "test_vit", "pretrained": False, "weights": None, "input_size": 160, "levels": [-1]}
-    encoder = wide.methods.ShuffledEncoder(tiles=4, seed=0, beside=True, hidden=None, pool="class", **settings)
+    shuffle = wide.methods.Shuffle(tiles=4, seed=0)
+    views = [{}, {"shuffle": {"tiles": 4, "seed": 0}}]
+    encoder = wide.methods.ViewsEncoder(views, hidden=None, pool="class", **settings)
     images = torch.rand(2, 3, 40, 24)
-    made = encoder.shuffle(images)
+    made = shuffle(images)
     order = np.random.default_rng(0).permutation(16)
     for place, source in enumerate(order):
         (y, x), (v, u) = divmod(place, 4), divmod(int(source), 4)
@@ -138,7 +141,21 @@ def test_tiles_change_places_and_nothing_else() -> None:
     torch.testing.assert_close(together.mean(dim=0), torch.zeros(together.shape[1]), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["knn", "prototypes", "clide", "blend", "shuffle", "shuffle_beside"])
+def test_the_middle_is_enlarged_as_pillow_enlarges_it() -> None:
+    import wide.methods
+
+    smooth = np.kron(np.random.default_rng(0).random((6, 5, 3)), np.ones((8, 8, 1))).astype(np.float32)
+    made = wide.methods.Centre(2)(torch.from_numpy(smooth).permute(2, 0, 1)[None])[0]
+    assert made.shape == (3, 48, 40)
+    for channel in range(3):
+        middle = Image.fromarray(smooth[12:36, 10:30, channel])
+        wanted = np.asarray(middle.resize((40, 48), Image.Resampling.BICUBIC)).clip(0, 1)
+        # torch's bicubic has another free parameter (-0.75, Pillow's is -0.5): alike, not equal.
+        assert np.abs(made[channel].numpy() - wanted).max() < 0.06
+        assert np.abs(made[channel].numpy() - wanted).mean() < 0.01
+
+
+@pytest.mark.parametrize("name", ["knn", "prototypes", "clide", "blend", "shuffle", "shuffle_beside", "zoom_beside"])
 def test_a_method_is_trained_measured_without_a_family_and_loaded_again(name: str, tmp_path: Path) -> None:
     more = {"model__content_dim": 64, "model__components": 4} if name == "clide" else {}
     run = fakedet.train(

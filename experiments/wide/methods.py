@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
+from torchvision.transforms.functional import center_crop
 
 from fakedet.methods.base import Detector, Scores, first_view, watched
 from fakedet.models.backbones import FrozenBackbone
@@ -253,14 +254,35 @@ class Shuffle:
         return tiles.unflatten(0, (side, side)).permute(2, 3, 0, 4, 1, 5).flatten(4).flatten(2, 3)
 
 
-class ShuffledEncoder(nn.Module):
-    """Embed images whose tiles have changed places (:class:`Shuffle`) by one hidden layer over a frozen backbone.
+class Centre:
+    """Enlarge the middle of images to their whole size: what a backbone sees at twice the scale, of one crop.
+
+    It is called as :class:`Shuffle` is.
+
+    Args:
+        scale: how much larger, above 1.
+    """
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+        self.fingerprint = f"centre {scale}".encode()
+
+    def __call__(self, images: Tensor, draws: Tensor | None = None) -> Tensor:
+        """Enlarge the middle of images (N, 3, H, W), bicubic."""
+        height, width = images.shape[-2:]
+        middle = center_crop(images, [round(height / self.scale), round(width / self.scale)])
+        enlarged = F.interpolate(middle, size=(height, width), mode="bicubic", align_corners=False)
+        return enlarged.clamp(0, 1)
+
+
+class ViewsEncoder(nn.Module):
+    """Embed several views of an image by one hidden layer over what a frozen backbone says of each.
 
     Features are standardised on real photographs, as those of a :class:`fakedet.models.backbones.FrozenEncoder`.
 
     Args:
-        tiles, seed: of the shuffle.
-        beside: the features of the image itself stand before those of the shuffled one.
+        views: the settings of :class:`Shuffle` or :class:`Centre` (``{shuffle: {tiles: 4, seed: 0}}``), one for each
+            view; an empty mapping: the image itself.
         hidden, dropout: of the layer; None: none.
         settings: of a :class:`fakedet.models.backbones.FrozenBackbone`.
     """
@@ -269,11 +291,17 @@ class ShuffledEncoder(nn.Module):
     scale: Tensor
 
     def __init__(
-        self, tiles: int, seed: int, beside: bool, hidden: int | None = 256, dropout: float = 0.5, **settings: Any
+        self,
+        views: Sequence[Mapping[str, Mapping[str, Any]]],
+        hidden: int | None = 256,
+        dropout: float = 0.5,
+        **settings: Any,
     ) -> None:
         super().__init__()
-        self.shuffle, self.beside, self.backbone = Shuffle(tiles, seed), beside, FrozenBackbone(**settings)
-        size = self.backbone.out_dim * (2 if beside else 1)
+        kinds = {"shuffle": Shuffle, "centre": Centre}
+        self.views = [next((kinds[kind](**given) for kind, given in view.items()), None) for view in views]
+        self.backbone = FrozenBackbone(**settings)
+        size = self.backbone.out_dim * len(self.views)
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
         self.layers: nn.Module = nn.Identity()
@@ -295,8 +323,10 @@ class ShuffledEncoder(nn.Module):
         return embedding.float()
 
     def _raw(self, images: Tensor) -> Tensor:
-        shuffled: Tensor = self.backbone(images, self.shuffle, torch.zeros(len(images), 0))
-        return torch.cat([self.backbone(images), shuffled], dim=1) if self.beside else shuffled
+        none = torch.zeros(len(images), 0)
+        return torch.cat(
+            [self.backbone(images, view, none) if view else self.backbone(images) for view in self.views], 1
+        )
 
     @torch.no_grad()
     def fit_reals(self, batches: Iterable[Tensor]) -> None:

@@ -31,8 +31,9 @@ from fakedet.utils import shown_names
 Texts: TypeAlias = pa.LargeStringArray  # One text for each row, none of them null
 
 COLUMNS = ("path", "label", "generator", "source", "split", "group", "family")
-# Further columns: `fakedet index` writes the first seven, `fakedet shard` all.
-FACTS = ("width", "height", "format", "jpeg_quality", "jpeg_tables", "bytes", "sha256", "shard", "position")
+# Further columns: `fakedet index` writes the first seven, `fakedet shard` two more; the last is the user's, the date on
+# which a fake's generator was released, for protocol=over_time.
+FACTS = ("width", "height", "format", "jpeg_quality", "jpeg_tables", "bytes", "sha256", "shard", "position", "released")
 # Columns with few different values, which are read as categories
 REPEATING = ["generator", "source", "split", "group", "family"]
 SPLITS = {  # names in tables and of folders

@@ -212,6 +212,19 @@ def _of_family(frame: pd.DataFrame, family: str, run: str) -> pd.DataFrame:
     return frame[(frame["label"] == 0) | (frame["family"] == family)]
 
 
+def next_window(frame: pd.DataFrame, windows: Mapping[str, Sequence[str]]) -> pd.Series:
+    """Name the window of each fake that came next after those that its run was trained on, "" for what came later.
+
+    Args:
+        frame: images with the column ``left_out``, which is "" for families that were trained on.
+        windows: name → its families, by date.
+    """
+    of = {family: name for name, families in windows.items() for family in families}
+    named = frame["family"].map(of).where((frame["left_out"] != "") & (frame["label"] == 1))
+    first = next((name for name in windows if (named == name).any()), "")
+    return named.where(named == first, "").fillna("")
+
+
 def tell_false_alarms(frames: Mapping[str, Sequence[pd.DataFrame]]) -> list[str]:
     """Say of each method how often it calls photographs fake whose collection its run was trained without.
 

@@ -457,7 +457,8 @@ def compare_runs(config: DictConfig, overrides: list[str], command: list[str] | 
     title, folder = config.title or study.get("title") or "Sweep", Path(config.output_dir)
     config.title, config.baseline = title, config.baseline or study.get("baseline")
     if study.get("protocol"):
-        _report_on_families(done, config, [*(study.get("caveats") or ()), *failures], command)
+        windows = study["protocol"].get("windows") or {}
+        _report_on_families(done, config, [*(study.get("caveats") or ()), *failures], command, windows)
         return []
     reports = []
     names = [path.parent.name for run in done for path in sorted(run.folder.glob("on_*/predictions.parquet"))]
@@ -478,8 +479,14 @@ def compare_runs(config: DictConfig, overrides: list[str], command: list[str] | 
     return reports
 
 
-def _report_on_families(runs: Sequence[Run], config: DictConfig, caveats: Sequence[str], command: list[str]) -> None:
-    """Write the report of a study that left families out, and print what it says."""
+def _report_on_families(
+    runs: Sequence[Run], config: DictConfig, caveats: Sequence[str], command: list[str],
+    windows: Mapping[str, list[str]],
+) -> None:  # fmt: skip
+    """Write the report of a study that left families out, and print what it says.
+
+    Of a protocol over time, ``windows`` are the families of each; each run is measured on the first that it left out.
+    """
     methods = list(dict.fromkeys(run.method for run in runs))
     if config.baseline not in (None, *methods):
         raise UserError(f"baseline={config.baseline}: {nearest(config.baseline, methods)}")
@@ -487,6 +494,8 @@ def _report_on_families(runs: Sequence[Run], config: DictConfig, caveats: Sequen
     for run in runs:
         read = predictions.read_file(run.folder / predictions.FILE)
         frame = read.original.assign(left_out=predictions.left_out_families(read.original, read.info))
+        if windows:
+            frame["left_out"] = families.next_window(frame, windows)
         infos.append(read.info)
         left_out = frame[frame["left_out"] != ""]
         if len(fakes := left_out[left_out["label"] == 1]) or not len(left_out):
@@ -496,6 +505,9 @@ def _report_on_families(runs: Sequence[Run], config: DictConfig, caveats: Sequen
             )
         of_photographs.setdefault(run.method, []).append(left_out[left_out["label"] == 0])
     told = [*caveats, *families.tell_false_alarms(of_photographs), *scored.told_by(infos)]
+    told += [f"window {name}: {', '.join(own)}; measured without it and what came later" if number else
+             f"window {name}: {', '.join(own)}; trained on by all"
+             for number, (name, own) in enumerate(windows.items())]  # fmt: skip
     found, base = None, config.baseline or methods[0]
     if of_fakes:
         found = families.compare_families(of_fakes, base, **plain(config.bootstrap))

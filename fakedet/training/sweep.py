@@ -5,9 +5,11 @@ Hydra's sweeper and launchers run the jobs. A study is a multirun that names ``s
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -16,10 +18,11 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -30,6 +33,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fakedet.build import build_datamodule, build_encoder
 from fakedet.config import check_command_line, check_config, texts_of
+from fakedet.data.manifest import Manifest
+from fakedet.data.manifest_table import texts
 from fakedet.errors import Preempted, UserError, choose, one_line
 from fakedet.evaluation.predictions import STUDY, TOGETHER
 from fakedet.evaluation.report import ENDED, ended_jobs, method_label
@@ -112,13 +117,17 @@ def plan(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> 
         folder, added, protocol = Path(root.hydra.sweep.dir).absolute(), list[str](), plain(root.get("protocol"))
         if protocol:
             first = [texts[0] for texts in values.values()]
-            protocol["families"] = _families(_compose_job(0, first, telling, fixed, folder, config_dir).config)
+            config = _compose_job(0, first, telling, fixed, folder, config_dir).config
+            protocol |= _over_time(config) if "windows" in protocol else {"families": _families(config)}
             added = _leaving_out(protocol["families"])
             values |= {item.get_key_element(): texts_of(item) for item in parser.parse_overrides(added)}
             if not any(item.key_or_group == "hydra.sweep.dir" for item in parsed):
                 folder /= protocol["name"]
         jobs = [_compose_job(number, list(texts), telling, fixed, folder, config_dir)
                 for number, texts in enumerate(itertools.product(*values.values()))]  # fmt: skip
+    if windows := [*(protocol or {}).get("windows", ())]:  # a job is named by the window that it is measured on
+        jobs = [replace(job, family=windows[1 + protocol["families"].index(job.config.data.hold_out_families)])
+                for job in jobs]  # fmt: skip
     settings = {"name": "study", "title": "Study", "baseline": None, "caveats": [], **plain(root.study)}
     settings["protocol"] = protocol
     methods = list(dict.fromkeys(job.method for job in jobs))
@@ -135,9 +144,7 @@ def _families(config: DictConfig) -> list[str | list[str]]:
 
     All are those of the fakes and, if the protocol leaves out photographs too, then the collections of these.
     """
-    datamodule = build_datamodule({**plain(config.data), "hold_out_families": [], "measure": "test"})
-    datamodule.prepare()
-    rows = datamodule.manifest.rows("train")
+    rows = _manifest(config).rows("train")
     found = sorted(rows.loc[rows["label"] == 1, "family"].unique())
     if len(found) < 2:
         raise UserError(f"protocol={config.protocol.name}: the training fakes are of {len(found)} family "
@@ -147,6 +154,55 @@ def _families(config: DictConfig) -> list[str | list[str]]:
     for name in [name for one in asked for name in (one if isinstance(one, list) else [one])]:
         choose(str(name), [*found, *collections], "protocol.families")
     return [list(map(str, one)) if isinstance(one, list) else str(one) for one in asked]
+
+
+def _manifest(config: DictConfig) -> Manifest:
+    """Return the images of a config's data, nothing held out."""
+    datamodule = build_datamodule({**plain(config.data), "hold_out_families": [], "measure": "test"})
+    datamodule.prepare()
+    return datamodule.manifest
+
+
+def _over_time(config: DictConfig) -> dict[str, Any]:
+    """Return the windows of a protocol over time, and the families that each job leaves out.
+
+    The windows are named by their dates and hold families by date; a job leaves out all windows after those that it is
+    trained on. UserError without dates, for one that is none, and for fewer windows than two or more than dates.
+    """
+    protocol, manifest = config.protocol, _manifest(config)
+    used = manifest.frame[manifest.frame["split"].isin(("train", "val")) & (manifest.frame["label"] == 1)]
+    families, where = sorted(set(used["family"])), f"protocol={protocol.name}"
+    dates: dict[Any, str]
+    if (given := plain(protocol.released)) is not None:
+        dates = {str(name): str(date) for name, date in given.items()}
+    elif manifest.facts is not None and "released" in manifest.facts.column_names:
+        told = pd.Series(texts(manifest.facts["released"]).to_numpy(zero_copy_only=False), manifest.frame.index)
+        # The last of a family's dates: nothing is trained on before it was there.
+        dates = told[used.index].groupby(used["family"]).max().to_dict()
+    else:
+        raise UserError(f"{where}: the manifest has no column 'released'; add one with the date of each fake's "
+                        "generator, or pass protocol.released={NAME: 2022-08-22, ...}")  # fmt: skip
+    for name in families:
+        if not re.fullmatch(r"(19|20)\d\d(-(0[1-9]|1[0-2])(-(0[1-9]|[12]\d|3[01]))?)?", dates.get(name, "")):
+            raise UserError(f"{where}: the release of '{name}' is {dates.get(name) or 'not there'}; a date such as "
+                            "2022-08-22, 2022-08 or 2022 is needed")  # fmt: skip
+    ordered = sorted(families, key=lambda name: (dates[name], name))
+    days = sorted({dates[name] for name in families})
+    if not 2 <= protocol.windows <= len(days):
+        raise UserError(f"protocol.windows={protocol.windows}: from 2 to {len(days)}, the number of dates of release")
+    windows: list[list[str]] = [[] for _ in range(protocol.windows)]
+    # A window begins where its share of the families begins, or with the next date; a date is left for each to come.
+    number = 0
+    for place, name in enumerate(ordered):
+        is_new = windows[number] and dates[name] != dates[windows[number][-1]]
+        left = len([day for day in days if day >= dates[name]])
+        full = place >= (number + 1) * len(ordered) / protocol.windows
+        if is_new and number + 1 < protocol.windows and (full or left <= protocol.windows - number - 1):
+            number += 1
+        windows[number].append(name)
+    names = [" to ".join(dict.fromkeys(dates[name] for name in (one[0], one[-1]))) for one in windows]
+    left_out = [list(itertools.chain(*windows[number:])) for number in range(1, len(windows))]
+    return {"windows": dict(zip(names, windows, strict=True)), "families": left_out}
 
 
 def _leaving_out(families: Sequence[str | list[str]]) -> list[str]:
@@ -195,7 +251,8 @@ def job_folder(root: Any) -> str:
     # Command lines also hold what the sweep fixes; what is swept tells its jobs apart.
     telling = [item for key, item in kept if key in swept] or [item for _, item in kept]
     text = ",".join(telling).translate(dict.fromkeys(map(ord, "[]{}'\""), None))
-    return "".join(sign if sign.isalnum() or sign in "=.,-_+" else "-" for sign in text)[:120]
+    name = "".join(sign if sign.isalnum() or sign in "=.,-_+" else "-" for sign in text)
+    return name if len(name) <= 120 else f"{name[:111]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def check_study(study: Study) -> int:

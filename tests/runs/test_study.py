@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,10 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from omegaconf import OmegaConf
+from sklearn.metrics import roc_auc_score
 
 from fakedet.cli.app import launch, register_resolvers
 from fakedet.errors import UserError
@@ -370,6 +373,70 @@ def test_a_protocol_leaves_out_collections_of_photographs_too(families: Path) ->
     assert left_out("protocol.families=[one,[real_x,real_y]]") == [["one"], ["real_x", "real_y"]]
     with pytest.raises(UserError, match=r"protocol.families: 'real_z' is not known; did you mean 'real_"):
         planned("protocol=leave_out", "protocol.families=[one,[real_x,real_z]]")
+
+
+DATES = {"one": "2018", "two": "2019-05", "three": "2020-01-01", "four": "2020-01-01", "five": "2021"}
+
+
+@pytest.fixture
+def dated(families: Path) -> Path:
+    """Give the fakes of train and val five families in turn, and dates of release."""
+    path = families / "data" / "manifest.csv"
+    frame = pd.read_csv(path)
+    used = frame.index[(frame["label"] == 1) & frame["split"].isin(["train", "val"])]
+    names = np.array([*DATES])[np.arange(len(used)) % 5]
+    names[frame.loc[used, "split"] == "val"] = "one"  # so that each fold has fakes in validation
+    frame.loc[used, ["generator", "family"]] = np.array([names, names]).T
+    frame["released"] = frame["family"].map(DATES).fillna("")
+    frame.to_csv(path, index=False)
+    return families
+
+
+def test_windows_over_time_are_left_out_from_the_last_on(dated: Path) -> None:
+    def windows(*words: str) -> list[tuple[str | None, set[str]]]:
+        jobs = planned("seed=3", "protocol=over_time", *words).jobs
+        return [(job.family, set(job.config.data.hold_out_families)) for job in jobs]
+
+    last = ("2021", {"five"})
+    assert windows("protocol.windows=2") == [last], "half of the families, and the other of the same date"
+    assert windows("protocol.windows=3") == [("2020-01-01", {"three", "four", "five"}), last]
+    assert windows() == [("2019-05", {"two", "three", "four", "five"}), ("2020-01-01", {"three", "four", "five"}), last]
+    swapped = "protocol.released={five: 2018, two: 2019-05, three: 2020, four: 2021, one: 2021-02-03}"
+    assert windows("protocol.windows=2", swapped)[0] == ("2021 to 2021-02-03", {"four", "one"})
+    for wrong, told in {
+        "protocol.windows=5": "from 2 to 4, the number of dates of release",
+        "protocol.released={one: 2018}": "the release of 'five' is not there; a date such as 2022-08-22",
+        "protocol.released={one: 2018, two: soon, three: 2020, four: 2020, five: 2021}": "the release of 'two' is soon",
+    }.items():
+        with pytest.raises(UserError, match=re.escape(told)):
+            windows(wrong)
+    frame = pd.read_csv(dated / "data" / "manifest.csv").drop(columns="released")
+    frame.to_csv(dated / "data" / "manifest.csv", index=False)
+    with pytest.raises(UserError, match=r"the manifest has no column 'released'; add one"):
+        windows()
+
+
+def test_over_time_each_run_is_measured_on_the_window_after_it(
+    dated: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert study(dated, monkeypatch, "protocol=over_time", "protocol.windows=3", "seed=0") == 0
+    assert "window 2018 to 2019-05: one, two; trained on by all" in capsys.readouterr().out
+    out = dated / "out" / "over_time"
+    table = pd.read_csv(dated / "data" / "manifest.csv").set_index("path")
+    summary = json.loads((out / "summary.json").read_text())
+    found = []
+    for job_of, (window, own, later) in zip(
+        json.loads((out / "study.json").read_text())["jobs"],
+        [("2020-01-01", ["four", "three"], ["five"]), ("2021", ["five"], [])], strict=True,
+    ):  # fmt: skip
+        frame = read_predictions(out / job_of["folder"] / "predictions.parquet")[0]
+        assert job_of["family"] == window
+        assert set(frame.loc[frame["label"] == 1, "family"]) == {*own, *later}
+        assert "test" not in set(table.loc[frame["path"], "split"])
+        measured = frame[(frame["label"] == 0) | frame["family"].isin(own)]
+        found.append(roc_auc_score(measured["label"], measured["logit"]))
+        assert summary["values"]["auc"][window]["mine"]["value"] == pytest.approx(found[-1])
+    assert summary["values"]["auc"]["mean over families"]["mine"]["value"] == pytest.approx(np.mean(found))
 
 
 def test_a_study_that_leaves_families_out_never_scores_the_test_split(

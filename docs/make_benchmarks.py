@@ -30,6 +30,10 @@ fakedet benchmark name=forensynths data.root=FOLDER detector=cnndetection weight
 fakedet benchmark name=genimage data.root=FOLDER checkpoint=wide
 ```
 
+`fakedet fetch name=forensynths output=FOLDER` downloads the data of the three that allow it without
+a form (forensynths, community_forensics, and the fakes of synthbuster), and goes on where it
+stopped; every file must have the hash that its host names.
+
 It writes `benchmark.md` and `benchmark.csv` beside what `fakedet evaluate` writes: the accuracy at
 P(fake) > 0.5 over all pictures of a set, the accuracy at the detector's own threshold, AP and AUC,
 each with a 95 % interval over groups of pictures, the plain mean over sets, and the difference to

@@ -12,6 +12,7 @@ from fakedet.shipped import DEFAULT, require_shipped
 
 VERBS = {
     "index": "write the manifest of a folder of images, in any known layout",
+    "fetch": "download a data set, resumed where it stopped and checked by hash",
     "audit": "find what a detector could cheat on in a manifest, before training on it",
     "match": "bring reals and fakes to one format, size and compression",
     "shard": "write a manifest's images into shards, for object stores and many nodes",

@@ -22,13 +22,22 @@ from fakedet.build import build_augmentation, build_datamodule
 from fakedet.checkpoint import SAFETENSORS
 from fakedet.config import check_config, shown_command
 from fakedet.data.datamodule import DataModule
+from fakedet.data.fetch import fetch as fetch_files
 from fakedet.data.index import Indexed, index_source
 from fakedet.data.index import Settings as IndexSettings
 from fakedet.data.scan import describe_left_behind
 from fakedet.data.shards import shard_manifest
 from fakedet.detector import load
 from fakedet.errors import UserError
-from fakedet.evaluation.benchmark import HEADS, MEAN, METRICS, describe, published_table, score_benchmark
+from fakedet.evaluation.benchmark import (
+    HEADS,
+    MEAN,
+    METRICS,
+    describe,
+    published_table,
+    read_benchmark,
+    score_benchmark,
+)
 from fakedet.evaluation.comparison import console_table, opening
 from fakedet.evaluation.evaluate import evaluate
 from fakedet.evaluation.report import Report, compare_runs, report_on
@@ -37,6 +46,7 @@ from fakedet.hub import push, repository_of
 from fakedet.metrics.bootstrap import Interval
 from fakedet.metrics.decisions import PUBLISHED, left_out_alarms
 from fakedet.metrics.pairing import against
+from fakedet.shipped import DEFAULT
 from fakedet.training.resume import config_of, finished
 from fakedet.training.sweep import Study
 from fakedet.training.train import score_missing, train
@@ -258,6 +268,27 @@ def _log_decisions(metrics: Mapping[str, Any]) -> None:
     for name, entry in metrics["per_generator"].items():
         own = f"reals called real {interval(entry['acc_real'])}  " if entry["n_real"] else ""
         log.info("%-24s %sfakes called fake %s  (%d fake)", name, own, interval(entry["acc_fake"]), entry["n_fake"])
+
+
+def run_fetch(config: DictConfig, overrides: list[str]) -> None:
+    """Fetch a data set, and say what to do with it."""
+    source, folder, next_step = str(config.name), Path(config.output).expanduser(), ""
+    only = [config.only] if isinstance(config.only, str) else [str(one) for one in config.only or ()]
+    if "://" in source:
+        next_step = shown_command("index", source=folder)
+    else:
+        facts = read_benchmark(source).facts
+        if "fetch" not in facts:
+            raise UserError(f"name={source}: it cannot be fetched from here; its data are to be had at {facts['data']} "
+                            f"(licence: {facts['licence']})")  # fmt: skip
+        log.info("%s; licence: %s", facts["title"], facts["licence"])
+        next_step = shown_command("benchmark", name=source, **{"data.root": folder, "checkpoint": DEFAULT})
+        log.info("data.root is to be %s", facts["root"])
+        source, only = str(facts["fetch"]["source"]), only or [str(one) for one in facts["fetch"].get("only", ())]
+    files = fetch_files(source, folder, only, config.unpack)
+    log.info("%d files, %.1f MB, each of the hash that %s names, in %s", len(files),
+             sum(path.stat().st_size for path in files) / 1e6, source, folder)  # fmt: skip
+    log.info("next      %s", next_step)
 
 
 def run_benchmark(config: DictConfig, overrides: list[str]) -> float | None:

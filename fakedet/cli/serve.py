@@ -1,11 +1,10 @@
 """`fakedet serve`: a page on which images are dropped and judged, made with Gradio.
 
-An upload is read, removed, judged, and answered with a card (card.html, card.css), which names no file of the server.
+An upload is read, removed, judged, and answered with a card (cards.py), which names no file of the server.
 """
 
 from __future__ import annotations
 
-import base64
 import ipaddress
 import logging
 import math
@@ -15,20 +14,17 @@ import tempfile
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import cv2
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 from omegaconf import DictConfig
 
+from fakedet.cli.cards import Card, card_of, render, style
 from fakedet.cli.predict import open_detector
-from fakedet.detector import FAKE, HEATMAP_BYTES, REAL, UNDECIDED, Detector, Pixels, Rules, read_picture
+from fakedet.detector import HEATMAP_BYTES, Detector, Rules, read_picture
 from fakedet.errors import UserError
 from fakedet.shipped import DEMO, SHIPPED
 from fakedet.utils import threads
@@ -37,7 +33,6 @@ log = logging.getLogger("fakedet")
 
 WINDOW = 60.0  # seconds over which a visitor's images are counted
 KEPT = 60.0  # seconds after which an upload that was never submitted is removed
-CARD = ("card.html", "card.css")  # the template of answers, which escapes whatever they show, and its style
 # Gradio reads the clipboard only by its button, over HTTPS or on this machine; this handles Ctrl+V.
 PASTE = """<script>
 document.addEventListener('paste', event => {
@@ -98,51 +93,11 @@ def run_serve(config: DictConfig, overrides: list[str]) -> None:
             page.close(verbose=False)
 
 
-class Card(NamedTuple):
-    """The answer about one image."""
-
-    name: str  # of the file, as its owner knows it
-    sentence: str
-    verdict: str = "no answer"
-    kind: str = "none"  # the class of its style: the verdict, or none
-    pictures: Sequence[dict[str, str]] = ()  # data (a URI) and caption of each
-    facts: Sequence[tuple[str, str, str]] = ()  # (name, value, what it means)
-
-
 def _judge(name: str, content: bytes, detector: Detector, rules: Rules, batch_size: int) -> Card:
-    """Judge an upload, and put the verdict into words, beside the image and the scores of its tiles."""
+    """Judge an upload."""
     picture = read_picture(content, each=HEATMAP_BYTES)
     ((found, heatmap),) = detector.examine([picture], rules, batch_size, heatmaps=rules.tiles > 0)
-    if picture.pixels is None or found.verdict is None:
-        return Card(name, f"This file cannot be read: {found.error}.")
-    sentence = {
-        FAKE: f"At most {100 * rules.false_alarm:g} in 100 photographs like those the detector was checked on look "
-              "this unusual to it. That is a reason to ask where the image is from, not a proof.",
-        REAL: "It looks like a photograph to the detector. Of fakes by generators it knows, at most "
-              f"{100 * rules.miss:g} in 100 get this answer; of fakes by others, more may.",
-        UNDECIDED: f"The detector cannot decide: {found.reason}.",
-    }[found.verdict]  # fmt: skip
-    pictures = [_shown(picture.pixels, "the image")]
-    if heatmap is not None:
-        pictures.append(_shown(heatmap, "scores of its tiles: blue real, red fake, white between"))
-    facts = [
-        ("score", found.score, ".2f", "P(fake), if real and fake images were equally likely"),
-        ("p-value", found.p_value, ".3f", "share of known photographs at least this unusual"),
-        ("stability", found.stability, ".0%", "share of re-saved and rescaled copies that agree"),
-    ]
-    told = [(key, format(value, form), means) for key, value, form, means in facts if not math.isnan(value)]
-    quality = f", quality {found.jpeg_quality}" if found.jpeg_quality else ""
-    told.append(("file", f"{found.width} × {found.height}, {found.format}{quality}", ""))
-    return Card(name, sentence, found.verdict, found.verdict, pictures, told)
-
-
-def _shown(image: Pixels, caption: str) -> dict[str, str]:
-    """Shrink an image (H, W, 3) for the page, to a longer side of at most 640 pixels."""
-    scale = min(1.0, 640 / max(image.shape[:2]))
-    size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
-    return {"data": "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode(), "caption": caption}
+    return card_of(name, picture, found, heatmap, detector, rules)
 
 
 class RateLimit:
@@ -171,13 +126,11 @@ class RateLimit:
 
 def _page(gradio: Any, answer: Callable[[list[str], str], list[Card]], introduction: str) -> Any:
     """Lay out the page; ``answer`` makes cards from the paths of uploads and the address of their visitor."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template, style = (files("fakedet.cli").joinpath(name).read_text(encoding="utf-8") for name in CARD)
 
     def answer_to(payload: Any, request: Any) -> tuple[None, str]:
         uploads = [] if payload is None else getattr(payload, "root", [payload])
         cards = answer([str(file.path) for file in uploads if file.path], str(request.client.host))
-        return None, environment.from_string(template).render(cards=cards, style=Markup(style))
+        return None, f"<style>{style()}</style>{render(cards)}"
 
     suffixes = [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"]
     # Gradio passes the request to the parameter that is annotated with its class, which this file cannot name.

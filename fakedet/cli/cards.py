@@ -1,0 +1,124 @@
+"""Cards: the answer about an image in words and pictures, on the page of `fakedet serve` and in reports.
+
+card.html and card.css say what a card looks like; the template escapes all that it shows.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import NamedTuple
+
+import cv2
+from jinja2 import Environment, StrictUndefined, Template
+
+from fakedet.detector import FAKE, REAL, UNDECIDED, Detector, Picture, Pixels, Prediction, Rules
+from fakedet.shipped import SHIPPED
+
+NOT_LOOKED_AT = "not looked at"  # stands for the verdict of a file without one
+ORDER = (FAKE, UNDECIDED, REAL, NOT_LOOKED_AT)  # of lists: what to look at first
+SIDE = 640  # pixels: longer side of the pictures on a card
+SIMULATED = "Demonstration: this detector knows simulated fakes only; its answers say nothing about real cases."
+
+
+class Card(NamedTuple):
+    """The answer about one file."""
+
+    name: str  # of the file, as its owner knows it
+    sentence: str
+    verdict: str = NOT_LOOKED_AT
+    note: str = ""  # what to know before the verdict is read
+    pictures: Sequence[dict[str, str]] = ()  # data (a URI) and caption of each
+    facts: Sequence[tuple[str, str, str]] = ()  # (name, value, what it means)
+    suspicion: tuple[float, float, float] = (ORDER.index(NOT_LOOKED_AT), 0.0, 0.0)  # lists of cards rise by it
+
+    @property
+    def kind(self) -> str:
+        """The class of its style."""
+        return "none" if self.verdict == NOT_LOOKED_AT else self.verdict
+
+
+def card_of(
+    name: str, picture: Picture, prediction: Prediction, heatmap: Pixels | None, detector: Detector, rules: Rules
+) -> Card:
+    """Put a prediction into words, beside the picture that it is about and its heatmap, if there is one.
+
+    A file without a verdict gets a card that says why.
+    """
+    note = note_of(detector)
+    if prediction.verdict is None:
+        return Card(name, f"This file was not looked at: {prediction.error}.", note=note)
+    sentence = {
+        FAKE: f"At most {100 * rules.false_alarm:g} in 100 photographs like those the detector was checked on look "
+              "this unusual to it. That is a reason to ask where the image is from, not a proof.",
+        REAL: "It looks like a photograph to the detector. Of fakes by generators it knows, at most "
+              f"{100 * rules.miss:g} in 100 get this answer; of fakes by others, more may.",
+        UNDECIDED: f"The detector cannot decide: {prediction.reason}.",
+    }[prediction.verdict]  # fmt: skip
+    pictures = [] if picture.pixels is None else [_shown(picture.pixels, f"the image {name}", "the image")]
+    if heatmap is not None:
+        caption = "scores of its tiles: blue real, red fake, white between"
+        pictures.append(_shown(heatmap, caption, caption))
+    facts = [
+        ("score", prediction.score, ".2f", "P(fake), if real and fake images were equally likely"),
+        ("p-value", prediction.p_value, ".3f", "share of known photographs at least this unusual"),
+        ("stability", prediction.stability, ".0%", "share of re-saved and rescaled copies that agree"),
+    ]
+    told = [(key, format(value, form), means) for key, value, form, means in facts if not math.isnan(value)]
+    quality = f", quality {prediction.jpeg_quality}" if prediction.jpeg_quality else ""
+    told.append(("file", f"{prediction.width} × {prediction.height}, {prediction.format or 'pixels'}{quality}", ""))
+    return Card(name, sentence, prediction.verdict, note, pictures, told, suspicion(prediction))
+
+
+def note_of(detector: Detector) -> str:
+    """Say what the reader must know before any verdict of a detector; "" of most."""
+    return SIMULATED if detector.path == SHIPPED["demo"] else ""
+
+
+def suspicion(prediction: Prediction) -> tuple[float, float, float]:
+    """Give the key that sorts predictions by suspicion, most suspicious first: verdict, then p-value, then score."""
+    values = (prediction.p_value, -prediction.score)
+    p_value, score = (1.0 if math.isnan(value) else value for value in values)
+    return ORDER.index(prediction.verdict or NOT_LOOKED_AT), p_value, score
+
+
+def summary(verdicts: Iterable[str | None]) -> str:
+    """Count verdicts in a line, as in "12 files: 2 fake, 3 undecided, 6 real, 1 not looked at"; None: not looked at."""
+    counts = Counter(verdict or NOT_LOOKED_AT for verdict in verdicts)
+    total = counts.total()
+    listed = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ORDER if counts[verdict])
+    return f"{total} {'file' if total == 1 else 'files'}" + (f": {listed}" if listed else "")
+
+
+def render(cards: Iterable[Card]) -> str:
+    """Write cards as HTML, in their order; the page that they go into has the rules of :func:`style`."""
+    return _template().render(cards=list(cards))
+
+
+def style() -> str:
+    """Give the style of cards, light and dark."""
+    return _text("card.css")
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_text("card.html"))
+
+
+def _text(name: str) -> str:
+    return files("fakedet.cli").joinpath(name).read_text(encoding="utf-8")
+
+
+def _shown(image: Pixels, alternative: str, caption: str) -> dict[str, str]:
+    """Shrink an image (H, W, 3) for a card."""
+    scale = min(1.0, SIDE / max(image.shape[:2]))
+    size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
+    uri = "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
+    return {"data": uri, "alternative": alternative, "caption": caption}

@@ -35,6 +35,7 @@ from fakedet.data.transforms import evaluation_views, is_whole, pad_to
 from fakedet.errors import UserError
 from fakedet.methods import base
 from fakedet.metrics.decisions import PUBLISHED, OperatingPoint
+from fakedet.provenance import WORDS, Provenance, read_provenance
 from fakedet.published import load_published, settings_of
 from fakedet.shipped import DEFAULT, DEMO, SHIPPED
 
@@ -82,7 +83,13 @@ class Prediction:
     path: str = ""
     """The file; "" for an image that was given as pixels or bytes."""
     verdict: Verdict | None = None
-    """"real", "fake" or "undecided"; None if the file cannot be read."""
+    """"real", "fake" or "undecided"; None if the file cannot be read. Never "real" where ``declares`` names AI."""
+    declares: str = ""
+    """What the file says of itself: "generated", "edited" (with AI), "captured" (by a camera), or "" for nothing."""
+    provenance: str = ""
+    """The same in a sentence, with the field where it stands; "" for pixels. Anybody can write and remove it."""
+    c2pa: str = ""
+    """State of the file's C2PA manifest: "valid", "invalid", "unread" (c2pa-python is missing), or "" for none."""
     score: float = math.nan
     """Calibrated P(fake), for as many real as fake images."""
     p_value: float = math.nan
@@ -214,6 +221,7 @@ class Picture:
     error: str | None = None
     crops: Mapping[str, list[Pixels]] = field(default_factory=dict)  # of each view
     tiles: Tiles | None = None
+    provenance: Provenance = Provenance()  # noqa: RUF009  # frozen
 
 
 def read_picture(source: Single, max_memory: int = MAX_MEMORY, each: float = 0.0) -> Picture:
@@ -223,7 +231,7 @@ def read_picture(source: Single, max_memory: int = MAX_MEMORY, each: float = 0.0
     for an object that is no image, and for an array that is not uint8 (H, W, 3).
     """
     _check_image(source)
-    path, header = "", None
+    path, header, provenance = "", None, Provenance()
     try:
         if isinstance(source, Image.Image):
             header = decode.header_of(source)
@@ -233,11 +241,12 @@ def read_picture(source: Single, max_memory: int = MAX_MEMORY, each: float = 0.0
         if isinstance(source, str | os.PathLike):
             path = shown_path(os.fspath(source))
         data = source if isinstance(source, bytes) else decode.read_bytes(os.fspath(source))
+        provenance = read_provenance(data)
         left = max_memory - 2 * len(data)
         header = decode.parse_header(data, left, each)
-        return Picture(path, header, decode.decode_image(data, max_memory=left))
+        return Picture(path, header, decode.decode_image(data, max_memory=left), provenance=provenance)
     except DecodeError as error:
-        return Picture(path, header, error=error.reason)
+        return Picture(path, header, error=error.reason, provenance=provenance)
 
 
 def shown_path(path: str) -> str:
@@ -463,7 +472,9 @@ class Detector:
         self, picture: Picture, point: OperatingPoint, rules: Rules, numbers: Mapping[str, NDArray[Any]]
     ) -> tuple[Prediction, Pixels | None]:
         """Turn each view's logits and trace distances (2, n) into a prediction, and a heatmap if pixels were kept."""
-        facts: dict[str, Any] = {"path": picture.path, "error": picture.error}
+        origin = picture.provenance
+        facts: dict[str, Any] = {"path": picture.path, "error": picture.error, "declares": origin.declares,
+                                 "provenance": origin.sentence, "c2pa": origin.c2pa}  # fmt: skip
         if (header := picture.header) is not None:
             facts |= {"width": header.width, "height": header.height, "format": header.format or None,
                       "jpeg_quality": header.jpeg_quality or None}  # fmt: skip
@@ -475,6 +486,9 @@ class Detector:
             return Prediction(**facts | {"error": "the detector gave no number for it"}), None
         others = {name: mean for name, (mean, _) in means.items()}
         said = decide(point, rules, logit, distance, others, self._doubts(header))
+        if said.verdict == REAL and origin.declares in WORDS:
+            why = f"the file says of itself that it was {WORDS[origin.declares]} ({origin.claims[0].where})"
+            said = replace(said, verdict=UNDECIDED, reason=why)
         drawn = None
         if picture.tiles is not None:
             scores = point.calibration(numbers[TILES][0])

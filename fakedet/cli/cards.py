@@ -32,6 +32,7 @@ class Card(NamedTuple):
     sentence: str
     verdict: str = NOT_LOOKED_AT
     note: str = ""  # what to know before the verdict is read
+    origin: str = ""  # what the file says of its own origin
     pictures: Sequence[dict[str, str]] = ()  # data (a URI) and caption of each
     facts: Sequence[tuple[str, str, str]] = ()  # (name, value, what it means)
     suspicion: tuple[float, float, float] = (ORDER.index(NOT_LOOKED_AT), 0.0, 0.0)  # lists of cards rise by it
@@ -49,9 +50,9 @@ def card_of(
 
     A file without a verdict gets a card that says why.
     """
-    note = note_of(detector)
+    note, origin = note_of(detector), prediction.provenance
     if prediction.verdict is None:
-        return Card(name, f"This file was not looked at: {prediction.error}.", note=note)
+        return Card(name, f"This file was not looked at: {prediction.error}.", note=note, origin=origin)
     sentence = {
         FAKE: f"At most {100 * rules.false_alarm:g} in 100 photographs like those the detector was checked on look "
               "this unusual to it. That is a reason to ask where the image is from, not a proof.",
@@ -71,7 +72,7 @@ def card_of(
     told = [(key, format(value, form), means) for key, value, form, means in facts if not math.isnan(value)]
     quality = f", quality {prediction.jpeg_quality}" if prediction.jpeg_quality else ""
     told.append(("file", f"{prediction.width} × {prediction.height}, {prediction.format or 'pixels'}{quality}", ""))
-    return Card(name, sentence, prediction.verdict, note, pictures, told, suspicion(prediction))
+    return Card(name, sentence, prediction.verdict, note, origin, pictures, told, suspicion(prediction))
 
 
 def note_of(detector: Detector) -> str:

@@ -214,13 +214,18 @@ class Writer:
         whole = text[: text.rfind("\n") + 1]
         try:
             lines = io.StringIO(whole, newline="")  # not by lines: a name may hold a line break
-            for row in map(json.loads, lines) if self._is_json else csv.DictReader(lines):
+            table = csv.DictReader(lines)
+            columns = set() if self._is_json else set(table.fieldnames or ())
+            for row in map(json.loads, lines) if self._is_json else table:
+                columns = columns or set(row)
                 self.done.add(row["path"])
                 self.counts[ERROR if row["error"] else row["verdict"]] += 1
         except (ValueError, KeyError, TypeError, csv.Error) as error:
             raise UserError(f"output={path} was not written by `fakedet predict`; name another file") from error
         if "can't tell" in self.counts:
             raise UserError(f"output={path} is of fakedet 0.1, whose verdicts had other names; name another file")
+        if columns and columns != set(COLUMNS):
+            raise UserError(f"output={path} is of an older fakedet, whose columns were others; name another output")
         if len(whole) < len(text):  # a killed run left a part of its last line
             path.write_bytes(whole.encode())
 

@@ -14,15 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
-from itertools import islice, product
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, overload
+from typing import Any, Literal, TypeAlias, TypeVar, overload
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -31,17 +30,17 @@ from fakedet.data import decode
 from fakedet.data.decode import MAX_MEMORY, Budget, DecodeError, Header
 from fakedet.data.degrade import FAMILIES, ORIGINAL, View, degraded_views, parse_view
 from fakedet.data.scan import walk
-from fakedet.data.transforms import evaluation_views, is_whole, pad_to
+from fakedet.data.transforms import evaluation_views, is_whole
 from fakedet.errors import UserError
 from fakedet.methods import base
 from fakedet.metrics.decisions import PUBLISHED, OperatingPoint
 from fakedet.provenance import WORDS, Provenance, read_provenance
 from fakedet.published import load_published, settings_of
 from fakedet.shipped import DEFAULT, DEMO, SHIPPED
+from fakedet.tiles import Pixels, Tiles, cut_tiles, draw_heatmap
 
 log = logging.getLogger("fakedet")
 
-Pixels: TypeAlias = NDArray[np.uint8]
 Single: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | Pixels"
 SINGLE = (str, os.PathLike, bytes, Image.Image, np.ndarray)
 Result = TypeVar("Result")
@@ -53,8 +52,9 @@ UNDECIDED: Verdict = "undecided"
 TILES = "tiles"  # stands for the tiles' mean among the views of an image
 CROPS = ("crop", "multi-crop")  # policies that look at a picture's own pixels
 READERS = 4  # threads that read and decode files
-HEATMAP_BYTES = 9.0  # for each pixel of an image: its pixels, the heatmap and its file
-DRAWN = 1 << 19  # pixels of a heatmap that are drawn at a time: each takes 130 bytes while it is
+HEATMAP = "heatmap"  # stands for the tiles of the heatmap, which have no part in the verdict
+HEATMAP_BYTES = 4.0  # for each pixel of an image, which stays in memory until the heatmap is drawn
+HEATMAP_TILES = 64  # squares of a heatmap at most
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ class Rules:
     miss: float = 0.05  # share of fakes, of generators like those in validation, that may be called real
     views: tuple[str, ...] = ("jpeg/80", "resize/0.75")  # altered copies that must agree, as in conf/robustness
     tiles: int = 9  # largest number of squares, spread over the image, whose mean must agree too; 0: none
+    # Score copies and tiles of every image, also where the image alone leaves the verdict undecided.
+    all_views: bool = False
 
     def __post_init__(self) -> None:
         for name in ("false_alarm", "miss"):
@@ -95,13 +97,14 @@ class Prediction:
     p_value: float = math.nan
     """Share of held-out real images that look at least as unusual; NaN if the checkpoint has no reference."""
     stability: float = math.nan
-    """Share of altered copies and tiles on the same side of the threshold as the image; NaN without any."""
+    """Share of altered copies and tiles on the same side of the threshold as the image, of those that were scored; NaN
+    without any, as where the image alone leaves the verdict undecided."""
     reason: str = ""
-    """Why the verdict is "undecided"; "" otherwise."""
+    """Why the verdict is what it is."""
     logit: float = math.nan
     """What the detector gives before calibration; higher is more likely fake."""
     tile_score: float = math.nan
-    """Mean calibrated P(fake) of the tiles; NaN without tiles."""
+    """Mean calibrated P(fake) of the tiles; NaN where none were scored."""
     width: int | None = None
     """Of the file, in pixels, before its EXIF orientation is applied, as is the height."""
     height: int | None = None
@@ -134,16 +137,22 @@ def decide(
     stability = 1 - len(disagree) / len(others) if others else math.nan
     unusual = above if math.isnan(p_value) else p_value <= rules.false_alarm
     low = logit <= point.lowest_fake(rules.miss)
-    verdict, reason = FAKE if unusual else REAL, ""
+    verdict, reason = UNDECIDED, ""
     if doubts:
         reason = "; ".join(doubts)
-    elif disagree:
-        reason = f"another answer for {', '.join(_in_words(name) for name in disagree)}"
     elif unusual and low:
         reason = "unlike the photographs and unlike the fakes that the detector was tested with"
     elif not unusual and not low:
         reason = "neither clearly like the photographs nor clearly like the fakes that the detector was tested with"
-    verdict = UNDECIDED if reason else verdict
+    elif disagree:
+        reason = f"another answer for {', '.join(_in_words(name) for name in disagree)}"
+    else:
+        agreed = f", and so do its {len(others)} copies and tiles" if TILES in others else ""
+        verdict = FAKE if unusual else REAL
+        reason = (f"it looks less like a photograph than {100 * (1 - rules.false_alarm):g} in 100 photographs that the "
+                  f"detector was tested with{agreed}") if unusual else (
+                  f"it looks more like a photograph than {100 * (1 - rules.miss):g} in 100 fakes that the detector was "
+                  f"tested with{agreed}")  # fmt: skip
     return Prediction(verdict=verdict, score=score, p_value=p_value, stability=stability, reason=reason, logit=logit)
 
 
@@ -152,63 +161,6 @@ def _in_words(view: str) -> str:
     words = {"jpeg": "saved as JPEG of quality", "resize": "scaled by"}
     told = f"{words[family]} {severity}" if family in words else f"altered by {view}"
     return "the tiles of the image" if family == TILES else f"a copy {told}"
-
-
-class Tiles(NamedTuple):
-    """Squares spread evenly over an image."""
-
-    places: list[tuple[int, int]]  # (top, left) of each, in the padded image
-    crops: list[Pixels]
-
-
-def cut_tiles(image: Pixels, size: int, most: int) -> Tiles:
-    """Cut at most ``most`` (>= 1) squares out of an image, evenly spread; they cover all of it if that many suffice.
-
-    The image (H, W, 3) is padded by reflection if smaller than a square of ``size`` pixels.
-    """
-    height, width = (max(size, side) for side in image.shape[:2])
-    rows, columns = -(-height // size), -(-width // size)
-    while rows * columns > most:
-        # Take one from the side along which the squares are denser.
-        if (rows / height > columns / width and rows > 1) or columns == 1:
-            rows -= 1
-        else:
-            columns -= 1
-
-    def starts(side: int, count: int) -> list[int]:
-        middles = [(number + 0.5) * side / count for number in range(count)]
-        return [min(max(0, round(middle - size / 2)), side - size) for middle in middles]
-
-    places = [(top, left) for top in starts(height, rows) for left in starts(width, columns)]
-    crops = [pad_to(image[top : top + size, left : left + size], size, size).copy() for top, left in places]
-    return Tiles(places, crops)
-
-
-def overlay(image: Pixels, tiles: Tiles, scores: ArrayLike) -> Pixels:
-    """Draw the scores (n,), P(fake) of each tile, over an image (H, W, 3) uint8, and return another such image.
-
-    Blue is real, red is fake, white is in between. Each pixel shows the mean score of the tiles that cover it; pixels
-    that no tile covers stay as they are. These are the scores of separate squares, not an explanation of the verdict.
-    """
-    (height, width), size = image.shape[:2], tiles.crops[0].shape[0]
-    padding = [max(0, size - side) // 2 for side in (height, width)]  # all around an image smaller than a tile
-    drawn, columns = np.empty_like(image), min(width, DRAWN)
-    rows = max(1, DRAWN // columns)
-    for above, before in product(range(0, height, rows), range(0, width, columns)):
-        part = image[above : above + rows, before : before + columns]
-        total, count = np.zeros((2, *part.shape[:2]))
-        for place, score in zip(tiles.places, np.asarray(scores, dtype=float), strict=True):
-            top, left = (at - pad - start for at, pad, start in zip(place, padding, (above, before), strict=True))
-            square = np.s_[max(0, top) : max(0, top + size), max(0, left) : max(0, left + size)]
-            total[square] += score
-            count[square] += 1
-        covered = count > 0
-        mean = np.where(covered, total / np.maximum(1, count), 0.5)
-        red, blue = np.clip(2 * mean, 0, 1), np.clip(2 - 2 * mean, 0, 1)
-        colours = 255 * np.stack([red, np.minimum(red, blue), blue], axis=-1)
-        mixed = np.where(covered[..., None], 0.55 * part + 0.45 * colours, part)
-        drawn[above : above + rows, before : before + columns] = cv2.convertScaleAbs(mixed).reshape(part.shape)
-    return drawn
 
 
 @dataclass(frozen=True)
@@ -220,7 +172,7 @@ class Picture:
     pixels: Pixels | None = None  # (H, W, 3) RGB; None if it could not be read, or is not needed any more
     error: str | None = None
     crops: Mapping[str, list[Pixels]] = field(default_factory=dict)  # of each view
-    tiles: Tiles | None = None
+    tiles: Mapping[str, Tiles] = field(default_factory=dict)  # "tiles" and "heatmap"
     provenance: Provenance = Provenance()  # noqa: RUF009  # frozen
 
 
@@ -303,17 +255,21 @@ class Detector:
     @overload
     def predict(  # type: ignore[overload-overlap]  # an array is an iterable of anything
         self, x: Image.Image | Pixels | bytes, *, false_alarm: float = ..., miss: float = ...,
-        views: Sequence[str] = ..., tiles: int = ..., batch_size: int = ...) -> Prediction: ...  # fmt: skip
+        views: Sequence[str] = ..., tiles: int = ..., all_views: bool = ..., batch_size: int = ...
+    ) -> Prediction: ...  # fmt: skip
     @overload
     def predict(self, x: str | os.PathLike[str], *, false_alarm: float = ..., miss: float = ...,
-                views: Sequence[str] = ..., tiles: int = ..., batch_size: int = ...) -> Any: ...  # fmt: skip
+                views: Sequence[str] = ..., tiles: int = ..., all_views: bool = ..., batch_size: int = ...
+    ) -> Any: ...  # fmt: skip
     @overload
     def predict(self, x: Iterable[Single] | Tensor, *, false_alarm: float = ..., miss: float = ...,
-                views: Sequence[str] = ..., tiles: int = ..., batch_size: int = ...) -> pd.DataFrame: ...  # fmt: skip
+                views: Sequence[str] = ..., tiles: int = ..., all_views: bool = ..., batch_size: int = ...
+    ) -> pd.DataFrame: ...  # fmt: skip
 
     def predict(
         self, x: Single | Iterable[Single] | Tensor, *, false_alarm: float = 0.05, miss: float = 0.05,
-        views: Sequence[str] = ("jpeg/80", "resize/0.75"), tiles: int = 9, batch_size: int = 64,
+        views: Sequence[str] = ("jpeg/80", "resize/0.75"), tiles: int = 9, all_views: bool = False,
+        batch_size: int = 64,
     ) -> Prediction | pd.DataFrame:  # fmt: skip
         """Classify images as real, fake or undecided.
 
@@ -324,6 +280,8 @@ class Detector:
             miss: share of fakes, of generators like those in validation, that may be called real.
             views: altered copies that must agree, family/severity as in conf/robustness.
             tiles: largest number of squares, spread over the image, whose mean must agree; 0: none.
+            all_views: score copies and tiles of every image, also where the image alone leaves the verdict undecided;
+                verdicts are the same, ``stability`` and ``tile_score`` are known of all.
             batch_size: number of crops to score at a time.
 
         Returns:
@@ -334,7 +292,7 @@ class Detector:
                 dtype, range or shape. A file that cannot be read is a prediction with an ``error``.
         """
         _check_batch_size(batch_size)
-        rules = Rules(false_alarm, miss, (views,) if isinstance(views, str) else tuple(views), tiles)
+        rules = Rules(false_alarm, miss, (views,) if isinstance(views, str) else tuple(views), tiles, all_views)
         pictures = _pictures(x)
         found: list[Prediction] = []
         while part := list(islice(pictures, 16)):  # all crops of so many images are in memory at once
@@ -408,51 +366,61 @@ class Detector:
             parts = [self.module.score_views(self._views(part)).logit for part in images.split(batch_size)]
         return torch.cat(parts).to(images.device)
 
-    def heatmap(self, x: Single, *, tiles: int = 9) -> Pixels:
-        """Draw the scores of an image's tiles over it: blue is real, red is fake, white is in between.
+    def heatmap(self, x: Single, *, tiles: int = HEATMAP_TILES) -> Pixels:
+        """Draw the scores of squares of an image over it, in grey: blue is real, red is fake, white is in between.
 
-        ``x`` is one image, as for :meth:`predict`, and ``tiles`` the largest number of squares, at least 1. Returns
-        (H, W, 3) uint8 in RGB; raises UserError as :meth:`predict` does, and for a file that cannot be read.
+        Args:
+            x: one image, as for :meth:`predict`.
+            tiles: largest number of squares, at least 1; they overlap by half if that many suffice.
+
+        Returns:
+            (H, W, 3) uint8 in RGB: the image, shrunk to at most 1600 pixels, and a legend below it.
+
+        Raises:
+            UserError: as by :meth:`predict`, and for a file that cannot be read.
         """
         if tiles < 1:
             raise UserError(f"tiles={tiles}: must be at least 1")
-        ((prediction, drawn),) = self.examine([read_picture(x)], Rules(views=(), tiles=tiles), heatmaps=True)
+        ((prediction, drawn),) = self.examine([read_picture(x)], Rules(), heatmap_tiles=tiles)
         if drawn is None:
             raise UserError(f"{prediction.path or 'the image'} cannot be read: {prediction.error}")
         return drawn
 
     def examine(
-        self, pictures: Sequence[Single | Picture], rules: Rules, batch_size: int = 64, heatmaps: bool = False
+        self, pictures: Sequence[Single | Picture], rules: Rules, batch_size: int = 64, heatmap_tiles: int = 0
     ) -> Iterator[tuple[Prediction, Pixels | None]]:
         """Judge a few images, given as for :meth:`predict` or as read, all of whose crops are in memory at once.
 
-        ``batch_size`` crops are scored at a time. Yields each image's prediction, and with ``heatmaps``, for which all
-        pixels stay in memory, its heatmap if it has tiles. UserError if the checkpoint has no operating point.
+        Copies and tiles are scored where they can change the verdict, or if the rules ask for all. ``batch_size`` crops
+        are scored at a time. Yields each image's prediction, and, with ``heatmap_tiles`` above 0, for which all pixels
+        stay in memory, its heatmap of at most so many squares. UserError if the checkpoint has no operating point.
         """
         point, budget = self.require_operating_point(), Budget(self.memory_mb * 10**6)
-        each = HEATMAP_BYTES if heatmaps else 0.0
+        each = HEATMAP_BYTES if heatmap_tiles else 0.0
         if self.crop_policy != "crop":  # whole images are altered
             altered = [parse_view(name, "views") for name in rules.views]
             scales = [max(1.0, FAMILIES[view.family].scale(view.severity)) for view in altered]
             each = max([each, *(3 + 12 * scale**2 for scale in scales)])
         with ThreadPoolExecutor(READERS) as pool:
-            cut = partial(self._cut, rules=rules, keep=heatmaps)
+            cut = partial(self._cut, rules=rules, heatmap_tiles=heatmap_tiles)
             seen = list(pool.map(lambda given: _use(given, budget, cut, each), pictures))
-        groups = [group for picture in seen for group in picture.crops.values()]
-        crops = [crop for group in groups for crop in group]
-        numbers = [np.zeros((2, 0))]  # logits and trace distances
-        batch_size = 1 if is_whole(self.crop_policy) else batch_size
-        with torch.inference_mode():
-            for start in range(0, len(crops), batch_size):
-                batch = np.ascontiguousarray(np.stack(crops[start : start + batch_size]).transpose(0, 3, 1, 2))
-                scores = self.module.score_views(self._on_device(batch)[:, None])
-                numbers.append(torch.stack([scores.logit, scores.trace_distance]).cpu().double().numpy())
-        ends = np.cumsum([len(group) for group in groups], dtype=int)
-        parts = iter(np.split(np.concatenate(numbers, axis=1), ends, axis=1))
-        for picture in seen:
-            yield self._judge(picture, point, rules, {view: next(parts) for view in picture.crops})
+        numbers: list[dict[str, NDArray[np.float64]]] = [{} for _ in seen]
+        for stage in ((ORIGINAL, HEATMAP), rules.views, (TILES,)):
+            wanted = [(place, view) for place, picture in enumerate(seen) for view in stage if view in picture.crops
+                      and (rules.all_views or not numbers[place]
+                           or self._judge(picture, point, rules, numbers[place]).verdict not in (UNDECIDED, None))
+                      ]  # fmt: skip
+            scored = self._score([seen[place].crops[view] for place, view in wanted], batch_size)
+            for (place, view), values in zip(wanted, scored, strict=True):
+                numbers[place][view] = values
+        for picture, own in zip(seen, numbers, strict=True):
+            said, drawn = self._judge(picture, point, rules, own), None
+            if picture.pixels is not None and HEATMAP in own and said.verdict is not None:
+                words = f"{said.verdict}, P(fake) {said.score:.2f}"
+                drawn = draw_heatmap(picture.pixels, picture.tiles[HEATMAP], point.calibration(own[HEATMAP][0]), words)
+            yield said, drawn
 
-    def _cut(self, picture: Picture, rules: Rules, keep: bool) -> Picture:
+    def _cut(self, picture: Picture, rules: Rules, heatmap_tiles: int) -> Picture:
         """Cut the crops of an image and its copies; its pixels are kept only where a heatmap is drawn on them."""
         if (image := picture.pixels) is None:
             return picture
@@ -464,14 +432,30 @@ class Detector:
                 return replace(picture, pixels=None, error=error.reason)
             # Copied: a crop that is a part of its image would keep all of it in memory.
             crops[view.name] = [crop.copy() for crop in cut]
-        if tiles := cut_tiles(image, self.crop_size, rules.tiles) if rules.tiles else None:
-            crops[TILES] = tiles.crops
-        return replace(picture, pixels=image if keep else None, crops=crops, tiles=tiles)
+        asked = {TILES: (rules.tiles, False), HEATMAP: (heatmap_tiles, True)}
+        tiles = {
+            name: cut_tiles(image, self.crop_size, most, overlap) for name, (most, overlap) in asked.items() if most
+        }
+        crops |= {name: one.crops for name, one in tiles.items()}
+        return replace(picture, pixels=image if heatmap_tiles else None, crops=crops, tiles=tiles)
+
+    def _score(self, groups: Sequence[Sequence[Pixels]], batch_size: int) -> list[NDArray[np.float64]]:
+        """Give the logits and trace distances (2, n) of each group of crops."""
+        crops = [crop for group in groups for crop in group]
+        numbers = [np.zeros((2, 0))]
+        batch_size = 1 if is_whole(self.crop_policy) else batch_size
+        with torch.inference_mode():
+            for start in range(0, len(crops), batch_size):
+                batch = np.ascontiguousarray(np.stack(crops[start : start + batch_size]).transpose(0, 3, 1, 2))
+                scores = self.module.score_views(self._on_device(batch)[:, None])
+                numbers.append(torch.stack([scores.logit, scores.trace_distance]).cpu().double().numpy())
+        ends = np.cumsum([len(group) for group in groups], dtype=int)
+        return np.split(np.concatenate(numbers, axis=1), ends, axis=1)[: len(groups)]
 
     def _judge(
         self, picture: Picture, point: OperatingPoint, rules: Rules, numbers: Mapping[str, NDArray[Any]]
-    ) -> tuple[Prediction, Pixels | None]:
-        """Turn each view's logits and trace distances (2, n) into a prediction, and a heatmap if pixels were kept."""
+    ) -> Prediction:
+        """Turn the logits and trace distances (2, n) of the views that were scored into a prediction."""
         origin = picture.provenance
         facts: dict[str, Any] = {"path": picture.path, "error": picture.error, "declares": origin.declares,
                                  "provenance": origin.sentence, "c2pa": origin.c2pa}  # fmt: skip
@@ -479,23 +463,19 @@ class Detector:
             facts |= {"width": header.width, "height": header.height, "format": header.format or None,
                       "jpeg_quality": header.jpeg_quality or None}  # fmt: skip
         if not numbers:
-            return Prediction(**facts), None
-        means = {view: [float(row.mean()) for row in rows] for view, rows in numbers.items()}
+            return Prediction(**facts)
+        means = {view: [float(row.mean()) for row in rows] for view, rows in numbers.items() if view != HEATMAP}
         logit, distance = means.pop(ORIGINAL)
         if not math.isfinite(logit):
-            return Prediction(**facts | {"error": "the detector gave no number for it"}), None
+            return Prediction(**facts | {"error": "the detector gave no number for it"})
         others = {name: mean for name, (mean, _) in means.items()}
         said = decide(point, rules, logit, distance, others, self._doubts(header))
         if said.verdict == REAL and origin.declares in WORDS:
             why = f"the file says of itself that it was {WORDS[origin.declares]} ({origin.claims[0].where})"
             said = replace(said, verdict=UNDECIDED, reason=why)
-        drawn = None
-        if picture.tiles is not None:
-            scores = point.calibration(numbers[TILES][0])
-            facts["tile_score"] = float(scores.mean())
-            if picture.pixels is not None:
-                drawn = overlay(picture.pixels, picture.tiles, scores)
-        return replace(said, **facts), drawn
+        if TILES in numbers:
+            facts["tile_score"] = float(point.calibration(numbers[TILES][0]).mean())
+        return replace(said, **facts)
 
     def require_operating_point(self) -> OperatingPoint:
         """Give the operating point; UserError if there is none, because single images cannot be judged without it."""

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -159,10 +160,11 @@ def test_rows_are_those_of_the_command_line(detector: fakedet.Detector, tmp_path
 @pytest.mark.parametrize("verb", ["predict", "serve"])
 def test_defaults_are_those_of_the_command_line(verb: str) -> None:
     config: Any = OmegaConf.load(CONF / f"{verb}.yaml")
-    assert Rules(config.false_alarm, config.miss, tuple(config.views), config.tiles) == Rules()
+    assert Rules(config.false_alarm, config.miss, tuple(config.views), config.tiles, config.all_views) == Rules()
     parameters = inspect.signature(fakedet.Detector.predict).parameters
     assert {name: parameters[name].default for name in asdict(Rules())} == asdict(Rules())
-    assert inspect.signature(fakedet.Detector.heatmap).parameters["tiles"].default == Rules().tiles
+    heatmap_tiles = inspect.signature(fakedet.Detector.heatmap).parameters["tiles"].default
+    assert heatmap_tiles == config.get("heatmap_tiles", heatmap_tiles)
 
 
 def test_settings_are_checked_and_count(detector: fakedet.Detector) -> None:
@@ -195,12 +197,38 @@ def test_a_detector_without_an_operating_point_gives_logits_alone(detector: fake
         bare.predict(noise(64, 64))
 
 
-def test_the_heatmap_has_the_size_of_the_image(detector: fakedet.Detector) -> None:
-    image = noise(100, 150)
+def test_the_heatmap_is_the_image_and_a_legend(detector: fakedet.Detector) -> None:
+    image = noise(400, 600)
     drawn = detector.heatmap(image)
-    assert drawn.shape == image.shape
+    assert drawn.shape[1:] == (600, 3)
+    assert 420 < drawn.shape[0] < 520
     assert drawn.dtype == np.uint8
-    assert not np.array_equal(drawn, image)
+    assert not np.array_equal(drawn[:400], image)
+    grey = [cv2.cvtColor(one, cv2.COLOR_RGB2GRAY).ravel() for one in (drawn[:400], image)]
+    assert np.corrcoef(grey)[0, 1] > 0.8, "the image can be seen through the colours"
+
+
+def test_views_that_cannot_change_the_verdict_are_scored_on_request_alone(
+    detector: fakedet.Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blurs = np.random.default_rng(0).uniform(0.1, 3, 24)
+    images = [cv2.GaussianBlur(noise(150, 200, seed), (0, 0), blur) for seed, blur in enumerate(blurs)]
+    counts: list[int] = []
+    score = detector.module.score_views
+    monkeypatch.setattr(detector.module, "score_views", lambda views: (counts.append(len(views)), score(views))[1])
+    quick = detector.predict(images)
+    needed = sum(counts)
+    whole = detector.predict(images, all_views=True)
+    assert quick["verdict"].tolist() == whole["verdict"].tolist()
+    clear = detector.predict(images, views=[], tiles=0)["verdict"] != "undecided"
+    assert 0 < clear.sum() < len(images), "some are undecided by themselves, some are not"
+    columns = ["score", "p_value", "logit"]
+    pd.testing.assert_frame_equal(quick[columns], whole[columns])
+    assert quick["stability"].isna().tolist() == (~clear).tolist()
+    assert not whole["stability"].isna().any()
+    same = (quick["verdict"] != "undecided") | ~clear  # of the others all that disagree are named only on request
+    assert quick["reason"][same].tolist() == whole["reason"][same].tolist()
+    assert needed < sum(counts) - needed
 
 
 # --- logits and embeddings -----------------------------------------------------------------------------------

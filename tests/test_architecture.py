@@ -14,7 +14,7 @@ LEVELS = (
     {"utils", "losses", "metrics", "shipped"},
     {"models", "pages", "hub"},
     {"methods", "data"},
-    {"config"},
+    {"config", "tiles"},
     {"checkpoint"},
     {"build", "published"},
     {"audit"},

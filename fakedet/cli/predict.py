@@ -52,9 +52,7 @@ ERROR = "error"  # stands for the verdict where counts are kept of files that ca
 
 def run_predict(config: DictConfig, overrides: list[str]) -> None:
     """Judge each image that ``source`` names and has no row yet, and write its row; status 1 if one cannot be read."""
-    if config.heatmaps and not config.tiles:
-        raise UserError("heatmaps are made of tiles; tiles=0 leaves nothing to draw")
-    detector, rules = open_detector(config, "batch_size", "images_at_a_time", "memory_mb")
+    detector, rules = open_detector(config, "batch_size", "images_at_a_time", "memory_mb", "heatmap_tiles")
     detector.memory_mb = config.memory_mb
     heatmaps = Path(config.heatmaps) if config.heatmaps else None
     writer = Writer(Path(config.output), config.resume)
@@ -65,7 +63,7 @@ def run_predict(config: DictConfig, overrides: list[str]) -> None:
         # The pixels under heatmaps stay in memory: one image at a time.
         while part := list(islice(todo, 1 if heatmaps else config.images_at_a_time)):
             found = []
-            examined = detector.examine(part, rules, config.batch_size, heatmaps is not None)
+            examined = detector.examine(part, rules, config.batch_size, config.heatmap_tiles if heatmaps else 0)
             for path, (prediction, drawn) in zip(part, examined, strict=True):
                 found.append(prediction)
                 if heatmaps is not None and drawn is not None:
@@ -93,7 +91,9 @@ def open_detector(config: DictConfig, *positive: str) -> tuple[Detector, Rules]:
     for key in positive:
         if config[key] < 1:
             raise UserError(f"{key}={config[key]}: must be at least 1")
-    rules = Rules(config.false_alarm, config.miss, tuple(str(view) for view in config.views), config.tiles)
+    rules = Rules(
+        config.false_alarm, config.miss, tuple(str(view) for view in config.views), config.tiles, config.all_views
+    )
     if config.get("detector") and config.checkpoint != DEFAULT:
         raise UserError(f"checkpoint={config.checkpoint} and detector={config.detector.name}: name one of them")
     detector = load(config.checkpoint, config.device, config.trust, config.backbone,
@@ -296,7 +296,7 @@ def _write_about(writer: Writer, detector: Detector, settings: Mapping[str, Any]
             log.warning("%s is missing or damaged: whether the rows in %s were made in the same way is not known",
                         about, writer.path)  # fmt: skip
             earlier, before = content, dict(settings)
-        judged_by = ("false_alarm", "miss", "views", "tiles")
+        judged_by = ("false_alarm", "miss", "views", "tiles", "all_views")
         other = [f"{key} was {before.get(key)}, is {settings[key]}" for key in judged_by
                  if before.get(key) != settings[key]]  # fmt: skip
         if earlier.get("checkpoint_sha256") != content["checkpoint_sha256"]:
@@ -330,8 +330,8 @@ def _tell_kept(writer: Writer, errors: int, changed: list[str], heatmaps: bool) 
 def _write_heatmap(folder: Path, path: str, picture: Pixels) -> None:
     # Files of one name may lie in several folders.
     mark = hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    target = folder / f"{shown_path(Path(path).stem)[:80]}_{mark}.png"
-    done, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR, dst=picture))
+    target = folder / f"{shown_path(Path(path).stem)[:80]}_{mark}.jpg"
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data.data if done else b"")

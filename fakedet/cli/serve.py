@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from fakedet.cli.cards import Card, card_of, render, style
 from fakedet.cli.predict import open_detector
-from fakedet.detector import HEATMAP_BYTES, Detector, Rules, read_picture
+from fakedet.detector import HEATMAP_BYTES, HEATMAP_TILES, Detector, Rules, read_picture
 from fakedet.errors import UserError
 from fakedet.shipped import DEMO, SHIPPED
 from fakedet.utils import threads
@@ -96,7 +96,7 @@ def run_serve(config: DictConfig, overrides: list[str]) -> None:
 def _judge(name: str, content: bytes, detector: Detector, rules: Rules, batch_size: int) -> Card:
     """Judge an upload."""
     picture = read_picture(content, each=HEATMAP_BYTES)
-    ((found, heatmap),) = detector.examine([picture], rules, batch_size, heatmaps=rules.tiles > 0)
+    ((found, heatmap),) = detector.examine([picture], rules, batch_size, HEATMAP_TILES)
     return card_of(name, picture, found, heatmap, detector, rules)
 
 

@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from fakedet.detector import FAKE, REAL, UNDECIDED, Rules, cut_tiles, decide, overlay
+from fakedet.detector import FAKE, REAL, UNDECIDED, Rules, decide
 from fakedet.metrics.calibration import Calibration
 from fakedet.metrics.decisions import OperatingPoint, Reference
+from fakedet.tiles import cut_tiles, draw_heatmap, smooth
 
 RULES = Rules(0.05, 0.05)
 
@@ -26,8 +27,13 @@ def said(logit: float, **others: float) -> tuple[str, str]:
 
 
 def test_clear_images_are_told() -> None:
-    assert said(4.0, jpeg80=3.5) == (FAKE, "")
-    assert said(-3.0, jpeg80=-3.5) == (REAL, "")
+    assert said(4.0, jpeg80=3.5) == (
+        FAKE, "it looks less like a photograph than 95 in 100 photographs that the detector was tested with"
+    )  # fmt: skip
+    assert said(-3.0, jpeg80=-3.5, tiles=-3) == (
+        REAL, "it looks more like a photograph than 95 in 100 fakes that the detector was tested with, and so do its 2 "
+        "copies and tiles"
+    )  # fmt: skip
     statement = decide(point(), RULES, 4.0, math.nan, {}, [])
     assert statement.p_value == pytest.approx(1 / 100)
     assert statement.score == pytest.approx(1 / (1 + math.exp(-4)))
@@ -95,16 +101,48 @@ def test_tiles_lie_inside_and_spread_evenly(height: int, width: int, most: int) 
         assert covered.all()
 
 
+def test_overlapping_tiles_reach_from_edge_to_edge() -> None:
+    image = np.arange(300 * 500 * 3, dtype=np.uint8).reshape(300, 500, 3)
+    tiles = cut_tiles(image, 64, 1000, overlap=True)
+    tops, lefts = (sorted({place[axis] for place in tiles.places}) for axis in (0, 1))
+    assert (tops[0], tops[-1], lefts[0], lefts[-1]) == (0, 300 - 64, 0, 500 - 64)
+    assert max(np.diff(tops)) <= 32
+    assert max(np.diff(lefts)) <= 32
+    for (top, left), crop in zip(tiles.places, tiles.crops, strict=True):
+        assert np.array_equal(crop, image[top : top + 64, left : left + 64])
+    assert len(cut_tiles(image, 64, 20, overlap=True).crops) <= 20
+    assert cut_tiles(image[:50, :40], 64, 9, overlap=True).places == [(0, 0)]
+
+
+def test_the_map_is_the_mean_of_the_scores_weighed_by_distance() -> None:
+    tiles = cut_tiles(np.zeros((200, 400, 3), np.uint8), 64, 12, overlap=True)
+    scores = np.random.default_rng(0).random(len(tiles.places))
+    found = smooth((200, 400), tiles, scores)
+    assert found.shape == (128, 256)
+    tops, lefts = np.array(tiles.places).T
+    wide = [max(16, np.diff(np.unique(starts)).max() / 2) for starts in (tops, lefts)]
+    for y, x in ((0, 0), (60, 200), (127, 255)):  # points that are 400 / 256 pixels apart
+        away = [((y + 0.5) * 400 / 256 - tops - 32) / wide[0], ((x + 0.5) * 400 / 256 - lefts - 32) / wide[1]]
+        weights = np.exp(-0.5 * (away[0] ** 2 + away[1] ** 2))
+        assert found[y, x] == pytest.approx((weights * scores).sum() / weights.sum())
+
+
 def test_heatmap_colours_where_the_tiles_are() -> None:
-    image = np.full((64, 128, 3), 100, np.uint8)
-    tiles = cut_tiles(image, 64, 9)
+    image = np.full((640, 1280, 3), 100, np.uint8)
+    tiles = cut_tiles(image, 640, 9)
     assert len(tiles.crops) == 2
-    mixed = overlay(image, tiles, [0.0, 1.0]).astype(int)
-    left, right = mixed[:, :64].reshape(-1, 3).mean(axis=0), mixed[:, 64:].reshape(-1, 3).mean(axis=0)
+    drawn = draw_heatmap(image, tiles, [0.0, 1.0], "undecided, P(fake) 0.50")
+    mixed, legend = drawn[:640].astype(int), drawn[640:]
+    left, right = mixed[:, :300].reshape(-1, 3).mean(axis=0), mixed[:, -300:].reshape(-1, 3).mean(axis=0)
     assert left[2] > 150 > left[0]  # blue: real
     assert right[0] > 150 > right[2]  # red: fake
-    assert overlay(np.zeros((10, 12, 3), np.uint8), cut_tiles(np.zeros((10, 12, 3), np.uint8), 64, 1), [0.5]).shape == (
-        10,
-        12,
-        3,
-    )
+    assert legend.shape[0] > 50
+    assert (legend == 255).all(axis=2).mean() > 0.5, "white, and on it"
+    assert (legend.max(axis=2) < 60).sum() > 300, "black words"
+    small = np.zeros((10, 12, 3), np.uint8)
+    assert draw_heatmap(small, cut_tiles(small, 64, 1), [0.5], "real").shape[1] == 12
+    large = np.zeros((4000, 6000, 3), np.uint8)
+    spread = cut_tiles(large, 224, 64, overlap=True)
+    drawn = draw_heatmap(large, spread, np.zeros(len(spread.places)), "real")
+    assert drawn.shape[1] == 1600
+    assert drawn.shape[0] < 1300

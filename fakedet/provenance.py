@@ -136,7 +136,7 @@ def _decoded(raw: bytes) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        return raw.decode(errors="replace") if error.start > len(raw) - 4 else raw.decode("latin-1")
+        return raw.decode(errors="replace") if error.start > KEPT - 4 else raw.decode("latin-1")
 
 
 def _png(data: bytes) -> Iterator[Text]:

@@ -85,7 +85,7 @@ class Prediction:
     path: str = ""
     """The file; "" for an image that was given as pixels or bytes."""
     verdict: Verdict | None = None
-    """"real", "fake" or "undecided"; None if the file cannot be read. Never "real" where ``declares`` names AI."""
+    """"real", "fake" or "undecided"; None if the file cannot be read. Never "real" for a file that declares AI."""
     declares: str = ""
     """What the file says of itself: "generated", "edited" (with AI), "captured" (by a camera), or "" for nothing."""
     provenance: str = ""

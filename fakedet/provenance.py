@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Literal, NamedTuple, TypeAlias
 from xml.parsers import expat
 
@@ -30,7 +29,8 @@ UNREAD = "The file holds a C2PA manifest; pip install 'fakedet[provenance]' read
 KEPT = 1 << 18  # bytes of a text that are looked at
 PART = 1 << 20  # bytes of a file's part (chunk, packet, directory) that are read
 MOST_PARTS = 100_000  # parts of a file that are walked over
-MOST_TEXTS = 64  # texts that are looked at for each of a file's readers
+MOST_READ = 1 << 24  # bytes of all texts together, each of which counts for at least 256
+MOST_CLAIMS = 32  # claims that are kept
 SHOWN = 120  # signs of a text that are shown
 
 
@@ -112,14 +112,15 @@ def _texts(data: bytes) -> list[Text]:
         readers = [_webp(data), _packets(data)]
     elif data.startswith((b"II*\0", b"MM\0*")):
         readers = [_exif(data), _packets(data)]
-    else:  # HEIF, AVIF, JPEG XL, and whatever else: by the marks that both begin with
+    else:  # HEIF, AVIF, JPEG XL, and whatever else: EXIF is found by how it begins
         starts = [*_places(data, b"II*\0"), *_places(data, b"MM\0*")]
         readers = [*(_exif(data[start : start + PART]) for start in starts), _packets(data)]
-    found: list[Text] = []
+    found, left = list[Text](), MOST_READ
     for reader in readers:
         with suppress(Exception):  # damaged parts raise errors of many types; what was read before stands
-            for text in islice(reader, MOST_TEXTS):
-                found.append(text)
+            while left > 0:
+                found.append(next(reader))
+                left -= 256 + len(found[-1].value)
     return found
 
 
@@ -180,8 +181,7 @@ def _jpeg(data: bytes) -> Iterator[Text]:
             continue
         content = data[place + 4 : place + 2 + length]
         if kind == 0xE1 and content.startswith(b"Exif\0\0"):
-            with suppress(struct.error):
-                yield from _exif(content[6:])
+            yield from _exif(content[6:])
         elif kind == 0xED:
             yield from _iptc(content)
         elif kind == 0xFE:
@@ -218,20 +218,20 @@ BYTES = (1, 2, 7, 129)  # types of tags whose values are bytes
 def _exif(tiff: bytes) -> Iterator[Text]:
     """Yield the texts of EXIF. PIL would read every tag whole: many tags that name the same bytes take gigabytes."""
     order = "<" if tiff.startswith(b"II") else ">"
-    (place,) = struct.unpack_from(f"{order}I", tiff, 4)
-    for _ in range(2):
-        (count,), second = struct.unpack_from(f"{order}H", tiff, place), 0
-        for number in range(min(count, 1000)):
-            entry = place + 2 + 12 * number
-            tag, kind, length, start = struct.unpack_from(f"{order}HHII", tiff, entry)
-            if tag == EXIF_DIRECTORY:
-                second = start
-            elif tag in EXIF and kind in BYTES:
-                start = entry + 8 if length <= 4 else start
-                yield Text("EXIF", EXIF[tag], _exif_text(tag, tiff[start : start + min(length, KEPT)]))
-        if not second:
-            return
-        place = second
+    with suppress(struct.error):  # what stands behind damaged EXIF is read
+        (place,) = struct.unpack_from(f"{order}I", tiff, 4)
+        for _ in range(2):
+            (count,), second = struct.unpack_from(f"{order}H", tiff, place), 0
+            for entry in range(place + 2, place + 2 + 12 * min(count, 1000), 12):
+                tag, kind, length, start = struct.unpack_from(f"{order}HHII", tiff, entry)
+                if tag == EXIF_DIRECTORY:
+                    second = start
+                elif tag in EXIF and kind in BYTES:
+                    start = entry + 8 if length <= 4 else start
+                    yield Text("EXIF", EXIF[tag], _exif_text(tag, tiff[start : start + min(length, KEPT)]))
+            if not second:
+                return
+            place = second
 
 
 def _exif_text(tag: int, raw: bytes) -> str:
@@ -287,6 +287,7 @@ def _xmp(packet: bytes) -> list[Text]:
             inside = ""
 
     parser = expat.ParserCreate()
+    parser.buffer_text = True
     parser.StartElementHandler, parser.CharacterDataHandler, parser.EndElementHandler = start, text, end
     with suppress(expat.ExpatError):
         parser.Parse(packet, False)
@@ -347,6 +348,7 @@ MADE_BY = re.compile(r"(?:(?:image|picture)\s+)?(?:generated|created|made)\s+(?:
 CREDIT = re.compile(
     r"(made|edited|imagined|created|generated) with (google |meta )?ai\b|apple (photos clean up)", re.IGNORECASE
 )
+CAPTIONS = {"description", "imagedescription", "caption", "comment", "usercomment"}
 JOB = re.compile(r"\bJob ID: ?[0-9a-f]{8}-[0-9a-f]{4}-", re.IGNORECASE)
 AIGC = re.compile(r'"Label" ?: ?"?([123])\b')  # GB 45438-2025, annex E
 AIGC_LABELS = {"1": "", "2": " of what is possibly generated", "3": " of what is suspected to be generated"}
@@ -379,7 +381,7 @@ def _aigc(text: Text) -> Claim | None:
 
 
 def _settings(text: Text) -> Claim | None:
-    if JOB.search(text.value):
+    if text.name.lower() in CAPTIONS and JOB.search(text.value):
         return Claim(text.where, "a job number as Midjourney writes it", GENERATED, "Midjourney")
     for name, parts, generator in SETTINGS:
         if name in ("", text.name.lower()) and all(part in text.value for part in parts):
@@ -400,9 +402,8 @@ def _credit(text: Text) -> Claim | None:
     if not found:
         return None
     edited = found[3] or found[1].lower() == "edited"
-    return Claim(
-        text.where, _shown(text.value), EDITED if edited else GENERATED, f"{(found[2] or '').strip()} AI".strip()
-    )
+    generator = f"{found[2].strip()} AI" if found[2] else ""
+    return Claim(text.where, _shown(text.value), EDITED if edited else GENERATED, generator)
 
 
 def _program(text: Text) -> Claim | None:
@@ -490,13 +491,13 @@ def _read_c2pa(data: bytes) -> Manifest:
 def _understood(report: Mapping[str, Any]) -> Manifest:
     """Put a report of the library's reader into words."""
     manifests, label = report["manifests"], report["active_manifest"]
-    codes = [str(problem.get("code")) for problem in report.get("validation_status") or ()]
-    problems = [code for code in codes if code != NO_TRUST]
     kind, says, generator = _origin(manifests, label, ())
-    if problems or report.get("validation_state") not in ("Valid", "Trusted"):
+    if report.get("validation_state") not in ("Valid", "Trusted"):
+        codes = [str(problem.get("code")) for problem in report.get("validation_status") or ()]
+        problems = [code for code in codes if code != NO_TRUST]
         why = next((words for code, words in WHY.items() for problem in problems if code in problem), "")
         note = why or _shown(", ".join(problems), 60) or "no reason is given"
-        # It is no proof of a capture, but whoever keeps a manifest that says "generated" is taken at their word.
+        # A capture is not believed; "generated" needs no more proof here than it does in any other field.
         where = f"C2PA manifest that does not validate: {note}"
         return _invalid(note, (Claim(where, says, kind, generator, True),) if kind in WORDS else ())
     signature = manifests[label].get("signature_info") or {}
@@ -542,9 +543,8 @@ def _told(manifest: Mapping[str, Any]) -> Iterator[tuple[Kind, str, str]]:
             if kind == GENERATED and step.get("action") not in (None, "c2pa.created"):
                 kind = EDITED  # a part was generated, in a picture that was there
             agent = step.get("softwareAgent")
-            name = _shown(
-                str((agent.get("name") if isinstance(agent, dict) else agent) or makers[0].get("name") or ""), 60
-            )
+            agent = agent.get("name") if isinstance(agent, dict) else agent
+            name = _shown(str(agent or makers[0].get("name") or ""), 60)
             yield kind, _shown(word, 60) + (f" by {name}" if name else ""), name
 
 
@@ -559,7 +559,7 @@ def _sum_up(claims: Iterable[Claim], manifest: Manifest) -> Provenance:
         dict.fromkeys(claims),
         key=lambda claim: (claim.kind not in WORDS, not claim.kind, not claim.standard, order.index(claim.kind),
                            not claim.signed),
-    )[:MOST_TEXTS]  # fmt: skip
+    )[:MOST_CLAIMS]  # fmt: skip
     first = found[0] if found else None
     generators = [claim.generator for claim in found if claim.kind in WORDS and claim.generator]
     sentence = _sentence(found)

@@ -303,6 +303,15 @@ def test_claims_that_conflict_are_said_to() -> None:
     assert "conflicts" not in read_provenance(edited).sentence
 
 
+def test_much_or_damage_before_a_claim_does_not_hide_it() -> None:
+    steps = '<rdf:li softwareAgent="Adobe Photoshop 26.1 (Macintosh)"/>' * 500
+    late = xmp("PNG", f"{steps}<Iptc4xmpExt:DigitalSourceType>{TYPES}{AI}</Iptc4xmpExt:DigitalSourceType>")
+    assert read_provenance(late).declares == "generated"
+    text = chunk(b"tEXt", b"parameters\0" + SETTINGS.encode())
+    assert read_provenance(with_chunks(chunk(b"eXIf", b"II*\0\xff\xff"), text)).generator == WEB_UI
+    assert read_provenance(picture()[:-12] + text + chunk(b"IEND", b"")).generator == WEB_UI  # behind the pixels
+
+
 def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     data = signed(exif(Make="Canon", Model="Canon EOS R5"), GENERATED)
     monkeypatch.setitem(sys.modules, "c2pa", None)

@@ -147,7 +147,7 @@ def decide(
     elif disagree:
         reason = f"another answer for {', '.join(_in_words(name) for name in disagree)}"
     else:
-        agreed = f", and so do its {len(others)} copies and tiles" if TILES in others else ""
+        agreed = "; its copies and tiles say the same" if TILES in others else ""
         verdict = FAKE if unusual else REAL
         reason = (f"it looks less like a photograph than {100 * (1 - rules.false_alarm):g} in 100 photographs that the "
                   f"detector was tested with{agreed}") if unusual else (

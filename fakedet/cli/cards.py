@@ -54,15 +54,14 @@ def card_of(
     if prediction.verdict is None:
         return Card(name, f"This file was not looked at: {prediction.error}.", note=note, origin=origin)
     sentence = {
-        FAKE: f"At most {100 * rules.false_alarm:g} in 100 photographs like those the detector was checked on look "
-              "this unusual to it. That is a reason to ask where the image is from, not a proof.",
-        REAL: "It looks like a photograph to the detector. Of fakes by generators it knows, at most "
-              f"{100 * rules.miss:g} in 100 get this answer; of fakes by others, more may.",
+        FAKE: f"To the detector {prediction.reason}. That is a reason to ask where the image is from, not a proof.",
+        REAL: f"To the detector {prediction.reason}. Of fakes by generators that it does not know, more may get this "
+              "answer.",
         UNDECIDED: f"The detector cannot decide: {prediction.reason}.",
     }[prediction.verdict]  # fmt: skip
     pictures = [] if picture.pixels is None else [_shown(picture.pixels, f"the image {name}", "the image")]
     if heatmap is not None:
-        caption = "scores of its tiles: blue real, red fake, white between"
+        caption = "scores of squares: blue real, red fake, white between"
         pictures.append(_shown(heatmap, caption, caption))
     facts = [
         ("score", prediction.score, ".2f", "P(fake), if real and fake images were equally likely"),

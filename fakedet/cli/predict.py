@@ -27,6 +27,7 @@ from typing import Any, get_args
 import cv2
 from omegaconf import DictConfig
 
+from fakedet.cli.folder_report import Settings, read_rows, write_folder_report
 from fakedet.config import check_config
 from fakedet.data.scan import describe_left_behind, is_left_behind
 from fakedet.detector import (
@@ -72,6 +73,16 @@ def run_predict(config: DictConfig, overrides: list[str]) -> None:
             done += len(part)
             shown.show(done, ", ".join(f"{count} {what}" for what, count in sorted(writer.counts.items())))
     _tell_kept(writer, errors, changed, heatmaps is not None)
+    if config.report:
+        rows = read_rows(writer.path)
+        wanted = min(config.report_cards, sum(row.verdict is not None for row in rows))
+        with threads(config.threads), bar("cards of the report", wanted) as shown:
+            write_folder_report(
+                Path(config.report), rows, detector, rules,
+                Settings(config.report_cards, config.report_heatmaps, config.heatmap_tiles, config.prior,
+                         config.batch_size), shown,
+            )  # fmt: skip
+        log.info("report      %s", config.report)
     for what in (*get_args(Verdict), ERROR):
         if what != ERROR or writer.counts[what]:
             why = "  (the column 'reason' says why)" if what == UNDECIDED and writer.counts[what] else ""
@@ -106,6 +117,10 @@ def open_detector(config: DictConfig, *positive: str) -> tuple[Detector, Rules]:
     if (card := detector.path.with_suffix(".md")).is_file():
         log.info("how well it does, and what it cannot do: %s", card)
     log.info("%s", point.promise(rules.false_alarm, rules.miss))
+    if not 0 < config.prior < 1:
+        raise UserError(f"prior={config.prior}: a share between 0 and 1, such as 0.05")
+    if cost := point.cost(rules.false_alarm, rules.miss, config.prior):
+        log.info("%s", cost)
     if point.reference and (lowest := point.reference.lowest) > rules.false_alarm:
         log.warning("with %d real validation images no p-value can be below %.3f: nothing will be called fake",
                     point.n_real, lowest)  # fmt: skip

@@ -226,6 +226,39 @@ class OperatingPoint:
             missed += f" (mean over {len(names)} {'family' if len(names) == 1 else 'families'} left out of training)"
         return f"called fake: {alarms}. Called real: about {missed}"
 
+    def calls(self, false_alarm: float, miss: float) -> tuple[float, Interval]:
+        """Estimate the shares of fakes and of photographs that are called fake, of those that it was fitted on.
+
+        Of fakes by the logit alone: copies and tiles that disagree make some of them undecided. With collections and
+        families left out of training each of them counts the same, and the share of photographs has an interval over
+        collections; without, it is the rate itself. NaN without fakes or a reference.
+        """
+        fakes, held = np.asarray(self.fakes, dtype=np.float64), self.reference
+        unknown = Interval(math.nan, math.nan, math.nan)
+        if held is None or not len(fakes):
+            return math.nan, unknown
+        known = held.false_alarms(false_alarm)
+        alarms = known.mean if known else Interval(false_alarm, math.nan, math.nan)
+        # The fakes' trace distances are not kept; their p-values need them where the method has any.
+        by_logit = math.isnan(held.centre[1])
+        called = held.p_values(fakes, fakes) <= false_alarm if by_logit else fakes > self.threshold
+        called = called & (fakes > self.lowest_fake(miss))
+        weights = self.families.weights() if self.families else np.full(len(fakes), 1 / len(fakes))
+        return float(weights @ called), alarms
+
+    def cost(self, false_alarm: float, miss: float, prior: float) -> str:
+        """Say what to expect of 100 pictures, a share ``prior`` of which are fakes; "" where it cannot be estimated."""
+        found, alarms = self.calls(false_alarm, miss)
+        if math.isnan(found):
+            return ""
+        n_fake, n_real = 100 * prior, 100 * (1 - prior)
+        true, false = n_fake * found, n_real * alarms.value
+        told = (f"of 100 pictures with {n_fake:g} fakes among them, expect about {_count(true + false)} to be called "
+                f"fake: {_count(false)} of these are photographs")  # fmt: skip
+        if not math.isnan(alarms.low):
+            told += f" ({_count(n_real * alarms.low)} to {_count(n_real * alarms.high)} by collection)"
+        return f"{told}, and {_count(n_fake - true)} of the {n_fake:g} fakes are not called"
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold: null for a missing distance and for an infinite threshold."""
 
@@ -269,6 +302,11 @@ class OperatingPoint:
             content["n_real"], content["n_fake"], content["manifest"], content["split"], tuple(content["notes"]),
             tuple(fakes), strata(content, "families", fakes), alarms and FalseAlarms.from_dict(alarms),
         )  # fmt: skip
+
+
+def _count(number: float) -> str:
+    """Write an expected count: whole where that says it, else with one digit behind the point."""
+    return f"{number:.0f}" if number >= 9.95 or abs(number - round(number)) < 0.05 else f"{number:.1f}"
 
 
 def _plain(strata: Strata | None) -> dict[str, Any] | None:

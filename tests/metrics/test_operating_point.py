@@ -232,3 +232,34 @@ def test_collections_survive_being_written_down_and_many_images_are_thinned() ->
     tried = rng.normal(size=500)
     expected = [mean_share(logits >= t, names) for t in tried]
     np.testing.assert_allclose(point.reference.p_values(tried, nothing[:500]), expected, atol=0.01)
+
+
+def test_the_cost_of_errors_is_counted_picture_by_picture() -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = np.concatenate([rng.normal(-2, 1, 300), rng.normal(1, 2, 200)]), np.repeat([0, 1], [300, 200])
+    none = np.full(500, np.nan)
+    names = np.concatenate([rng.choice(["a", "b"], 300, p=[0.8, 0.2]), rng.choice(["x", "y"], 200, p=[0.7, 0.3])])
+    point = fit_operating_point(logits, none, labels, rng.normal(-3, 1, 50), np.full(50, np.nan), 0.05, "temperature",
+                                "", "left out", names, np.arange(500).astype(str))  # fmt: skip
+    assert point.reference is not None
+    called = {name: [] for name in "abxy"}
+    for logit, name in zip(logits, names, strict=True):
+        p_value = point.reference.p_values([logit], [np.nan])[0]
+        called[name].append(p_value <= 0.05 and (name in "ab" or logit > point.lowest_fake(0.05)))
+    share = {name: np.mean(own) for name, own in called.items()}
+    found, alarms = point.calls(0.05, 0.05)
+    assert found == pytest.approx((share["x"] + share["y"]) / 2)
+    assert alarms.value == pytest.approx((share["a"] + share["b"]) / 2)
+    told = point.cost(0.05, 0.05, 0.2)
+    false, true = 80 * alarms.value, 20 * found
+    assert told.startswith(
+        f"of 100 pictures with 20 fakes among them, expect about {false + true:.0f} to be called fake"
+    )
+    assert f"fake: {false:.1f} of these are photographs" in told
+    assert told.endswith(f"and {20 - true:.1f} of the 20 fakes are not called") or f"{20 - true:.0f} of the 20" in told
+    alike = fit_operating_point(
+        logits, none, labels, rng.normal(-3, 1, 50), np.full(50, np.nan), 0.05, "none", "", "val"
+    )
+    assert alike.calls(0.05, 0.05)[1].value == 0.05, "the rate itself, for photographs like these"
+    without = fit_operating_point(logits[:300], none[:300], labels[:300], [], [], 0.05, "none", "", "val")
+    assert without.cost(0.05, 0.05, 0.05) == ""

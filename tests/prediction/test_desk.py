@@ -31,8 +31,8 @@ def test_clear_images_are_told() -> None:
         FAKE, "it looks less like a photograph than 95 in 100 photographs that the detector was tested with"
     )  # fmt: skip
     assert said(-3.0, jpeg80=-3.5, tiles=-3) == (
-        REAL, "it looks more like a photograph than 95 in 100 fakes that the detector was tested with, and so do its 2 "
-        "copies and tiles"
+        REAL, "it looks more like a photograph than 95 in 100 fakes that the detector was tested with; its copies and "
+        "tiles say the same"
     )  # fmt: skip
     statement = decide(point(), RULES, 4.0, math.nan, {}, [])
     assert statement.p_value == pytest.approx(1 / 100)

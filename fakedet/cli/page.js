@@ -1,0 +1,176 @@
+'use strict';
+// The page of `fakedet serve`: files are sent one by one to v1/predict, and every file gets a row.
+const ORDER = ['fake', 'undecided', 'real', 'not looked at'];
+const LANES = 2; // files under way at a time: one travels while the other is judged
+const QUIET = 5000; // ms between two announcements to a screen reader
+const $ = id => document.getElementById(id);
+const { columns, maxMb, note } = document.body.dataset;
+let rows = [], queue = [], lanes = 0, total = 0, done = 0, began = 0, held = '', token = '', announced = 0, stopping = new AbortController();
+
+const make = (tag, name, text = '') => Object.assign(document.createElement(tag), { className: name, textContent: text });
+const pause = seconds => new Promise(resolve => {
+  const timer = setTimeout(resolve, 1000 * seconds);
+  stopping.signal.addEventListener('abort', () => { clearTimeout(timer); resolve(); }, { once: true });
+});
+
+function add(files) { // [{name, file or error}]
+  if (!files.length) return;
+  if (!lanes && !queue.length) { began = performance.now(); total = done = 0; stopping = new AbortController(); }
+  total += files.length;
+  $('answers').hidden = false;
+  for (const one of files) {
+    one.item = make('li', '');
+    const line = make('div', 'waiting');
+    line.append(make('span', 'verdict', 'waiting'), make('span', 'file', one.name));
+    one.item.append(line);
+    $('rows').append(one.item);
+    queue.push(one);
+  }
+  show();
+  while (lanes < LANES && queue.length) work();
+}
+
+async function work() {
+  lanes += 1;
+  for (let one; !held && (one = queue.shift());) {
+    one.item.firstChild.firstChild.textContent = 'looking';
+    const answer = await ask(one);
+    if (answer) settle(one, answer);
+    else queue.unshift(one); // until the token is given
+    show();
+  }
+  lanes -= 1;
+  show();
+}
+
+async function ask({ name, file, error }) {
+  const refused = why => ({ name, verdict: null, error: why, suspicion: [3, 0, 0] });
+  if (error) return refused(error);
+  if (file.size > maxMb * 2 ** 20) return refused(`the file is larger than ${maxMb} MB, and was not sent`);
+  while (!stopping.signal.aborted) {
+    const form = new FormData();
+    form.append('files', file, name);
+    try {
+      const headers = token ? { Authorization: `Bearer ${token}` } : {};
+      const response = await fetch('v1/predict?card=true', { method: 'POST', body: form, headers, signal: stopping.signal });
+      if (response.ok) return (await response.json()).files[0];
+      if (response.status === 401) { unlock(); return null; }
+      const wait = Number(response.headers.get('Retry-After'));
+      if (!wait) return refused((await response.json()).detail);
+      $('rate').textContent = `the server asks to wait ${wait} s`;
+      await pause(wait);
+    } catch (problem) {
+      if (stopping.signal.aborted) break;
+      return refused(`the file could not be read, or the server does not answer (${problem.message})`);
+    }
+  }
+  return refused('stopped before it was looked at');
+}
+
+function unlock() {
+  held = 'token';
+  $('unlock').hidden = false;
+  $('token').focus();
+}
+
+function settle(one, answer) {
+  done += 1;
+  one.file = null; // its memory
+  const verdict = answer.verdict ?? ORDER[3];
+  const [details, summary, body] = [make('details', ''), make('summary', ''), make('div', 'body')];
+  const file = make('span', 'file', one.name);
+  const why = answer.error ?? answer.reason;
+  if (why) file.append(' ', make('span', 'why', why));
+  if (note) file.append(' ', make('span', 'tag', note));
+  const number = answer.p_value ?? answer.score;
+  const shown = number == null ? '' : `${answer.p_value == null ? 'score' : 'p'} ${number.toFixed(3)}`;
+  summary.append(make('span', 'verdict', verdict), file, make('span', 'number', shown));
+  if (answer.card) body.innerHTML = answer.card; // the server's template escapes all that it shows
+  else body.append(make('p', '', `This file was not looked at: ${why}.`));
+  details.append(summary, body);
+  details.open = total <= 3;
+  const item = make('li', answer.verdict ?? 'none');
+  item.append(details);
+  one.item.remove();
+  delete answer.card;
+  const row = { item, verdict, suspicion: answer.suspicion, answer: { ...answer, path: one.name } };
+  const before = rows.findIndex(other => compare(row.suspicion, other.suspicion) < 0);
+  const place = before < 0 ? rows.length : before;
+  $('rows').insertBefore(item, $('rows').children[place] ?? null);
+  rows.splice(place, 0, row);
+}
+
+function compare(a, b) {
+  const place = a.findIndex((value, index) => value !== b[index]);
+  return place < 0 ? 0 : a[place] - b[place];
+}
+
+function show() {
+  const working = done < total, now = performance.now();
+  const counts = ORDER.map(verdict => [rows.filter(row => row.verdict === verdict).length, verdict]);
+  const listed = counts.filter(([count]) => count).map(one => one.join(' ')).join(', ');
+  const text = `${rows.length} ${rows.length === 1 ? 'file' : 'files'}${listed && ': '}${listed}`;
+  if (rows.length && (!working || now - announced > QUIET)) { $('summary').textContent = text; announced = now; }
+  const rate = done / ((now - began) / 1000), left = (total - done) / rate;
+  const time = left < 90 ? `${Math.ceil(left)} seconds` : `${Math.round(left / 60)} minutes`;
+  $('bar').max = total;
+  $('bar').value = done;
+  $('rate').textContent = `${done} of ${total} looked at` + (working && done ? `, ${rate.toFixed(1)} a second, about ${time} left` : '');
+  $('state').hidden = !working;
+  $('stop').disabled = !working;
+  $('save').disabled = !rows.length;
+}
+
+function save() {
+  // A spreadsheet would run a text that begins like a formula.
+  const cell = value => typeof value === 'number' ? String(Number.isInteger(value) ? value : Number(value.toPrecision(6)))
+    : value == null ? '' : `"${String(typeof value === 'object' ? JSON.stringify(value) : value).replace(/^[=+\-@\t\r]/, "'$&").replaceAll('"', '""')}"`;
+  const names = columns.split(',');
+  const lines = [columns, ...rows.map(({ answer }) => names.map(name => cell(answer[name])).join(','))];
+  const url = URL.createObjectURL(new Blob([lines.join('\r\n') + '\r\n'], { type: 'text/csv' }));
+  Object.assign(make('a', ''), { href: url, download: 'predictions.csv' }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10000);
+}
+
+async function below(entry) { // the files of a dropped folder, to all depths
+  const name = entry.fullPath.replace(/^\//, '');
+  const call = (object, method) => new Promise((resolve, reject) => object[method](resolve, reject));
+  try {
+    if (entry.isFile) return [{ name, file: await call(entry, 'file') }];
+    const reader = entry.createReader(), found = [];
+    for (let part; (part = await call(reader, 'readEntries')).length;) for (const one of part) found.push(...await below(one));
+    return found;
+  } catch (problem) {
+    return [{ name, error: `it cannot be read (${problem.message})` }];
+  }
+}
+
+const named = files => [...files].map(file => ({ name: file.webkitRelativePath || file.name, file }));
+for (const id of ['files', 'folder']) {
+  $(id).addEventListener('change', event => { add(named(event.target.files)); event.target.value = ''; });
+}
+document.addEventListener('paste', event => add(named(event.clipboardData.files)));
+for (const [kind, over] of [['dragover', true], ['dragleave', false], ['drop', false]]) {
+  document.addEventListener(kind, event => { event.preventDefault(); $('zone').classList.toggle('over', over); });
+}
+document.addEventListener('drop', async event => {
+  const plain = named(event.dataTransfer.files); // both are read now: the browser forgets them after this call
+  const entries = [...event.dataTransfer.items].map(item => item.webkitGetAsEntry?.()).filter(Boolean);
+  add(entries.length ? (await Promise.all(entries.map(below))).flat() : plain);
+});
+$('unlock').addEventListener('submit', event => {
+  event.preventDefault();
+  [token, held] = [$('token').value, ''];
+  $('unlock').hidden = true;
+  while (lanes < LANES && queue.length) { const before = lanes; work(); if (lanes === before) break; }
+});
+$('stop').addEventListener('click', () => stopping.abort());
+$('save').addEventListener('click', save);
+$('clear').addEventListener('click', () => {
+  stopping.abort();
+  queue = []; rows = []; total = done = 0;
+  $('rows').replaceChildren();
+  $('summary').textContent = '';
+  $('answers').hidden = true;
+  $('files').focus();
+});

@@ -5,7 +5,7 @@ const LANES = 2; // files under way at a time: one travels while the other is ju
 const QUIET = 5000; // ms between two announcements to a screen reader
 const $ = id => document.getElementById(id);
 const { columns, maxMb, note } = document.body.dataset;
-let rows = [], queue = [], lanes = 0, total = 0, done = 0, began = 0, held = '', token = '', announced = 0, stopping = new AbortController();
+let rows = [], queue = [], lanes = 0, total = 0, done = 0, began = 0, held = false, token = '', announced = 0, asked = 0, stopping = new AbortController();
 
 const make = (tag, name, text = '') => Object.assign(document.createElement(tag), { className: name, textContent: text });
 const pause = seconds => new Promise(resolve => {
@@ -15,7 +15,7 @@ const pause = seconds => new Promise(resolve => {
 
 function add(files) { // [{name, file or error}]
   if (!files.length) return;
-  if (!lanes && !queue.length) { began = performance.now(); total = done = 0; stopping = new AbortController(); }
+  if (done === total) { began = performance.now(); total = done = 0; stopping = new AbortController(); }
   total += files.length;
   $('answers').hidden = false;
   for (const one of files) {
@@ -27,16 +27,22 @@ function add(files) { // [{name, file or error}]
     queue.push(one);
   }
   show();
-  while (lanes < LANES && queue.length) work();
+  start();
+}
+
+function start() {
+  while (!held && lanes < LANES && queue.length) work();
 }
 
 async function work() {
   lanes += 1;
   for (let one; !held && (one = queue.shift());) {
-    one.item.firstChild.firstChild.textContent = 'looking';
+    const state = one.item.querySelector('.verdict');
+    state.textContent = 'looking';
     const answer = await ask(one);
+    if (!one.item.isConnected) continue; // cleared away meanwhile
     if (answer) settle(one, answer);
-    else queue.unshift(one); // until the token is given
+    else { queue.unshift(one); state.textContent = 'waiting'; } // until the token is given
     show();
   }
   lanes -= 1;
@@ -57,8 +63,10 @@ async function ask({ name, file, error }) {
       if (response.status === 401) { unlock(); return null; }
       const wait = Number(response.headers.get('Retry-After'));
       if (!wait) return refused((await response.json()).detail);
-      $('rate').textContent = `the server asks to wait ${wait} s`;
+      asked = wait;
+      show();
       await pause(wait);
+      asked = 0;
     } catch (problem) {
       if (stopping.signal.aborted) break;
       return refused(`the file could not be read, or the server does not answer (${problem.message})`);
@@ -68,9 +76,15 @@ async function ask({ name, file, error }) {
 }
 
 function unlock() {
-  held = 'token';
+  held = true;
   $('unlock').hidden = false;
   $('token').focus();
+}
+
+function go() { // on, after unlock
+  held = false;
+  $('unlock').hidden = true;
+  start();
 }
 
 function settle(one, answer) {
@@ -80,8 +94,8 @@ function settle(one, answer) {
   const [details, summary, body] = [make('details', ''), make('summary', ''), make('div', 'body')];
   const file = make('span', 'file', one.name);
   const why = answer.error ?? answer.reason;
-  if (why) file.append(' ', make('span', 'why', why));
   if (note) file.append(' ', make('span', 'tag', note));
+  if (why) file.append(' ', make('span', 'why', why));
   const number = answer.p_value ?? answer.score;
   const shown = number == null ? '' : `${answer.p_value == null ? 'score' : 'p'} ${number.toFixed(3)}`;
   summary.append(make('span', 'verdict', verdict), file, make('span', 'number', shown));
@@ -110,12 +124,14 @@ function show() {
   const counts = ORDER.map(verdict => [rows.filter(row => row.verdict === verdict).length, verdict]);
   const listed = counts.filter(([count]) => count).map(one => one.join(' ')).join(', ');
   const text = `${rows.length} ${rows.length === 1 ? 'file' : 'files'}${listed && ': '}${listed}`;
-  if (rows.length && (!working || now - announced > QUIET)) { $('summary').textContent = text; announced = now; }
+  $('summary').textContent = text;
+  if (rows.length && (!working || now - announced > QUIET)) { $('said').textContent = text; announced = now; }
   const rate = done / ((now - began) / 1000), left = (total - done) / rate;
   const time = left < 90 ? `${Math.ceil(left)} seconds` : `${Math.round(left / 60)} minutes`;
   $('bar').max = total;
   $('bar').value = done;
-  $('rate').textContent = `${done} of ${total} looked at` + (working && done ? `, ${rate.toFixed(1)} a second, about ${time} left` : '');
+  $('rate').textContent = `${done} of ${total} looked at` + (working && done ? `, ${rate.toFixed(1)} a second, about ${time} left` : '')
+    + (asked ? `; the server asks to wait ${asked} seconds` : '');
   $('state').hidden = !working;
   $('stop').disabled = !working;
   $('save').disabled = !rows.length;
@@ -148,6 +164,11 @@ async function below(entry) { // the files of a dropped folder, to all depths
 const named = files => [...files].map(file => ({ name: file.webkitRelativePath || file.name, file }));
 for (const id of ['files', 'folder']) {
   $(id).addEventListener('change', event => { add(named(event.target.files)); event.target.value = ''; });
+  $(id).addEventListener('keydown', event => { // browsers open the dialog by the space bar alone
+    if (event.key !== 'Enter') return;
+    event.preventDefault();
+    event.target.click();
+  });
 }
 document.addEventListener('paste', event => add(named(event.clipboardData.files)));
 for (const [kind, over] of [['dragover', true], ['dragleave', false], ['drop', false]]) {
@@ -156,21 +177,23 @@ for (const [kind, over] of [['dragover', true], ['dragleave', false], ['drop', f
 document.addEventListener('drop', async event => {
   const plain = named(event.dataTransfer.files); // both are read now: the browser forgets them after this call
   const entries = [...event.dataTransfer.items].map(item => item.webkitGetAsEntry?.()).filter(Boolean);
-  add(entries.length ? (await Promise.all(entries.map(below))).flat() : plain);
+  const files = entries.length ? (await Promise.all(entries.map(below))).flat() : plain;
+  $('alert').textContent = files.length ? '' : 'There was no file in what you dropped. Save the picture as a file first, then drop that.';
+  add(files);
 });
 $('unlock').addEventListener('submit', event => {
   event.preventDefault();
-  [token, held] = [$('token').value, ''];
-  $('unlock').hidden = true;
-  while (lanes < LANES && queue.length) { const before = lanes; work(); if (lanes === before) break; }
+  token = $('token').value;
+  go();
 });
-$('stop').addEventListener('click', () => stopping.abort());
+$('stop').addEventListener('click', () => { stopping.abort(); go(); });
 $('save').addEventListener('click', save);
 $('clear').addEventListener('click', () => {
   stopping.abort();
+  stopping = new AbortController();
   queue = []; rows = []; total = done = 0;
   $('rows').replaceChildren();
-  $('summary').textContent = '';
+  $('said').textContent = '';
   $('answers').hidden = true;
   $('files').focus();
 });

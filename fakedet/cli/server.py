@@ -179,6 +179,7 @@ def make_app(
         root_path: the path under which a proxy shows the server.
     """
     limits = limits or Limits()
+    limits = replace(limits, files=min(limits.files, limits.per_minute))
     about = _about(detector, rules, limits)
     judge, rate = Judge(detector, rules, batch_size), RateLimit(limits.per_minute)
     places = asyncio.Semaphore(limits.queue)
@@ -230,47 +231,61 @@ def make_app(
 
 
 def _count(rate: RateLimit, visitor: str, count: int) -> None:
-    if wait := rate.wait(visitor, count):
-        then = "send fewer at once" if math.isinf(wait) else f"try again in {math.ceil(wait)} seconds"
-        raise HTTPException(429, f"at most {rate.per_minute} files a minute: {then}",
-                            {} if math.isinf(wait) else {"Retry-After": str(math.ceil(wait))})  # fmt: skip
+    if wait := math.ceil(rate.wait(visitor, count)):
+        raise HTTPException(429, f"at most {rate.per_minute} files a minute: try again in {wait} seconds",
+                            {"Retry-After": str(wait)})  # fmt: skip
+
+
+class TooLarge(Exception):
+    """A request is larger than it may be."""
+
+
+class Form(MultiPartParser):
+    """An upload that must come to its end; by itself Starlette leaves the last file of a shorter one out."""
+
+    def __init__(self, request: Request, most: int, most_files: int) -> None:
+        super().__init__(request.headers, self._body(request, most), max_files=most_files, max_fields=0)
+        self.spool_max_size = most  # kept in memory, never in a temporary file
+        self.whole = False
+
+    async def _body(self, request: Request, most: int) -> AsyncGenerator[bytes, None]:
+        """Yield the body; TooLarge where it has more than ``most`` bytes, or says that it will."""
+        declared, size = request.headers.get("content-length", ""), 0
+        if declared.isdecimal() and int(declared) > most:
+            raise TooLarge
+        async for chunk in request.stream():
+            if (size := size + len(chunk)) > most:
+                raise TooLarge
+            yield chunk
+        if not self.whole:
+            raise MultiPartException("it ends too early")
+
+    def on_end(self) -> None:
+        """Note the end."""
+        self.whole = True
 
 
 async def _receive(request: Request, limits: Limits) -> list[tuple[str, bytes]]:
     """Read the files of an upload, name and content of each; HTTPException at the first that passes a limit."""
-    most = limits.max_mb * 2**20 + AROUND
-    too_large = HTTPException(413, f"a file, and all files of a request together, may have {limits.max_mb} MB")
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise HTTPException(415, "send files as multipart/form-data, as `curl -F files=@photo.jpg` does")
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > most:
-        raise too_large
-
-    async def counted() -> AsyncGenerator[bytes, None]:
-        size = 0
-        async for chunk in request.stream():
-            if (size := size + len(chunk)) > most:
-                raise too_large
-            yield chunk
-
-    parser = MultiPartParser(request.headers, counted(), max_files=limits.files, max_fields=0)
-    parser.spool_max_size = most  # kept in memory, never in a temporary file
+    most = limits.max_mb * 2**20 + AROUND
     try:
         async with asyncio.timeout(limits.seconds):
-            form = await parser.parse()
+            form = await Form(request, most, limits.files).parse()
+    except TooLarge as error:
+        raise HTTPException(413, f"a file, and all files of a request together, may have {limits.max_mb} MB") from error
     except MultiPartException as error:
         raise HTTPException(400, f"this is no upload of at most {limits.files} files: {error.message}") from error
     except TimeoutError as error:
         raise HTTPException(408, f"the upload took longer than {limits.seconds:g} seconds") from error
     except ClientDisconnect as error:
         raise HTTPException(400, "the upload was cut off") from error  # told to nobody
-    try:
-        uploads = [(_printable(one.filename or ""), await one.read()) for _, one in form.multi_items()
-                   if isinstance(one, UploadFile)]  # fmt: skip
-    finally:
-        await form.close()
+    given = [one for _, one in form.multi_items() if isinstance(one, UploadFile)]
+    uploads = [(_printable(one.filename or ""), await one.read()) for one in given]
+    await form.close()
     if not uploads:
-        raise HTTPException(400, "there are no files in the upload, or it is cut off")
+        raise HTTPException(400, "there are no files in the upload")
     return uploads
 
 

@@ -1,12 +1,13 @@
 """The page to drop pictures on: from the command line to the verdict in a real browser."""
 
+import csv
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -14,18 +15,10 @@ import numpy as np
 import pytest
 
 from fakedet.cli.app import launch
+from fakedet.detector import COLUMNS
+from tests.browser.test_report_page import contrast
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tiny_manifest_module: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("serve") / "bce"
-    assert launch("train", [
-        "model=bce", "data=manifest", "data.crop_size=32", "data.batch_size=16", "trainer.max_epochs=1", "threads=1",
-        "bootstrap.resamples=0", "header_audit=false", f"data.manifest={tiny_manifest_module}", f"output_dir={folder}",
-    ]) == 0  # fmt: skip
-    return folder / "checkpoints" / "best.ckpt"
 
 
 @pytest.fixture
@@ -38,12 +31,12 @@ def picture(tmp_path: Path) -> Path:
 class Served:
     """A running `fakedet serve`."""
 
-    def __init__(self, checkpoint: Path, temporary: Path, *more: str) -> None:
+    def __init__(self, temporary: Path, *more: str) -> None:
         temporary.mkdir(exist_ok=True)
         self.temporary = temporary
         environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "fakedet", "serve", f"checkpoint={checkpoint}", "threads=1", *more],
+            [sys.executable, "-m", "fakedet", "serve", "checkpoint=demo", "threads=1", *more],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
         )  # fmt: skip
         self.said = ""
@@ -58,93 +51,164 @@ class Served:
     def files(self) -> list[Path]:
         return [path for path in self.temporary.rglob("*") if path.is_file() and "fakedet-job" not in path.name]
 
-    def soon_empty(self) -> bool:
-        until = time.monotonic() + 10
-        while self.files() and time.monotonic() < until:
-            time.sleep(0.1)
-        return not self.files()
-
     def end(self) -> int:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        self.process.communicate(timeout=120)
+        self.said += self.process.communicate(timeout=120)[0]
         return self.process.returncode
 
 
-@pytest.fixture
-def served(checkpoint: Path, tmp_path: Path, browser) -> Iterator[Served]:
-    running = Served(checkpoint, tmp_path / "temporary", "per_minute=3", "max_mb=1")
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, browser) -> Iterator[Served]:
+    running = Served(tmp_path_factory.mktemp("serve") / "temporary", "max_mb=1")
     yield running
-    running.end()
+    assert running.files() == []  # nothing of any upload is on the disk
+    assert running.end() == 0
+    assert "Traceback" not in running.said
 
 
-def cards(page, count: int = 1) -> list[str]:
-    page.wait_for_function(f"document.querySelectorAll('.fakedet-card').length === {count}")
-    return [element.inner_text() for element in page.query_selector_all(".fakedet-card")]
+def rows(page, count: int) -> list[str]:
+    page.locator("#rows details").nth(count - 1).wait_for(state="attached")
+    page.locator("#state").wait_for(state="hidden")
+    found = [element.inner_text() for element in page.query_selector_all("#rows summary")]
+    assert len(found) == count
+    return found
 
 
-def test_a_picture_gets_its_verdict_and_is_not_kept(served: Served, picture: Path, browser, watch) -> None:
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1400])
+def test_every_file_gets_a_row_and_the_most_suspicious_are_first(
+    served: Served, picture: Path, tmp_path: Path, browser, watch, width: int, scheme: str
+) -> None:
     assert served.address.startswith("http://127.0.0.1:")
-    page = browser.new_page(viewport={"width": 1000, "height": 900})
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "large.png").write_bytes(bytes(2 * 2**20))
+    rng = np.random.default_rng(1)
+    for number in range(6):
+        small = rng.integers(0, 256, (60, 60, 3), dtype=np.uint8)
+        cv2.imwrite(str(tmp_path / f"{number}.png"), cv2.resize(small, None, fx=number % 3 + 1, fy=number % 3 + 1))
+    files = sorted(path for path in tmp_path.iterdir() if path.is_file())
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     watch.follow(page)
     page.goto(served.address)
-    one = page.locator("input[type=file]").nth(0)
-    one.wait_for(state="attached")
-    one.set_input_files(str(picture))
-    (card,) = cards(page)
-    assert re.search(r"^(real|fake|undecided)$", card, re.M | re.I)
-    for name in ("score", "p-value", "stability", "200 × 120, JPEG, quality 95"):
-        assert name in card
-    assert page.locator(".fakedet-card img").count() == 2  # the image and its tiles
-    assert page.locator(".fakedet-card b").count() == 0  # its name is text, not markup
-    assert page.evaluate("[...document.querySelectorAll('.fakedet-card img')].every(i => i.naturalWidth > 0)")
+    page.locator("#files").set_input_files([str(path) for path in files])
+    found = rows(page, len(files))
+    order = ["fake", "undecided", "real", "not looked at"]
+    verdicts = [row.splitlines()[0] for row in found]
+    assert verdicts == sorted(verdicts, key=order.index)
+    assert verdicts.count("not looked at") == 2
+    assert all("simulated fakes only" in row for row in found)
+    assert any("larger than 1 MB" in row for row in found)
+    p_values = [float(number) for row in found for number in re.findall(r"\bp (\d\.\d+)$", row)]
+    counts = [(verdict, verdicts.count(verdict)) for verdict in order if verdict in verdicts]
+    starts = np.cumsum([0, *(count for _, count in counts)])
+    for start, end in pairwise(starts):
+        assert p_values[start:end] == sorted(p_values[start:end])
+    line = f"{len(files)} files: " + ", ".join(f"{count} {verdict}" for verdict, count in counts)
+    assert page.inner_text("#summary") == line
+    with page.expect_download() as saved:
+        page.click("#save")
+    with open(saved.value.path(), newline="") as file:
+        table = list(csv.DictReader(file))
+    assert tuple(table[0]) == COLUMNS
+    assert {row["path"] for row in table} == {path.name for path in files}
+    assert [row["verdict"] or "not looked at" for row in table] == verdicts
+    row = page.locator("#rows li", has_text="picture.jpg")
+    row.locator("summary").click()
+    card = row.locator(".fakedet-card").inner_text()
+    for text in ("score", "p-value", "stability", "200 × 120, JPEG, quality 95", "knows simulated fakes only"):
+        assert text in card
+    assert row.locator("img").count() == 2  # the image and its tiles
+    assert page.locator("#rows b").count() == 0  # its name is text, not markup
+    assert page.evaluate("[...document.images].every(i => i.naturalWidth > 0 && i.alt)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert min(contrast(page, place) for place in ("p", ".soft", "#rows .verdict", ".why", ".word", ".meaning")) > 4.5
     assert watch.errors == []
     assert watch.outside == []
-    assert served.soon_empty()  # nothing of it stays on the disk
-    page.set_viewport_size({"width": 400, "height": 800})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 400
     page.close()
-    assert served.end() == 130
-    assert list(served.temporary.glob("fakedet-serve-*")) == []
 
 
-def test_limits_and_bad_files_are_said_on_the_page(served: Served, picture: Path, tmp_path: Path, browser) -> None:
-    text = tmp_path / "text.jpg"
-    text.write_text("no image")
+def test_the_page_works_by_keyboard(served: Served, picture: Path, browser) -> None:
     page = browser.new_page()
     page.goto(served.address)
-    several = page.locator("input[type=file]").nth(1)
-    several.wait_for(state="attached")
-    several.set_input_files([str(picture), str(text)])
-    first, second = cards(page, 2)
-    assert "score" in first
-    assert "This file cannot be read" in second
-    several.set_input_files([str(picture), str(text)])
-    page.wait_for_function("document.body.innerText.includes('try again in')")
-    several.set_input_files([str(picture)] * 4)
-    page.wait_for_function("document.body.innerText.includes('show fewer at once')")
-    large = tmp_path / "large.png"
-    large.write_bytes(os.urandom(2 * 2**20))
-    several.set_input_files(str(large))
-    page.wait_for_function("/exceed|too large|larger than/i.test(document.body.innerText)")
-    assert served.soon_empty()
+    page.keyboard.press("Tab")  # what the detector knows
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "files"
+    assert page.evaluate("getComputedStyle(document.querySelector('#zone')).outlineStyle") == "solid"
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files([str(picture)] * 4)
+    rows(page, 4)
+    for _ in range(5):  # the folder, save, clear, the first row (stop is disabled)
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.tagName") == "SUMMARY":
+            break
+    assert page.locator("#rows [open]").count() == 0
+    page.keyboard.press("Enter")
+    assert page.locator("#rows [open]").count() == 1
+    roles = "[...document.querySelectorAll('h1, h2')].map(h => h.textContent)"
+    assert page.evaluate(roles) == ["Is this picture a photograph?", "Answers, most suspicious first"]
+    assert page.get_by_role("status").inner_text().startswith("4 files: ")
+    page.close()
+
+
+def test_a_dropped_folder_is_read_to_its_depths_and_can_be_stopped(
+    served: Served, picture: Path, tmp_path: Path, browser
+) -> None:
+    folder = tmp_path / "of <i>many"
+    for number in range(130):  # a browser lists a hundred at a time
+        (folder / f"{number % 3}" / "deep").mkdir(parents=True, exist_ok=True)
+        (folder / f"{number % 3}" / "deep" / f"{number}.jpg").write_bytes(picture.read_bytes())
+    page = browser.new_page()
+    page.goto(served.address)
+    drop = {"x": 300, "y": 300, "data": {"items": [], "files": [str(folder)], "dragOperationsMask": 1}}
+    session = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, **drop})
+    page.get_by_text(re.compile(r"\d of 130 looked at, [\d.]+ a second, about \d+ (seconds|minutes) left")).wait_for()
+    page.click("#stop")
+    found = rows(page, 130)
+    stopped = [row for row in found if "stopped before it was looked at" in row]
+    assert 0 < len(stopped) < 130
+    assert any("of <i>many/1/deep/1.jpg" in row for row in found)
+    page.locator("#clear").click()
+    page.locator("#files").set_input_files(str(picture))
+    assert "stopped" not in rows(page, 1)[0]
     page.close()
 
 
 def test_a_pasted_picture_is_looked_at(served: Served, browser) -> None:
-    page, uploads = browser.new_page(), []
-    page.on("request", lambda request: uploads.append(request.url) if "/upload?" in request.url else None)
+    page = browser.new_page()
     page.goto(served.address)
-    page.locator("input[type=file]").nth(0).wait_for(state="attached")
     page.evaluate("""async () => {
         const canvas = new OffscreenCanvas(90, 70); canvas.getContext('2d').fillRect(9, 9, 30, 30);
         const blob = await canvas.convertToBlob({type: 'image/png'});
         const data = new DataTransfer(); data.items.add(new File([blob], 'pasted.png', {type: 'image/png'}));
         document.body.dispatchEvent(new ClipboardEvent('paste', {clipboardData: data, bubbles: true}));
     }""")
-    (card,) = cards(page)
-    assert "90 × 70, PNG" in card
-    assert len(uploads) == 1
+    rows(page, 1)
+    assert "90 × 70, PNG" in page.inner_text(".fakedet-card")
+    page.close()
+
+
+@pytest.fixture
+def locked(tmp_path: Path, browser) -> Iterator[Served]:
+    running = Served(tmp_path / "temporary", "token=sesame", "per_minute=3")
+    yield running
+    assert running.end() == 0
+
+
+def test_the_page_asks_for_the_token_and_waits_its_turn(locked: Served, picture: Path, browser) -> None:
+    page = browser.new_page()
+    page.goto(locked.address)
+    page.locator("#files").set_input_files([str(picture)] * 4)
+    for word in ("wrong", "sesame"):
+        page.get_by_label("This server asks for its token").fill(word)
+        page.keyboard.press("Enter")
+    page.locator("#rows details").nth(2).wait_for()
+    page.get_by_text(re.compile("the server asks to wait [1-9]")).wait_for()
+    page.click("#stop")
+    assert "stopped" in rows(page, 4)[3]
     page.close()
 
 
@@ -152,23 +216,19 @@ def test_a_pasted_picture_is_looked_at(served: Served, browser) -> None:
     ("override", "message"),
     [
         ("host=nowhere", "an IP address of this machine"),
+        ("host=192.0.2.1", "cannot be listened on"),
         ("port=99999", "1 to 65535"),
         ("max_mb=0", "must be at least 1"),
         ("per_minute=0", "must be at least 1"),
+        ("proxy=[nginx]", "name addresses or networks"),
     ],
 )
-def test_mistakes_are_one_line(
-    checkpoint: Path, override: str, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert launch("serve", [f"checkpoint={checkpoint}", override]) == 2
+def test_mistakes_are_one_line(override: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("serve", ["checkpoint=demo", override]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_taken_port_is_said(served: Served, checkpoint: Path) -> None:
-    # Gradio leaves a socket open when it finds its port taken: in a process of its own.
+def test_a_taken_port_is_said(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
     port = served.address.rstrip("/").rsplit(":", 1)[1]
-    command = [sys.executable, "-m", "fakedet", "serve", f"checkpoint={checkpoint}", f"port={port}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 2
-    assert "choose another port" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert launch("serve", ["checkpoint=demo", f"port={port}"]) == 2
+    assert "choose another port" in capsys.readouterr().err

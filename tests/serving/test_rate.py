@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fakedet.cli.serve import RateLimit
+from fakedet.cli.server import RateLimit
 
 
 def test_it_agrees_with_counting_all_of_the_last_minute() -> None:

@@ -1,11 +1,7 @@
 """The page to drop pictures on: from the command line to the verdict in a real browser."""
 
 import csv
-import os
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +13,7 @@ import pytest
 from fakedet.cli.app import launch
 from fakedet.detector import COLUMNS
 from tests.browser.test_report_page import contrast
+from tests.serving.served import Served
 
 pytestmark = pytest.mark.slow
 
@@ -26,36 +23,6 @@ def picture(tmp_path: Path) -> Path:
     path = tmp_path / "a <b>picture.jpg"
     cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 256, (120, 200, 3), dtype=np.uint8))
     return path
-
-
-class Served:
-    """A running `fakedet serve`."""
-
-    def __init__(self, temporary: Path, *more: str) -> None:
-        temporary.mkdir(exist_ok=True)
-        self.temporary = temporary
-        environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "fakedet", "serve", "checkpoint=demo", "threads=1", *more],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
-        )  # fmt: skip
-        self.said = ""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.said += line
-            if found := re.search(r"the page is at (\S+)", line):
-                self.address = found.group(1)
-                return
-        raise AssertionError(f"it ended: {self.said}")
-
-    def files(self) -> list[Path]:
-        return [path for path in self.temporary.rglob("*") if path.is_file() and "fakedet-job" not in path.name]
-
-    def end(self) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        self.said += self.process.communicate(timeout=120)[0]
-        return self.process.returncode
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,7 @@ def test_wheel_holds_every_package_and_config(wheel: Path) -> None:
     for path in (ROOT / "conf").rglob("*.yaml"):
         assert f"fakedet/conf/{path.relative_to(ROOT / 'conf')}" in names
     assert "fakedet/evaluation/report/report.html" in names
+    assert {f"fakedet/cli/{name}" for name in ("card.html", "card.css", "page.html", "page.css", "page.js")} <= names
     assert {"fakedet/weights/demo.safetensors", "fakedet/weights/demo.md", "fakedet/py.typed"} <= set(names)
     assert not [name for name in names if name.endswith("detector.safetensors")]
     assert not [name for name in names if name.startswith(("tests/", "conf/", "experiments/"))]

@@ -62,7 +62,7 @@ async function ask({ name, file, error }) {
       if (response.ok) return (await response.json()).files[0];
       if (response.status === 401) { unlock(); return null; }
       const wait = Number(response.headers.get('Retry-After'));
-      if (!wait) return refused((await response.json()).detail);
+      if (!wait) return refused((await response.json().catch(() => ({}))).detail ?? `the server answered ${response.status}`);
       asked = wait;
       show();
       await pause(wait);
@@ -99,14 +99,17 @@ function settle(one, answer) {
   const number = answer.p_value ?? answer.score;
   const shown = number == null ? '' : `${answer.p_value == null ? 'score' : 'p'} ${number.toFixed(3)}`;
   summary.append(make('span', 'verdict', verdict), file, make('span', 'number', shown));
-  if (answer.card) body.innerHTML = answer.card; // the server's template escapes all that it shows
-  else body.append(make('p', '', `This file was not looked at: ${why}.`));
+  const { card } = answer;
+  delete answer.card;
+  details.addEventListener('toggle', () => { // pictures of closed rows are not drawn
+    if (card) body.innerHTML = card; // the server's template escapes all that it shows
+    else body.append(make('p', '', `This file was not looked at: ${why}.`));
+  }, { once: true });
   details.append(summary, body);
   details.open = total <= 3;
   const item = make('li', answer.verdict ?? 'none');
   item.append(details);
   one.item.remove();
-  delete answer.card;
   const row = { item, verdict, suspicion: answer.suspicion, answer: { ...answer, path: one.name } };
   const before = rows.findIndex(other => compare(row.suspicion, other.suspicion) < 0);
   const place = before < 0 ? rows.length : before;

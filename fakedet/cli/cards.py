@@ -1,26 +1,48 @@
-"""Cards: the answer about an image in words and pictures, on the page of `fakedet serve` and in reports.
+"""Cards: the answer about an image in words and pictures, on the page of `fakedet serve`, and in a report of many.
 
-card.html and card.css say what a card looks like; the template escapes all that it shows.
+card.html and card.css say what a card looks like, folder_report.html what `fakedet predict report=FILE` writes: a
+summary, and a card for each picture, to show and to print. The templates escape all that they show.
 """
 
 from __future__ import annotations
 
 import base64
+import csv
+import io
+import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
+from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import cv2
 from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
 
-from fakedet.detector import FAKE, REAL, UNDECIDED, Detector, Picture, Pixels, Prediction, Rules
+import fakedet
+from fakedet.detector import (
+    FAKE,
+    HEATMAP_BYTES,
+    REAL,
+    UNDECIDED,
+    Detector,
+    Picture,
+    Pixels,
+    Prediction,
+    Rules,
+    read_picture,
+)
 from fakedet.shipped import SHIPPED
+from fakedet.utils import Bar, replacing
 
 NOT_LOOKED_AT = "not looked at"  # stands for the verdict of a file without one
 ORDER = (FAKE, UNDECIDED, REAL, NOT_LOOKED_AT)  # of lists: what to look at first
+FIRST = 4  # pictures that are named at the top of a report
 SIDE = 640  # pixels: longer side of the pictures on a card
 SIMULATED = "Demonstration: this detector knows simulated fakes only; its answers say nothing about real cases."
 
@@ -96,7 +118,7 @@ def summary(verdicts: Iterable[str | None]) -> str:
 
 def render(cards: Iterable[Card]) -> str:
     """Write cards as HTML, in their order; the page that they go into has the rules of :func:`style`."""
-    return _template().render(cards=list(cards))
+    return _template("card.html").render(cards=list(cards))
 
 
 def style() -> str:
@@ -105,9 +127,9 @@ def style() -> str:
 
 
 @cache
-def _template() -> Template:
+def _template(name: str) -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_text("card.html"))
+    return environment.from_string(_text(name))
 
 
 def _text(name: str) -> str:
@@ -122,3 +144,72 @@ def _shown(image: Pixels, alternative: str, caption: str) -> dict[str, str]:
     _, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
     uri = "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
     return {"data": uri, "alternative": alternative, "caption": caption}
+
+
+class ReportSettings(NamedTuple):
+    """What a report is to hold."""
+
+    cards: int  # pictures that get a card at most, the most suspicious ones
+    heatmaps: int  # of these, the first that get a heatmap
+    tiles: int  # squares of a heatmap at most
+    prior: float  # share of fakes that the reader expects
+    batch_size: int
+
+
+def read_rows(path: Path) -> list[Prediction]:
+    """Read the rows of a .csv or .jsonl file that `fakedet predict` wrote."""
+    lines = io.StringIO(path.read_text(encoding="utf-8"), newline="")
+    given = map(json.loads, lines) if path.suffix == ".jsonl" else csv.DictReader(lines)
+    return [Prediction(**{one.name: _value(str(one.type), row[one.name]) for one in fields(Prediction)})
+            for row in given]  # fmt: skip
+
+
+def _value(kind: str, text: Any) -> Any:
+    """Read a cell of a column, given the type of its field as it is written."""
+    if text in ("", None):
+        return math.nan if kind == "float" else "" if kind == "str" else None
+    return float(text) if kind == "float" else int(text) if kind.startswith("int") else text
+
+
+def write_folder_report(
+    path: Path, rows: Sequence[Prediction], detector: Detector, rules: Rules, settings: ReportSettings, shown: Bar
+) -> None:
+    """Write the page; pictures are read again, one at a time.
+
+    Args:
+        path: of the HTML file.
+        rows: all predictions, in any order.
+        detector, rules: that made them.
+        settings: what it is to hold.
+        shown: progress, by the cards that are written.
+    """
+    point = detector.require_operating_point()
+    ordered = sorted(rows, key=suspicion)
+    judged = [row for row in ordered if row.verdict is not None]
+    data = detector.info.get("training_data") or {}
+    context = {
+        "title": f"{len(rows)} {'file' if len(rows) == 1 else 'files'}, judged by fakedet",
+        "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, fakedet {fakedet.__version__}",
+        "summary": summary(row.verdict for row in rows), "note": note_of(detector),
+        "first": [(Path(row.path).name, row) for row in judged[:FIRST]],
+        "declared": sum(row.declares in ("generated", "edited") for row in rows),
+        "promise": point.promise(rules.false_alarm, rules.miss),
+        "cost": point.cost(rules.false_alarm, rules.miss, settings.prior),
+        "generators": detector.generators, "sources": data.get("real") or [],
+        "detector": detector.info["name"], "style": Markup(style()),
+        "cards": (Markup(render([card])) for card in _cards_of(judged, detector, rules, settings, shown)),
+        "more": len(judged) - min(len(judged), settings.cards), "left": [row for row in rows if row.verdict is None],
+    }  # fmt: skip
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        file.writelines(_template("folder_report.html").generate(context))
+
+
+def _cards_of(
+    rows: Sequence[Prediction], detector: Detector, rules: Rules, settings: ReportSettings, shown: Bar
+) -> Iterator[Card]:
+    for number, row in enumerate(rows[: settings.cards]):
+        picture, heatmap = read_picture(row.path, detector.memory_mb * 10**6, HEATMAP_BYTES), None
+        if number < settings.heatmaps and picture.pixels is not None:
+            ((_, heatmap),) = detector.examine([picture], rules, settings.batch_size, settings.tiles)
+        yield card_of(row.path, picture if picture.pixels is not None else Picture(), row, heatmap, detector, rules)
+        shown.show(number + 1)

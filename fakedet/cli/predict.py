@@ -27,7 +27,7 @@ from typing import Any, get_args
 import cv2
 from omegaconf import DictConfig
 
-from fakedet.cli.folder_report import Settings, read_rows, write_folder_report
+from fakedet.cli.cards import ReportSettings, read_rows, write_folder_report
 from fakedet.config import check_config
 from fakedet.data.scan import describe_left_behind, is_left_behind
 from fakedet.detector import (
@@ -79,7 +79,7 @@ def run_predict(config: DictConfig, overrides: list[str]) -> None:
         with threads(config.threads), bar("cards of the report", wanted) as shown:
             write_folder_report(
                 Path(config.report), rows, detector, rules,
-                Settings(config.report_cards, config.report_heatmaps, config.heatmap_tiles, config.prior,
+                ReportSettings(config.report_cards, config.report_heatmaps, config.heatmap_tiles, config.prior,
                          config.batch_size), shown,
             )  # fmt: skip
         log.info("report      %s", config.report)

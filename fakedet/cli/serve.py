@@ -47,7 +47,17 @@ def run_serve(config: DictConfig, overrides: list[str]) -> None:
     detector, rules = open_detector(config, "batch_size", "max_mb", "files", "per_minute", "queue", "memory_mb")
     detector.memory_mb = config.memory_mb
     limits = Limits(config.max_mb, config.files, config.per_minute, config.queue)
-    app = make_app(detector, rules, limits, config.batch_size, token, list(config.hosts), config.root_path)
+    app = make_app(
+        detector,
+        rules,
+        limits,
+        config.batch_size,
+        token,
+        list(config.hosts),
+        config.root_path,
+        config.heatmap_tiles,
+        config.prior,
+    )
     with threads(config.threads), _listen(host, config.port) as listening:
         shown = f"[{host}]" if ":" in host else host
         log.info("the page is at http://%s:%d/ (Ctrl-C ends it)", shown, listening.getsockname()[1])

@@ -139,8 +139,8 @@ class Guard:
 class Judge:
     """Judge uploads, one at a time, in a thread of its own."""
 
-    def __init__(self, detector: Detector, rules: Rules, batch_size: int) -> None:
-        self.detector, self.rules, self.batch_size = detector, rules, batch_size
+    def __init__(self, detector: Detector, rules: Rules, batch_size: int, heatmap_tiles: int) -> None:
+        self.detector, self.rules, self.batch_size, self.heatmap_tiles = detector, rules, batch_size, heatmap_tiles
         self._thread = ThreadPoolExecutor(1, "judge")
 
     async def __call__(self, name: str, content: bytes, card: bool) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class Judge:
         each = HEATMAP_BYTES if card else 0.0
         picture = read_picture(content, self.detector.memory_mb * 10**6, each)
         try:
-            examined = self.detector.examine([picture], self.rules, self.batch_size, card and self.rules.tiles > 0)
+            examined = self.detector.examine([picture], self.rules, self.batch_size, self.heatmap_tiles if card else 0)
             found, heatmap = next(iter(examined))
         except Exception:  # of the detector; one picture must not end the server
             log.exception("the detector failed on a file of %d bytes", len(content))
@@ -165,7 +165,7 @@ class Judge:
 
 def make_app(
     detector: Detector, rules: Rules, limits: Limits | None = None, batch_size: int = 64, token: str = "",
-    hosts: Sequence[str] = (), root_path: str = "",
+    hosts: Sequence[str] = (), root_path: str = "", heatmap_tiles: int = 25, prior: float = 0.05,
 ) -> FastAPI:  # fmt: skip
     """Make the application.
 
@@ -177,11 +177,13 @@ def make_app(
         token: what /v1 asks for as `Authorization: Bearer TOKEN`; "": nothing.
         hosts: names, besides localhost and addresses, by which visitors may call the server.
         root_path: the path under which a proxy shows the server.
+        heatmap_tiles: number of squares of a card's heatmap at most; 0: no heatmap.
+        prior: share of fakes that visitors expect.
     """
     limits = limits or Limits()
     limits = replace(limits, files=min(limits.files, limits.per_minute))
-    about = _about(detector, rules, limits)
-    judge, rate = Judge(detector, rules, batch_size), RateLimit(limits.per_minute)
+    about = _about(detector, rules, limits, prior)
+    judge, rate = Judge(detector, rules, batch_size, heatmap_tiles), RateLimit(limits.per_minute)
     places = asyncio.Semaphore(limits.queue)
     # The usual pages of the API's documentation load their scripts from another server.
     app = FastAPI(title="fakedet", version=fakedet.__version__, docs_url=None, redoc_url=None, root_path=root_path)
@@ -299,7 +301,7 @@ def _json(content: Any) -> JSONResponse:
     return JSONResponse(json.loads(json.dumps(content), parse_constant=lambda _: None))
 
 
-def _about(detector: Detector, rules: Rules, limits: Limits) -> dict[str, Any]:
+def _about(detector: Detector, rules: Rules, limits: Limits, prior: float) -> dict[str, Any]:
     """Say what the detector knows, what it promises, and what may be sent."""
     point = detector.require_operating_point()
     alarms = point.reference and point.reference.false_alarms(rules.false_alarm)
@@ -311,6 +313,7 @@ def _about(detector: Detector, rules: Rules, limits: Limits) -> dict[str, Any]:
         "n_real": point.n_real,
         "n_fake": point.n_fake,
         "promise": point.promise(rules.false_alarm, rules.miss),
+        "cost": point.cost(rules.false_alarm, rules.miss, prior),
         # Share of photographs called fake, of collections left out of training, with its 95 % interval.
         "false_alarms": alarms and alarms.to_dict(),
         "rules": asdict(rules),

@@ -32,8 +32,8 @@ from PIL.PngImagePlugin import PngInfo
 import fakedet
 from fakedet import detector as detectors
 from fakedet.cli.app import launch
+from fakedet.cli.cards import card_of
 from fakedet.cli.predict import COLUMNS, Writer
-from fakedet.cli.serve import _judge
 from fakedet.detector import FAKE, REAL, UNDECIDED, Rules
 from fakedet.errors import UserError
 from fakedet.provenance import NOTHING, OFFLINE, STORE, read_provenance
@@ -519,8 +519,10 @@ def test_the_table_and_the_card_tell_it_also_of_files_that_cannot_be_decoded(
         assert (found["cut.png"]["declares"], found["cut.png"]["c2pa"]) == ("generated", "invalid")
         assert found["cut.png"]["error"]
         assert (found["plain.jpg"]["declares"], found["plain.jpg"]["provenance"]) == ("", NOTHING)
-    assert WEB_UI in _judge("made.png", made, detector, Rules(), 64).origin
-    assert "generated" in _judge("cut.png", broken[:-40], detector, Rules(), 64).origin
+    for data, told in ((made, WEB_UI), (broken[:-40], "generated")):
+        read = detectors.read_picture(data)
+        card = card_of("x.png", read, next(iter(detector.examine([read], Rules())))[0], None, detector, Rules())
+        assert told in card.origin
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])

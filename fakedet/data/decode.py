@@ -1,7 +1,7 @@
 """Decoding: image files to 8-bit RGB by fixed rules, and what their headers say.
 
-OpenCV decodes plain 8-bit JPEG, PNG, WebP and BMP, PIL everything else; where both can, they agree bit for bit. A file
-that cannot be read is a :class:`DecodeError` with a short reason, never a crash.
+OpenCV decodes plain 8-bit JPEG, PNG, WebP and BMP, PIL everything else, HEIC with libheif; where both can, they agree
+bit for bit. A file that cannot be read is a :class:`DecodeError` with a short reason, never a crash.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pi_heif
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 from PIL.ExifTags import Base as Tag
+
+from fakedet.data.boxes import Heic
 
 MAX_PIXELS = 100_000_000  # Images with more pixels are refused before they are decoded
 MAX_BYTES = 256 * 2**20  # Larger files are refused before they are read
@@ -32,14 +35,15 @@ STRIP = 1 << 20  # Pixels of a decoded image that are converted at a time
 HEADER_BYTES = 1 << 18  # Of a file's beginning; most headers fit
 # PIL registers some of its readers only when a file needs them; the list must not depend on that.
 Image.init()
+# Of a HEIC file only the primary image is looked at; one thread, so that its memory is known.
+pi_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
 # One block for an image: blocks above 32 MB go back to the system when they are freed, smaller ones may not.
 Image.core.set_block_size(1 << 30)
 # What PIL may try. Its other readers are rare, slow, or run programs (EPS).
-TRIED = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF")
+TRIED = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF")
 FORMATS = tuple(name for name in TRIED if name in Image.OPEN)
 JPEG = ("JPEG", "MPO")
 PNG = b"\x89PNG\r\n\x1a\n"
-HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # brands in a file's first box
 PNG_DEPTH_BYTE = 24  # Place of a PNG's bit depth, which PIL does not tell
 ORIENTATION = Tag.Orientation
 
@@ -120,7 +124,11 @@ def memory_to_decode(image: Image.Image, each: float = 0.0) -> int:
     decoding = {"WEBP": 17, "AVIF": 20, "TIFF": 9, "PPM": 16}.get(str(image.format), 8)
     if image.format in JPEG and "progressive" in image.info:
         decoding = 16 if image.mode == "CMYK" else 12
-    need = int(max(each, decoding) * image.width * image.height)
+    area = image.width * image.height
+    if image.format == "HEIF":
+        decoding = 12 if image.info.get("bit_depth") == 8 else 22
+        area += image.info.get("largest_part", 0)  # a tile may be larger than the image
+    need = int(max(each, decoding) * area)
     tags = getattr(image, "tag_v2", None)
     if tags is not None:  # of a TIFF, whose strips and tiles are decoded as a whole
         width, length = (int(tags.get(tag) or 0) for tag in (Tag.TileWidth, Tag.TileLength))
@@ -174,7 +182,10 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS, max_memory: int = MA
     * Greyscale is replicated to three channels; palettes are looked up.
     * 16-bit samples keep their high byte, 12-bit ones their upper 8 bits; deeper and signed ones are refused.
     * CMYK is converted, inverted where Adobe says so; embedded colour profiles are ignored everywhere.
-    * The first frame of an animation is taken.
+    * The first frame of an animation is taken, of several pictures (MPO, TIFF) the first, of a HEIC the primary one.
+    * A HEIC is turned and mirrored as its properties irot and imir say; its EXIF orientation, which repeats them, is
+      not applied. Its 10-bit samples keep their upper 8 bits.
+    * What follows a JPEG's end (the film of a motion photo, a gain map) is not looked at.
     * A JPEG whose data end before its end marker is refused, though decoders would fill it up silently.
     * Other metadata are not looked at; their size and their damage do not matter.
 
@@ -183,8 +194,8 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS, max_memory: int = MA
     checked before decoding.
     """
     header, data = _open(data, max_pixels, max_memory)
-    if header.format in JPEG and not jpeg_ends(data):
-        raise DecodeError("truncated JPEG: its end marker is missing")
+    if missing := what_is_missing(header.format, data):
+        raise DecodeError(missing)
     if _is_plain(header, data):
         pixels = _decode_opencv(data)
         if pixels is not None and pixels.shape == (header.height, header.width, 3):
@@ -251,9 +262,6 @@ def _open(data: bytes, max_pixels: int, max_memory: int, each: float = 0.0) -> t
     """Open an image; also return its bytes as they are to be decoded, without metadata that stop decoders."""
     if not data:
         raise DecodeError("empty file")
-    brands = data[8 : min(int.from_bytes(data[:4], "big"), 64)] if data[4:8] == b"ftyp" else b""
-    if any(brand in brands for brand in HEIC) and b"avif" not in brands:
-        raise DecodeError("HEIC is not supported yet: convert it to JPEG or PNG, without making it smaller")
     data = _bare_png(data)
     try:
         try:
@@ -270,6 +278,10 @@ def _open(data: bytes, max_pixels: int, max_memory: int, each: float = 0.0) -> t
     width, height = image.size
     if width * height > max_pixels:
         raise DecodeError(f"too many pixels: {width}x{height}, the limit is {max_pixels}")
+    if image.format == "HEIF":
+        image.info["largest_part"], pixels = Heic(data).parts(most := 2 * max_pixels)  # the alpha plane counts too
+        if pixels > most:
+            raise DecodeError(f"too many pixels: the parts of the image have more than {most}")
     if (need := memory_to_decode(image, each)) > max_memory:
         raise DecodeError(f"too large: {width}x{height} pixels of this {image.format or 'image'} take up to "
                           f"{need / 1e6:.0f} MB of memory, the limit is {max_memory / 1e6:.0f} MB")  # fmt: skip
@@ -309,6 +321,16 @@ def _bare_jpeg(data: bytes) -> bytes:
     return b"".join([*kept, data[last:]])
 
 
+@_damaged("truncated or damaged")
+def what_is_missing(kind: str | None, data: bytes) -> str:
+    """Say what is missing of a file of this format where decoders would fill it up in silence; "" if nothing is."""
+    if kind in JPEG and not jpeg_ends(data):
+        return "truncated JPEG: its end marker is missing"
+    if kind == "HEIF" and not Heic(data).ends():
+        return "truncated HEIC: a part of its pixels is missing"
+    return ""
+
+
 def jpeg_ends(data: bytes) -> bool:
     """Return whether the end marker follows the scan; the one of an embedded thumbnail does not count."""
     # Entropy-coded data cannot hold an end marker by chance. It is almost always the last two bytes.
@@ -332,6 +354,8 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _orientation(header: Image.Image) -> int:
+    if header.format == "HEIF":  # libheif turns it as its properties irot and imir say; its EXIF does not count
+        return 1
     with suppress(Exception), warnings.catch_warnings(action="ignore"):  # damaged metadata say nothing about the pixels
         if "exif" in header.info:
             return int(header.getexif().get(ORIENTATION, 1))

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fakedet.data.dataset import cores
-from fakedet.data.decode import HEADER_BYTES, DecodeError, Header, jpeg_ends, parse_header, read_bytes
+from fakedet.data.decode import HEADER_BYTES, DecodeError, Header, parse_header, read_bytes, what_is_missing
 from fakedet.errors import UserError
 
 VERSION = 1  # Of the tables below and of what is read of a file; a file of another version is begun anew
 # Names with these endings are taken for images; their format is told by their content.
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm",
-              ".avif"}  # fmt: skip
+              ".avif", ".heic", ".heif", ".hif"}  # fmt: skip
 # Names of folders, in any case, that operating systems, network storage and photo programs make for themselves.
 LEFT_BEHIND = re.compile(
     r"@(eadir|tmp|recycle|recently-snapshot|globalsnapshot|sharebin|sharesnap|__thumb|img_bkp_cache|syno\w*)|"
@@ -340,8 +340,7 @@ def _facts(root: Path, folder: str, name: str, size: int, changed: int, hashed: 
         header = parse_header(data)
         if hashed:
             digest = hashlib.sha256(data).hexdigest()
-            if header.jpeg_tables and not jpeg_ends(data):
-                problem = "truncated JPEG: its end marker is missing"
+            problem = what_is_missing(header.format, data)
     except DecodeError as error:
         problem = error.reason
     except OSError as error:

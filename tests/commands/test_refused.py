@@ -88,7 +88,7 @@ def test_a_file_without_permission_is_named_with_what_it_was_for(tmp_path: Path)
         "secret/a.jpg": "no permission to read it", "good.png": "", "desk/c.png": "",
         "desk/inner": "a folder without permission to read it", "closed.png": "no permission to read it",
         "secret": "a folder without permission to read it", f"{long}.png": "cannot be read: File name too long",
-        "phone.jpg": "HEIC is not supported yet: convert it to JPEG or PNG, without making it smaller",
+        "phone.jpg": "not an image of a known format, or its header is truncated",
     }  # fmt: skip
     for told, (said, status) in zip(refused, found[1:], strict=True):
         assert (said, status) == (f"fakedet: {told}\n", 2)

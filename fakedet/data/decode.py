@@ -1,7 +1,8 @@
 """Decoding: image files to 8-bit RGB by fixed rules, and what their headers say.
 
-OpenCV decodes plain 8-bit JPEG, PNG, WebP and BMP, PIL everything else, HEIC with libheif; where both can, they agree
-bit for bit. A file that cannot be read is a :class:`DecodeError` with a short reason, never a crash.
+OpenCV decodes plain 8-bit JPEG, PNG, WebP and BMP, libheif HEIC, PIL everything else (JPEG 2000 by OpenJPEG); where
+both can, they agree bit for bit. A file that cannot be read is a :class:`DecodeError` with a short reason, never a
+crash.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from PIL import Image, ImageChops
 from PIL.ExifTags import Base as Tag
 
 from fakedet.data.boxes import Heic
+from fakedet.data.jpeg2000 import read_codestream
+from fakedet.data.kinds import FIRST, what_is
 
 MAX_PIXELS = 100_000_000  # Images with more pixels are refused before they are decoded
 MAX_BYTES = 256 * 2**20  # Larger files are refused before they are read
@@ -40,7 +43,7 @@ pi_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=Fa
 # One block for an image: blocks above 32 MB go back to the system when they are freed, smaller ones may not.
 Image.core.set_block_size(1 << 30)
 # What PIL may try. Its other readers are rare, slow, or run programs (EPS).
-TRIED = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF")
+TRIED = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF", "JPEG2000")
 FORMATS = tuple(name for name in TRIED if name in Image.OPEN)
 JPEG = ("JPEG", "MPO")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -125,6 +128,8 @@ def memory_to_decode(image: Image.Image, each: float = 0.0) -> int:
     if image.format in JPEG and "progressive" in image.info:
         decoding = 16 if image.mode == "CMYK" else 12
     area = image.width * image.height
+    if image.format == "JPEG2000":  # OpenJPEG holds numbers of 32 bits
+        decoding = 4 + 8 * len(image.getbands())
     if image.format == "HEIF":
         decoding = 12 if image.info.get("bit_depth") == 8 else 22
         area += image.info.get("largest_part", 0)  # a tile may be larger than the image
@@ -154,7 +159,7 @@ def read_bytes(path: str | os.PathLike[str], count: int = -1) -> bytes:
             raise DecodeError("a folder, not a file" if may_enter else "a folder without permission to read it")
         if not stat.S_ISREG(found.st_mode):
             raise DecodeError("not a regular file")
-        if found.st_size > MAX_BYTES:
+        if count < 0 and found.st_size > MAX_BYTES:
             raise DecodeError(f"too large: {found.st_size} bytes, the limit is {MAX_BYTES}")
         with open(path, "rb") as file:
             return file.read(count)
@@ -183,6 +188,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS, max_memory: int = MA
     * 16-bit samples keep their high byte, 12-bit ones their upper 8 bits; deeper and signed ones are refused.
     * CMYK is converted, inverted where Adobe says so; embedded colour profiles are ignored everywhere.
     * The first frame of an animation is taken, of several pictures (MPO, TIFF) the first, of a HEIC the primary one.
+    * JPEG 2000 is decoded at its full resolution and quality; colours of more than 8 bits are refused.
     * A HEIC is turned and mirrored as its properties irot and imir say; its EXIF orientation, which repeats them, is
       not applied. Its 10-bit samples keep their upper 8 bits.
     * What follows a JPEG's end (the film of a motion photo, a gain map) is not looked at.
@@ -274,18 +280,38 @@ def _open(data: bytes, max_pixels: int, max_memory: int, each: float = 0.0) -> t
     except Image.DecompressionBombError:
         raise DecodeError(f"too many pixels: the limit is {max_pixels}") from None
     except Image.UnidentifiedImageError:
-        raise DecodeError("not an image of a known format, or its header is truncated") from None
+        raise DecodeError(_unidentified(what_is(data[:FIRST]))) from None
     width, height = image.size
     if width * height > max_pixels:
         raise DecodeError(f"too many pixels: {width}x{height}, the limit is {max_pixels}")
-    if image.format == "HEIF":
-        image.info["largest_part"], pixels = Heic(data).parts(most := 2 * max_pixels)  # the alpha plane counts too
-        if pixels > most:
-            raise DecodeError(f"too many pixels: the parts of the image have more than {most}")
+    _check_container(image, data, max_pixels)
     if (need := memory_to_decode(image, each)) > max_memory:
         raise DecodeError(f"too large: {width}x{height} pixels of this {image.format or 'image'} take up to "
                           f"{need / 1e6:.0f} MB of memory, the limit is {max_memory / 1e6:.0f} MB")  # fmt: skip
     return image, data
+
+
+def _check_container(image: Image.Image, data: bytes, max_pixels: int) -> None:
+    """Refuse what takes more memory or time than the size of the image says, where decoders would not."""
+    if image.format == "HEIF":
+        image.info["largest_part"], pixels = Heic(data).parts(most := 2 * max_pixels)  # the alpha plane counts too
+        if pixels > most:
+            raise DecodeError(f"too many pixels: the parts of the image have more than {most}")
+    if image.format == "JPEG2000":
+        *found, bits = read_codestream(data)
+        if found != [*image.size, len(image.getbands())]:
+            raise DecodeError("damaged header: its pixels are not of the size or the colours that it names")
+        if bits > 8 and len(image.getbands()) > 1:  # PIL rounds the highest values up to 256, which is 0
+            raise DecodeError(f"JPEG 2000 with colours of {bits} bits is not read: convert it to PNG, or to 8 bits")
+
+
+def _unidentified(what: str) -> str:
+    """Say why PIL does not know an image, of what it begins like."""
+    if what == "a JPEG XL image":
+        return "JPEG XL is not read: convert it to PNG or JPEG, without making it smaller"
+    if what and not what.endswith(" image"):
+        return f"not an image, but {what}"
+    return "not an image of a known format, or its header is truncated"
 
 
 def _bare_png(data: bytes) -> bytes:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from heic_files import grid, heic
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -55,6 +56,7 @@ def seeds() -> dict[str, bytes]:
         "bmp": encoded(rgb, "BMP"), "tif": encoded(rgb, "TIFF"),
         "lzw.tif": encoded(rgb, "TIFF", compression="tiff_lzw"),
         "pages.tif": encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:]), "ppm": encoded(rgb, "PPM"),
+        "jp2": encoded(rgb, "JPEG2000"), "heic": heic(smooth), "grid.heic": grid([heic(smooth)] * 2, 1, 2, 64, 40),
     }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from fakedet.cli.app import launch
-from fakedet.cli.predict import list_images
+from fakedet.cli.predict import list_files
 from fakedet.data.index import Indexed, Settings, index_folder, index_source, index_table
 from fakedet.data.manifest import load_manifest
 from fakedet.data.scan import walk
@@ -191,7 +191,7 @@ def test_of_a_photo_library_the_originals_count(tmp_path: Path, monkeypatch: pyt
     assert next(walk(tmp_path / "My.photoslibrary")).left_behind == {"resources/": 1}
     monkeypatch.chdir(tmp_path)
     for source in ("**/*.jpg", f"{tmp_path}/**/*.jpg", str(tmp_path)):
-        assert {Path(path).name for path in list_images([source])} == {"0.jpg", "a.jpg"}
+        assert {Path(path).name for path in list_files([source])} == {"0.jpg", "a.jpg"}
 
 
 @pytest.mark.parametrize("content", [

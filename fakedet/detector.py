@@ -29,8 +29,10 @@ from fakedet.checkpoint import load_detector, locate
 from fakedet.data import decode
 from fakedet.data.decode import MAX_MEMORY, Budget, DecodeError, Header
 from fakedet.data.degrade import FAMILIES, ORIGINAL, View, degraded_views, parse_view
+from fakedet.data.kinds import FIRST, NOT_LOOKED_AT, is_named_like_an_image, not_looked_at, what_is
 from fakedet.data.scan import walk
 from fakedet.data.transforms import evaluation_views, is_whole
+from fakedet.data.video import frames_of
 from fakedet.errors import UserError
 from fakedet.methods import base
 from fakedet.metrics.decisions import PUBLISHED, OperatingPoint
@@ -49,10 +51,14 @@ Verdict: TypeAlias = Literal["real", "fake", "undecided"]
 REAL: Verdict = "real"
 FAKE: Verdict = "fake"
 UNDECIDED: Verdict = "undecided"
+FRAME = "frame"  # begins the names of a video's frames among its views
 TILES = "tiles"  # stands for the tiles' mean among the views of an image
 CROPS = ("crop", "multi-crop")  # policies that look at a picture's own pixels
+# Whether video compression looks like generation to a detector, or hides it, was not measured.
+UNTRIED = "a video, and the detector was tested with pictures only"
 READERS = 4  # threads that read and decode files
 HEATMAP = "heatmap"  # stands for the tiles of the heatmap, which have no part in the verdict
+STAGES = {ORIGINAL: 0, FRAME: 0, HEATMAP: 0, TILES: 2}  # in which views are scored; altered copies between
 HEATMAP_BYTES = 4.0  # for each pixel of an image, which stays in memory until the heatmap is drawn
 HEATMAP_TILES = 64  # squares of a heatmap at most
 
@@ -65,6 +71,7 @@ class Rules:
     miss: float = 0.05  # share of fakes, of generators like those in validation, that may be called real
     views: tuple[str, ...] = ("jpeg/80", "resize/0.75")  # altered copies that must agree, as in conf/robustness
     tiles: int = 9  # largest number of squares, spread over the image, whose mean must agree too; 0: none
+    frames: int = 8  # of a video, spread over it, that are judged; 0: videos are not looked at
     # Score copies and tiles of every image, also where the image alone leaves the verdict undecided.
     all_views: bool = False
 
@@ -72,8 +79,9 @@ class Rules:
         for name in ("false_alarm", "miss"):
             if not 0 < getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: a share between 0 and 1, such as 0.05")
-        if self.tiles < 0:
-            raise UserError(f"tiles={self.tiles}: must be at least 0")
+        for name in ("tiles", "frames"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 0")
         for name in self.views:
             parse_view(name, "views")
 
@@ -100,7 +108,7 @@ class Prediction:
     """Share of altered copies and tiles on the same side of the threshold as the image, of those that were scored; NaN
     without any, as where the image alone leaves the verdict undecided."""
     reason: str = ""
-    """Why the verdict is what it is."""
+    """Why the verdict is what it is. Of a video, also which of its frames look fake."""
     logit: float = math.nan
     """What the detector gives before calibration; higher is more likely fake."""
     tile_score: float = math.nan
@@ -113,7 +121,7 @@ class Prediction:
     jpeg_quality: int | None = None
     """1 to 100, estimated from the quantisation tables; None if not a JPEG."""
     error: str | None = None
-    """Why the file cannot be read or scored; None otherwise."""
+    """Why the file cannot be read or scored, or, beginning with "not looked at", is no image; None otherwise."""
 
 
 COLUMNS = tuple(one.name for one in fields(Prediction))  # of predictions.csv and of Detector.predict's table
@@ -160,7 +168,14 @@ def _in_words(view: str) -> str:
     family, _, severity = view.partition("/")
     words = {"jpeg": "saved as JPEG of quality", "resize": "scaled by"}
     told = f"{words[family]} {severity}" if family in words else f"altered by {view}"
-    return "the tiles of the image" if family == TILES else f"a copy {told}"
+    return {TILES: "the tiles of the image", FRAME: f"the frame at {severity}"}.get(family, f"a copy {told}")
+
+
+def _told_frames(logits: Mapping[str, float], threshold: float) -> str:
+    """Say which of a video's frames look fake."""
+    above = [name.partition("/")[2] for name, logit in logits.items() if logit > threshold]
+    where = f", at {', '.join(above)}" if above else ""
+    return f"{len(above)} of {len(logits)} frames look fake{where}"
 
 
 @dataclass(frozen=True)
@@ -192,6 +207,8 @@ def read_picture(source: Single, max_memory: int = MAX_MEMORY, each: float = 0.0
             return Picture(path, Header("", source.shape[1], source.shape[0], 0, ""), source)
         if isinstance(source, str | os.PathLike):
             path = shown_path(os.fspath(source))
+            if not is_named_like_an_image(path) and (why := not_looked_at(decode.read_bytes(source, FIRST), path)):
+                return Picture(path, error=why)
         data = source if isinstance(source, bytes) else decode.read_bytes(os.fspath(source))
         provenance = read_provenance(data)
         left = max_memory - 2 * len(data)
@@ -206,15 +223,14 @@ def shown_path(path: str) -> str:
     return path.encode("utf-8", "backslashreplace").decode()
 
 
-def images_below(folder: str | os.PathLike[str], left_out: Counter[str], left_behind: Counter[str]) -> Iterator[str]:
-    """Yield the paths of the images in and below a folder, by name.
+def files_below(folder: str | os.PathLike[str], left_behind: Counter[str]) -> Iterator[str]:
+    """Yield the paths of all files in and below a folder, by name, whether they are images or not.
 
-    Add to ``left_out`` its other files, by ending, and to ``left_behind`` what systems and other programs keep there.
+    What systems and other programs keep there is left aside, and added to ``left_behind``.
     """
     for listing in walk(Path(folder)):
-        left_out.update(listing.others)
         left_behind.update(listing.left_behind)
-        names = [name for name, _, _ in listing.images] + [name for name, _ in listing.problems]
+        names = [name for name, _, _ in listing.images] + [name for name, _ in listing.problems] + listing.others
         yield from (str(Path(folder, listing.folder, name)) for name in sorted(names))
 
 
@@ -255,31 +271,33 @@ class Detector:
     @overload
     def predict(  # type: ignore[overload-overlap]  # an array is an iterable of anything
         self, x: Image.Image | Pixels | bytes, *, false_alarm: float = ..., miss: float = ...,
-        views: Sequence[str] = ..., tiles: int = ..., all_views: bool = ..., batch_size: int = ...
+        views: Sequence[str] = ..., tiles: int = ..., frames: int = ..., all_views: bool = ..., batch_size: int = ...
     ) -> Prediction: ...  # fmt: skip
     @overload
     def predict(self, x: str | os.PathLike[str], *, false_alarm: float = ..., miss: float = ...,
-                views: Sequence[str] = ..., tiles: int = ..., all_views: bool = ..., batch_size: int = ...
-    ) -> Any: ...  # fmt: skip
+                views: Sequence[str] = ..., tiles: int = ..., frames: int = ..., all_views: bool = ...,
+                batch_size: int = ...) -> Any: ...  # fmt: skip
     @overload
     def predict(self, x: Iterable[Single] | Tensor, *, false_alarm: float = ..., miss: float = ...,
-                views: Sequence[str] = ..., tiles: int = ..., all_views: bool = ..., batch_size: int = ...
-    ) -> pd.DataFrame: ...  # fmt: skip
+                views: Sequence[str] = ..., tiles: int = ..., frames: int = ..., all_views: bool = ...,
+                batch_size: int = ...) -> pd.DataFrame: ...  # fmt: skip
 
     def predict(
         self, x: Single | Iterable[Single] | Tensor, *, false_alarm: float = 0.05, miss: float = 0.05,
-        views: Sequence[str] = ("jpeg/80", "resize/0.75"), tiles: int = 9, all_views: bool = False,
+        views: Sequence[str] = ("jpeg/80", "resize/0.75"), tiles: int = 9, frames: int = 8, all_views: bool = False,
         batch_size: int = 64,
     ) -> Prediction | pd.DataFrame:  # fmt: skip
         """Classify images as real, fake or undecided.
 
         Args:
-            x: a path, a folder (searched to all depths), a PIL image, a uint8 array (H, W, 3) in RGB, the bytes of an
-                image file, a list of these, or a tensor (N, 3, H, W), uint8 or float in [0, 1] (rounded to 8 bits).
+            x: a path of an image or a video, a folder (searched to all depths; each file gets a row), a PIL image, a
+                uint8 array (H, W, 3) in RGB, the bytes of an image file, a list of these, or a tensor (N, 3, H, W),
+                uint8 or float in [0, 1] (rounded to 8 bits).
             false_alarm: share of real photographs that may be called fake.
             miss: share of fakes, of generators like those in validation, that may be called real.
             views: altered copies that must agree, family/severity as in conf/robustness.
             tiles: largest number of squares, spread over the image, whose mean must agree; 0: none.
+            frames: number of a video's frames, spread over it, that are judged; 0: videos are not looked at.
             all_views: score copies and tiles of every image, also where the image alone leaves the verdict undecided;
                 verdicts are the same, ``stability`` and ``tile_score`` are known of all.
             batch_size: number of crops to score at a time.
@@ -292,7 +310,7 @@ class Detector:
                 dtype, range or shape. A file that cannot be read is a prediction with an ``error``.
         """
         _check_batch_size(batch_size)
-        rules = Rules(false_alarm, miss, (views,) if isinstance(views, str) else tuple(views), tiles, all_views)
+        rules = Rules(false_alarm, miss, (views,) if isinstance(views, str) else tuple(views), tiles, frames, all_views)
         pictures = _pictures(x)
         found: list[Prediction] = []
         while part := list(islice(pictures, 16)):  # all crops of so many images are in memory at once
@@ -305,7 +323,8 @@ class Detector:
         """Give the embedding of images, the mean over the crops of :attr:`crop_policy`.
 
         Args:
-            x: as for :meth:`predict`; a tensor is cropped as in a call of the detector.
+            x: as for :meth:`predict`, without videos; of a folder, the files that are named like images; a tensor is
+                cropped as in a call of the detector.
             batch_size: number of images to embed at a time.
 
         Returns:
@@ -328,7 +347,7 @@ class Detector:
                 _check_tensor(x)
                 batches: Iterable[Tensor] = (self._views(part) for part in x.split(batch_size))
             else:
-                pictures = _pictures(x)
+                pictures = _pictures(x, all_files=False)
                 parts = iter(lambda: list(islice(pictures, batch_size)), [])
                 read = (list(pool.map(lambda given: _use(given, budget, crops), part)) for part in parts)
                 batches = (self._on_device(np.stack(views)).movedim(-1, 2) for views in read)
@@ -403,13 +422,14 @@ class Detector:
             each = max([each, *(3 + 12 * scale**2 for scale in scales)])
         with ThreadPoolExecutor(READERS) as pool:
             cut = partial(self._cut, rules=rules, heatmap_tiles=heatmap_tiles)
-            seen = list(pool.map(lambda given: _use(given, budget, cut, each), pictures))
+            seen = list(pool.map(lambda given: self._other(given, rules, budget) or _use(given, budget, cut, each),
+                                 pictures))  # fmt: skip
         numbers: list[dict[str, NDArray[np.float64]]] = [{} for _ in seen]
-        for stage in ((ORIGINAL, HEATMAP), rules.views, (TILES,)):
-            wanted = [(place, view) for place, picture in enumerate(seen) for view in stage if view in picture.crops
-                      and (rules.all_views or not numbers[place]
-                           or self._judge(picture, point, rules, numbers[place]).verdict not in (UNDECIDED, None))
-                      ]  # fmt: skip
+        for stage in range(3):
+            still = [place for place, picture in enumerate(seen) if rules.all_views or not numbers[place]
+                     or self._judge(picture, point, rules, numbers[place]).verdict in (REAL, FAKE)]  # fmt: skip
+            wanted = [(place, view) for place in still for view in seen[place].crops
+                      if STAGES.get(view.partition("/")[0], 1) == stage]  # fmt: skip
             scored = self._score([seen[place].crops[view] for place, view in wanted], batch_size)
             for (place, view), values in zip(wanted, scored, strict=True):
                 numbers[place][view] = values
@@ -452,6 +472,30 @@ class Detector:
         ends = np.cumsum([len(group) for group in groups], dtype=int)
         return np.split(np.concatenate(numbers, axis=1), ends, axis=1)[: len(groups)]
 
+    def _other(self, given: Single | Picture, rules: Rules, budget: Budget) -> Picture | None:
+        """Tell a file that is no image by its first bytes, and cut the crops of a video's frames; None for an image."""
+        if not isinstance(given, str | os.PathLike) or is_named_like_an_image(path := shown_path(os.fspath(given))):
+            return None
+        try:
+            first = decode.read_bytes(given, FIRST)
+            if not (what := what_is(first, path)).startswith("a video"):
+                why = not_looked_at(first, path)
+                return Picture(path, error=why) if why else None
+            if not rules.frames:
+                return Picture(path, error=f"{NOT_LOOKED_AT}: {what}, and frames=0")
+            crops, size = dict[str, list[Pixels]](), (0, 0)  # which take the place of altered copies and tiles
+            with budget.take(budget.total):
+                for seconds, frame in frames_of(given, rules.frames, budget.total):
+                    name = f"{FRAME}/{int(seconds) // 60}:{int(seconds) % 60:02}"
+                    cut = degraded_views(frame, View(ORIGINAL, 0), self.crop_size, self.crop_policy, 0)
+                    crops.setdefault(name, []).extend(crop.copy() for crop in cut)
+                    size = frame.shape[1::-1]
+        except DecodeError as error:
+            return Picture(path, error=error.reason)
+        whole = [crop for group in crops.values() for crop in group]
+        header = Header(what.partition("(")[2].rstrip(")"), *size, 0, "")
+        return Picture(path, header, crops={ORIGINAL: whole, **crops})
+
     def _judge(
         self, picture: Picture, point: OperatingPoint, rules: Rules, numbers: Mapping[str, NDArray[Any]]
     ) -> Prediction:
@@ -469,7 +513,10 @@ class Detector:
         if not math.isfinite(logit):
             return Prediction(**facts | {"error": "the detector gave no number for it"})
         others = {name: mean for name, (mean, _) in means.items()}
-        said = decide(point, rules, logit, distance, others, self._doubts(header))
+        doubts = self._doubts(header)
+        if frames := {name: mean for name, mean in others.items() if name.startswith(FRAME)}:
+            doubts += [UNTRIED, _told_frames(frames, point.threshold)]
+        said = decide(point, rules, logit, distance, others, doubts)
         if said.verdict == REAL and origin.declares in WORDS:
             why = f"the file says of itself that it was {WORDS[origin.declares]} ({origin.claims[0].where})"
             said = replace(said, verdict=UNDECIDED, reason=why)
@@ -568,8 +615,11 @@ def _check_batch_size(size: int) -> None:
         raise UserError(f"batch_size={size}: must be at least 1")
 
 
-def _pictures(x: Single | Iterable[Single] | Tensor) -> Iterator[Single | Picture]:
-    """Check all that :meth:`Detector.predict` takes, then list it, to be read by threads."""
+def _pictures(x: Single | Iterable[Single] | Tensor, all_files: bool = True) -> Iterator[Single | Picture]:
+    """Check all that :meth:`Detector.predict` takes, then list it, to be read by threads.
+
+    Of folders all files, or those that are named like images.
+    """
     if isinstance(x, Tensor):
         _check_tensor(x)
         pixels = x if x.dtype == torch.uint8 else (x.float() * 255).round().to(torch.uint8)
@@ -580,7 +630,7 @@ def _pictures(x: Single | Iterable[Single] | Tensor) -> Iterator[Single | Pictur
         _check_image(item)
     for item in items:
         if isinstance(item, str | os.PathLike) and os.path.isdir(item):
-            below = images_below(item, Counter(), Counter())
+            below = (path for path in files_below(item, Counter()) if all_files or is_named_like_an_image(path))
             if (first := next(below, None)) is None:
                 raise UserError(f"{os.fspath(item)}: there are no images (jpg, png, webp, bmp, tif, ...)")
             yield first

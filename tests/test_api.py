@@ -118,9 +118,10 @@ def test_many_images_are_a_table_in_their_order(detector: fakedet.Detector, tmp_
     (tmp_path / "notes.txt").write_text("not an image")
     table = detector.predict(tmp_path)
     assert tuple(table.columns) == COLUMNS
-    assert [Path(path).name for path in table["path"]] == ["a.png", "b.png", "broken.jpg", "c.png"]
+    assert [Path(path).name for path in table["path"]] == ["a.png", "b.png", "broken.jpg", "notes.txt", "c.png"]
+    assert table["error"][3] == "not looked at: a text file is no image"
     mixed = detector.predict([noise(80, 80, 1), tmp_path / "b.png", Image.fromarray(noise(80, 80, 2)), "gone.png"])
-    assert mixed["logit"][:3].tolist() == pytest.approx(table["logit"][[0, 1, 3]].tolist(), abs=1e-5)
+    assert mixed["logit"][:3].tolist() == pytest.approx(table["logit"][[0, 1, 4]].tolist(), abs=1e-5)
     assert mixed["path"].tolist() == ["", str(tmp_path / "b.png"), "", "gone.png"]
     assert mixed["error"].isna().tolist() == [True, True, True, False]
     assert mixed["error"][3] == "no such file"
@@ -148,8 +149,9 @@ def test_a_file_that_cannot_be_read_says_why(detector: fakedet.Detector, tmp_pat
 def test_rows_are_those_of_the_command_line(detector: fakedet.Detector, tmp_path: Path) -> None:
     for number, suffix in enumerate((".png", ".jpg", ".webp")):
         Image.fromarray(noise(100, 200, number)).save(tmp_path / f"{number}{suffix}")
-    assert launch("predict", ["checkpoint=demo", f"source={tmp_path}", f"output={tmp_path}/p.csv", "device=cpu"]) == 0
-    told, table = pd.read_csv(tmp_path / "p.csv"), detector.predict(tmp_path)
+    output = tmp_path.with_name(f"{tmp_path.name}.csv")
+    assert launch("predict", ["checkpoint=demo", f"source={tmp_path}", f"output={output}", "device=cpu"]) == 0
+    told, table = pd.read_csv(output), detector.predict(tmp_path)
     assert tuple(told.columns) == tuple(table.columns)
     for name in NUMBERS:
         np.testing.assert_allclose(told[name], table[name], rtol=1e-5)

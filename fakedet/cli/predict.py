@@ -29,6 +29,7 @@ from omegaconf import DictConfig
 
 from fakedet.cli.cards import ReportSettings, read_rows, write_folder_report
 from fakedet.config import check_config
+from fakedet.data.kinds import NOT_LOOKED_AT
 from fakedet.data.scan import describe_left_behind, is_left_behind
 from fakedet.detector import (
     COLUMNS,
@@ -38,7 +39,7 @@ from fakedet.detector import (
     Prediction,
     Rules,
     Verdict,
-    images_below,
+    files_below,
     load,
     shown_path,
 )
@@ -51,8 +52,18 @@ log = logging.getLogger("fakedet")
 ERROR = "error"  # stands for the verdict where counts are kept of files that cannot be read
 
 
+def outcome(verdict: str | None, error: str | None) -> str:
+    """Return what a row counts as: its verdict, "not looked at", or "error" for an image that cannot be read."""
+    if error:
+        return NOT_LOOKED_AT if error.startswith(NOT_LOOKED_AT) else ERROR
+    return str(verdict)
+
+
 def run_predict(config: DictConfig, overrides: list[str]) -> None:
-    """Judge each image that ``source`` names and has no row yet, and write its row; status 1 if one cannot be read."""
+    """Judge each image that ``source`` names and has no row yet, and write its row; status 1 if one cannot be read.
+
+    Files that are plainly no images get a row that says so, and do not matter for the status.
+    """
     detector, rules = open_detector(config, "batch_size", "images_at_a_time", "memory_mb", "heatmap_tiles")
     detector.memory_mb = config.memory_mb
     heatmaps = Path(config.heatmaps) if config.heatmaps else None
@@ -83,10 +94,11 @@ def run_predict(config: DictConfig, overrides: list[str]) -> None:
                          config.batch_size), shown,
             )  # fmt: skip
         log.info("report      %s", config.report)
-    for what in (*get_args(Verdict), ERROR):
-        if what != ERROR or writer.counts[what]:
-            why = "  (the column 'reason' says why)" if what == UNDECIDED and writer.counts[what] else ""
-            log.info("%-12s %d%s", what, writer.counts[what], why)
+    for what in (*get_args(Verdict), NOT_LOOKED_AT, ERROR):
+        if what in get_args(Verdict) or writer.counts[what]:
+            told_in = {UNDECIDED: "reason", NOT_LOOKED_AT: "error"}.get(what)
+            why = f"  (the column '{told_in}' says why)" if told_in and writer.counts[what] else ""
+            log.info("%-14s %d%s", what, writer.counts[what], why)
     log.info("written to  %s", writer.path)
     if writer.counts[ERROR]:
         raise SystemExit(1)
@@ -102,9 +114,8 @@ def open_detector(config: DictConfig, *positive: str) -> tuple[Detector, Rules]:
     for key in positive:
         if config[key] < 1:
             raise UserError(f"{key}={config[key]}: must be at least 1")
-    rules = Rules(
-        config.false_alarm, config.miss, tuple(str(view) for view in config.views), config.tiles, config.all_views
-    )
+    rules = Rules(config.false_alarm, config.miss, tuple(str(view) for view in config.views), config.tiles,
+                  config.get("frames", Rules.frames), config.all_views)  # fmt: skip
     if config.get("detector") and config.checkpoint != DEFAULT:
         raise UserError(f"checkpoint={config.checkpoint} and detector={config.detector.name}: name one of them")
     detector = load(config.checkpoint, config.device, config.trust, config.backbone,
@@ -127,33 +138,26 @@ def open_detector(config: DictConfig, *positive: str) -> tuple[Detector, Rules]:
     return detector, rules
 
 
-def list_images(sources: Sequence[str]) -> Iterator[str]:
-    """Yield the paths of images, each once; tell at the end which other files the folders hold.
+def list_files(sources: Sequence[str]) -> Iterator[str]:
+    """Yield the paths of files, each once, images or not; tell at the end what was left aside.
 
-    Sources are files (whatever their name), folders (searched to all depths for files named like images), globs (``**``
-    goes deep), or "-" for a list of paths on standard input, one a line. Raises UserError where one does not exist, or
-    there are no images at all.
+    Sources are files, folders (searched to all depths), globs (``**`` goes deep), or "-" for a list of paths on
+    standard input, one a line. Raises UserError where one does not exist, or there are no files at all.
     """
     seen: set[str] = set()
-    left_out: Counter[str] = Counter()
     left_behind: Counter[str] = Counter()
     for source in sources:
-        for path in _paths(source, left_out, left_behind):
+        for path in _paths(source, left_behind):
             if path not in seen:
                 seen.add(path)
                 yield path
-    if left_out:
-        listed = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common(6))
-        heic = "; HEIC is not supported yet: convert it to JPEG or PNG" if {".heic", ".heif"} & set(left_out) else ""
-        log.warning("%d files in the folders are not named like images that can be read, and were left out: %s%s",
-                    sum(left_out.values()), listed, heic)  # fmt: skip
     if left := describe_left_behind(left_behind):
         log.warning("%s", left)
     if not seen:
-        raise UserError(f"source={', '.join(sources)}: there are no images (jpg, png, webp, bmp, tif, ...)")
+        raise UserError(f"source={', '.join(sources)}: there are no images (jpg, png, heic, webp, tif, ...)")
 
 
-def _paths(source: str, left_out: Counter[str], left_behind: Counter[str]) -> Iterator[str]:
+def _paths(source: str, left_behind: Counter[str]) -> Iterator[str]:
     if source == "-":
         # A listed file that does not exist gets a row with its error; the others go on.
         if isinstance(sys.stdin, io.TextIOWrapper):
@@ -168,7 +172,7 @@ def _paths(source: str, left_out: Counter[str], left_behind: Counter[str]) -> It
     if found is None and refused and not glob.has_magic(source):
         yield source  # a row with the reason; the other sources go on
     elif found is not None:
-        yield from images_below(source, left_out, left_behind) if stat.S_ISDIR(found.st_mode) else [source]
+        yield from files_below(source, left_behind) if stat.S_ISDIR(found.st_mode) else [source]
     elif glob.has_magic(source):
         named = next(number for number, part in enumerate(Path(source).parts) if glob.has_magic(part))
         # Links may give a file many names; one of them is enough.
@@ -217,7 +221,7 @@ class Writer:
             raise UserError(f"output={path}: name a .csv or a .jsonl file")
         self.path, self._is_json = path, path.suffix == ".jsonl"
         self.done: set[str] = set()  # paths of the earlier rows
-        self.counts: Counter[str] = Counter()  # verdicts, and "error", of all rows
+        self.counts: Counter[str] = Counter()  # what :func:`outcome` gives of all rows
         self.first_error = ""
         self.last_written = math.inf  # when the earlier rows were written, in seconds since the epoch
         if not path.exists() or not path.stat().st_size:
@@ -234,7 +238,7 @@ class Writer:
             for row in map(json.loads, lines) if self._is_json else table:
                 columns = columns or set(row)
                 self.done.add(row["path"])
-                self.counts[ERROR if row["error"] else row["verdict"]] += 1
+                self.counts[outcome(row["verdict"], row["error"])] += 1
         except (ValueError, KeyError, TypeError, csv.Error) as error:
             raise UserError(f"output={path} was not written by `fakedet predict`; name another file") from error
         if "can't tell" in self.counts:
@@ -271,8 +275,8 @@ class Writer:
                     self._file.write(json.dumps(row) + "\n")
                 else:
                     self._table.writerow(row)
-                self.counts[ERROR if prediction.error else str(prediction.verdict)] += 1
-                if prediction.error and not self.first_error:
+                self.counts[kind := outcome(prediction.verdict, prediction.error)] += 1
+                if kind == ERROR and not self.first_error:
                     self.first_error = prediction.path
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -282,17 +286,24 @@ class Writer:
 
 
 def _without_row(sources: Sequence[str], writer: Writer, changed: list[str]) -> Iterator[str]:
-    """Yield the paths of images that have no row yet; those changed since their row was written go to ``changed``."""
-    for path in list_images(sources):
+    """Yield the paths of files that have no row yet; those changed since their row was written go to ``changed``."""
+    own = {os.path.abspath(path) for path in (writer.path, _about(writer.path))}
+    for path in list_files(sources):
+        if os.path.abspath(path) in own:
+            continue
         if shown_path(path) not in writer.done:
             yield path
         elif os.path.exists(path) and os.stat(path).st_mtime > writer.last_written:
             changed.append(path)
 
 
+def _about(output: Path) -> Path:
+    return output.with_name(f"{output.name}.about.json")
+
+
 def _write_about(writer: Writer, detector: Detector, settings: Mapping[str, Any], overrides: Sequence[str]) -> None:
     """Write down what the rows are made with; UserError if earlier rows were made with other settings."""
-    about, point = writer.path.with_name(f"{writer.path.name}.about.json"), detector.require_operating_point()
+    about, point = _about(writer.path), detector.require_operating_point()
     content = {
         "config": settings,
         "detector": {key: value for key, value in detector.info.items() if key != "operating_point"},
@@ -311,7 +322,8 @@ def _write_about(writer: Writer, detector: Detector, settings: Mapping[str, Any]
             log.warning("%s is missing or damaged: whether the rows in %s were made in the same way is not known",
                         about, writer.path)  # fmt: skip
             earlier, before = content, dict(settings)
-        judged_by = ("false_alarm", "miss", "views", "tiles", "all_views")
+        judged_by = ("false_alarm", "miss", "views", "tiles", "frames", "all_views")
+        before.setdefault("frames", settings["frames"])  # rows of before videos were looked at
         other = [f"{key} was {before.get(key)}, is {settings[key]}" for key in judged_by
                  if before.get(key) != settings[key]]  # fmt: skip
         if earlier.get("checkpoint_sha256") != content["checkpoint_sha256"]:

@@ -21,12 +21,10 @@ from typing import NamedTuple
 
 from fakedet.data.dataset import cores
 from fakedet.data.decode import HEADER_BYTES, DecodeError, Header, parse_header, read_bytes, what_is_missing
+from fakedet.data.kinds import is_named_like_an_image
 from fakedet.errors import UserError
 
-VERSION = 1  # Of the tables below and of what is read of a file; a file of another version is begun anew
-# Names with these endings are taken for images; their format is told by their content.
-EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm",
-              ".avif", ".heic", ".heif", ".hif"}  # fmt: skip
+VERSION = 2  # Of the tables below and of what is read of a file; a file of another version is begun anew
 # Names of folders, in any case, that operating systems, network storage and photo programs make for themselves.
 LEFT_BEHIND = re.compile(
     r"@(eadir|tmp|recycle|recently-snapshot|globalsnapshot|sharebin|sharesnap|__thumb|img_bkp_cache|syno\w*)|"
@@ -36,7 +34,9 @@ LEFT_BEHIND = re.compile(
 # Folders of a photo program's library that hold no originals.
 DERIVED = re.compile(r".*\.(photos|photo|ap|migratedphoto)library/(resources|previews|private|scopes)", re.I | re.S)
 # Files that they leave beside images.
-THUMBNAIL = re.compile(r"synophoto_(thumb|film)_.*|synofile_thumb_.*|albumart_?(small|\{.*)\.jpg|zbthumbnail.*", re.I)
+THUMBNAIL = re.compile(
+    r"synophoto_(thumb|film)_.*|synofile_thumb_.*|albumart_?(small|\{.*)\.jpg|zbthumbnail.*|"
+    r"(eh)?thumbs(_vista)?\.db|desktop\.ini", re.I)  # fmt: skip
 BATCH = 256  # Files of a task and of a commit: few enough that a kill costs little
 
 
@@ -163,7 +163,7 @@ class Listing:
     images: list[tuple[str, int, int]] = field(default_factory=list)  # (name, bytes, time of change in ns)
     # (name, reason): what has the name of an image and cannot be one; "" names the folder itself.
     problems: list[tuple[str, str]] = field(default_factory=list)
-    others: Counter[str] = field(default_factory=Counter)  # Number of files of other kinds, by their ending
+    others: list[str] = field(default_factory=list)  # Names of files that are not named like images
     left_behind: Counter[str] = field(default_factory=Counter)  # What machines leave behind, by its name or kind
 
 
@@ -214,7 +214,7 @@ def _list_folder(path: str, listing: Listing) -> list[str]:
     with os.scandir(path) as entries:
         for entry in entries:
             name = entry.name
-            is_image = name[name.rfind(".") :].lower() in EXTENSIONS
+            is_image = is_named_like_an_image(name)
             if is_left_behind(name, path):
                 if entry.is_dir():
                     listing.left_behind[f"{name}/"] += 1
@@ -226,7 +226,7 @@ def _list_folder(path: str, listing: Listing) -> list[str]:
                 if entry.is_dir():
                     below.append(name)
                 else:
-                    listing.others[os.path.splitext(name)[1].lower() or "without an ending"] += 1
+                    listing.others.append(name)
                 continue
             try:
                 found = entry.stat()
@@ -305,7 +305,7 @@ def _changed(listing: Listing, store: Store, state: Scan) -> Iterator[tuple[str,
     """Yield the files of a folder that are new or changed; forget those that are gone."""
     known = store.known(listing.folder)
     state.files += len(listing.images)
-    state.others += listing.others.total()
+    state.others += len(listing.others)
     state.left_behind += listing.left_behind
     prefix = f"{listing.folder}/" if listing.folder else ""
     state.problems += [((prefix + name).rstrip("/"), reason) for name, reason in listing.problems]

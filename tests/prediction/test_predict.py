@@ -18,7 +18,7 @@ import torch
 
 import fakedet
 from fakedet.cli.app import launch
-from fakedet.cli.predict import COLUMNS, list_images
+from fakedet.cli.predict import COLUMNS, list_files
 from fakedet.errors import UserError
 from fakedet.export import Exported
 from fakedet.utils import alone
@@ -66,9 +66,10 @@ def rows(output: Path) -> dict[str, dict[str, str]]:
 def test_every_file_gets_a_row_and_the_exit_status_tells(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     assert predict(checkpoint, images, tmp_path / "p.csv") == 1  # two files failed
     found = rows(tmp_path / "p.csv")
-    assert set(found) == {"a.png", "b.jpg", "c d.png", "tiny.png", "text.jpg", "empty.png"}
+    assert set(found) == {"a.png", "b.jpg", "c d.png", "tiny.png", "text.jpg", "empty.png", "notes.txt"}
     assert found["empty.png"]["error"] == "empty file"
-    assert "not an image" in found["text.jpg"]["error"]
+    assert found["text.jpg"]["error"] == "not an image, but a text file"
+    assert found["notes.txt"]["error"] == "not looked at: a text file is no image"
     for name in ("a.png", "b.jpg", "c d.png", "tiny.png"):
         row = found[name]
         assert row["error"] == ""
@@ -113,7 +114,7 @@ def test_rows_of_pictures_that_have_changed_since_are_told(
     told = " ".join("".join(capsys.readouterr()).split())
     assert "1 images were changed after their rows in" in told
     assert f"the first: {images / 'a.png'}" in told
-    assert "of the 6 done before there are none new" in told
+    assert "of the 7 done before there are none new" in told
     assert rows(tmp_path / "p.csv") == first
 
 
@@ -163,7 +164,7 @@ def test_links_that_lead_back_give_no_file_twice(
         (images / "deep" / name).symlink_to("..")
     monkeypatch.chdir(images)
     (images / "text.jpg").unlink()
-    relative, absolute = (list(list_images([source])) for source in (pattern, f"{images}/{pattern}"))
+    relative, absolute = (list(list_files([source])) for source in (pattern, f"{images}/{pattern}"))
     assert [str(images / path) for path in relative] == absolute
     names = [Path(path).name for path in relative]
     assert len(set(names)) == len(names)
@@ -270,12 +271,12 @@ def test_killed_at_any_moment_no_row_is_lost_or_doubled(checkpoint: Path, images
         run.wait()
     assert predict(checkpoint, images, tmp_path / "p.csv") == 1
     frame = pd.read_csv(tmp_path / "p.csv")
-    assert len(frame) == frame["path"].nunique() == 66
+    assert len(frame) == frame["path"].nunique() == 67
 
 
 def test_listed_names_may_be_of_any_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a \xff.png\nb.png\n"), "utf-8"))
-    assert list(list_images(["-"])) == [os.fsdecode(b"a \xff.png"), "b.png"]
+    assert list(list_files(["-"])) == [os.fsdecode(b"a \xff.png"), "b.png"]
 
 
 @pytest.mark.parametrize("about", ["{}", "[]", "3", '{"config": null}', '{"config": 3}', "\xff", "", None])
@@ -314,13 +315,47 @@ def test_answers_made_in_another_way_are_not_mixed(
 def test_what_was_not_looked_at_is_said(
     checkpoint: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (images / "phone.HEIC").write_bytes(b"x")
-    predict(checkpoint, images, tmp_path / "p.csv")
+    others = {"case.pdf": b"%PDF-1.7\n\0", "letter.docx": b"PK\x03\x04rest", "old.doc": b"\xd0\xcf\x11\xe0",
+              "page.html": b"<!DOCTYPE html><p>", "song.mp3": b"ID3\4", "photo.nef": b"MM\0*", "empty.txt": b"",
+              "what.xyz": bytes(range(99)), "shortcut.lnk": b"L\0\0\0"}  # fmt: skip
+    for name, content in {**others, ".DS_Store": b"x", "Thumbs.db": b"x", "desktop.ini": b"x"}.items():
+        (images / name).write_bytes(content)
+    (images / "picture").write_bytes((images / "a.png").read_bytes())  # told by its content
+    assert predict(checkpoint, images, tmp_path / "p.csv") == 1
+    found = rows(tmp_path / "p.csv")
+    assert {name: row["error"] for name, row in found.items() if row["error"].startswith("not looked at")} == {
+        "case.pdf": "not looked at: a PDF is no image",
+        "letter.docx": "not looked at: an Office document is no image",
+        "old.doc": "not looked at: an Office document is no image",
+        "page.html": "not looked at: an HTML page is no image",
+        "song.mp3": "not looked at: a sound file is no image",
+        "photo.nef": "not looked at: a camera's raw file is no finished picture; export it as JPEG or PNG",
+        "empty.txt": "not looked at: an empty file is no image",
+        "what.xyz": "not looked at: a file named .xyz is no image",
+        "shortcut.lnk": "not looked at: a file named .lnk is no image",
+        "notes.txt": "not looked at: a text file is no image",
+    }  # fmt: skip
+    assert not any(found[name]["verdict"] for name in others)
+    assert found["picture"]["logit"] == found["a.png"]["logit"]
+    assert not {".DS_Store", "Thumbs.db", "desktop.ini"} & set(found)
     said = capsys.readouterr().out
-    assert "2 files in the folders are not named like images that can be read" in said
-    assert "1 .heic" in said
-    assert "1 .txt" in said
+    assert "not looked at  10" in said
     assert "2 files could not be read, the first:" in said
+    table = fakedet.load(checkpoint, "cpu").predict(images)
+    assert {Path(path).name for path in table["path"]} == set(found)
+    for name in ("text.jpg", "empty.png"):
+        (images / name).unlink()
+    assert predict(checkpoint, images, tmp_path / "q.csv") == 0  # nothing is wrong with other files
+    assert predict(checkpoint, images / "case.pdf", tmp_path / "one.csv") == 0
+    assert rows(tmp_path / "one.csv") == {"case.pdf": found["case.pdf"]}
+
+
+def test_the_output_is_not_among_what_it_lists(checkpoint: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(images)
+    for _ in range(2):
+        predict(checkpoint, ".", Path("p.csv"))
+    assert set(rows(images / "p.csv")) == {"a.png", "b.jpg", "c d.png", "tiny.png", "text.jpg", "empty.png",
+                                           "notes.txt"}  # fmt: skip
 
 
 def test_what_machines_leave_behind_is_no_image(
@@ -334,7 +369,7 @@ def test_what_machines_leave_behind_is_no_image(
     for number, source in enumerate((str(images), f"{images}/**")):
         capsys.readouterr()
         assert predict(checkpoint, source, tmp_path / f"{number}.csv") == 1
-        assert {"a.png", "c d.png"} <= set(rows(tmp_path / f"{number}.csv")) <= {
+        assert set(rows(tmp_path / f"{number}.csv")) == {
             "a.png", "b.jpg", "c d.png", "tiny.png", "text.jpg", "empty.png", "notes.txt"}  # fmt: skip
         told = " ".join(capsys.readouterr().out.split())
         assert "left behind by systems and other programs, not looked at:" in told
@@ -419,7 +454,7 @@ def test_two_predicts_at_once_leave_one_table(checkpoint: Path, images: Path, tm
     both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     told = [run.communicate()[1] for run in both]
     frame = pd.read_csv(tmp_path / "p.csv")
-    assert len(frame) == frame["path"].nunique() == 46
+    assert len(frame) == frame["path"].nunique() == 47
     # The second is refused, unless it came when the first had ended: it then found all done.
     assert [run.returncode for run in both].count(2) == sum("another process" in one for one in told) <= 1
     assert list(tmp_path.glob(".*")) == []

@@ -162,7 +162,8 @@ def test_rows_are_those_of_the_command_line(detector: fakedet.Detector, tmp_path
 @pytest.mark.parametrize("verb", ["predict", "serve"])
 def test_defaults_are_those_of_the_command_line(verb: str) -> None:
     config: Any = OmegaConf.load(CONF / f"{verb}.yaml")
-    assert Rules(config.false_alarm, config.miss, tuple(config.views), config.tiles, config.all_views) == Rules()
+    given = (config.false_alarm, config.miss, tuple(config.views), config.tiles)
+    assert Rules(*given, frames=config.get("frames", 8), all_views=config.all_views) == Rules()
     parameters = inspect.signature(fakedet.Detector.predict).parameters
     assert {name: parameters[name].default for name in asdict(Rules())} == asdict(Rules())
     heatmap_tiles = inspect.signature(fakedet.Detector.heatmap).parameters["tiles"].default

@@ -37,6 +37,7 @@ from fakedet.detector import (
     Rules,
     read_picture,
 )
+from fakedet.provenance import WORDS
 from fakedet.shipped import SHIPPED
 from fakedet.utils import Bar, replacing
 
@@ -102,9 +103,13 @@ def note_of(detector: Detector) -> str:
 
 
 def suspicion(prediction: Prediction) -> tuple[float, float, float]:
-    """Give the key that sorts predictions by suspicion, most suspicious first: verdict, then p-value, then score."""
+    """Give the key that sorts predictions by suspicion, most suspicious first: verdict, then p-value, then score.
+
+    Of files of one verdict those are first that say of themselves that AI made or changed them.
+    """
     values = (prediction.p_value, -prediction.score)
     p_value, score = (1.0 if math.isnan(value) else value for value in values)
+    p_value = 0.0 if prediction.declares in WORDS else p_value
     return ORDER.index(prediction.verdict or NOT_LOOKED_AT), p_value, score
 
 

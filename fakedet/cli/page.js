@@ -95,6 +95,8 @@ function settle(one, answer) {
   const file = make('span', 'file', one.name);
   const why = answer.error ?? answer.reason;
   if (note) file.append(' ', make('span', 'tag', note));
+  const says = { generated: 'says it was generated', edited: 'says it was edited with AI' }[answer.declares];
+  if (says) file.append(' ', make('span', 'tag', says));
   if (why) file.append(' ', make('span', 'why', why));
   const number = answer.p_value ?? answer.score;
   const shown = number == null ? '' : `${answer.p_value == null ? 'score' : 'p'} ${number.toFixed(3)}`;

@@ -34,7 +34,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import fakedet
 from fakedet.cli.cards import card_of, note_of, render, style, summary, suspicion
-from fakedet.detector import COLUMNS, HEATMAP_BYTES, Detector, Prediction, Rules, read_picture
+from fakedet.detector import COLUMNS, HEATMAP_BYTES, Detector, Picture, Prediction, Rules, read_picture
 
 log = logging.getLogger("fakedet")
 
@@ -148,12 +148,12 @@ class Judge:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._judge, name, content, card)
 
     def _judge(self, name: str, content: bytes, card: bool) -> dict[str, Any]:
-        each = HEATMAP_BYTES if card else 0.0
-        picture = read_picture(content, self.detector.memory_mb * 10**6, each)
+        picture = Picture()
         try:
+            picture = read_picture(content, self.detector.memory_mb * 10**6, HEATMAP_BYTES if card else 0.0)
             examined = self.detector.examine([picture], self.rules, self.batch_size, self.heatmap_tiles if card else 0)
             found, heatmap = next(iter(examined))
-        except Exception:  # of the detector; one picture must not end the server
+        except Exception:  # one picture must not end the server
             log.exception("the detector failed on a file of %d bytes", len(content))
             found, heatmap = Prediction(error="the detector failed on this file"), None
         found = replace(found, path=name)

@@ -1,5 +1,6 @@
 """What programs get from `fakedet serve`: answers as from Python, refusals with a reason, nothing from other sites."""
 
+import io
 import math
 import socket
 import struct
@@ -16,8 +17,10 @@ import cv2
 import httpx2
 import numpy as np
 import pytest
+import skimage.data
 import uvicorn
 from fastapi.testclient import TestClient
+from PIL import Image, PngImagePlugin
 
 import fakedet
 from fakedet.cli.cards import summary
@@ -71,6 +74,19 @@ def test_answers_are_those_of_python(client: TestClient, tmp_path: Path) -> None
         assert found["name"] == name
     assert answer["summary"] == summary(found["verdict"] for found in answer["files"])
     assert "simulated fakes only" in answer["note"]
+
+
+def test_what_a_file_says_of_itself_comes_first(client: TestClient) -> None:
+    said, file = PngImagePlugin.PngInfo(), io.BytesIO()
+    said.add_text("parameters", "a cat\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Model: <b>")
+    Image.fromarray(skimage.data.astronaut()).save(file, "PNG", pnginfo=said)
+    photograph = cv2.imencode(".png", skimage.data.astronaut()[..., ::-1])[1].tobytes()
+    plain, told = send(client, ("a.png", photograph), ("b.png", file.getvalue()), query="?card=true").json()["files"]
+    assert (plain["verdict"], plain["declares"]) == ("real", "")
+    assert (told["verdict"], told["declares"]) == ("undecided", "generated")
+    assert told["suspicion"][:2] == [1, 0]
+    assert told["card"].index('class="origin"') < told["card"].index('class="word"')
+    assert "<b>" not in told["card"]
 
 
 def test_files_that_are_no_pictures_get_their_error(client: TestClient) -> None:

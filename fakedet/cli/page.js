@@ -103,16 +103,17 @@ function settle(one, answer) {
   summary.append(make('span', 'verdict', verdict), file, make('span', 'number', shown));
   const { card } = answer;
   delete answer.card;
+  const unseen = `This file was not looked at: ${why}.`;
   details.addEventListener('toggle', () => { // pictures of closed rows are not drawn
     if (card) body.innerHTML = card; // the server's template escapes all that it shows
-    else body.append(make('p', '', `This file was not looked at: ${why}.`));
+    else body.append(make('p', '', unseen));
   }, { once: true });
   details.append(summary, body);
   details.open = total <= 3;
   const item = make('li', answer.verdict ?? 'none');
   item.append(details);
   one.item.remove();
-  const row = { item, verdict, suspicion: answer.suspicion, answer: { ...answer, path: one.name } };
+  const row = { item, verdict, card, unseen, suspicion: answer.suspicion, answer: { ...answer, path: one.name } };
   const before = rows.findIndex(other => compare(row.suspicion, other.suspicion) < 0);
   const place = before < 0 ? rows.length : before;
   $('rows').insertBefore(item, $('rows').children[place] ?? null);
@@ -139,7 +140,7 @@ function show() {
     + (asked ? `; the server asks to wait ${asked} seconds` : '');
   $('state').hidden = !working;
   $('stop').disabled = !working;
-  $('save').disabled = !rows.length;
+  $('save').disabled = $('report').disabled = !rows.length;
 }
 
 function save() {
@@ -148,8 +149,30 @@ function save() {
     : value == null ? '' : `"${String(typeof value === 'object' ? JSON.stringify(value) : value).replace(/^[=+\-@\t\r]/, "'$&").replaceAll('"', '""')}"`;
   const names = columns.split(',');
   const lines = [columns, ...rows.map(({ answer }) => names.map(name => cell(answer[name])).join(','))];
-  const url = URL.createObjectURL(new Blob([lines.join('\r\n') + '\r\n'], { type: 'text/csv' }));
-  Object.assign(make('a', ''), { href: url, download: 'predictions.csv' }).click();
+  keep('predictions.csv', 'text/csv', lines.join('\r\n') + '\r\n');
+}
+
+async function report() { // a page of its own, with a card on each printed page
+  const title = `${$('summary').textContent}, judged by fakedet`, sheet = await (await fetch('page.css')).text();
+  const print = 'main { max-width: 60rem; } @media print { .fakedet-cards { break-before: page; } .fakedet-card { break-inside: avoid; } }';
+  const main = make('main', ''), knows = $('knows').cloneNode(true);
+  knows.open = true;
+  main.append(make('h1', '', title), make('p', 'soft', new Date().toLocaleString()));
+  if (note) main.append(document.querySelector('main > .note').cloneNode(true));
+  main.append(knows);
+  for (const { card, unseen, answer } of rows) {
+    const part = make('div', '');
+    if (card) part.innerHTML = card;
+    else part.append(make('h2', '', answer.path), make('p', '', unseen));
+    main.append(part);
+  }
+  const head = `<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>${title}</title>`;
+  keep('report.html', 'text/html', `<!doctype html>\n<html lang="en"><head>${head}<style>${sheet}${print}</style></head><body>${main.outerHTML}</body></html>\n`);
+}
+
+function keep(name, type, content) {
+  const url = URL.createObjectURL(new Blob([content], { type }));
+  Object.assign(make('a', ''), { href: url, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(url), 10000);
 }
 
@@ -193,6 +216,7 @@ $('unlock').addEventListener('submit', event => {
 });
 $('stop').addEventListener('click', () => { stopping.abort(); go(); });
 $('save').addEventListener('click', save);
+$('report').addEventListener('click', report);
 $('clear').addEventListener('click', () => {
   stopping.abort();
   stopping = new AbortController();

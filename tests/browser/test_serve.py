@@ -84,6 +84,21 @@ def test_every_file_gets_a_row_and_the_most_suspicious_are_first(
     scores = {row["path"]: row["score"] for row in table}
     assert float(scores[picture.name]) == float(f"{fakedet.load('demo').predict(picture).score:.6g}")
     assert [row["verdict"] or "not looked at" for row in table] == verdicts
+    with page.expect_download() as saved:
+        page.click("#report")
+    report = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    saved.value.save_as(tmp_path / "report.html")
+    report.goto((tmp_path / "report.html").as_uri())  # alone, without its server
+    assert line in report.inner_text("h1")
+    words = report.locator(".fakedet-card .word").all_inner_texts()
+    assert words == [one.capitalize() for one in verdicts][: len(words)]
+    assert len(words) == len(files) - 1, "of the file that was never sent there is no card"
+    assert "larger than 1 MB" in report.inner_text("main")
+    assert "seen fakes of" in report.inner_text("main")
+    assert report.evaluate("[...document.images].every(i => i.naturalWidth > 0 && i.src.startsWith('data:'))")
+    assert report.evaluate("document.querySelectorAll('script, link').length") == 0
+    assert report.evaluate("document.documentElement.scrollWidth") <= width
+    report.close()
     row = page.locator("#rows li", has_text="picture.jpg")
     row.locator("summary").click()
     card = row.locator(".fakedet-card").inner_text()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 NAMES = ("decode", "augmentation", "average_precision", "manifest", "walk", "shards", "robustness", "training",
-         "transfer", "features", "evaluation", "startup", "export")  # fmt: skip
+         "transfer", "features", "predict", "evaluation", "startup", "export")  # fmt: skip
 
 
 def is_result(line: str) -> bool:

@@ -266,8 +266,8 @@ def without_hydra() -> Iterator[None]:
 NAMED_LISTS = ("source", "predictions", "runs", "reals", "fakes", "unseen")
 NAMED = (
     *NAMED_LISTS, "manifest", "root", "cache", "shard_cache", "checkpoint", "stage1_checkpoint", "stage1_cache", "run",
-    "output_dir", "output", "heatmaps", "weights", "backbone", "head", "dir", "save_dir", "dirpath", "path", "file",
-    "baseline", "title", "group",
+    "output_dir", "output", "heatmaps", "report", "weights", "backbone", "head", "dir", "save_dir", "dirpath", "path",
+    "file", "baseline", "title", "group",
 )  # fmt: skip
 # Text that stands for itself as the value of such a key.
 LITERAL = re.compile(r"(?!(null|true|false|\?\?\?)$)[^~'\"\[{\\$\s]([^'\"\\$\n]*[^'\"\\$\s])?")
@@ -371,7 +371,15 @@ def refusal(error: OSError, config: DictConfig) -> UserError | None:
     given = [("", "", ""), *_places(OmegaConf.to_container(config, resolve=False))]
     key, value, found = max((one for one in given if place.startswith(one[2])), key=lambda one: len(one[2]))
     where = f"{key}={value}" if place == found else f"{key}={value}: {file}" if key else file
-    written_there = key.rpartition(".")[2] in ("output", "output_dir", "heatmaps", "dir", "save_dir", "dirpath")
+    written_there = key.rpartition(".")[2] in (
+        "output",
+        "output_dir",
+        "heatmaps",
+        "report",
+        "dir",
+        "save_dir",
+        "dirpath",
+    )
     why = f"no permission to {'write' if written_there else 'read'} it" if forbidden else error.strerror
     return UserError(f"{where}: {why}")
 

@@ -6,6 +6,7 @@ logits are averaged; :func:`decide` compares them with the detector's operating 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -122,6 +123,8 @@ class Prediction:
     """1 to 100, estimated from the quantisation tables; None if not a JPEG."""
     error: str | None = None
     """Why the file cannot be read or scored, or, beginning with "not looked at", is no image; None otherwise."""
+    sha256: str = ""
+    """Of the file, which ties the answer to it; "" for a video, a file that was not looked at, and pixels."""
 
 
 COLUMNS = tuple(one.name for one in fields(Prediction))  # of predictions.csv and of Detector.predict's table
@@ -189,6 +192,7 @@ class Picture:
     crops: Mapping[str, list[Pixels]] = field(default_factory=dict)  # of each view
     tiles: Mapping[str, Tiles] = field(default_factory=dict)  # "tiles" and "heatmap"
     provenance: Provenance = Provenance()  # noqa: RUF009  # frozen
+    sha256: str = ""
 
 
 def read_picture(source: Single, max_memory: int = MAX_MEMORY, each: float = 0.0) -> Picture:
@@ -198,7 +202,7 @@ def read_picture(source: Single, max_memory: int = MAX_MEMORY, each: float = 0.0
     for an object that is no image, and for an array that is not uint8 (H, W, 3).
     """
     _check_image(source)
-    path, header, provenance = "", None, Provenance()
+    path, header, provenance, digest = "", None, Provenance(), ""
     try:
         if isinstance(source, Image.Image):
             header = decode.header_of(source)
@@ -210,12 +214,13 @@ def read_picture(source: Single, max_memory: int = MAX_MEMORY, each: float = 0.0
             if not is_named_like_an_image(path) and (why := not_looked_at(decode.read_bytes(source, FIRST), path)):
                 return Picture(path, error=why)
         data = source if isinstance(source, bytes) else decode.read_bytes(os.fspath(source))
-        provenance = read_provenance(data)
+        digest, provenance = hashlib.sha256(data).hexdigest(), read_provenance(data)
         left = max_memory - 2 * len(data)
         header = decode.parse_header(data, left, each)
-        return Picture(path, header, decode.decode_image(data, max_memory=left), provenance=provenance)
+        pixels = decode.decode_image(data, max_memory=left)
+        return Picture(path, header, pixels, provenance=provenance, sha256=digest)
     except DecodeError as error:
-        return Picture(path, header, error=error.reason, provenance=provenance)
+        return Picture(path, header, error=error.reason, provenance=provenance, sha256=digest)
 
 
 def shown_path(path: str) -> str:
@@ -501,8 +506,9 @@ class Detector:
     ) -> Prediction:
         """Turn the logits and trace distances (2, n) of the views that were scored into a prediction."""
         origin = picture.provenance
-        facts: dict[str, Any] = {"path": picture.path, "error": picture.error, "declares": origin.declares,
-                                 "provenance": origin.sentence, "c2pa": origin.c2pa}  # fmt: skip
+        facts: dict[str, Any] = {"path": picture.path, "error": picture.error, "sha256": picture.sha256,
+                                 "declares": origin.declares, "provenance": origin.sentence,
+                                 "c2pa": origin.c2pa}  # fmt: skip
         if (header := picture.header) is not None:
             facts |= {"width": header.width, "height": header.height, "format": header.format or None,
                       "jpeg_quality": header.jpeg_quality or None}  # fmt: skip

@@ -23,7 +23,7 @@ GENERATED: Kind = "generated"
 EDITED: Kind = "edited"
 CAPTURED: Kind = "captured"
 WORDS = {GENERATED: "generated", EDITED: "edited with AI"}
-NOTHING = "Nothing in the file says where it is from; most sites remove it."
+NOTHING = "Nothing in the file says where it is from; most sites remove such notes."
 UNREAD = "The file holds a C2PA manifest; pip install 'fakedet[provenance]' reads it."
 
 KEPT = 1 << 18  # bytes of a text that are looked at

@@ -16,7 +16,8 @@ Pixels: TypeAlias = NDArray[np.uint8]
 SIDE = 1600  # pixels: longer side of a heatmap at most
 GRID = 256  # points of the smoothed map along the longer side
 COLOURS = np.array([[20, 60, 255], [255, 255, 255], [255, 30, 20]])  # of the scores 0, 0.5 and 1
-OPAQUE = 0.45  # of the colours over the picture
+OPAQUE = 0.4  # of the colours over the picture
+FAINT = 0.15  # where no square was scored
 
 
 class Tiles(NamedTuple):
@@ -96,22 +97,24 @@ def draw_heatmap(image: Pixels, tiles: Tiles, scores: ArrayLike, verdict: str) -
     colours = np.stack([np.interp(mean, stops, channel) for channel in COLOURS.T], axis=-1).astype(np.uint8)
     over = cv2.resize(colours, drawn, interpolation=cv2.INTER_LINEAR)
     grey = cv2.cvtColor(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)  # so that all colour is a score
-    mixed = cv2.addWeighted(grey, 1 - OPAQUE, over, OPAQUE, 0)
     size = tiles.crops[0].shape[0]
     seen = np.zeros((GRID, GRID), bool)  # share of the picture that a tile covers, on a grid
     at_y, at_x = ((np.arange(GRID) + 0.5) * side / GRID for side in (height, width))
     for top, left in tiles.places:
         y, x = (start - max(0, size - side) / 2 for start, side in ((top, height), (left, width)))
         seen |= ((at_y >= y) & (at_y < y + size))[:, None] & ((at_x >= x) & (at_x < x + size))[None]
-    told = f"{len(tiles.places)} squares of {size} pixels, {100 * seen.mean():.0f} % of the picture"
-    told += ", smoothed" + (" and spread over what lies between" if not seen.all() else "")
+    count = f"{len(tiles.places)} squares" if len(tiles.places) > 1 else "one square"
+    told = f"{count} of {size} pixels, {100 * seen.mean():.0f} % of the picture"
+    told += ", smoothed" + (", and fainter over what lies between" if not seen.all() else "")
+    opaque = cv2.resize(np.where(seen, OPAQUE, FAINT), drawn, interpolation=cv2.INTER_LINEAR)[..., None]
+    mixed = (grey * (1 - opaque) + over * opaque).astype(np.uint8)
     lines = [f"Verdict: {verdict}.", f"Colours: scores of {told}. They do not explain the verdict."]
     return np.concatenate([mixed, _legend(drawn[0], lines)])
 
 
 def _legend(width: int, lines: list[str]) -> Pixels:
     """Draw a scale from real to fake and lines of text, broken to the width, on white."""
-    size = int(np.clip(width / 60, 11, 22))
+    size = int(np.clip(width / 45, 12, 36))
     font, margin = ImageFont.load_default(size), size // 2
     shown = []
     for line in lines:

@@ -132,10 +132,15 @@ class Bar:
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.completed:,.0f}"),
             TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
-            *([TimeRemainingColumn()] if total is not None else []),
+            TimeRemainingColumn(),
             console=Console(file=sys.stdout), transient=True, disable=not self._live,
         )  # fmt: skip
         self._task = self.progress.add_task(what, total=total, note="")
+
+    def set_total(self, total: int) -> None:
+        """Set the number of items, once it is known."""
+        self.total = total
+        self.progress.update(self._task, total=total)
 
     def show(self, done: int, note: str = "") -> None:
         """Set the number of finished items."""

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
@@ -43,6 +44,8 @@ from fakedet.utils import Bar, replacing
 
 NOT_LOOKED_AT = "not looked at"  # stands for the verdict of a file without one
 ORDER = (FAKE, UNDECIDED, REAL, NOT_LOOKED_AT)  # of lists: what to look at first
+MADE_BY = "fakedet predict"  # names the maker of a report, inside of it
+FORMULA = re.compile(r"(?=('*)[=+\-@\t\r])")  # how a cell begins that a spreadsheet would run
 FIRST = 4  # pictures that are named at the top of a report
 SIDE = 640  # pixels: longer side of the pictures on a card
 SIMULATED = "Demonstration: this detector knows simulated fakes only; its answers say nothing about real cases."
@@ -89,10 +92,12 @@ def card_of(
     facts = [
         ("score", prediction.score, ".2f", "P(fake), if real and fake images were equally likely"),
         ("p-value", prediction.p_value, ".3f", "share of known photographs at least this unusual"),
-        ("stability", prediction.stability, ".0%", "share of re-saved and rescaled copies that agree"),
+        ("stability", prediction.stability, ".0%", "share of copies, tiles or frames that agree with it"),
     ]
     told = [(key, format(value, form), means) for key, value, form, means in facts if not math.isnan(value)]
     quality = f", quality {prediction.jpeg_quality}" if prediction.jpeg_quality else ""
+    if prediction.sha256:
+        told.append(("SHA-256", prediction.sha256, "of the file that was judged"))
     told.append(("file", f"{prediction.width} × {prediction.height}, {prediction.format or 'pixels'}{quality}", ""))
     return Card(name, sentence, prediction.verdict, note, origin, pictures, told, suspicion(prediction))
 
@@ -100,6 +105,11 @@ def card_of(
 def note_of(detector: Detector) -> str:
     """Say what the reader must know before any verdict of a detector; "" of most."""
     return SIMULATED if detector.path == SHIPPED["demo"] else ""
+
+
+def name_of(detector: Detector) -> str:
+    """Name a detector as users do: one that comes with fakedet by its name, another as its training was called."""
+    return next((name for name, file in SHIPPED.items() if file == detector.path), str(detector.info["name"]))
 
 
 def suspicion(prediction: Prediction) -> tuple[float, float, float]:
@@ -164,9 +174,20 @@ class ReportSettings(NamedTuple):
 def read_rows(path: Path) -> list[Prediction]:
     """Read the rows of a .csv or .jsonl file that `fakedet predict` wrote."""
     lines = io.StringIO(path.read_text(encoding="utf-8"), newline="")
-    given = map(json.loads, lines) if path.suffix == ".jsonl" else csv.DictReader(lines)
+    table = ({key: unguarded(text or "") for key, text in row.items()} for row in csv.DictReader(lines))
+    given = map(json.loads, lines) if path.suffix == ".jsonl" else table
     return [Prediction(**{one.name: _value(str(one.type), row[one.name]) for one in fields(Prediction)})
             for row in given]  # fmt: skip
+
+
+def guarded(text: str) -> str:
+    """Write a text as a cell of a CSV file: an apostrophe before what a spreadsheet would run as a formula."""
+    return f"'{text}" if FORMULA.match(text) else text
+
+
+def unguarded(cell: str) -> str:
+    """Read what :func:`guarded` wrote."""
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
 
 
 def _value(kind: str, text: Any) -> Any:
@@ -190,20 +211,26 @@ def write_folder_report(
     """
     point = detector.require_operating_point()
     ordered = sorted(rows, key=suspicion)
-    judged = [row for row in ordered if row.verdict is not None]
+    judged, others = ([row for row in ordered if (row.verdict is None) is left] for left in (False, True))
     data = detector.info.get("training_data") or {}
     context = {
         "title": f"{len(rows)} {'file' if len(rows) == 1 else 'files'}, judged by fakedet",
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, fakedet {fakedet.__version__}",
         "summary": summary(row.verdict for row in rows), "note": note_of(detector),
-        "first": [(Path(row.path).name, row) for row in judged[:FIRST]],
+        "first": [(number, Path(row.path).name, row) for number, row in enumerate(judged[:FIRST], start=1)
+                  if row.verdict != REAL or row.declares in ("generated", "edited")],
+        "rules": rules, "prior": settings.prior, "made_by": MADE_BY,
+        "begins": float(point.calibration([point.threshold])[0]) if math.isfinite(point.threshold) else None,
         "declared": sum(row.declares in ("generated", "edited") for row in rows),
         "promise": point.promise(rules.false_alarm, rules.miss),
         "cost": point.cost(rules.false_alarm, rules.miss, settings.prior),
         "generators": detector.generators, "sources": data.get("real") or [],
-        "detector": detector.info["name"], "style": Markup(style()),
+        "detector": name_of(detector),
+        "style": Markup(style()),
         "cards": (Markup(render([card])) for card in _cards_of(judged, detector, rules, settings, shown)),
-        "more": len(judged) - min(len(judged), settings.cards), "left": [row for row in rows if row.verdict is None],
+        "more": len(judged) - min(len(judged), settings.cards),
+        "left": [row for row in others if str(row.error).startswith(NOT_LOOKED_AT)],
+        "unread": [row for row in others if not str(row.error).startswith(NOT_LOOKED_AT)],
     }  # fmt: skip
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.writelines(_template("folder_report.html").generate(context))
@@ -214,7 +241,12 @@ def _cards_of(
 ) -> Iterator[Card]:
     for number, row in enumerate(rows[: settings.cards]):
         picture, heatmap = read_picture(row.path, detector.memory_mb * 10**6, HEATMAP_BYTES), None
-        if number < settings.heatmaps and picture.pixels is not None:
+        is_same = picture.pixels is not None and picture.sha256 == row.sha256
+        if number < settings.heatmaps and is_same:
             ((_, heatmap),) = detector.examine([picture], rules, settings.batch_size, settings.tiles)
-        yield card_of(row.path, picture if picture.pixels is not None else Picture(), row, heatmap, detector, rules)
+        card = card_of(row.path, picture if is_same else Picture(), row, heatmap, detector, rules)
+        if row.sha256 and not is_same:
+            told = "The file has gone or has changed since it was judged; the answer is of what was there before."
+            card = card._replace(note=f"{card.note} {told}".strip())
+        yield card
         shown.show(number + 1)

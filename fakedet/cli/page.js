@@ -4,7 +4,7 @@ const ORDER = ['fake', 'undecided', 'real', 'not looked at'];
 const LANES = 2; // files under way at a time: one travels while the other is judged
 const QUIET = 5000; // ms between two announcements to a screen reader
 const $ = id => document.getElementById(id);
-const { columns, maxMb, note } = document.body.dataset;
+const { columns, maxMb, note, detector, version } = document.body.dataset;
 let rows = [], queue = [], lanes = 0, total = 0, done = 0, began = 0, held = false, token = '', announced = 0, asked = 0, stopping = new AbortController();
 
 const make = (tag, name, text = '') => Object.assign(document.createElement(tag), { className: name, textContent: text });
@@ -94,7 +94,7 @@ function settle(one, answer) {
   const [details, summary, body] = [make('details', ''), make('summary', ''), make('div', 'body')];
   const file = make('span', 'file', one.name);
   const why = answer.error ?? answer.reason;
-  if (note) file.append(' ', make('span', 'tag', note));
+  if (note && answer.verdict) file.append(' ', make('span', 'tag', note));
   const says = { generated: 'says it was generated', edited: 'says it was edited with AI' }[answer.declares];
   if (says) file.append(' ', make('span', 'tag', says));
   if (why) file.append(' ', make('span', 'why', why));
@@ -153,11 +153,12 @@ function save() {
 }
 
 async function report() { // a page of its own, with a card on each printed page
-  const title = `${$('summary').textContent}, judged by fakedet`, sheet = await (await fetch('page.css')).text();
+  const title = `${rows.length} ${rows.length === 1 ? 'file' : 'files'}, judged by fakedet`, sheet = await (await fetch('page.css')).text();
   const print = 'main { max-width: 60rem; } @media print { .fakedet-cards { break-before: page; } .fakedet-card { break-inside: avoid; } }';
   const main = make('main', ''), knows = $('knows').cloneNode(true);
   knows.open = true;
-  main.append(make('h1', '', title), make('p', 'soft', new Date().toLocaleString()));
+  const made = `${new Date().toISOString().slice(0, 16).replace('T', ' ')} UTC, fakedet ${version}; detector: ${detector}`;
+  main.append(make('h1', '', title), make('p', 'soft', made), make('p', '', $('summary').textContent));
   if (note) main.append(document.querySelector('main > .note').cloneNode(true));
   main.append(knows);
   for (const { card, unseen, answer } of rows) {

@@ -17,8 +17,10 @@ import math
 import os
 import stat
 import sys
+import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -27,8 +29,10 @@ from typing import Any, get_args
 import cv2
 from omegaconf import DictConfig
 
-from fakedet.cli.cards import ReportSettings, read_rows, write_folder_report
+from fakedet.cli.cards import MADE_BY, ReportSettings, guarded, read_rows, unguarded, write_folder_report
 from fakedet.config import check_config
+from fakedet.data import decode
+from fakedet.data.decode import DecodeError
 from fakedet.data.kinds import NOT_LOOKED_AT
 from fakedet.data.scan import describe_left_behind, is_left_behind
 from fakedet.detector import (
@@ -45,7 +49,7 @@ from fakedet.detector import (
 )
 from fakedet.errors import UserError
 from fakedet.shipped import DEFAULT
-from fakedet.utils import bar, plain, provenance, threads, write_json
+from fakedet.utils import Bar, bar, plain, provenance, threads, write_json
 
 log = logging.getLogger("fakedet")
 
@@ -67,11 +71,15 @@ def run_predict(config: DictConfig, overrides: list[str]) -> None:
     detector, rules = open_detector(config, "batch_size", "images_at_a_time", "memory_mb", "heatmap_tiles")
     detector.memory_mb = config.memory_mb
     heatmaps = Path(config.heatmaps) if config.heatmaps else None
+    sources = [config.source] if isinstance(config.source, str) else list(config.source)
+    _check_places(config, sources)
+    own = [str(path) for path in (config.report, config.heatmaps) if path]
     writer = Writer(Path(config.output), config.resume)
     done, errors, changed = 0, writer.counts[ERROR], list[str]()
     with threads(config.threads), writer, bar("judging images") as shown:
         _write_about(writer, detector, plain(config), overrides)
-        todo = _without_row([config.source] if isinstance(config.source, str) else config.source, writer, changed)
+        _count_in_background(sources, own, writer, shown)
+        todo = _without_row(sources, own, writer, changed)
         # The pixels under heatmaps stay in memory: one image at a time.
         while part := list(islice(todo, 1 if heatmaps else config.images_at_a_time)):
             found = []
@@ -220,7 +228,7 @@ class Writer:
         if path.suffix not in (".csv", ".jsonl"):
             raise UserError(f"output={path}: name a .csv or a .jsonl file")
         self.path, self._is_json = path, path.suffix == ".jsonl"
-        self.done: set[str] = set()  # paths of the earlier rows
+        self.done: dict[str, str] = {}  # paths of the earlier rows → the beginning of their files' SHA-256, or ""
         self.counts: Counter[str] = Counter()  # what :func:`outcome` gives of all rows
         self.first_error = ""
         self.last_written = math.inf  # when the earlier rows were written, in seconds since the epoch
@@ -237,7 +245,8 @@ class Writer:
             columns = set() if self._is_json else set(table.fieldnames or ())
             for row in map(json.loads, lines) if self._is_json else table:
                 columns = columns or set(row)
-                self.done.add(row["path"])
+                path_of = str(row["path"])
+                self.done[path_of if self._is_json else unguarded(path_of)] = str(row.get("sha256") or "")[:16]
                 self.counts[outcome(row["verdict"], row["error"])] += 1
         except (ValueError, KeyError, TypeError, csv.Error) as error:
             raise UserError(f"output={path} was not written by `fakedet predict`; name another file") from error
@@ -274,7 +283,8 @@ class Writer:
                 if self._is_json:
                     self._file.write(json.dumps(row) + "\n")
                 else:
-                    self._table.writerow(row)
+                    self._table.writerow({key: guarded(value) if isinstance(value, str) else value
+                                          for key, value in row.items()})  # fmt: skip
                 self.counts[kind := outcome(prediction.verdict, prediction.error)] += 1
                 if kind == ERROR and not self.first_error:
                     self.first_error = prediction.path
@@ -285,16 +295,67 @@ class Writer:
                             "command again") from error  # fmt: skip
 
 
-def _without_row(sources: Sequence[str], writer: Writer, changed: list[str]) -> Iterator[str]:
+def _check_places(config: DictConfig, sources: Sequence[str]) -> None:
+    """Raise UserError where what is written would replace something else, or be judged the next time."""
+    if (report := config.report) is not None:
+        path = Path(report)
+        if path.suffix not in (".html", ".htm"):
+            raise UserError(f"report={report}: name a file that ends in .html")
+        if path.is_dir():
+            raise UserError(f"report={report} is a folder; name a file in it that ends in .html")
+        if path.exists() and MADE_BY.encode() not in path.read_bytes()[:2000]:
+            raise UserError(f"report={report} is there already, and is no report of fakedet; name another file")
+    if config.heatmaps is not None:
+        folder = os.path.join(os.path.realpath(config.heatmaps), "")
+        if over := next((one for one in sources if one != "-" and os.path.realpath(one) + os.sep == folder), None):
+            raise UserError(
+                f"heatmaps={config.heatmaps} is the folder of the pictures, source={over}; name another one"
+            )
+
+
+def _is_own(path: str, own: Collection[str]) -> bool:
+    """Whether a file is, or lies below, what this run writes."""
+    place = os.path.abspath(path)
+    return any(place == one or place.startswith(one + os.sep) for one in own)
+
+
+def _without_row(
+    sources: Sequence[str], written_to: Sequence[str], writer: Writer, changed: list[str]
+) -> Iterator[str]:
     """Yield the paths of files that have no row yet; those changed since their row was written go to ``changed``."""
-    own = {os.path.abspath(path) for path in (writer.path, _about(writer.path))}
+    own = {os.path.abspath(str(path)) for path in (writer.path, _about(writer.path), *written_to)}
     for path in list_files(sources):
-        if os.path.abspath(path) in own:
+        if _is_own(path, own):
             continue
         if shown_path(path) not in writer.done:
             yield path
-        elif os.path.exists(path) and os.stat(path).st_mtime > writer.last_written:
+        elif _is_other(path, writer):
             changed.append(path)
+
+
+def _is_other(path: str, writer: Writer) -> bool:
+    """Whether a file is not the one that its row is of: read only if it was written, moved or copied there since."""
+    try:
+        found, known = os.stat(path), writer.done[shown_path(path)]
+        if max(found.st_mtime, found.st_ctime) <= writer.last_written:
+            return False
+        return not known or decode.digest_of(path)[: len(known)] != known
+    except (OSError, DecodeError):
+        return False  # gone, or too large to have been read
+
+
+def _count_in_background(sources: Sequence[str], written_to: Sequence[str], writer: Writer, shown: Bar) -> None:
+    """Count the files to judge beside the work, so that the time left is known; standard input is read only once."""
+    if "-" in sources:
+        return
+    own = {os.path.abspath(str(path)) for path in (writer.path, _about(writer.path), *written_to)}
+
+    def count() -> None:
+        with suppress(UserError, OSError):
+            paths = {path for source in sources for path in _paths(source, Counter())}
+            shown.set_total(sum(shown_path(path) not in writer.done and not _is_own(path, own) for path in paths))
+
+    threading.Thread(target=count, daemon=True).start()
 
 
 def _about(output: Path) -> Path:

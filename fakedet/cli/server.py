@@ -33,7 +33,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import fakedet
-from fakedet.cli.cards import card_of, note_of, render, style, summary, suspicion
+from fakedet.cli.cards import card_of, name_of, note_of, render, style, summary, suspicion
 from fakedet.detector import COLUMNS, HEATMAP_BYTES, Detector, Picture, Prediction, Rules, read_picture
 
 log = logging.getLogger("fakedet")
@@ -306,7 +306,7 @@ def _about(detector: Detector, rules: Rules, limits: Limits, prior: float) -> di
     point = detector.require_operating_point()
     alarms = point.reference and point.reference.false_alarms(rules.false_alarm)
     return {
-        "name": detector.info["name"],
+        "name": name_of(detector),
         "version": fakedet.__version__,
         "note": note_of(detector),
         "generators": detector.generators,

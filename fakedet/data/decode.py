@@ -146,6 +146,11 @@ def memory_to_decode(image: Image.Image, each: float = 0.0) -> int:
     return need
 
 
+def digest_of(path: str | os.PathLike[str]) -> str:
+    """Give the SHA-256 of a file; errors as of :func:`read_bytes`."""
+    return hashlib.sha256(read_bytes(path)).hexdigest()
+
+
 def read_bytes(path: str | os.PathLike[str], count: int = -1) -> bytes:
     """Read a file, or its first ``count`` bytes.
 

@@ -253,11 +253,11 @@ class OperatingPoint:
             return ""
         n_fake, n_real = 100 * prior, 100 * (1 - prior)
         true, false = n_fake * found, n_real * alarms.value
-        told = (f"of 100 pictures with {n_fake:g} fakes among them, expect about {_count(true + false)} to be called "
-                f"fake: {_count(false)} of these are photographs")  # fmt: skip
+        told = (f"of 100 pictures with {n_fake:g} fakes among them, expect about {true + false:.1f} to look fake: "
+                f"{true:.1f} of the {n_fake:g} fakes, and {false:.1f} photographs")  # fmt: skip
         if not math.isnan(alarms.low):
-            told += f" ({_count(n_real * alarms.low)} to {_count(n_real * alarms.high)} by collection)"
-        return f"{told}, and {_count(n_fake - true)} of the {n_fake:g} fakes are not called"
+            told += f" (mean over collections, 95 % interval {n_real * alarms.low:.1f} to {n_real * alarms.high:.1f})"
+        return f"{told}; where copies and tiles disagree, the verdict is undecided in place of fake"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold: null for a missing distance and for an infinite threshold."""
@@ -302,11 +302,6 @@ class OperatingPoint:
             content["n_real"], content["n_fake"], content["manifest"], content["split"], tuple(content["notes"]),
             tuple(fakes), strata(content, "families", fakes), alarms and FalseAlarms.from_dict(alarms),
         )  # fmt: skip
-
-
-def _count(number: float) -> str:
-    """Write an expected count: whole where that says it, else with one digit behind the point."""
-    return f"{number:.0f}" if number >= 9.95 or abs(number - round(number)) < 0.05 else f"{number:.1f}"
 
 
 def _plain(strata: Strata | None) -> dict[str, Any] | None:

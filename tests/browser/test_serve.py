@@ -66,7 +66,9 @@ def test_every_file_gets_a_row_and_the_most_suspicious_are_first(
     verdicts = [row.splitlines()[0] for row in found]
     assert verdicts == sorted(verdicts, key=order.index)
     assert verdicts.count("not looked at") == 2
-    assert all("simulated fakes only" in row for row in found)
+    assert all(
+        ("simulated fakes only" in row) == (one != "not looked at") for row, one in zip(found, verdicts, strict=True)
+    )
     assert any("larger than 1 MB" in row for row in found)
     p_values = [float(number) for row in found for number in re.findall(r"\bp (\d\.\d+)$", row)]
     counts = [(verdict, verdicts.count(verdict)) for verdict in order if verdict in verdicts]
@@ -89,7 +91,8 @@ def test_every_file_gets_a_row_and_the_most_suspicious_are_first(
     report = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     saved.value.save_as(tmp_path / "report.html")
     report.goto((tmp_path / "report.html").as_uri())  # alone, without its server
-    assert line in report.inner_text("h1")
+    assert report.inner_text("h1") == f"{len(files)} files, judged by fakedet"
+    assert line in report.inner_text("main")
     words = report.locator(".fakedet-card .word").all_inner_texts()
     assert words == [one.capitalize() for one in verdicts][: len(words)]
     assert len(words) == len(files) - 1, "of the file that was never sent there is no card"

@@ -1,7 +1,9 @@
 """The page of `fakedet predict report=FILE`, read as its reader does: by headings, cards and links."""
 
 import csv
+import hashlib
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from fakedet.cli.app import launch
+from fakedet.cli.cards import read_rows
 
 
 class Page(HTMLParser):
@@ -104,3 +107,60 @@ def test_a_report_holds_what_an_earlier_start_did_and_no_more_cards_than_asked(f
     assert len(again.pictures) < 5, "of files that are gone there is none"
     assert "of 100 pictures with 50 fakes among them" in again.text.lower()
     assert predict(folder, "prior=1") == 2
+
+
+def test_a_report_replaces_nothing_but_a_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = folder / "in" / "<i>0.png"
+    before = picture.read_bytes()
+    (folder / "mine.html").write_text("<p>mine</p>")
+    for given, told in {
+        f"report={folder / 'rows.csv'}": "name a file that ends in .html",
+        f"'report={picture}'": "ends in .html",
+        f"report={folder / 'mine.html'}": "is no report of fakedet",
+        f"report={folder / 'in'}": "ends in .html",
+        f"heatmaps={folder / 'in'}": "is the folder of the pictures",
+    }.items():
+        assert predict(folder, given.strip("'")) == 2
+        assert told in capsys.readouterr().err
+    assert picture.read_bytes() == before
+    assert (folder / "mine.html").read_text() == "<p>mine</p>"
+    assert not (folder / "rows.csv").exists()
+    assert predict(folder, "report_heatmaps=0", f"report={folder / 'in' / 'a report (1).html'}") == 1
+    assert predict(folder, "report_heatmaps=0", f"report={folder / 'in' / 'a report (1).html'}") == 1
+    names = [row["path"] for row in csv.DictReader((folder / "rows.csv").read_text().splitlines())]
+    assert len(names) == 7, "it is not a file to judge the next time"
+
+
+def test_a_picture_that_took_the_place_of_another_is_not_shown_under_its_answer(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = folder / "in" / "<i>1.png", folder / "in" / "<i>2.png"
+    predict(folder, "report_heatmaps=0")
+    rows = {row["path"]: row for row in csv.DictReader((folder / "rows.csv").read_text().splitlines())}
+    assert rows[str(first)]["sha256"] == hashlib.sha256(first.read_bytes()).hexdigest()
+    shutil.copy2(second, first)  # with its older time
+    second.touch()  # the same file
+    capsys.readouterr()
+    predict(folder, "report_heatmaps=6")
+    told = " ".join("".join(capsys.readouterr()).split())
+    assert f"1 images were changed after their rows in {folder / 'rows.csv'} were written, the first: {first}" in told
+    page = Page((folder / "page.html").read_text())
+    assert page.text.count("The file has gone or has changed since it was judged") == 1
+    assert len(page.pictures) == 5 * 2
+    assert rows[str(first)]["sha256"] in page.text
+
+
+def test_no_cell_of_the_table_is_a_formula_and_all_are_read_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["=1+1.png", "@x.png", "'=2.png", "'s.png", "+.png"]
+    for name in names:
+        shutil.copy(folder / "in" / "<i>0.png", folder / "in" / name)
+    monkeypatch.chdir(folder / "in")
+    words = ["checkpoint=demo", "device=cpu", "source=.", f"output={folder / 'rows.csv'}"]
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            launch("predict", words)
+    table = list(csv.DictReader((folder / "rows.csv").read_text().splitlines()))
+    assert len(table) == 12, "the second start knew all rows"
+    assert not [row["path"] for row in table if row["path"][0] in "=+-@"]
+    assert {row.path for row in read_rows(folder / "rows.csv")} == {*names, "broken.png", *(
+        f"<i>{number}.png" for number in range(6))}  # fmt: skip

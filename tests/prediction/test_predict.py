@@ -109,6 +109,8 @@ def test_rows_of_pictures_that_have_changed_since_are_told(
     assert "changed" not in told
     assert "2 of the rows in" in told, "two errors, not tried again"
     later = (tmp_path / "p.csv").stat().st_mtime + 5
+    os.utime(images / "b.jpg", (later, later))  # the same picture
+    cv2.imwrite(str(images / "a.png"), np.zeros((60, 80, 3), np.uint8))
     os.utime(images / "a.png", (later, later))
     predict(checkpoint, images, tmp_path / "p.csv", f"heatmaps={tmp_path / 'maps'}")
     told = " ".join("".join(capsys.readouterr()).split())

@@ -397,6 +397,9 @@ def check_command_line(verb: str, arguments: list[str]) -> None:
     flags = get_args_parser().parse_args(arguments)
     if flags.help or flags.hydra_help or flags.info or flags.shell_completion or flags.cfg:
         return
+    for text in flags.overrides:
+        if verb in ("predict", "index") and "=" not in text and os.path.exists(text):
+            raise UserError(f"'{text}' is not of the form key=value; did you mean {shlex.quote(f'source={text}')}?")
     overrides = _parse(flags.overrides)
     search = [str(item.input_line) for item in overrides if item.key_or_group == "hydra.searchpath"]
     if flags.config_dir:

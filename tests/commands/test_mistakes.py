@@ -39,6 +39,12 @@ def test_mistake_is_named(arguments: list[str], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_folder_given_alone_is_taken_for_the_source(tmp_path: Path) -> None:
+    (tmp_path / "my inbox").mkdir()
+    with pytest.raises(UserError, match=rf"did you mean 'source={tmp_path}/my inbox'\?"):
+        check_command_line("predict", [f"{tmp_path}/my inbox"])
+
+
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "WORLD_SIZE", "SLURM_NTASKS", "TORCHELASTIC_RUN_ID")
 
 

@@ -96,9 +96,8 @@ def card_of(
     ]
     told = [(key, format(value, form), means) for key, value, form, means in facts if not math.isnan(value)]
     quality = f", quality {prediction.jpeg_quality}" if prediction.jpeg_quality else ""
-    if prediction.sha256:
-        told.append(("SHA-256", prediction.sha256, "of the file that was judged"))
-    told.append(("file", f"{prediction.width} × {prediction.height}, {prediction.format or 'pixels'}{quality}", ""))
+    size = f"{prediction.width} × {prediction.height}, {prediction.format or 'pixels'}{quality}"
+    told.append(("file", size, f"SHA-256 {prediction.sha256}" if prediction.sha256 else ""))
     return Card(name, sentence, prediction.verdict, note, origin, pictures, told, suspicion(prediction))
 
 

@@ -193,7 +193,7 @@ def test_what_the_detector_knows_and_the_api_are_described(client: TestClient, d
     about = client.get("/v1/detector").json()
     assert about["generators"] == detector.generators
     assert about["promise"] == detector.require_operating_point().promise(0.05, 0.05)
-    assert client.get("/health").json() == {"ready": True, "detector": "ntf", "version": fakedet.__version__}
+    assert client.get("/health").json() == {"ready": True, "detector": "demo", "version": fakedet.__version__}
     described = client.get("/openapi.json").json()
     assert set(described["paths"]) == {"/v1/predict", "/v1/detector", "/health"}
     fields = described["components"]["schemas"]["File"]["properties"]

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import zlib
@@ -21,7 +22,7 @@ from fakedet.cli.app import launch
 from fakedet.cli.predict import COLUMNS, list_files
 from fakedet.errors import UserError
 from fakedet.export import Exported
-from fakedet.utils import alone
+from fakedet.utils import Bar, alone
 
 
 @pytest.fixture(scope="module")
@@ -505,3 +506,17 @@ def test_an_exported_detector_gives_no_number_for_what_is_no_image(
     assert np.isnan(logits).tolist() == [False, True, True]
     expected = fakedet.load(checkpoint, "cpu")(images[:1])
     np.testing.assert_allclose(logits[:1], expected.numpy(), atol=1e-4)
+
+
+def test_how_many_files_are_left_is_told_while_they_are_judged(
+    checkpoint: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict(checkpoint, images / "a.png", tmp_path / "p.csv")
+    capsys.readouterr()
+    show = Bar.show  # made to tell every step, not one in 30 seconds
+    monkeypatch.setattr(Bar, "show", lambda self, *given: (setattr(self, "_said", -math.inf), show(self, *given))[1])
+    predict(checkpoint, images, tmp_path / "p.csv", "images_at_a_time=1")
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("judging images: ")]
+    # a.png has its row already, and the output lies elsewhere.
+    assert re.search(r"judging images: 5 of 6, .* a second, \d+ s left", "\n".join(told)), told
+    assert told[-1].startswith("judging images: 6 of 6, ")

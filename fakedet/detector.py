@@ -438,6 +438,9 @@ class Detector:
             scored = self._score([seen[place].crops[view] for place, view in wanted], batch_size)
             for (place, view), values in zip(wanted, scored, strict=True):
                 numbers[place][view] = values
+            for own, picture in zip(numbers, seen, strict=True):
+                if own and ORIGINAL not in picture.crops:  # a video is all its frames
+                    own.setdefault(ORIGINAL, np.concatenate(list(own.values()), axis=1))
         for picture, own in zip(seen, numbers, strict=True):
             said, drawn = self._judge(picture, point, rules, own), None
             if picture.pixels is not None and HEATMAP in own and said.verdict is not None:
@@ -497,9 +500,8 @@ class Detector:
                     size = frame.shape[1::-1]
         except DecodeError as error:
             return Picture(path, error=error.reason)
-        whole = [crop for group in crops.values() for crop in group]
         header = Header(what.partition("(")[2].rstrip(")"), *size, 0, "")
-        return Picture(path, header, crops={ORIGINAL: whole, **crops})
+        return Picture(path, header, crops=crops)
 
     def _judge(
         self, picture: Picture, point: OperatingPoint, rules: Rules, numbers: Mapping[str, NDArray[Any]]

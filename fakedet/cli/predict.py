@@ -303,8 +303,10 @@ def _check_places(config: DictConfig, sources: Sequence[str]) -> None:
             raise UserError(f"report={report}: name a file that ends in .html")
         if path.is_dir():
             raise UserError(f"report={report} is a folder; name a file in it that ends in .html")
-        if path.exists() and MADE_BY.encode() not in path.read_bytes()[:2000]:
-            raise UserError(f"report={report} is there already, and is no report of fakedet; name another file")
+        if path.exists():
+            with path.open("rb") as file:
+                if MADE_BY.encode() not in file.read(2000):
+                    raise UserError(f"report={report} is there already, and is no report of fakedet; name another file")
     if config.heatmaps is not None:
         folder = os.path.join(os.path.realpath(config.heatmaps), "")
         if over := next((one for one in sources if one != "-" and os.path.realpath(one) + os.sep == folder), None):

@@ -80,13 +80,16 @@ class _Content(Callback):
         self._last: Tensor | None = None
         encoder: Any = getattr(method, "encoder", None)
         backbone: Any = getattr(encoder, "backbone", None)
-        if not isinstance(backbone, FrozenBackbone):
+        self._width = 0  # all
+        if isinstance(backbone, FrozenBackbone):  # its last level alone: those before it say less of content
+            levels: Any = backbone.model.feature_info
+            self._width = int(levels[backbone.levels[-1]]["num_chs"])
+        else:
             backbone = encoder if getattr(encoder, "frozen", False) else None
         self._hook = backbone.register_forward_hook(self._keep) if backbone is not None else None
 
     def _keep(self, module: Any, arguments: Any, features: Tensor) -> None:
-        # A backbone's features are of several levels; those before the last say less of content.
-        self._last = module.content if isinstance(module, FrozenBackbone) else features
+        self._last = features[:, -self._width :]
 
     def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         """Keep the features of a batch, averaged over the views of an image."""

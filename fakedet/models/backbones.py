@@ -218,24 +218,6 @@ def load_linear_head(classifier: Classifier, file: str | Path) -> None:
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
-def _known_levels(name: str, levels: Sequence[int], content_level: int | None, n: int) -> tuple[list[int], list[int]]:
-    """Return the levels that are features, and these with that of the content; UserError for one that is not there."""
-    if not levels or not all(isinstance(level, int) and -n <= level < n for level in levels):
-        raise UserError(
-            f"model.encoder.levels={levels if levels is None else list(levels)}: a list of levels; '{name}' has "
-            f"0 to {n - 1}, or -1 for the last"
-        )
-    own = sorted({level % n for level in levels})
-    if content_level is None:
-        return own, own
-    if not isinstance(content_level, int) or not -n <= content_level < n or content_level % n < own[-1]:
-        raise UserError(
-            f"model.encoder.content_level={content_level}: a level from {own[-1]}, the last of levels, to {n - 1}, or "
-            f"-1 for the last of '{name}'"
-        )
-    return own, sorted({*own, content_level % n})
-
-
 class FrozenBackbone(nn.Module):
     """Compute the features of images at several depths of a pretrained timm model, which is never trained.
 
@@ -254,8 +236,6 @@ class FrozenBackbone(nn.Module):
         pool: how a level is pooled: "mean" of each feature over the image, or "class", a transformer's class token.
         precision: "float32", "bfloat16", or "auto": bfloat16 where the device has it (on CPUs AMX or AVX512-BF16), a
             half to a third of the time; docs/performance.md says by how much features then differ.
-        content_level: a level behind those of ``levels`` that says what an image shows, for the AUC among images of the
-            same content (:attr:`content`); it is no part of the features. None: the last of ``levels``.
 
     Raises:
         UserError: missing weights, a model without such levels or without a class token, or a size that is out of range
@@ -274,7 +254,6 @@ class FrozenBackbone(nn.Module):
         levels: Sequence[int],
         pool: str = "mean",
         precision: str = "auto",
-        content_level: int | None = None,
     ) -> None:
         super().__init__()
         self.pool = choose(pool, ("mean", "class"), "model.encoder.pool")
@@ -295,11 +274,13 @@ class FrozenBackbone(nn.Module):
         depths = [int(stage["num_chs"]) for stage in getattr(self.model, "feature_info", ())]
         if not hasattr(self.model, "forward_intermediates") or not depths:
             raise UserError(f"model.encoder.name: '{name}' does not give its features at several depths")
-        own, self.levels = _known_levels(name, levels, content_level, len(depths))
-        self.out_dim = sum(depths[level] for level in own)
-        self._content_dim = depths[self.levels[-1]]
-        self.content: Tensor | None = None
-        """What the last images show, (N, D): the features of the deepest level; None before the first images."""
+        if not levels or not all(isinstance(level, int) and -len(depths) <= level < len(depths) for level in levels):
+            raise UserError(
+                f"model.encoder.levels={levels if levels is None else list(levels)}: a list of levels; '{name}' has "
+                f"0 to {len(depths) - 1}, or -1 for the last"
+            )
+        self.levels = sorted({level % len(depths) for level in levels})
+        self.out_dim = sum(depths[level] for level in self.levels)
         self.input_size = input_size
         settings: dict[str, Any] = self.model.pretrained_cfg  # type: ignore[assignment]
         for key in ("mean", "std"):
@@ -338,15 +319,12 @@ class FrozenBackbone(nn.Module):
         destroyed copies; copies are only made if their features are not known.
         """
         if torch.compiler.is_compiling():
-            return self.describe(images)[:, : self.out_dim]
-        if not (rows := self.cache.features(self, images, destroyer, draws)):
-            return self.mean.new_zeros(0, self.out_dim)
-        levels = torch.stack(rows).to(images.device)
-        self.content = levels[:, -self._content_dim :]
-        return levels[:, : self.out_dim]
+            return self.describe(images)
+        rows = self.cache.features(self, images, destroyer, draws)
+        return torch.stack(rows).to(images.device) if rows else self.mean.new_zeros(0, self.out_dim)
 
     def describe(self, images: Tensor) -> Tensor:
-        """Compute the pooled features of each of :attr:`levels`, side by side, without the cache."""
+        """Compute the pooled features of each level, (N, out_dim), without the cache."""
         device, model, dtype = images.device.type, self.model, self.dtype
         if dtype != torch.float32:
             if not self._fast:  # autocast would convert the weights anew for every image
@@ -385,7 +363,7 @@ class FrozenEncoder(nn.Module):
     checkpoint.
 
     Args:
-        name, pretrained, weights, input_size, levels, pool, precision, content_level: see :class:`FrozenBackbone`.
+        name, pretrained, weights, input_size, levels, pool, precision: see :class:`FrozenBackbone`.
         hidden: width of the layer and dimension of the embedding; None: no layer, the standardised features.
         dropout: rate before and after the layer, in training.
 
@@ -408,7 +386,6 @@ class FrozenEncoder(nn.Module):
         dropout: float = 0.5,
         pool: str = "mean",
         precision: str = "auto",
-        content_level: int | None = None,
     ) -> None:
         super().__init__()
         if (hidden is not None and hidden < 1) or dropout is None or not 0.0 <= dropout < 1.0:
@@ -416,7 +393,7 @@ class FrozenEncoder(nn.Module):
                 f"model.encoder: hidden={hidden}, dropout={dropout}: needs at least one hidden unit (null: no layer) "
                 "and a dropout from 0 to below 1"
             )
-        self.backbone = FrozenBackbone(name, pretrained, weights, input_size, levels, pool, precision, content_level)
+        self.backbone = FrozenBackbone(name, pretrained, weights, input_size, levels, pool, precision)
         size = self.backbone.out_dim
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))

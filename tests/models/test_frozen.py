@@ -85,23 +85,6 @@ def test_class_tokens_are_what_the_blocks_of_timms_transformer_say_of_them() -> 
     assert not torch.allclose(means(images), net(images))  # not what is remembered of the other
 
 
-def test_what_an_image_shows_is_said_by_a_level_that_is_no_feature() -> None:
-    nets = []
-    for settings in ({"levels": [1, 2]}, {"levels": [1, 2], "content_level": -1}, {"levels": [1, 2, 5]}):
-        torch.manual_seed(0)
-        nets.append(FrozenBackbone("test_vit", False, None, 160, pool="class", precision="float32", **settings))
-    images = torch.rand(2, 3, 96, 96)
-    plain, apart, joined = (net(images) for net in nets)
-    torch.testing.assert_close(apart, plain)
-    assert nets[1].out_dim == nets[0].out_dim == plain.shape[1]
-    width = joined.shape[1] // 3
-    for net, wanted in zip(nets, (plain[:, width:], joined[:, 2 * width :], joined[:, 2 * width :]), strict=True):
-        assert net.content is not None
-        torch.testing.assert_close(net.content, wanted)
-        net(images[:1])  # what is known already
-        torch.testing.assert_close(net.content, wanted[:1])
-
-
 def test_an_image_is_looked_at_once_and_a_row_does_not_depend_on_its_batch() -> None:
     net, images = backbone(), torch.rand(4, 3, 40, 40)
     calls = counted(net)
@@ -254,8 +237,6 @@ def test_reals_are_standardised_once() -> None:
         ({"levels": []}, "levels"),
         ({"levels": [1.5]}, "a list of levels"),
         ({"levels": None}, "levels=None: a list of levels"),
-        ({"content_level": 7}, "content_level=7: a level from 4, the last of levels, to 4, or -1"),
-        ({"content_level": 1}, "content_level=1: a level from 4, the last of levels"),
         ({"dropout": None}, "dropout=None"),
         ({"input_size": 8}, "at least 32"),
         ({"name": "test_vit", "input_size": 128}, "takes images of 160x160 pixels alone; set it to 160"),

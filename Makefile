@@ -53,13 +53,14 @@ detector: $(STAMP)  ## Train the detector that fakedet ships (conf/experiment/wi
 	@$(BIN)/fakedet study --config-dir experiments/wide study=detector
 	@$(BIN)/fakedet train experiment=wide/detector output_dir=$(MADE)/train overwrite=true operating_point.predictions=$(MADE)/folds/leave_out $(ARGS)
 	@$(BIN)/fakedet export checkpoint=$(MADE)/train/checkpoints/best.ckpt output=$(DETECTOR).safetensors
-	@rm -rf $(DETECTOR).safetensors.json $(MADE)/test $(MADE)/native*.csv $(MADE)/native*.csv.about.json
+	@rm -rf $(DETECTOR).safetensors.json $(MADE)/test $(MADE)/native_*
 ifneq ($(SCORE),no)
 	@$(BIN)/fakedet evaluate checkpoint=wide data=wide output_dir=$(MADE)/test
 endif
-	@$(BIN)/fakedet predict source=$(FAKEDET_CORPUS)/native output=$(MADE)/native.csv
-	@$(BIN)/fakedet predict source=$(FAKEDET_CORPUS)/native output=$(MADE)/native_10.csv false_alarm=0.1 miss=0.1
-	@$(BIN)/python experiments/wide/card.py $(DETECTOR).safetensors --run $(MADE)/train --test $(MADE)/test --study runs/studies/wide/leave_family_out/summary.json --method bce_vae --native $(MADE)/native.csv --native-10 $(MADE)/native_10.csv
+	@for share in 5 10 20; do \
+		$(BIN)/fakedet predict source=$(FAKEDET_CORPUS)/native output=$(MADE)/native_$$share.csv false_alarm=$${share}e-2 miss=$${share}e-2 || exit; \
+	done
+	@$(BIN)/python experiments/wide/card.py $(DETECTOR).safetensors --run $(MADE)/train --test $(MADE)/test --study runs/studies/wide/leave_family_out/summary.json --method bce_vae --native $(MADE)/native_5.csv $(MADE)/native_10.csv $(MADE)/native_20.csv
 
 test: lint  ## Lint, check types and run the tests but the long ones.
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)

@@ -68,14 +68,15 @@ def made(tiny_manifest_module: Path, tmp_path_factory: pytest.TempPathFactory) -
     answers = [(f"/home/me/gen_a/{folder}/gen_a-{'test' if number == 1 else 'train'}-{number}.png", verdict)
                for folder, verdicts in given.items() for number, verdict in enumerate(verdicts)]  # fmt: skip
     table = pd.DataFrame(answers, columns=["path", "verdict"])
-    table.to_csv(root / "native.csv", index=False)
+    table.to_csv(root / "native_5.csv", index=False)
     table.replace({"verdict": {"undecided": "fake"}}).to_csv(root / "native_10.csv", index=False)
+    (root / "native_10.csv.about.json").write_text(json.dumps({"config": {"false_alarm": 0.1, "miss": 0.2}}))
     return root
 
 
 def test_the_card_is_complete(script: ModuleType, made: Path) -> None:
     told = script.card(made / "detector.safetensors", made / "run", made / "test", made / "study" / "summary.json",
-                       made / "native.csv", made / "native_10.csv")  # fmt: skip
+                       [made / "native_5.csv", made / "native_10.csv"])  # fmt: skip
     frame = pd.read_parquet(made / "test" / "predictions.parquet")
     rows = {cells[0]: cells for line in told.splitlines() if line.startswith("|")
             for cells in [[cell.strip() for cell in line.strip("|").split("|")]]}  # fmt: skip
@@ -103,7 +104,7 @@ def test_the_card_is_complete(script: ModuleType, made: Path) -> None:
     assert rows["families left out, mean"][1] == f"{mean['value']:.2f} [{mean['low']:.2f}, {mean['high']:.2f}]"
     assert rows["families left out, worst"][2] == summary["worst"]["auc"]["bce"]
     assert rows["**all**"][1:] == ["2 (50 %)", "1 (25 %)", "1 (25 %)", "0 (0 %)", "1 (33 %)", "1 (33 %)"]
-    assert rows["**all, false_alarm=0.1 miss=0.1**"][1:] == [
+    assert rows["**all, false_alarm=0.1 miss=0.2**"][1:] == [
         "2 (50 %)", "0 (0 %)", "2 (50 %)", "0 (0 %)", "0 (0 %)", "2 (67 %)"]  # fmt: skip
     assert rows["**kept apart**"][1:] == ["1 (100 %)", *["0 (0 %)"] * 3, "1 (100 %)", "0 (0 %)"]
     assert "2 of the 7 pictures are known to be kept apart from training" in " ".join(told.split())

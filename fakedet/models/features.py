@@ -11,8 +11,10 @@ import contextlib
 import hashlib
 import logging
 import os
+import random
 import sqlite3
 import threading
+import time
 import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -83,7 +85,8 @@ class FeatureCache:
 
     All backbones of a process with the same weights share the cache, and so do the jobs of a study. An image is its
     bytes: another crop, or one grey level of difference, is another image. Each backbone has a cache object of its own,
-    which only keeps the backbone's fingerprint.
+    which only keeps the backbone's fingerprint. Processes with one file share the work as well: each takes the images
+    in an order of its own, and none that another has done meanwhile.
     """
 
     capacity: ClassVar[int] = 65_536
@@ -156,24 +159,31 @@ class FeatureCache:
         self, look: Callable[[list[int]], Tensor], missing: dict[bytes, int], size: int, net: bytes,
         file: FeatureFile | None,
     ) -> dict[bytes, Tensor]:  # fmt: skip
+        def compute(keys: tuple[bytes, ...]) -> tuple[list[Tensor], bool]:
+            done = [file.get(net, key) for key in keys] if file else [None]
+            stored = [row for row in done if row is not None]
+            return (stored, False) if len(stored) == len(keys) else (list(look([missing[key] for key in keys])), True)
+
         def collect(keys: tuple[bytes, ...]) -> None:
-            for key, row in zip(keys, waiting[keys].result(), strict=True):
+            rows, is_new = waiting[keys].result()
+            for key, row in zip(keys, rows, strict=True):
                 self._remember(key, row := row.clone())
-                if file:
+                if file and is_new:
                     file.put(net, key, row)
-                FeatureCache.computed += 1
+                FeatureCache.computed += is_new
                 found[key] = row
 
         found: dict[bytes, Tensor] = {}
-        waiting: dict[tuple[bytes, ...], Future[Tensor]] = {}
+        waiting: dict[tuple[bytes, ...], Future[tuple[list[Tensor], bool]]] = {}
+        order = random.Random(os.getpid()).sample(list(missing), len(missing))  # other processes have other orders
         workers = 1 if size > 1 else max(1, min(torch.get_num_threads(), len(missing)))
         with self._lock, ThreadPoolExecutor(workers) as pool:
             before = torch.get_num_threads()
             torch.set_num_threads(1)  # which threads that are started now take over
             try:
-                for start in range(0, len(missing), size):
-                    keys = tuple(missing)[start : start + size]
-                    waiting[keys] = pool.submit(look, [missing[key] for key in keys])
+                for start in range(0, len(order), size):
+                    keys = tuple(order[start : start + size])
+                    waiting[keys] = pool.submit(compute, keys)
                 for keys in waiting:
                     collect(keys)
             except BaseException:  # a signal, say, that ends the run: what is computed by then is kept
@@ -251,12 +261,13 @@ class FeatureFile:
         UserError: the file cannot be created, or is something else.
     """
 
-    batch: ClassVar[int] = 256
-    """Features written at a time; those that a killed process had not written are computed again."""
+    interval: ClassVar[float] = 0.5
+    """Seconds between writes; what a killed process had not written is computed again, as is what another needs."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._waiting: list[tuple[bytes, bytes, bytes]] = []
+        self._written = time.monotonic()
         self._readable = self._writable = True
         columns = "net BLOB, image BLOB, value BLOB, PRIMARY KEY (net, image)"
         self._execute(f"CREATE TABLE IF NOT EXISTS features ({columns})")
@@ -280,15 +291,16 @@ class FeatureFile:
         return torch.from_numpy(np.frombuffer(values, dtype="<f4").copy())
 
     def put(self, backbone: bytes, image: bytes, features: Tensor) -> None:
-        """Keep an image's features; they are written in batches."""
+        """Keep an image's features; they are written with those of the next moments."""
         values = features.numpy().astype("<f4").tobytes()
         self._waiting.append((backbone, image, values + zlib.crc32(values).to_bytes(CHECK, "little")))
-        if len(self._waiting) >= self.batch:
+        if time.monotonic() - self._written >= self.interval:
             self.flush()
 
     def flush(self) -> None:
         """Write the features that have not been written yet."""
         rows = list(self._waiting)
+        self._written = time.monotonic()
         try:
             if rows and self._writable:  # a row that was damaged is replaced
                 self._execute("INSERT OR REPLACE INTO features VALUES (?, ?, ?)", rows)

@@ -16,8 +16,6 @@ from fakedet.errors import UserError
 from fakedet.models.backbones import FrozenBackbone
 from fakedet.models.features import VARIABLE, FeatureCache, FeatureFile, log
 
-BATCH = FeatureFile.batch
-
 PROGRAM = """
 import torch
 from fakedet.models.backbones import FrozenBackbone
@@ -47,10 +45,30 @@ def test_another_process_finds_what_one_stored(tmp_path: Path, monkeypatch: pyte
     assert net(torch.rand(3, 3, 40, 40)).double().sum().item() == float(said.stdout)
 
 
+def test_processes_that_begin_together_share_the_work(tmp_path: Path) -> None:
+    program = """
+import time, torch
+from fakedet.models.backbones import FrozenBackbone
+from fakedet.models.features import FeatureCache
+torch.manual_seed(0)
+net = FrozenBackbone("test_efficientnet", False, None, 48, [-1])
+describe = net.describe
+net.describe = lambda images: time.sleep(0.1) or describe(images)
+torch.manual_seed(1)
+print(net(torch.rand(60, 3, 40, 40)).double().sum().item(), FeatureCache.computed)
+"""
+    environment = {**os.environ, VARIABLE: str(tmp_path / "f.sqlite"), "OMP_NUM_THREADS": "1"}
+    both = [subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
+            for _ in range(2)]  # fmt: skip
+    said = [one.communicate()[0].split() for one in both]
+    assert said[0][0] == said[1][0]
+    assert 60 <= sum(int(computed) for _, computed in said) <= 90, said  # 120 if each did all
+
+
 def test_what_memory_forgot_the_file_still_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "f.sqlite"))
     monkeypatch.setattr(FeatureCache, "capacity", 1)
-    monkeypatch.setattr(FeatureFile, "batch", 1)
+    monkeypatch.setattr(FeatureFile, "interval", 0.0)
     net, images = FrozenBackbone("test_efficientnet", False, None, 48, [-1]), torch.rand(2, 3, 40, 40)
     known = net(images)
     monkeypatch.setattr(net, "describe", lambda images: pytest.fail("it looked again"))
@@ -84,13 +102,14 @@ def test_what_other_threads_have_computed_outlives_a_stop(monkeypatch: pytest.Mo
     assert len(net(images[1:])) == 3
 
 
-def test_rows_come_back_as_they_were_and_by_net(tmp_path: Path) -> None:
-    store, rows = FeatureFile(tmp_path / "f.sqlite"), torch.randn(BATCH + 1, 7)
+def test_rows_come_back_as_they_were_and_by_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FeatureFile, "interval", 3600.0)
+    store, rows = FeatureFile(tmp_path / "f.sqlite"), torch.randn(20, 7)
     for index, row in enumerate(rows):
         store.put(b"one", index.to_bytes(4, "big"), row)
     store.put(b"two", b"x", rows[0] + 1)
     other = FeatureFile(tmp_path / "f.sqlite")
-    assert other.get(b"one", BATCH.to_bytes(4, "big")) is None  # it waits
+    assert other.get(b"one", (0).to_bytes(4, "big")) is None  # it waits
     store.flush()
     store.put(b"one", (0).to_bytes(4, "big"), rows[0])  # known already
     store.flush()

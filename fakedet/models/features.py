@@ -145,6 +145,8 @@ class FeatureCache:
                 return made[: len(rows)].cpu()
 
         found |= self._compute(look, missing, BATCHES.get(device, 1), net, file)
+        if file:
+            file.flush()  # other processes may be about to compute the same
         for key, row in found.items():
             self._remember(key, row)
         return [found[key] for key in keys]
@@ -160,9 +162,8 @@ class FeatureCache:
         file: FeatureFile | None,
     ) -> dict[bytes, Tensor]:  # fmt: skip
         def compute(keys: tuple[bytes, ...]) -> tuple[list[Tensor], bool]:
-            done = [file.get(net, key) for key in keys] if file else [None]
-            stored = [row for row in done if row is not None]
-            return (stored, False) if len(stored) == len(keys) else (list(look([missing[key] for key in keys])), True)
+            stored = file.get_all(net, keys) if file else []
+            return (stored, False) if stored else (list(look([missing[key] for key in keys])), True)
 
         def collect(keys: tuple[bytes, ...]) -> None:
             rows, is_new = waiting[keys].result()
@@ -175,15 +176,15 @@ class FeatureCache:
 
         found: dict[bytes, Tensor] = {}
         waiting: dict[tuple[bytes, ...], Future[tuple[list[Tensor], bool]]] = {}
-        order = random.Random(os.getpid()).sample(list(missing), len(missing))  # other processes have other orders
+        batches = [tuple(missing)[start : start + size] for start in range(0, len(missing), size)]
+        if file:
+            random.SystemRandom().shuffle(batches)  # what other processes compute meanwhile is found in the file
         workers = 1 if size > 1 else max(1, min(torch.get_num_threads(), len(missing)))
         with self._lock, ThreadPoolExecutor(workers) as pool:
             before = torch.get_num_threads()
             torch.set_num_threads(1)  # which threads that are started now take over
             try:
-                for start in range(0, len(order), size):
-                    keys = tuple(order[start : start + size])
-                    waiting[keys] = pool.submit(compute, keys)
+                waiting.update((keys, pool.submit(compute, keys)) for keys in batches)
                 for keys in waiting:
                     collect(keys)
             except BaseException:  # a signal, say, that ends the run: what is computed by then is kept
@@ -289,6 +290,11 @@ class FeatureFile:
         if zlib.crc32(values).to_bytes(CHECK, "little") != check or len(values) % 4:
             return None  # a bad disk has changed it
         return torch.from_numpy(np.frombuffer(values, dtype="<f4").copy())
+
+    def get_all(self, backbone: bytes, images: Sequence[bytes]) -> list[Tensor]:
+        """Return the features of some images, or none unless those of all are stored."""
+        rows = [row for row in (self.get(backbone, image) for image in images) if row is not None]
+        return rows if len(rows) == len(images) else []
 
     def put(self, backbone: bytes, image: bytes, features: Tensor) -> None:
         """Keep an image's features; they are written with those of the next moments."""

@@ -27,8 +27,9 @@ print(net(torch.rand(3, 3, 40, 40)).double().sum().item())
 
 
 @pytest.fixture(autouse=True)
-def _nothing_known() -> Iterator[None]:
+def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     FeatureCache.clear()
+    monkeypatch.delenv(VARIABLE, raising=False)
     yield
     FeatureCache.clear()
 

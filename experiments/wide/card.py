@@ -73,11 +73,10 @@ LIMITS = (
     "It looks at {size} pixels a side; an edit elsewhere in a picture is not seen, and smaller pictures are undecided.",
     "Screenshots, filters, upscaling and repeated compression remove what it looks at.",
     "Its backbone has seen 400 million pictures of the web, perhaps some of those that it is tested on.",
-    "Faces are not among the collections that its threshold was fitted on: where no real face was trained on, 48 % of "
-    "274 were called fake. Nothing is promised for subjects of which it has seen no photograph.",
-    "Its threshold, not its weights, was fitted twice: with faces among the collections left out it found next to "
-    "nothing, which was seen on the test split and on the untouched pictures. So the shares called fake above are not "
-    "of pictures that nobody had looked at.",
+    "Faces are not among the collections that its threshold was fitted on: with them it found next to nothing, "
+    "which was seen on the test split and the untouched pictures, so the threshold, not the weights, was fitted again. "
+    "Where no real face was trained on, 48 % of 274 were called fake: nothing is promised for subjects of which it has "
+    "seen no photograph.",
 )
 
 
@@ -93,9 +92,7 @@ def card(
     auc = None if rows is None else fakedet.average_precision(rows, seen=info["seen_generators"], resamples=RESAMPLES)
     commit = f", at commit {settings['git']['commit'][:12]}" if settings.get("git") else ""
     backbone = next(iter((info["backbones"] or {"": {"name": "none"}}).values()))
-    copies = " with copies of photographs through an auto-encoder among the fakes (`bce_vae` in the study)" * bool(
-        info["model"].get("copies_per_real")
-    )
+    copies = " with VAE copies among the fakes (`bce_vae`)" * bool(info["model"].get("copies_per_real"))
     what = (
         f"Method `{info['model']['name']}`{copies} over the frozen backbone `{backbone['name']}` (whose weights are "
         f"not in the file), {detector.stat().st_size / 1e6:.1f} MB, seed {info['seed']}; trained by `make detector` "
@@ -202,10 +199,10 @@ def _native(answers: Sequence[Path], manifest: pd.DataFrame) -> str:
         rows.append((str(name), *cells))
     title = ("", *(f"{kind}: called {said}" for kind in KINDS for said in ("real", "undecided", "fake")))
     told = (
-        "`fakedet predict` on files as they came, by default with 5 % of errors of each kind allowed. A fake called "
+        "`fakedet predict` on files as they came, 5 % of errors of each kind allowed. A fake called "
         f"real and a photograph called fake are errors; undecided is no answer. {len(apart)} of the {len(table)} "
-        "pictures are known to be kept apart from training; crops of the others, or of their siblings, may have been "
-        "in it. `false_alarm=` and `miss=` allow more errors for more answers."
+        "pictures are known to be kept apart from training; others, or their siblings, may have been "
+        "in it."
     )
     return f"{_fill(told)}\n\n{_table(title, rows)}"
 

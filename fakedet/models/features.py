@@ -176,7 +176,8 @@ class FeatureCache:
 
         found: dict[bytes, Tensor] = {}
         waiting: dict[tuple[bytes, ...], Future[tuple[list[Tensor], bool]]] = {}
-        batches = [tuple(missing)[start : start + size] for start in range(0, len(missing), size)]
+        keys = tuple(missing)
+        batches = [keys[start : start + size] for start in range(0, len(keys), size)]
         if file:
             random.SystemRandom().shuffle(batches)  # what other processes compute meanwhile is found in the file
         workers = 1 if size > 1 else max(1, min(torch.get_num_threads(), len(missing)))
@@ -184,7 +185,7 @@ class FeatureCache:
             before = torch.get_num_threads()
             torch.set_num_threads(1)  # which threads that are started now take over
             try:
-                waiting.update((keys, pool.submit(compute, keys)) for keys in batches)
+                waiting.update((batch, pool.submit(compute, batch)) for batch in batches)
                 for keys in waiting:
                     collect(keys)
             except BaseException:  # a signal, say, that ends the run: what is computed by then is kept
@@ -263,7 +264,8 @@ class FeatureFile:
     """
 
     interval: ClassVar[float] = 0.5
-    """Seconds between writes; what a killed process had not written is computed again, as is what another needs."""
+    """Seconds between writes; what is not written yet, other processes compute again, and so does a later run if this
+    process is killed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -47,8 +47,10 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-class Preempted(Exception):
+class Preempted(BaseException):
     """A run was told to stop, and stopped at a point that it goes on from.
+
+    As with KeyboardInterrupt, ``except Exception`` must not catch it: a library would take it for a failure.
 
     Args:
         signal: number of the signal.

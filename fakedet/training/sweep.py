@@ -433,6 +433,9 @@ def become_worker() -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGTERM)
+        while Here.busy:
+            time.sleep(0.5)
+        os._exit(128 + signal.SIGTERM)  # the job ended without minding the signal, and nobody gives another
 
     threading.Thread(target=look, daemon=True).start()
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import Callback
 from torch import Tensor
 
 import fakedet
@@ -67,3 +68,20 @@ def test_a_stop_while_a_backbone_looks_for_the_first_time_loses_no_features(
     assert first + train("stopped") <= whole + 3, "only what it was looking at is looked at again"
     assert not (tmp_path / "stopped" / "features.pt").exists()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+class Stopped(Callback):
+    """Is told to stop while Hydra makes it: what a target raises there, Hydra takes for a failure of the target."""
+
+    def __init__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_stop_while_components_are_built_is_no_failure(tiny_manifest: Path, tmp_path: Path) -> None:
+    with pytest.raises(Preempted, match="stopped by signal 15"):
+        fakedet.train(
+            "model=bce", "data=manifest", f"data.manifest={tiny_manifest}", "data.crop_size=32", "header_audit=false",
+            "trainer.max_epochs=1", "threads=1", f"+callbacks.own._target_={__name__}.Stopped",
+            output_dir=tmp_path / "run",
+        )  # fmt: skip
+    assert not list((tmp_path / "run").glob("failure*"))

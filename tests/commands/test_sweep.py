@@ -114,8 +114,8 @@ def test_a_parallel_sweep_that_is_told_to_stop_leaves_points_and_no_workers(
     sweep = ["-m", *SMALL, f"data.manifest={tiny_manifest}", "seed=0,1", "hydra/launcher=local"]
     with started(sweep, tmp_path) as run:
         run.terminate()
-        run.communicate(timeout=PATIENCE)
-        deadline = time.monotonic() + 60
+        run.wait(timeout=PATIENCE)
+        deadline = time.monotonic() + PATIENCE + 120  # as below
         while processes_of(tmp_path):
             assert time.monotonic() < deadline, processes_of(tmp_path)
             time.sleep(0.2)

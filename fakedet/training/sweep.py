@@ -123,8 +123,8 @@ def plan(verb: str, overrides: Sequence[str], config_dir: str | None = None) -> 
             values |= {item.get_key_element(): texts_of(item) for item in parser.parse_overrides(added)}
             if not any(item.key_or_group == "hydra.sweep.dir" for item in parsed):
                 folder /= protocol["name"]
-        jobs = [_compose_job(number, list(texts), telling, fixed, folder, config_dir)
-                for number, texts in enumerate(itertools.product(*values.values()))]  # fmt: skip
+        listed = [list(texts) for texts in itertools.product(*values.values())]
+        jobs = _compose_jobs(listed, telling, fixed, folder, config_dir)
     if windows := [*(protocol or {}).get("windows", ())]:  # a job is named by the window that it is measured on
         jobs = [replace(job, family=windows[1 + protocol["families"].index(job.config.data.hold_out_families)])
                 for job in jobs]  # fmt: skip
@@ -209,6 +209,17 @@ def _leaving_out(families: Sequence[str | list[str]]) -> list[str]:
     """Return the overrides that leave each family out in turn, and score nothing of a test split."""
     swept = ",".join(written(one if isinstance(one, list) else [one]) for one in families)
     return [f"data.hold_out_families={swept}", "data.measure=held_out", "also=null"]
+
+
+def _compose_jobs(
+    listed: list[list[str]], telling: Sequence[str], fixed: list[str], folder: Path, config_dir: str | None
+) -> list[Job]:
+    jobs = list[Job]()
+    with bar("configs composed", len(listed)) as shown:  # a hundred take up to half a minute
+        for number, overrides in enumerate(listed):
+            jobs.append(_compose_job(number, overrides, telling, fixed, folder, config_dir))
+            shown.show(len(jobs))
+    return jobs
 
 
 def _compose_job(

@@ -235,6 +235,9 @@ def _compose_job(
         except UserError as mistake:
             raise UserError(f"study: the overrides of '{method}': {mistake}") from mistake
         raise UserError(f"study: the overrides of '{method}': {one_line(error)[:300]}") from error
+    if not config.test_after_fit:
+        raise UserError(f"study: '{method}': test_after_fit=false: a study compares what its runs scored, and this one "
+                        "would score nothing; leave that out")  # fmt: skip
     with open_dict(config):
         config.hydra.job.num = number
         target = folder / config.hydra.sweep.subdir

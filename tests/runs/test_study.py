@@ -504,6 +504,7 @@ MISTAKES = [
     (["+also.x=3"], "also.x=3: values of the data node"),
     (["+also.x={manifest: a.csv, rot: b}"], "also.x: there is no key 'data.rot'; did you mean 'root'?"),
     (["study.baseline=mien"], "study.baseline: 'mien' is not among its methods: trace; mine"),
+    (["test_after_fit=false"], "study: 'trace': test_after_fit=false: a study compares what its runs scored"),
     (["seed=0,1,0"], "has the seed 0 twice"),
     (["seed=range(0)"], "seed=range(0): a sweep over no value"),
 ]

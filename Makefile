@@ -60,7 +60,7 @@ endif
 	@for share in 5 10 20; do \
 		$(BIN)/fakedet predict source=$(FAKEDET_CORPUS)/native output=$(MADE)/native_$$share.csv false_alarm=$${share}e-2 miss=$${share}e-2 || exit; \
 	done
-	@$(BIN)/python experiments/wide/card.py $(DETECTOR).safetensors --run $(MADE)/train --test $(MADE)/test --study runs/studies/wide/leave_family_out/summary.json --method bce_vae --native $(MADE)/native_5.csv $(MADE)/native_10.csv $(MADE)/native_20.csv
+	@$(BIN)/python experiments/wide/card.py $(DETECTOR).safetensors --run $(MADE)/train --test $(MADE)/test --study runs/studies/wide/leave_family_out/summary.json --method bce --native $(MADE)/native_5.csv $(MADE)/native_10.csv $(MADE)/native_20.csv
 
 test: lint  ## Lint, check types and run the tests but the long ones.
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)

@@ -92,9 +92,8 @@ def card(
     auc = None if rows is None else fakedet.average_precision(rows, seen=info["seen_generators"], resamples=RESAMPLES)
     commit = f", at commit {settings['git']['commit'][:12]}" if settings.get("git") else ""
     backbone = next(iter((info["backbones"] or {"": {"name": "none"}}).values()))
-    copies = " with VAE copies among the fakes (`bce_vae`)" * bool(info["model"].get("copies_per_real"))
     what = (
-        f"Method `{info['model']['name']}`{copies} over the frozen backbone `{backbone['name']}` (whose weights are "
+        f"Method `{info['model']['name']}` over the frozen backbone `{backbone['name']}` (whose weights are "
         f"not in the file), {detector.stat().st_size / 1e6:.1f} MB, seed {info['seed']}; trained by `make detector` "
         f"(`conf/experiment/wide/detector.yaml`{commit}), fakedet {fakedet.__version__}. `fakedet predict`, `fakedet "
         "serve` and `fakedet.load()` take it by default."

@@ -126,6 +126,30 @@ def test_a_parallel_sweep_that_is_told_to_stop_leaves_points_and_no_workers(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the workers in /proc")
+def test_a_worker_whose_job_does_not_mind_the_stop_ends_after_it(tiny_manifest: Path, tmp_path: Path) -> None:
+    """Joblib's own workers wait 300 s for the next job of a parent that is no more."""
+    (tmp_path / "deaf.py").write_text(
+        "import os, signal\n"
+        "from lightning.pytorch import Callback\n"
+        "class Deaf(Callback):\n"
+        "    def on_train_batch_start(self, trainer, *arguments):\n"
+        "        signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "        trainer.should_stop = os.getppid() != int(os.environ['FAKEDET_PARENT'])\n"
+    )
+    sweep = ["-m", "--config-dir", "conf", *SMALL, f"data.manifest={tiny_manifest}", "seed=0,1",
+             "hydra/launcher=local", "+callbacks.deaf._target_=deaf.Deaf", "test_after_fit=false"]  # fmt: skip
+    (tmp_path / "conf").mkdir()
+    with started(sweep, tmp_path) as run:
+        run.terminate()
+        run.wait(timeout=PATIENCE)
+        deadline = time.monotonic() + 200
+        while processes_of(tmp_path):
+            assert time.monotonic() < deadline, processes_of(tmp_path)
+            time.sleep(0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the workers in /proc")
 def test_workers_that_are_still_starting_end_with_their_parent(tiny_manifest: Path, tmp_path: Path) -> None:
     sweep = ["-m", *SMALL, f"data.manifest={tiny_manifest}", "seed=0,1", "hydra/launcher=local"]
     run = subprocess.Popen([sys.executable, "-m", "fakedet", "train", *sweep, "data.steps_per_epoch=100000"],

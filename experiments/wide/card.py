@@ -74,9 +74,9 @@ LIMITS = (
     "Screenshots, filters, upscaling and repeated compression remove what it looks at.",
     "Its backbone has seen 400 million pictures of the web, perhaps some of those that it is tested on.",
     "Its threshold was not fitted on faces left out: so fitted, an earlier detector (`bce_vae`) found next to nothing "
-    "on the test split and the untouched pictures. This one took its place by families and collections left out alone. "
-    "Trained without real faces, it calls 80 % of 274 of them fake: nothing is promised for subjects of which it has "
-    "seen no photograph.",
+    "on the test split and the untouched pictures, so neither is unseen. It was replaced for what "
+    "families and collections left out say. Trained without real faces, it calls 80 [75, 85] % of 274 fake: nothing is "
+    "promised for subjects that it has seen no photograph of.",
 )
 
 
